@@ -1,0 +1,70 @@
+"""Packaging. Bounds are what was tried: the lower one ran the tests, the upper one is the next release
+series that did not exist or was not tried. `pip install -e ".[test]"` is what `launch/test.sh` does.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "tpo_jax/__init__.py").read_text())[1]
+
+
+def jax(extra: str = "") -> list[str]:
+    """jax 0.11 left Python 3.11 behind, and each of the two pairs with its own releases of flax."""
+    return [
+        f'jax{extra}>=0.10.2,<0.11; python_version < "3.12"',
+        f'jax{extra}>=0.11.1,<0.12; python_version >= "3.12"',
+    ]
+
+
+setup(
+    name="tpo_jax",
+    version=VERSION,
+    description="Temporal Preference Optimization for video language models, in JAX on TPU",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["tpo_jax", "tpo_jax.*"]),
+    package_data={"tpo_jax": ["**/*.txt", "py.typed"]},
+    install_requires=[
+        *jax(),
+        'flax>=0.12.8,<0.12.9; python_version < "3.12"',
+        'flax>=0.12.9,<0.13,!=0.12.11; python_version >= "3.12"',
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "grain>=0.2.18,<0.3",
+        "array-record>=0.8.6,<0.9",
+        "tensorflow-datasets>=4.9.10,<5",
+        "opencv-python-headless>=5.0,<6",
+        "ml-collections>=1.1,<2",
+        "absl-py>=2.5,<3",
+        "etils[epath]>=1.15,<2",
+        "tokenizers>=0.23,<0.24",
+        "transformers>=5.23,<6",
+        "safetensors>=0.8,<0.9",
+        "tensorboardX>=2.6.5,<3",
+        "matplotlib>=3.10,<4",
+        "Pillow>=12,<14",
+        "PyYAML>=6,<7",
+        "tqdm>=4.67,<5",
+        "numpy>=2.2,<3",
+    ],
+    extras_require={
+        "tpu": jax("[tpu]"),
+        "cuda": jax("[cuda12]"),
+        "test": [
+            "pytest>=9,<10",
+            "pytest-xdist>=3.8,<4",
+            "hypothesis>=6.150,<7",
+            "ruff>=0.17.5,<0.18",
+            "mypy>=2.4,<2.5",
+            "types-PyYAML",
+            "types-tqdm",
+            "av>=17,<19",
+            'decord==0.6.0; platform_system == "Linux" and platform_machine == "x86_64"',
+        ],
+        "notebooks": ["jupyterlab>=4,<5", "nbclient>=0.10,<1", "ipykernel>=6,<8"],
+    },
+)
