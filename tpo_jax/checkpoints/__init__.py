@@ -1,0 +1,1 @@
+"""Train state and model directories on disk."""

@@ -1,0 +1,1 @@
+"""Model definitions: configs, Qwen2 decoder, vision towers, the video language model."""

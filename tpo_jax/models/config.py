@@ -1,0 +1,190 @@
+"""Configs of the two model families, their presets, and the one place where token counts are computed.
+
+Sizes are those of `reference/models.md` sections 0 to 2: LongVA (CLIP ViT-L/14-336, average pooling, no
+newline tokens) and LLaVA-Video (SigLIP so400m/14-384, one newline token after every pooled row).
+"""
+
+import dataclasses
+import math
+
+POOLINGS = ("average", "max", "bilinear")
+NEWLINES = ("grid", "frame", "one_token", "no_token")
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerConfig:
+    """A CLIP or SigLIP vision tower; `layers` counts the blocks that are run and stored.
+
+    CLIP drops its last block (`mm_vision_select_layer` -2) and the class token; SigLIP drops its last
+    block and never applies the post-norm. The output is `[N, width]` per frame, rows first.
+    """
+
+    kind: str  # "clip" or "siglip"
+    image_size: int  # S, pixels
+    patch_size: int  # pixels
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+
+    def __post_init__(self):
+        if self.kind not in ("clip", "siglip"):
+            raise ValueError(f"tower.kind must be 'clip' or 'siglip', not {self.kind!r}")
+
+    @property
+    def grid(self) -> int:
+        """Patches per side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """Per-channel mean of the pixel normalisation, of values in [0, 1]."""
+        return CLIP_MEAN if self.kind == "clip" else (0.5, 0.5, 0.5)
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """Per-channel standard deviation of the pixel normalisation, of values in [0, 1]."""
+        return CLIP_STD if self.kind == "clip" else (0.5, 0.5, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """A Qwen2 decoder: grouped queries, q/k/v biases, gated SiLU MLP, untied head."""
+
+    vocab_size: int  # W
+    width: int  # D
+    layers: int  # L
+    heads: int  # H
+    kv_heads: int  # K
+    head_dim: int  # C
+    mlp_width: int
+    rope_theta: float
+    norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise ValueError(f"decoder.heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A video language model: tower, two-layer projector, frame pooling, newline tokens, decoder."""
+
+    tower: TowerConfig
+    decoder: DecoderConfig
+    pooling: str = "average"
+    newline: str = "no_token"
+    max_length: int = 32768  # tokens of prefix and answer together
+    time_instruction: str = "none"  # what `config.json` asks for: none, inline or newline
+
+    def __post_init__(self):
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"model.pooling must be one of {POOLINGS}, not {self.pooling!r}")
+        if self.newline not in NEWLINES:
+            raise ValueError(f"model.newline must be one of {NEWLINES}, not {self.newline!r}")
+
+    @property
+    def pooled_grid(self) -> int:
+        """Side of a frame's grid after 2x2 pooling: 12 for LongVA, 13 or 14 for LLaVA-Video."""
+        if self.pooling == "bilinear":
+            return math.ceil(self.tower.grid / 2)
+        return self.tower.grid // 2
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """V, newline tokens of the frame included."""
+        side = self.pooled_grid
+        return side * side + {"grid": side, "frame": 1}.get(self.newline, 0)
+
+    @property
+    def has_newline(self) -> bool:
+        """Whether the model owns a learned newline vector."""
+        return self.newline != "no_token"
+
+
+def visual_tokens(config: ModelConfig, num_frames: int) -> int:
+    """Number of visual tokens a video of `num_frames` frames occupies in the prefix."""
+    return num_frames * config.tokens_per_frame + (config.newline == "one_token")
+
+
+def to_dict(config: ModelConfig) -> dict:
+    """The config as plain JSON-able values; `from_dict` is its inverse."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict) -> ModelConfig:
+    """A config from `to_dict`'s values.
+
+    Raises:
+        ValueError: a field is missing, unknown or out of range.
+    """
+    try:
+        return ModelConfig(
+            **{
+                **values,
+                "tower": TowerConfig(**values["tower"]),
+                "decoder": DecoderConfig(**values["decoder"]),
+            }
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a model config: {error}") from error
+
+
+_QWEN2_7B = DecoderConfig(
+    vocab_size=152064,
+    width=3584,
+    layers=28,
+    heads=28,
+    kv_heads=4,
+    head_dim=128,
+    mlp_width=18944,
+    rope_theta=1e6,
+)
+_TINY_DECODER = DecoderConfig(
+    vocab_size=512,
+    width=128,
+    layers=3,
+    heads=4,
+    kv_heads=2,
+    head_dim=32,
+    mlp_width=256,
+    rope_theta=1e4,
+)
+
+PRESETS = {
+    "longva_7b": ModelConfig(
+        tower=TowerConfig("clip", 336, 14, width=1024, layers=23, heads=16, mlp_width=4096),
+        decoder=dataclasses.replace(_QWEN2_7B, rope_theta=1e9),
+        max_length=524288,
+    ),
+    "llava_video_7b": ModelConfig(
+        tower=TowerConfig("siglip", 384, 14, width=1152, layers=26, heads=16, mlp_width=4304),
+        decoder=_QWEN2_7B,
+        newline="grid",
+    ),
+    # One token per frame: the tiny frame is 2x2 patches, pooled 2x2.
+    "tiny_longva": ModelConfig(
+        tower=TowerConfig("clip", 32, 16, width=96, layers=2, heads=4, mlp_width=192),
+        decoder=_TINY_DECODER,
+        max_length=1024,
+    ),
+    "tiny_llava_video": ModelConfig(
+        tower=TowerConfig("siglip", 32, 16, width=96, layers=2, heads=4, mlp_width=192),
+        decoder=_TINY_DECODER,
+        newline="grid",
+        max_length=1024,
+    ),
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """The named preset.
+
+    Raises:
+        ValueError: no such preset.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"model.preset={name!r} is unknown; choose one of {sorted(PRESETS)}")
+    return PRESETS[name]

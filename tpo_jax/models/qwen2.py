@@ -1,0 +1,244 @@
+"""Qwen2 decoder over the two streams of a row: the prefix and its continuations.
+
+Numerics follow `reference/models.md` section 1.6: RMSNorm in float32, cast back, then scaled; rotary cos and
+sin in float32, cast to the activation dtype; softmax in float32.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tpo_jax.models.config import DecoderConfig
+from tpo_jax.parallel.attention import continuation_attention, prefix_attention
+
+# What a named policy keeps of a layer for the backward pass; everything else is recomputed.
+REMAT_POLICIES: dict[str, Callable | None] = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def remat_policy(name: str) -> Callable | None:
+    """The named policy for `jax.checkpoint`.
+
+    Raises:
+        ValueError: no such policy.
+    """
+    if name not in REMAT_POLICIES:
+        raise ValueError(f"remat={name!r} is unknown; choose one of {sorted(REMAT_POLICIES)}")
+    return REMAT_POLICIES[name]
+
+
+def rotary(positions: jax.Array, head_dim: int, theta: float, dtype) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of the rotary embedding.
+
+    Args:
+        positions: int `[...]`.
+        head_dim: C.
+        theta: base of the wavelengths.
+        dtype: activation dtype; the angles themselves are float32.
+
+    Returns:
+        Two arrays `[..., 1, C]`, ready to broadcast over heads.
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = (np.float32(1.0) / np.float32(theta) ** exponents).astype(np.float32)
+    angles = positions.astype(jnp.float32)[..., None] * frequencies
+    angles = jnp.concatenate([angles, angles], axis=-1)[..., None, :]
+    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+
+def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    first, second = jnp.split(x, 2, axis=-1)
+    return x * cos + jnp.concatenate([-second, first], axis=-1) * sin
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm, statistics in float32."""
+
+    def __init__(self, width: int, eps: float):
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return y.astype(x.dtype) * self.scale[...]
+
+
+class Block(nnx.Module):
+    """One decoder layer, as seen by the prefix and by a continuation."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        D, C = config.width, config.head_dim
+
+        def linear(inputs, outputs, bias=False):
+            init = nnx.initializers.normal(0.02)
+            return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=init, rngs=rngs)
+
+        self.input_norm = RMSNorm(D, config.norm_eps)
+        self.q = linear(D, config.heads * C, bias=True)
+        self.k = linear(D, config.kv_heads * C, bias=True)
+        self.v = linear(D, config.kv_heads * C, bias=True)
+        self.o = linear(config.heads * C, D)
+        self.mlp_norm = RMSNorm(D, config.norm_eps)
+        self.gate = linear(D, config.mlp_width)
+        self.up = linear(D, config.mlp_width)
+        self.down = linear(config.mlp_width, D)
+        self.head_dim = C
+
+    def _qkv(self, x, rope):
+        """`[..., D]` to queries `[..., H, C]` (scaled), keys and values `[..., K, C]`."""
+        x = self.input_norm(x)
+        q, k, v = (y.reshape(*x.shape[:-1], -1, self.head_dim) for y in (self.q(x), self.k(x), self.v(x)))
+        return _rotate(q, *rope) * self.head_dim**-0.5, _rotate(k, *rope), v
+
+    def _finish(self, x, attended):
+        x = x + self.o(attended.reshape(*x.shape[:-1], -1))
+        y = self.mlp_norm(x)
+        return x + self.down(jax.nn.silu(self.gate(y)) * self.up(y))
+
+    def prefix(self, x, rope, mask):
+        """`[B, P, D]` to (`[B, P, D]`, keys `[B, P, K, C]`, values `[B, P, K, C]`)."""
+        q, k, v = self._qkv(x, rope)
+        return self._finish(x, prefix_attention(q, k, v, mask)), k, v
+
+    def continuation(self, y, rope, prefix_k, prefix_v, prefix_mask, own_mask):
+        """`[B, M, R, D]` to the same, reading the prefix's keys and its own."""
+        q, k, v = self._qkv(y, rope)
+        attended = continuation_attention(q, prefix_k, prefix_v, prefix_mask, k, v, own_mask)
+        return self._finish(y, attended)
+
+    def cached_continuation(self, y, rope, prefix_k, prefix_v, prefix_mask, cache, slot, own_mask):
+        """As `continuation`, with own keys and values written into `cache` (`[B, M, T, K, C]` each) from `slot` on.
+
+        Returns:
+            `[B, M, R, D]` and the updated cache.
+        """
+        q, k, v = self._qkv(y, rope)
+        k, v = (
+            jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=2)
+            for old, new in zip(cache, (k, v), strict=True)
+        )
+        attended = continuation_attention(q, prefix_k, prefix_v, prefix_mask, k, v, own_mask)
+        return self._finish(y, attended), (k, v)
+
+
+class Decoder(nnx.Module):
+    """Embedding, `L` stacked layers scanned over, final norm and head.
+
+    The head is applied by the caller, to the positions that need it.
+    """
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.config = config
+        init = nnx.initializers.normal(0.02)
+        self.embed = nnx.Embed(config.vocab_size, config.width, embedding_init=init, rngs=rngs)
+        self.layers = nnx.vmap(lambda r: Block(config, r))(rngs.split(config.layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.head = nnx.Linear(
+            config.width, config.vocab_size, use_bias=False, kernel_init=init, rngs=rngs
+        )
+
+    def rope(self, positions: jax.Array, dtype) -> tuple[jax.Array, jax.Array]:
+        """Rotary tables for int `[...]` positions."""
+        return rotary(positions, self.config.head_dim, self.config.rope_theta, dtype)
+
+    def _scan(self, body, carry, xs=(), remat="none"):
+        definition, layers = nnx.split(self.layers)
+
+        def layer(carry, inputs):
+            weights, x = inputs
+            return body(nnx.merge(definition, weights), carry, x)
+
+        if remat != "none":
+            layer = jax.checkpoint(layer, policy=remat_policy(remat), prevent_cse=False)
+        return jax.lax.scan(layer, carry, (layers, xs))
+
+    def row(self, x, prefix_mask, y, input_mask, *, remat="none"):
+        """Both streams of a row through all layers; keeps nothing but the residual streams.
+
+        Args:
+            x: `[B, P, D]` embedded prefix.
+            prefix_mask: bool `[B, P]`.
+            y: `[B, M, R, D]` embedded continuations.
+            input_mask: bool `[B, M, R]`.
+            remat: name in `REMAT_POLICIES`.
+
+        Returns:
+            `[B, M, R, D]`, normed hidden states of the continuations.
+        """
+        rope_x = self.rope(prefix_positions(prefix_mask), x.dtype)
+        rope_y = self.rope(continuation_positions(prefix_mask, input_mask), y.dtype)
+        own_mask = causal(input_mask)
+
+        def body(block, carry, _):
+            x, y = carry
+            x, k, v = block.prefix(x, rope_x, prefix_mask)
+            return (x, block.continuation(y, rope_y, k, v, prefix_mask, own_mask)), None
+
+        (_, y), _ = self._scan(body, (x, y), remat=remat)
+        return self.norm(y)
+
+    def sequence(self, x, mask, *, remat="none"):
+        """Plain causal decoding of `[B, P, D]`: normed hidden states `[B, P, D]`, the classic layout."""
+        rope = self.rope(prefix_positions(mask), x.dtype)
+
+        def body(block, x, _):
+            return block.prefix(x, rope, mask)[0], None
+
+        return self.norm(self._scan(body, x, remat=remat)[0])
+
+    def prefill(self, x, mask):
+        """Keys and values of a prefix `[B, P, D]`: a pair of `[L, B, P, K, C]`."""
+        rope = self.rope(prefix_positions(mask), x.dtype)
+
+        def body(block, x, _):
+            x, k, v = block.prefix(x, rope, mask)
+            return x, (k, v)
+
+        return self._scan(body, x)[1]
+
+    def extend(self, y, positions, prefix, prefix_mask, cache, slot, own_mask):
+        """`R` more tokens of every continuation, with caches.
+
+        Args:
+            y: `[B, M, R, D]` embedded tokens.
+            positions: int `[B, M, R]`.
+            prefix: what `prefill` returned.
+            prefix_mask: bool `[B, P]`.
+            cache: pair of `[L, B, M, T, K, C]`, own keys and values.
+            slot: int scalar, where in `T` the new tokens go.
+            own_mask: bool `[B, M, R, T]`.
+
+        Returns:
+            Normed hidden states `[B, M, R, D]` and the updated cache.
+        """
+        rope = self.rope(positions, y.dtype)
+
+        def body(block, y, layer):
+            (k, v), own = layer
+            return block.cached_continuation(y, rope, k, v, prefix_mask, own, slot, own_mask)
+
+        y, cache = self._scan(body, y, xs=(prefix, cache))
+        return self.norm(y), cache
+
+
+def prefix_positions(mask: jax.Array) -> jax.Array:
+    """int32 `[B, P]`: positions count real tokens only."""
+    return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
+
+
+def continuation_positions(prefix_mask: jax.Array, input_mask: jax.Array) -> jax.Array:
+    """int32 `[B, M, R]`: every continuation goes on where the prefix ended."""
+    return prefix_mask.sum(-1, dtype=jnp.int32)[:, None, None] + prefix_positions(input_mask)
+
+
+def causal(mask: jax.Array) -> jax.Array:
+    """bool `[..., R]` of real tokens to bool `[..., R, R]`: a query sees real keys up to itself."""
+    R = mask.shape[-1]
+    return jnp.tril(jnp.ones((R, R), bool)) & mask[..., None, :]

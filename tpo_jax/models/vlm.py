@@ -1,0 +1,200 @@
+"""The video language model: tower, projector, frame pooling, newline tokens, decoder.
+
+Order of the visual path is the originals': tower, projector on every patch, then pooling
+(`reference/models.md` sections 1.3 and 2.3), then newline tokens (2.4).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tpo_jax.models.config import ModelConfig
+from tpo_jax.models.qwen2 import Decoder
+from tpo_jax.models.vision import Tower
+
+
+class Projector(nnx.Module):
+    """Linear, exact GELU, linear."""
+
+    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs):
+        self.fc1 = nnx.Linear(inputs, outputs, rngs=rngs)
+        self.fc2 = nnx.Linear(outputs, outputs, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
+def _bilinear_matrix(source: int, target: int) -> np.ndarray:
+    """`[target, source]` weights of a bilinear resize with half-pixel centres and no antialiasing."""
+    at = np.maximum((np.arange(target) + 0.5) * source / target - 0.5, 0)
+    low = np.floor(at).astype(int)
+    matrix = np.zeros((target, source), np.float32)
+    matrix[np.arange(target), low] += 1 - (at - low)
+    matrix[np.arange(target), np.minimum(low + 1, source - 1)] += at - low
+    return matrix
+
+
+def pool(x: jax.Array, mode: str) -> jax.Array:
+    """2x2 pooling of every frame's grid.
+
+    Args:
+        x: `[n, g, g, D]`.
+        mode: `average`, `max` (both drop an odd last row and column) or `bilinear` (rounds the side up).
+
+    Returns:
+        `[n, g', g', D]`.
+    """
+    n, g, _, D = x.shape
+    if mode == "bilinear":
+        matrix = jnp.asarray(_bilinear_matrix(g, (g + 1) // 2), x.dtype)
+        return jnp.einsum("ig,jh,nghd->nijd", matrix, matrix, x)
+    half = g // 2
+    windows = x[:, : 2 * half, : 2 * half].reshape(n, half, 2, half, 2, D)
+    return windows.mean(axis=(2, 4)) if mode == "average" else windows.max(axis=(2, 4))
+
+
+class VideoLanguageModel(nnx.Module):
+    """LongVA or LLaVA-Video, by config."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        D = config.decoder.width
+        self.tower = Tower(config.tower, rngs)
+        self.projector = Projector(config.tower.width, D, rngs)
+        self.decoder = Decoder(config.decoder, rngs)
+        if config.has_newline:
+            init = nnx.initializers.normal(D**-0.5)
+            self.newline = nnx.Param(init(rngs.params(), (D,), jnp.float32))
+
+    def encode_frames(self, frames: jax.Array, *, freeze_tower: bool = False) -> jax.Array:
+        """uint8 `[B, F, S, S, 3]` to visual tokens `[B, F * V (+ 1), D]`.
+
+        With `freeze_tower` no gradient enters the tower and none of its activations is kept.
+        """
+        config = self.config
+        B, F = frames.shape[:2]
+        x = self.tower(frames.reshape(B * F, *frames.shape[2:]))
+        x = self.projector(jax.lax.stop_gradient(x) if freeze_tower else x)
+        g = config.tower.grid
+        x = pool(x.reshape(B * F, g, g, -1), config.pooling)
+        g, D = x.shape[1], x.shape[-1]
+
+        def newline(*shape):
+            return jnp.broadcast_to(self.newline[...].astype(x.dtype), (*shape, D))
+
+        if config.newline == "grid":
+            x = jnp.concatenate([x, newline(B * F, g, 1)], axis=2)
+        x = x.reshape(B * F, -1, D)
+        if config.newline == "frame":
+            x = jnp.concatenate([x, newline(B * F, 1)], axis=1)
+        x = x.reshape(B, -1, D)
+        if config.newline == "one_token":
+            x = jnp.concatenate([x, newline(B, 1)], axis=1)
+        return x
+
+    def embed_prefix(self, ids: jax.Array, visual: jax.Array, visual_index: jax.Array) -> jax.Array:
+        """Text embeddings with the visual tokens put in their slots.
+
+        Args:
+            ids: int `[B, P]`.
+            visual: `[B, n, D]` from `encode_frames`.
+            visual_index: int `[B, P]`, which visual token sits there, -1 for text.
+
+        Returns:
+            `[B, P, D]`.
+        """
+        text = self.decoder.embed(ids)
+        taken = jnp.take_along_axis(visual, jnp.maximum(visual_index, 0)[..., None], axis=1)
+        return jnp.where(visual_index[..., None] >= 0, taken.astype(text.dtype), text)
+
+    def token_logps(
+        self, batch: dict, *, remat: str = "none", chunk: int = 0, freeze_tower: bool = False
+    ) -> jax.Array:
+        """Log-probability of every labelled token of every continuation.
+
+        Args:
+            batch: see `docs/architecture.md`, "The batch".
+            remat: policy name for the decoder layers.
+            chunk: response positions per application of the head, 0 for all at once; must divide `R`.
+            freeze_tower: see `encode_frames`.
+
+        Returns:
+            float32 `[B, Q, A, R]`, zero where `target_mask` is false.
+        """
+        B, Q, A, R = batch["input_ids"].shape
+
+        def flat(name):
+            return batch[name].reshape(B, Q * A, R)
+
+        visual = self.encode_frames(batch["frames"], freeze_tower=freeze_tower)
+        x = self.embed_prefix(batch["prefix_ids"], visual, batch["visual_index"])
+        y = self.decoder.embed(flat("input_ids"))
+        hidden = self.decoder.row(x, batch["prefix_mask"], y, flat("input_mask"), remat=remat)
+        logps = gather_logps(hidden, self.decoder.head.kernel[...], flat("target_ids"), chunk)
+        return jnp.where(flat("target_mask"), logps, 0.0).reshape(B, Q, A, R)
+
+
+@functools.cache
+def _split_abstract(config: ModelConfig):
+    definition, state = nnx.split(nnx.eval_shape(lambda: VideoLanguageModel(config, nnx.Rngs(0))))
+    return definition, nnx.to_pure_dict(state)
+
+
+def abstract_params(config: ModelConfig) -> dict:
+    """Shapes and dtypes (float32) of the parameters: nested dict of `jax.ShapeDtypeStruct`."""
+    return _split_abstract(config)[1]
+
+
+def init_params(config: ModelConfig, seed: int) -> dict:
+    """Random float32 parameters, a pure function of `seed`."""
+    return nnx.to_pure_dict(nnx.split(VideoLanguageModel(config, nnx.Rngs(seed)))[1])
+
+
+def bind(config: ModelConfig, params: dict) -> VideoLanguageModel:
+    """The model over given parameters (a nested dict as `abstract_params` describes, any float dtype)."""
+    return nnx.merge(_split_abstract(config)[0], params)
+
+
+def cast(params: dict, dtype) -> dict:
+    """Parameters in the compute dtype."""
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def gather_logps(hidden: jax.Array, head: jax.Array, targets: jax.Array, chunk: int = 0) -> jax.Array:
+    """Log-probabilities of `targets` under `softmax(hidden @ head)`, in float32.
+
+    Logits exist for `chunk` positions at a time and are recomputed in the backward pass.
+
+    Args:
+        hidden: `[..., R, D]`.
+        head: `[D, W]`.
+        targets: int `[..., R]`.
+        chunk: positions at a time, 0 for all; must divide `R`.
+
+    Returns:
+        float32 `[..., R]`.
+    """
+
+    @jax.checkpoint
+    def logps(hidden, targets):
+        logits = jnp.einsum("...d,dw->...w", hidden, head, preferred_element_type=jnp.float32)
+        at_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return at_target - jax.nn.logsumexp(logits, axis=-1)
+
+    R = targets.shape[-1]
+    if chunk in (0, R):
+        return logps(hidden, targets)
+    if R % chunk:
+        raise ValueError(f"the head's chunk of {chunk} positions does not divide R={R}")
+    split = targets.shape[:-1] + (R // chunk, chunk)
+    parts = jax.lax.map(
+        lambda part: logps(*part),
+        (
+            jnp.moveaxis(hidden.reshape(*split, hidden.shape[-1]), -3, 0),
+            jnp.moveaxis(targets.reshape(split), -2, 0),
+        ),
+    )
+    return jnp.moveaxis(parts, 0, -2).reshape(targets.shape)

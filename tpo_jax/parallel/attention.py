@@ -1,0 +1,77 @@
+"""Attention of the two streams of a row, behind two functions.
+
+Queries come grouped, `[..., H, C]` against `K` key/value heads, `H = K * G`; query head `h` reads key/value
+head `h // G`, as Qwen2 does. Softmax is in float32.
+"""
+
+import jax
+import jax.numpy as jnp
+
+_MASKED = -1e30  # finite, so that a row with no visible key gives zeros and not NaN
+
+
+def prefix_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Causal self-attention of the prefix.
+
+    Args:
+        q: `[B, P, H, C]`, scaled and rotated.
+        k: `[B, P, K, C]`, rotated.
+        v: `[B, P, K, C]`.
+        mask: bool `[B, P]`, real tokens.
+
+    Returns:
+        `[B, P, H, C]` in the dtype of `v`; padded positions hold finite values of no meaning.
+    """
+    B, P, H, C = q.shape
+    K = k.shape[2]
+    q = q.reshape(B, P, K, H // K, C)
+    logits = jnp.einsum("bqkgc,btkc->bkgqt", q, k, preferred_element_type=jnp.float32)
+    visible = jnp.tril(jnp.ones((P, P), bool)) & mask[:, None, None, None, :]
+    weights = jax.nn.softmax(jnp.where(visible, logits, _MASKED), axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgqt,btkc->bqkgc", weights, v).reshape(B, P, H, C)
+
+
+def continuation_attention(
+    q: jax.Array,
+    prefix_k: jax.Array,
+    prefix_v: jax.Array,
+    prefix_mask: jax.Array,
+    own_k: jax.Array,
+    own_v: jax.Array,
+    own_mask: jax.Array,
+) -> jax.Array:
+    """Attention of the `M` continuations of a row to the shared prefix and to themselves.
+
+    The two sets of keys are never concatenated: the prefix may be split over the mesh. Their softmax is
+    joined through the common maximum.
+
+    Args:
+        q: `[B, M, R, H, C]`, scaled and rotated.
+        prefix_k: `[B, P, K, C]`; prefix_v likewise.
+        prefix_mask: bool `[B, P]`.
+        own_k: `[B, M, T, K, C]`; own_v likewise. T = R in training, the cache length in decoding.
+        own_mask: bool `[B, M, R, T]`, causal structure and padding.
+
+    Returns:
+        `[B, M, R, H, C]` in the dtype of `own_v`.
+    """
+    B, M, R, H, C = q.shape
+    K = prefix_k.shape[2]
+    q = q.reshape(B, M, R, K, H // K, C)
+    to_prefix = jnp.einsum("bmrkgc,btkc->bmkgrt", q, prefix_k, preferred_element_type=jnp.float32)
+    to_own = jnp.einsum("bmrkgc,bmtkc->bmkgrt", q, own_k, preferred_element_type=jnp.float32)
+    to_prefix = jnp.where(prefix_mask[:, None, None, None, None, :], to_prefix, _MASKED)
+    to_own = jnp.where(own_mask[:, :, None, None], to_own, _MASKED)
+
+    # The maximum cancels in the quotient, so no gradient flows through it.
+    top = jax.lax.stop_gradient(
+        jnp.maximum(to_prefix.max(axis=-1, keepdims=True), to_own.max(axis=-1, keepdims=True))
+    )
+    to_prefix, to_own = jnp.exp(to_prefix - top), jnp.exp(to_own - top)
+    total = to_prefix.sum(axis=-1) + to_own.sum(axis=-1)
+    out = jnp.einsum("bmkgrt,btkc->bmkgrc", to_prefix.astype(prefix_v.dtype), prefix_v)
+    out = out.astype(jnp.float32) + jnp.einsum(
+        "bmkgrt,bmtkc->bmkgrc", to_own.astype(own_v.dtype), own_v
+    )
+    out = (out / total[..., None]).astype(own_v.dtype)
+    return jnp.moveaxis(out, 4, 2).reshape(B, M, R, H, C)

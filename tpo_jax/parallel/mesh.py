@@ -1,0 +1,45 @@
+"""The device mesh: axes `data`, `fsdp`, `tensor`, `context`."""
+
+import math
+
+import jax
+
+from tpo_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor", "context")
+
+
+def mesh_shape(sizes: dict[str, int], num_devices: int) -> tuple[int, ...]:
+    """Axis sizes in the order of `AXES`; at most one -1 takes what is left.
+
+    Raises:
+        InputError: the sizes do not multiply to the number of devices.
+    """
+    shape = [sizes[axis] for axis in AXES]
+    known = math.prod(size for size in shape if size != -1)
+    wish = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+        raise InputError(f"mesh ({wish}): sizes are positive, and at most one is -1")
+    if shape.count(-1) and num_devices % known == 0:
+        shape[shape.index(-1)] = num_devices // known
+    if math.prod(shape) != num_devices:
+        raise InputError(
+            f"mesh ({wish}) does not fit {num_devices} devices; the sizes must multiply to {num_devices}"
+        )
+    return tuple(shape)
+
+
+def make_mesh(sizes: dict[str, int], devices=None) -> jax.sharding.Mesh:
+    """Mesh over all devices (or the given ones), every axis automatic.
+
+    Args:
+        sizes: `{"data": 1, "fsdp": -1, "tensor": 1, "context": 1}`; -1 takes what is left.
+        devices: defaults to all devices of all processes.
+    """
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh(
+        mesh_shape(sizes, len(devices)),
+        AXES,
+        axis_types=(jax.sharding.AxisType.Auto,) * len(AXES),
+        devices=devices,
+    )

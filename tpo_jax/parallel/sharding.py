@@ -1,0 +1,92 @@
+"""One table says how everything is laid out over the mesh.
+
+Weights are split over `fsdp` and `context` together (a long video needs the context axis, and its chips
+should carry their share of the state) and, inside a layer, over `tensor`. Rows of a batch are split over
+`data` and `fsdp`.
+"""
+
+import math
+import re
+
+import jax
+from jax import P
+
+from tpo_jax.errors import InputError
+
+WEIGHTS = ("fsdp", "context")
+ROWS = ("data", "fsdp")
+
+# First match wins. Paths are those of the parameter tree, `decoder/layers/q/kernel`; the leading None of
+# stacked layers is the axis `L`.
+PARAMETERS: tuple[tuple[str, P], ...] = (
+    (r"decoder/embed/embedding", P("tensor", WEIGHTS)),
+    (r"decoder/head/kernel", P(WEIGHTS, "tensor")),
+    (r"decoder/layers/(q|k|v|gate|up)/kernel", P(None, WEIGHTS, "tensor")),
+    (r"decoder/layers/(o|down)/kernel", P(None, "tensor", WEIGHTS)),
+    (r"decoder/layers/(q|k|v)/bias", P(None, "tensor")),
+    (r"projector/fc1/kernel", P(None, WEIGHTS)),
+    (r"projector/fc2/kernel", P(WEIGHTS, None)),
+    (r"tower/patch/kernel", P(None, WEIGHTS)),
+    (r"tower/layers/(q|k|v|fc1)/kernel", P(None, WEIGHTS, None)),
+    (r"tower/layers/(out|fc2)/kernel", P(None, None, WEIGHTS)),
+    (r".*(bias|scale|position|class_token|newline)", P()),
+)
+
+
+def _check(mesh: jax.sharding.Mesh, path: str, shape: tuple[int, ...], spec: P) -> None:
+    for size, names in zip(shape, spec, strict=False):
+        axes = (names,) if isinstance(names, str) else names or ()
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
+            legal = [n for n in range(1, parts + 1) if size % n == 0 and parts % n == 0]
+            raise InputError(
+                f"{path}: size {size} cannot be split over {'*'.join(axes)}={parts}; "
+                f"the largest divisor is {legal[-1]}"
+            )
+
+
+def parameter_shardings(mesh: jax.sharding.Mesh, tree):
+    """NamedSharding for every leaf of a tree whose paths end in parameter paths (optimizer moments too).
+
+    Raises:
+        InputError: a dimension does not divide its mesh axes.
+        KeyError: a parameter that the table does not name.
+    """
+
+    def sharding(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if leaf.ndim == 0:
+            return jax.NamedSharding(mesh, P())
+        for pattern, spec in PARAMETERS:
+            if re.search(f"(^|/){pattern}$", name):
+                _check(mesh, name, leaf.shape, spec)
+                return jax.NamedSharding(mesh, spec)
+        raise KeyError(f"no sharding rule for parameter {name!r}")
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
+    """Rows over `data` and `fsdp`; for every array of a batch."""
+    return jax.NamedSharding(mesh, P(ROWS))
+
+
+def to_global(batch: dict, mesh: jax.sharding.Mesh) -> dict:
+    """This process's rows of a batch (NumPy) to global arrays.
+
+    Raises:
+        InputError: the rows do not divide the mesh.
+    """
+    rows = len(next(iter(batch.values()))) * jax.process_count()
+    parts = math.prod(mesh.shape[axis] for axis in ROWS)
+    if rows % parts:
+        near = max(rows // parts, 1) * parts
+        raise InputError(
+            f"{rows} rows per batch do not divide over data*fsdp={parts}; "
+            f"use {near} or {near + parts} rows (train.batch_size / data.pairs_per_row)"
+        )
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, values)
+        for name, values in batch.items()
+    }

@@ -1,0 +1,1 @@
+"""State, the pure step, the loop."""
