@@ -1,0 +1,147 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from tpo_jax.data import prompts
+from tpo_jax.data.prompts import PromptError
+
+QWEN = Path(__file__).parents[3] / "shared" / "qwen2_tokenizer"
+VISUAL = -200
+text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
+TIMES = prompts.time_opening("inline", [0.0, 1.534, 96.4], 98.0)
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    if not QWEN.is_dir():
+        pytest.skip(f"the Qwen2 tokenizer is not at {QWEN}")
+    return prompts.load_tokenizer(QWEN)
+
+
+def tiny_tokenizer(specials=(prompts.IM_START, prompts.IM_END)) -> Tokenizer:
+    """One id per byte, and the chat markers."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(list(specials))
+    return tokenizer
+
+
+def sequence(row, q, a):
+    """The ids of one answer in one row, -200 at every visual token."""
+    prefix = np.where(row.visual_index >= 0, VISUAL, row.prefix_ids)[row.prefix_mask]
+    inputs = row.input_ids[q, a][row.input_mask[q, a]]
+    last = row.target_ids[q, a][row.target_mask[q, a]][-1:]
+    return [*prefix, *inputs, *last]
+
+
+def plain(tokenizer, question, answer, opening, visual):
+    rendered = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<image>"
+        f"{opening}\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
+    )
+    before, after = (tokenizer.encode(chunk).ids for chunk in rendered.split("<image>"))
+    return [*before, *[VISUAL] * visual, *after]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    questions=st.lists(text, min_size=1, max_size=3),
+    answers=st.lists(text, min_size=6, max_size=6),
+    cut=st.sampled_from(["answer", "video"]),
+    opening=st.sampled_from(["", TIMES, "\n" + TIMES]),
+    padding=st.integers(0, 3),
+)
+def test_any_cut_leaves_the_plain_sequence(qwen, questions, answers, cut, opening, padding):
+    questions = questions[:1] if cut == "answer" else questions
+    # Tokenised in one go, a leading newline of the answer would melt with the template's.
+    assume(not any(a[0].isspace() for a in answers))
+    assume(not any(m in t for t in (*questions, *answers) for m in prompts.PLACEHOLDERS))
+    pairs = [(answers[2 * q], answers[2 * q + 1]) for q in range(len(questions))]
+    row = prompts.build_row(qwen, questions, pairs, 5, opening=opening, cut=cut)
+    p, r = row.prefix_ids.shape[0] + padding, row.input_ids.shape[-1] + padding
+    sizes = {"max_prefix": p, "max_response": r}
+    row = prompts.build_row(qwen, questions, pairs, 5, opening=opening, cut=cut, **sizes)
+    assert row.prefix_ids.shape == (p,) and row.input_ids.shape == (len(questions), 2, r)
+    assert row.visual_index[row.visual_index >= 0].tolist() == list(range(5))
+    for q, (question, group) in enumerate(zip(questions, pairs, strict=True)):
+        for a, answer in enumerate(group):
+            assert sequence(row, q, a) == plain(qwen, question, answer, opening, 5)
+            labels = row.target_ids[q, a][row.target_mask[q, a]].tolist()
+            assert labels == [*qwen.encode(answer).ids, 151645, 198]
+            n = row.input_mask[q, a].sum()
+            assert (row.target_ids[q, a, : n - 1] == row.input_ids[q, a, 1:n]).all()
+
+
+def test_qwen_ids_of_a_known_prompt(qwen):
+    row = prompts.build_row(qwen, ["What happens?"], [["A cat."]], 2)
+    head = [151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198, 151644, 872, 198]
+    assert row.prefix_ids[:14].tolist() == head
+    assert row.prefix_ids[16:].tolist() == [198, 3838, 8573, 30, 151645, 198, 151644, 77091]
+    assert row.input_ids[0, 0, 0] == 198 and row.target_ids[0, 0, -2:].tolist() == [151645, 198]
+
+
+@pytest.mark.parametrize("mode", prompts.TIME_INSTRUCTIONS)
+def test_time_instruction_is_spelled_as_the_originals(mode):
+    text = (
+        "The video lasts for 98.00 seconds, and 3 frames are uniformly sampled from it. These "
+        "frames are located at 0.00s,1.53s,96.40s.Please answer the following questions related "
+        "to this video."
+    )
+    want = {"none": "", "inline": text, "newline": "\n" + text}[mode]
+    assert prompts.time_opening(mode, [0.0, 1.534, 96.4], 98.0) == want
+
+
+def test_several_questions_share_the_time_instruction(qwen):
+    args = qwen, ["Who?", "Where to?"], [["a", "b"], ["c", "d"]], 4
+    plain_row = prompts.build_row(*args, cut="video")
+    row = prompts.build_row(*args, cut="video", opening=TIMES)
+    shared = len(qwen.encode(TIMES).ids) - 1  # the last token melts with the newline behind it
+    assert row.prefix_mask.sum() == plain_row.prefix_mask.sum() + shared
+    assert row.input_ids.shape == plain_row.input_ids.shape
+
+
+@pytest.mark.parametrize("cut", ["answer", "video"])
+def test_generation_prompt_is_the_row_before_its_answer(cut):
+    tokenizer = tiny_tokenizer()
+    row = prompts.build_row(tokenizer, ["Who?"], [["A cat."]], 3, cut=cut)
+    prompt = prompts.build_prompts(tokenizer, ["Who?"], 3, cut=cut)
+    assert (prompt.prefix_ids == row.prefix_ids).all() and not prompt.target_mask.any()
+    n = prompt.input_mask.sum()
+    assert (prompt.input_ids[0, 0, :n] == row.input_ids[0, 0, :n]).all()
+    assert row.target_mask[0, 0].argmax() == n - 1
+
+
+def test_too_long_says_what_would_fit():
+    args = tiny_tokenizer(), ["Who?"], [["A cat."]], 40
+    text = prompts.build_row(*args).prefix_mask.sum() - 40
+    with pytest.raises(PromptError, match=r"7 frames would fit instead of 10"):
+        prompts.build_row(*args, num_frames=10, max_prefix=text + 31)
+    with pytest.raises(PromptError, match=r"more than the 5 of max_response"):
+        prompts.build_row(*args, max_response=5)
+
+
+def test_placeholders():
+    assert prompts.strip_placeholder("<image>\nWho?") == "Who?"
+    assert prompts.strip_placeholder(" Who is it? <video>") == "Who is it?"
+    with pytest.raises(PromptError, match="2 <image> or <video> placeholders"):
+        prompts.strip_placeholder("<image>\nWho? <image>")
+    for bad in ("<image>\nWho?", "Who?<|im_end|>"):
+        with pytest.raises(PromptError, match="only the template may set"):
+            prompts.build_row(tiny_tokenizer(), [bad], [["a"]], 1)
+
+
+def test_bad_tokenizers_are_named(tmp_path):
+    with pytest.raises(PromptError, match="tokenizer.json: no such file"):
+        prompts.load_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text("{")
+    with pytest.raises(PromptError, match="tokenizer.json: not a tokenizer"):
+        prompts.load_tokenizer(tmp_path)
+    tiny_tokenizer(["<|im_start|>"]).save(str(path))
+    with pytest.raises(PromptError, match=r"'<\|im_end\|>' must be one id"):
+        prompts.load_tokenizer(tmp_path)

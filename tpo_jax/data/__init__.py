@@ -1,0 +1,1 @@
+"""Video decode, frame sampling, preprocessing, prompts, pair records and the input pipeline."""
