@@ -1,5 +1,6 @@
-"""Packaging. Bounds are what was tried: the lower one ran the tests, the upper one is the next release
-series that did not exist or was not tried. `pip install -e ".[test]"` is what `launch/test.sh` does.
+"""Packaging; `pip install -e ".[test]"` is what `launch/test.sh` does.
+
+Bounds are what was tried: the lower one ran the tests, the upper one is the next series, untried.
 """
 
 import re
@@ -45,11 +46,11 @@ setup(
         "transformers>=5.23,<6",
         "safetensors>=0.8,<0.9",
         "tensorboardX>=2.6.5,<3",
-        "matplotlib>=3.10,<4",
-        "Pillow>=12,<14",
+        "matplotlib>=3.11,<4",
+        "Pillow>=13,<14",
         "PyYAML>=6,<7",
-        "tqdm>=4.67,<5",
-        "numpy>=2.2,<3",
+        "tqdm>=4.70,<5",
+        "numpy>=2.4,<3",
     ],
     extras_require={
         "tpu": jax("[tpu]"),
@@ -57,12 +58,12 @@ setup(
         "test": [
             "pytest>=9,<10",
             "pytest-xdist>=3.8,<4",
-            "hypothesis>=6.150,<7",
+            "hypothesis>=6.170,<7",
             "ruff>=0.17.5,<0.18",
             "mypy>=2.4,<2.5",
             "types-PyYAML",
             "types-tqdm",
-            "av>=17,<19",
+            "av>=18,<19",
             'decord==0.6.0; platform_system == "Linux" and platform_machine == "x86_64"',
         ],
         "notebooks": ["jupyterlab>=4,<5", "nbclient>=0.10,<1", "ipykernel>=6,<8"],

@@ -23,7 +23,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Only one process at a time can hold libtpu: those tests form one group of `--dist loadgroup`."""
+    """One process at a time can hold libtpu: those tests form one group of `--dist loadgroup`."""
     for item in items:
         if item.get_closest_marker("tpu_compiler"):
             item.add_marker(pytest.mark.xdist_group("tpu_compiler"))

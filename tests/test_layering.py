@@ -1,0 +1,136 @@
+"""The house stands: imports point downward as the table of docs/architecture.md says, and importing
+a module does nothing but define things.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "tpo_jax"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+TABLE = re.findall(
+    r"^\| (\d|–) \| `(\w+)(/|\.py)` \|",
+    (ROOT / "docs/architecture.md").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
+# None stands beside the floors.
+FLOORS = {
+    room: int(floor) if floor.isdigit() else None for floor, room, kind in TABLE if kind == "/"
+}
+COMMON = {name for _, name, kind in TABLE if kind == ".py"}
+DOORS = {p.stem for p in PACKAGE.glob("*.py")} - COMMON - {"__init__"}
+DOOR_FLOOR = 4
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Dotted names under tpo_jax that a module imports anywhere, in functions as well."""
+    package = module_name(path).split(".")
+    if path.stem != "__init__":
+        package = package[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("tpo_jax"))
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join(base + ([node.module] if node.module else []))
+            if source.startswith("tpo_jax"):
+                yield from (f"{source}.{alias.name}" for alias in node.names)
+
+
+def room_of(name: str) -> str:
+    """`tpo_jax.data.video` -> `data`; '' for what everyone may import: the version, errors.py."""
+    room = (name.split(".") + [""])[1]
+    return room if room in FLOORS or room in DOORS else ""
+
+
+def complaint(path: Path, target: str) -> str | None:
+    """What the table has against a module importing `target`; None if nothing."""
+    source_room, target_room = room_of(module_name(path)), room_of(target)
+    if source_room == target_room or not target_room:
+        return None
+    if source_room == "quickstart":
+        return None
+    if not source_room:
+        return "what everyone may import imports no room"
+    if target_room in DOORS:
+        return "only quickstart calls a door"
+    if source_room in DOORS:
+        return None
+    if source_room == "worlds":
+        allowed = target.startswith("tpo_jax.data.records")
+        return None if allowed else "worlds knows only data.records"
+    source_floor, target_floor = FLOORS[source_room], FLOORS[target_room]
+    if target_floor is None:
+        return f"only doors and tests use {target_room}"
+    if source_floor is None or target_floor >= source_floor:
+        return f"floor {source_floor} may import only lower floors, {target_room} is {target_floor}"
+    return None
+
+
+def test_the_table_names_every_room() -> None:
+    rooms = {p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()}
+    assert len(FLOORS) >= 10
+    assert rooms <= set(FLOORS)
+    assert {floor for floor in FLOORS.values() if floor is not None} == set(range(DOOR_FLOOR))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_imports_point_downward(path: Path) -> None:
+    complaints = {name: complaint(path, name) for name in imported(path)}
+    assert not {name: why for name, why in complaints.items() if why}
+
+
+IMPORT_ALL = """
+import contextlib, importlib, io, os, sys
+from absl import flags
+import jax
+
+# What the libraries do when they are imported is theirs.
+for name in sys.argv[1].split():
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
+
+environ, config, known = dict(os.environ), dict(jax.config.values), set(flags.FLAGS)
+out = io.StringIO()
+for name in sys.argv[2].split():
+    with contextlib.redirect_stdout(out):
+        importlib.import_module(name)
+    assert dict(os.environ) == environ, f"{name} writes os.environ"
+    assert dict(jax.config.values) == config, f"{name} changes jax.config"
+    assert not out.getvalue(), f"{name} prints"
+    assert not flags.FLAGS.is_parsed(), f"{name} parses flags"
+    # Every door is its own program: two may define a flag of the same name.
+    for flag in set(flags.FLAGS) - known:
+        delattr(flags.FLAGS, flag)
+    try:
+        jax.config.update("jax_num_cpu_devices", 2)  # refused once a backend is up
+    except RuntimeError as error:
+        raise AssertionError(f"{name} initialises a JAX backend") from error
+    config = dict(jax.config.values)
+"""
+
+
+def test_importing_has_no_side_effect() -> None:
+    libraries = set()
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                libraries |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                libraries |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
+    libraries = {name for name in libraries if not name.startswith("tpo_jax")}
+    names = map(module_name, MODULES)
+    command = [sys.executable, "-c", IMPORT_ALL, " ".join(sorted(libraries)), " ".join(names)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
