@@ -1,0 +1,130 @@
+import csv
+import json
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tpo_jax.data.pairs import PairsError, Rejection, read_pairs
+from tpo_jax.data.records import Provenance
+
+GOOD = {"video": "a.mp4", "prompt": "Who?", "chosen": "A cat.", "rejected": "A dog."}
+FULL = {
+    **GOOD,
+    "id": "x",
+    "kind": "localized",
+    "segment": [1.5, 3],
+    "provenance": {"model": "base", "manipulation": "segment removed"},
+}
+
+
+def write(path, records):
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(records))
+    elif path.suffix == ".csv":
+        names = list(dict.fromkeys(name for r in records for name in r))
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            for r in records:
+                cells = {k: v if isinstance(v, str) else json.dumps(v) for k, v in r.items()}
+                writer.writerow(cells)
+    else:
+        path.write_text(yaml.safe_dump(records))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "yaml", "yml"])
+def test_every_format_says_the_same(tmp_path, suffix):
+    second = {**GOOD, "chosen": 'Two\nlines, "quoted"; é', "id": "y"}
+    pairs, rejections = read_pairs(write(tmp_path / f"p.{suffix}", [FULL, second]))
+    assert not rejections
+    assert pairs[0].segment == (1.5, 3.0) and pairs[0].kind == "localized"
+    assert pairs[0].provenance == Provenance("base", "segment removed", "")
+    assert (pairs[1].id, pairs[1].video_id, pairs[1].kind) == ("y", "a.mp4", "other")
+    assert pairs[1].chosen == second["chosen"] and pairs[1].segment is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"prompt": None}, "has no prompt"),
+        ({"video": None, "chosen": None}, "has no video, chosen"),
+        ({"chosen": "  "}, "chosen is empty"),
+        ({"rejected": "A cat. "}, "chosen equals rejected"),
+        ({"chosen": 3}, "chosen must be text, not int 3"),
+        ({"prompt": "<image>\n"}, "prompt is empty"),
+        ({"prompt": "<image>\nWho? <video>"}, "prompt: 2 <image> or <video> placeholders"),
+        ({"chosen": "A cat.<|im_end|>"}, "chosen: the text holds <|im_end|>"),
+        ({"question": "Who?"}, "both prompt and question"),
+        ({"kind": "local"}, "kind must be one of localized"),
+        ({"segment": [3, 1]}, "segment must be [start, end]"),
+        ({"segment": [0, float("nan")]}, "segment must be [start, end]"),
+        ({"provenance": {"who": "me"}}, "provenance must be"),
+        ({"video": "../a.mp4"}, "inside the video folder"),
+        ({"id": "1"}, "id '1' is already that of"),
+        ({"chosen": "\ud800"}, "no valid Unicode"),
+    ],
+)
+def test_bad_pairs_are_named_and_good_ones_kept(tmp_path, change, reason):
+    bad = {k: v for k, v in {**GOOD, **change}.items() if v is not None}
+    pairs, rejections = read_pairs(write(tmp_path / "p.jsonl", [{**GOOD, "id": "1"}, bad, FULL]))
+    assert [p.id for p in pairs] == ["1", "x"]
+    assert [r.where for r in rejections] == ["p.jsonl:2"] and reason in rejections[0].reason
+
+
+def test_placeholder_and_alias(tmp_path):
+    records = [{**GOOD, "prompt": "<video>\nWho?"}, {**GOOD, "question": "Who?"}]
+    del records[1]["prompt"]
+    pairs, _ = read_pairs(write(tmp_path / "p.json", records))
+    assert [p.question for p in pairs] == ["Who?", "Who?"]
+
+
+def test_broken_lines_are_rejections(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(GOOD) + '\n{"video": \n\n[1]\n')
+    pairs, rejections = read_pairs(path)
+    assert len(pairs) == 1
+    assert [r.where for r in rejections] == ["p.jsonl:2", "p.jsonl:4"]
+    path = tmp_path / "p.csv"
+    path.write_text("video,prompt,chosen,rejected\na.mp4,Who?,A cat.\na.mp4,Who?,A,B\n")
+    pairs, rejections = read_pairs(path)
+    assert len(pairs) == 1 and "number of cells" in rejections[0].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("p.jsonl", None, "No such file"),
+        ("p.txt", b"", "pairs are read from"),
+        ("p.jsonl", b"", "holds no pair"),
+        ("p.json", b"[", "cannot be read"),
+        ("p.json", b"{}", "must be a list"),
+        ("p.yaml", b"a: [", "cannot be read"),
+        ("p.jsonl", b"\xff\xfe", "cannot be read"),
+        ("p.csv", b'video,prompt\n"a', "cannot be read"),
+    ],
+)
+def test_unreadable_lists_are_one_line(tmp_path, name, content, reason):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(PairsError, match=reason) as error:
+        read_pairs(tmp_path / name)
+    assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.binary(max_size=30) | st.text(max_size=30).map(str.encode), max_size=4))
+def test_no_jsonl_escapes(tmp_path, lines):
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    try:
+        pairs, rejections = read_pairs(path)
+    except PairsError:
+        return
+    assert not pairs and all(isinstance(r, Rejection) for r in rejections)

@@ -1,0 +1,216 @@
+"""Lists of preference pairs: JSONL, JSON, CSV or YAML in, validated pairs and rejections out."""
+
+import csv
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tpo_jax.data.prompts import PromptError, check_text, strip_placeholder
+from tpo_jax.data.records import KINDS, Provenance
+
+REQUIRED = ("video", "prompt", "chosen", "rejected")
+OPTIONAL = ("question", "id", "video_id", "kind", "segment", "provenance")
+
+
+class PairsError(ValueError):
+    """A list that cannot be read at all; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One line of a list. `video` is a path inside the video folder, times are in seconds."""
+
+    where: str  # file and line or record, for messages
+    id: str
+    video: str
+    video_id: str
+    kind: str
+    question: str
+    chosen: str
+    rejected: str
+    segment: tuple[float, float] | None = None
+    provenance: Provenance = Provenance()
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A line that is no valid pair, and why."""
+
+    where: str
+    reason: str
+    record: Any
+
+
+def read_pairs(path: str | Path) -> tuple[list[Pair], list[Rejection]]:
+    """The pairs of a `.jsonl`, `.json`, `.csv`, `.yaml` or `.yml` list, and what is none.
+
+    A record has `video`, `prompt` (or `question`), `chosen` and `rejected`, and may have `id` (else
+    its number), `video_id` (else `video`), `kind`, `segment` as [start, end] in seconds, and
+    `provenance` with `model`, `manipulation` and `verdict`; in CSV the last two are JSON. A single
+    `<image>` or `<video>` in the prompt is taken out, as the originals do before they prepend it.
+
+    Raises:
+        PairsError: the file is missing, empty, of another kind or does not parse as a whole.
+    """
+    path = Path(path)
+    pairs: list[Pair] = []
+    rejections: list[Rejection] = []
+    ids: dict[str, str] = {}
+    unknown: set[str] = set()
+    for number, where, record in _records(path):
+        try:
+            if isinstance(record, Exception):
+                raise record
+            pair = _pair(record, number, where)
+            if pair.id in ids:
+                raise ValueError(f"id {pair.id!r} is already that of {ids[pair.id]}")
+        except ValueError as error:
+            raw = None if isinstance(record, Exception) else record
+            rejections.append(Rejection(where, str(error), raw))
+            continue
+        ids[pair.id] = where
+        unknown |= set(record) - {*REQUIRED, *OPTIONAL}
+        pairs.append(pair)
+    if not pairs and not rejections:
+        raise PairsError(f"{path}: holds no pair")
+    if unknown:
+        logging.warning("%s: fields ignored: %s", path, ", ".join(sorted(map(str, unknown))))
+    return pairs, rejections
+
+
+def _records(path: Path) -> Iterator[tuple[int, str, Any]]:
+    """(number from 1, where, record or the error of its line)."""
+    readers: dict[str, Callable[[str], Any]] = {
+        ".json": json.loads,
+        ".yaml": yaml.safe_load,
+        ".yml": yaml.safe_load,
+    }
+    suffix = path.suffix.lower()
+    if suffix not in (".jsonl", ".csv", *readers):
+        raise PairsError(f"{path}: pairs are read from .jsonl, .json, .csv, .yaml or .yml")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if suffix == ".jsonl":
+            for number, line in enumerate(text.split("\n"), 1):
+                if line.strip():
+                    yield number, f"{path.name}:{number}", _json(line)
+        elif suffix == ".csv":
+            reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+            for row in reader:
+                yield reader.line_num, f"{path.name}:{reader.line_num}", _csv_record(row)
+        else:
+            records = readers[suffix](text)
+            if not isinstance(records, list):
+                raise PairsError(f"{path}: must be a list of pairs, not {_type(records)}")
+            for number, record in enumerate(records, 1):
+                yield number, f"{path.name}, record {number}", record
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError, csv.Error) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise PairsError(f"{path}: cannot be read: {reason}") from error
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # also absurdly long numbers and deep nesting
+        return ValueError(f"not JSON: {error}")
+
+
+def _csv_record(row: dict) -> Any:
+    if None in row or None in row.values():
+        return ValueError("the number of cells is not that of the header")
+    record: dict[str, Any] = {k: v for k, v in row.items() if v or k in REQUIRED}
+    for field in ("segment", "provenance"):
+        if field in record:
+            record[field] = _json(record[field])
+            if isinstance(record[field], Exception):
+                return ValueError(f"{field}: {record[field]}")
+    return record
+
+
+def _pair(record: Any, number: int, where: str) -> Pair:
+    if not isinstance(record, dict):
+        raise ValueError(f"must be an object with {', '.join(REQUIRED)}, not {_type(record)}")
+    if "question" in record:
+        if "prompt" in record:
+            raise ValueError("has both prompt and question, which name the same field")
+        record = {**record, "prompt": record["question"]}
+    if missing := [name for name in REQUIRED if record.get(name) is None]:
+        raise ValueError(f"has no {', '.join(missing)}")
+    video, chosen, rejected = (_text(record, name) for name in ("video", "chosen", "rejected"))
+    if Path(video).is_absolute() or ".." in Path(video).parts:
+        raise ValueError(f"video {video!r} must be a path inside the video folder")
+    if chosen.strip() == rejected.strip():
+        raise ValueError("chosen equals rejected")
+    try:
+        question = check_text(strip_placeholder(_text(record, "prompt")))
+    except PromptError as error:
+        raise ValueError(f"prompt: {error}") from error
+    if not question:
+        raise ValueError("prompt is empty")
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        try:
+            check_text(answer)
+        except PromptError as error:
+            raise ValueError(f"{name}: {error}") from error
+    kind = record.get("kind", "other")
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    return Pair(
+        where=where,
+        id=_identifier(record, "id", str(number)),
+        video=video,
+        video_id=_identifier(record, "video_id", video),
+        kind=kind,
+        question=question,
+        chosen=chosen,
+        rejected=rejected,
+        segment=_segment(record.get("segment")),
+        provenance=_provenance(record.get("provenance")),
+    )
+
+
+def _type(value: Any) -> str:
+    return "nothing" if value is None else type(value).__name__
+
+
+def _text(record: dict, name: str) -> str:
+    value = record[name]
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be text, not {_type(value)} {value!r}")
+    if not value.strip():
+        raise ValueError(f"{name} is empty")
+    if any("\ud800" <= c <= "\udfff" for c in value):
+        raise ValueError(f"{name} is no valid Unicode text")
+    return value
+
+
+def _identifier(record: dict, name: str, default: str) -> str:
+    value = record.get(name, default)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    return _text({name: value}, name)
+
+
+def _segment(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    numbers = isinstance(value, list) and all(type(v) in (int, float) for v in value)
+    if not numbers or len(value) != 2 or not 0 <= value[0] < value[1] < math.inf:
+        raise ValueError(f"segment must be [start, end] in seconds, not {value!r}")
+    return float(value[0]), float(value[1])
+
+
+def _provenance(value: Any) -> Provenance:
+    names = [f.name for f in fields(Provenance)]
+    if value is None:
+        return Provenance()
+    if not isinstance(value, dict) or set(value) - set(names):
+        raise ValueError(f"provenance must be an object with {', '.join(names)}, not {value!r}")
+    return Provenance(**{name: _text(value, name) for name in value})
