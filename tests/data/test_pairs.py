@@ -6,8 +6,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tpo_jax.data.pairs import PairsError, Rejection, read_pairs
+from tpo_jax.data.pairs import Rejection, read_pairs
 from tpo_jax.data.records import Provenance
+from tpo_jax.errors import InputError
 
 GOOD = {"video": "a.mp4", "prompt": "Who?", "chosen": "A cat.", "rejected": "A dog."}
 FULL = {
@@ -111,7 +112,7 @@ def test_broken_lines_are_rejections(tmp_path):
 def test_unreadable_lists_are_one_line(tmp_path, name, content, reason):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(PairsError, match=reason) as error:
+    with pytest.raises(InputError, match=reason) as error:
         read_pairs(tmp_path / name)
     assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
 
@@ -125,6 +126,6 @@ def test_no_jsonl_escapes(tmp_path, lines):
     path.write_bytes(b"\n".join(lines))
     try:
         pairs, rejections = read_pairs(path)
-    except PairsError:
+    except InputError:
         return
     assert not pairs and all(isinstance(r, Rejection) for r in rejections)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tpo_jax.data import prompts
-from tpo_jax.data.prompts import PromptError
+from tpo_jax.errors import InputError
 
 QWEN = Path(__file__).parents[3] / "shared" / "qwen2_tokenizer"
 VISUAL = -200
@@ -119,29 +119,29 @@ def test_generation_prompt_is_the_row_before_its_answer(cut):
 def test_too_long_says_what_would_fit():
     args = tiny_tokenizer(), ["Who?"], [["A cat."]], 40
     text = prompts.build_row(*args).prefix_mask.sum() - 40
-    with pytest.raises(PromptError, match=r"7 frames would fit instead of 10"):
+    with pytest.raises(InputError, match=r"7 frames would fit instead of 10"):
         prompts.build_row(*args, num_frames=10, max_prefix=text + 31)
-    with pytest.raises(PromptError, match=r"more than the 5 of max_response"):
+    with pytest.raises(InputError, match=r"more than the 5 of max_response"):
         prompts.build_row(*args, max_response=5)
 
 
 def test_placeholders():
     assert prompts.strip_placeholder("<image>\nWho?") == "Who?"
     assert prompts.strip_placeholder(" Who is it? <video>") == "Who is it?"
-    with pytest.raises(PromptError, match="2 <image> or <video> placeholders"):
+    with pytest.raises(InputError, match="2 <image> or <video> placeholders"):
         prompts.strip_placeholder("<image>\nWho? <image>")
     for bad in ("<image>\nWho?", "Who?<|im_end|>"):
-        with pytest.raises(PromptError, match="only the template may set"):
+        with pytest.raises(InputError, match="only the template may set"):
             prompts.build_row(tiny_tokenizer(), [bad], [["a"]], 1)
 
 
 def test_bad_tokenizers_are_named(tmp_path):
-    with pytest.raises(PromptError, match="tokenizer.json: no such file"):
+    with pytest.raises(InputError, match="tokenizer.json: no such file"):
         prompts.load_tokenizer(tmp_path)
     path = tmp_path / "tokenizer.json"
     path.write_text("{")
-    with pytest.raises(PromptError, match="tokenizer.json: not a tokenizer"):
+    with pytest.raises(InputError, match="tokenizer.json: not a tokenizer"):
         prompts.load_tokenizer(tmp_path)
     tiny_tokenizer(["<|im_start|>"]).save(str(path))
-    with pytest.raises(PromptError, match=r"'<\|im_end\|>' must be one id"):
+    with pytest.raises(InputError, match=r"'<\|im_end\|>' must be one id"):
         prompts.load_tokenizer(tmp_path)

@@ -11,15 +11,12 @@ from typing import Any
 
 import yaml
 
-from tpo_jax.data.prompts import PromptError, check_text, strip_placeholder
+from tpo_jax.data.prompts import check_text, strip_placeholder
 from tpo_jax.data.records import KINDS, Provenance
+from tpo_jax.errors import InputError
 
 REQUIRED = ("video", "prompt", "chosen", "rejected")
 OPTIONAL = ("question", "id", "video_id", "kind", "segment", "provenance")
-
-
-class PairsError(ValueError):
-    """A list that cannot be read at all; the message names the file."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ def read_pairs(path: str | Path) -> tuple[list[Pair], list[Rejection]]:
     `<image>` or `<video>` in the prompt is taken out, as the originals do before they prepend it.
 
     Raises:
-        PairsError: the file is missing, empty, of another kind or does not parse as a whole.
+        InputError: the file is missing, empty, of another kind or does not parse as a whole.
     """
     path = Path(path)
     pairs: list[Pair] = []
@@ -78,7 +75,7 @@ def read_pairs(path: str | Path) -> tuple[list[Pair], list[Rejection]]:
         unknown |= set(record) - {*REQUIRED, *OPTIONAL}
         pairs.append(pair)
     if not pairs and not rejections:
-        raise PairsError(f"{path}: holds no pair")
+        raise InputError(f"{path}: holds no pair")
     if unknown:
         logging.warning("%s: fields ignored: %s", path, ", ".join(sorted(map(str, unknown))))
     return pairs, rejections
@@ -93,7 +90,7 @@ def _records(path: Path) -> Iterator[tuple[int, str, Any]]:
     }
     suffix = path.suffix.lower()
     if suffix not in (".jsonl", ".csv", *readers):
-        raise PairsError(f"{path}: pairs are read from .jsonl, .json, .csv, .yaml or .yml")
+        raise InputError(f"{path}: pairs are read from .jsonl, .json, .csv, .yaml or .yml")
     try:
         text = path.read_text(encoding="utf-8-sig")
         if suffix == ".jsonl":
@@ -107,12 +104,12 @@ def _records(path: Path) -> Iterator[tuple[int, str, Any]]:
         else:
             records = readers[suffix](text)
             if not isinstance(records, list):
-                raise PairsError(f"{path}: must be a list of pairs, not {_type(records)}")
+                raise InputError(f"{path}: must be a list of pairs, not {_type(records)}")
             for number, record in enumerate(records, 1):
                 yield number, f"{path.name}, record {number}", record
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError, csv.Error) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise PairsError(f"{path}: cannot be read: {reason}") from error
+        raise InputError(f"{path}: cannot be read: {reason}") from error
 
 
 def _json(text: str) -> Any:
@@ -150,14 +147,14 @@ def _pair(record: Any, number: int, where: str) -> Pair:
         raise ValueError("chosen equals rejected")
     try:
         question = check_text(strip_placeholder(_text(record, "prompt")))
-    except PromptError as error:
+    except InputError as error:
         raise ValueError(f"prompt: {error}") from error
     if not question:
         raise ValueError("prompt is empty")
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         try:
             check_text(answer)
-        except PromptError as error:
+        except InputError as error:
             raise ValueError(f"{name}: {error}") from error
     kind = record.get("kind", "other")
     if kind not in KINDS:

@@ -17,15 +17,13 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from tpo_jax.errors import InputError
+
 TIME_INSTRUCTIONS = ("none", "inline", "newline")
 PLACEHOLDERS = ("<image>", "<video>")
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 HEAD = f"{IM_START}system\nYou are a helpful assistant.{IM_END}\n{IM_START}user\n"
 TURN = f"{IM_END}\n{IM_START}assistant\n"
-
-
-class PromptError(ValueError):
-    """A tokenizer, question or answer that does not fit the template or the row."""
 
 
 class Row(NamedTuple):
@@ -44,20 +42,20 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     """The tokenizer of a checkpoint directory's `tokenizer.json`.
 
     Raises:
-        PromptError: no such file, not a tokenizer, or a chat marker or the newline is not one id.
+        InputError: no such file, not a tokenizer, or a chat marker or the newline is not one id.
     """
     path = Path(directory) / "tokenizer.json"
     if not path.is_file():
-        raise PromptError(f"{path}: no such file; the directory must hold the tokenizer")
+        raise InputError(f"{path}: no such file; the directory must hold the tokenizer")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
-        raise PromptError(f"{path}: not a tokenizer: {error}") from error
+        raise InputError(f"{path}: not a tokenizer: {error}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     for marker in (IM_START, IM_END, "\n"):
         if len(ids := _encode(tokenizer, marker)) != 1:
-            raise PromptError(f"{path}: {marker!r} must be one id of the template, but is {ids}")
+            raise InputError(f"{path}: {marker!r} must be one id of the template, but is {ids}")
     return tokenizer
 
 
@@ -65,20 +63,20 @@ def strip_placeholder(question: str) -> str:
     """The question without its visual placeholder, which the template puts in front again.
 
     Raises:
-        PromptError: more than one `<image>` or `<video>`.
+        InputError: more than one `<image>` or `<video>`.
     """
     if (count := sum(question.count(p) for p in PLACEHOLDERS)) > 1:
-        raise PromptError(f"{count} <image> or <video> placeholders, one at most is allowed")
+        raise InputError(f"{count} <image> or <video> placeholders, one at most is allowed")
     for placeholder in PLACEHOLDERS:
         question = question.replace(placeholder, "")
     return question.strip()
 
 
 def check_text(text: str) -> str:
-    """Returns the text; `PromptError` where it holds a marker that only the template may set."""
+    """Returns the text; `InputError` where it holds a marker that only the template may set."""
     for marker in (*PLACEHOLDERS, IM_START, IM_END):
         if marker in text:
-            raise PromptError(f"the text holds {marker}, which only the template may set")
+            raise InputError(f"the text holds {marker}, which only the template may set")
     return text
 
 
@@ -92,7 +90,7 @@ def time_opening(mode: str, timestamps: Sequence[float], duration: float) -> str
         duration: of the video, seconds.
     """
     if mode not in TIME_INSTRUCTIONS:
-        raise PromptError(f"time_instruction={mode!r} must be one of {TIME_INSTRUCTIONS}")
+        raise InputError(f"time_instruction={mode!r} must be one of {TIME_INSTRUCTIONS}")
     if mode == "none":
         return ""
     times = ",".join(f"{t:.2f}s" for t in timestamps)
@@ -132,7 +130,7 @@ def build_row(
         max_response: R to pad to; 0: as long as the longest.
 
     Raises:
-        PromptError: a marker in a text, or a row longer than P or R.
+        InputError: a marker in a text, or a row longer than P or R.
     """
     prefix, tails = _prompts(tokenizer, questions, opening, cut)
     end = _encode(tokenizer, IM_END) + _encode(tokenizer, "\n")
@@ -170,9 +168,9 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
 def _prompts(tokenizer, questions, opening, cut):
     """(ids before the video, shared ids behind it), and the rest of every question's prompt."""
     if cut not in ("answer", "video"):
-        raise PromptError(f"cut={cut!r} must be 'answer' or 'video'")
+        raise InputError(f"cut={cut!r} must be 'answer' or 'video'")
     if cut == "answer" and len(questions) != 1:
-        raise PromptError(f"cut='answer' is for one question, not {len(questions)}")
+        raise InputError(f"cut='answer' is for one question, not {len(questions)}")
     texts = [f"{opening}\n{check_text(question)}{TURN}" for question in questions]
     tails = [_encode(tokenizer, text) for text in texts]
     if cut == "answer":
@@ -202,14 +200,12 @@ def _row(prefix, continuations, num_visual_tokens, num_frames, max_prefix, max_r
         if num_frames:
             frames = max(0, (length - text_tokens) // (num_visual_tokens // num_frames))
             fit = f"; {frames} frames would fit instead of {num_frames}"
-        raise PromptError(
+        raise InputError(
             f"the prefix has {used_prefix} tokens ({num_visual_tokens} visual, {text_tokens} "
             f"text), more than the {length} there is room for{fit}"
         )
     if used > response:
-        raise PromptError(
-            f"an answer takes {used} tokens, more than the {response} of max_response"
-        )
+        raise InputError(f"an answer takes {used} tokens, more than the {response} of max_response")
 
     video = slice(len(head), len(head) + num_visual_tokens)
     prefix_ids = np.zeros(length, np.int32)
