@@ -36,7 +36,7 @@ make_env() {
         return 2
       fi
     fi
-    echo "launch: installing tpo_jax[$extras], some minutes on a fresh machine" >&2
+    echo "launch: installing tpo_jax${extras:+[$extras]}, some minutes on a fresh machine" >&2
     "$venv/bin/python" -m pip install -qq --disable-pip-version-check \
       -e "$TPO_ROOT${extras:+[$extras]}" </dev/null >&2 || return
     echo "$hash" >"$stamp"

@@ -103,7 +103,7 @@ for name in sys.argv[1].split():
 
 environ, config, known = dict(os.environ), dict(jax.config.values), set(flags.FLAGS)
 out = io.StringIO()
-for name in sys.argv[2].split():
+for count, name in enumerate(sys.argv[2].split(), start=1):
     with contextlib.redirect_stdout(out):
         importlib.import_module(name)
     assert dict(os.environ) == environ, f"{name} writes os.environ"
@@ -114,7 +114,7 @@ for name in sys.argv[2].split():
     for flag in set(flags.FLAGS) - known:
         delattr(flags.FLAGS, flag)
     try:
-        jax.config.update("jax_num_cpu_devices", 2)  # refused once a backend is up
+        jax.config.update("jax_num_cpu_devices", count)  # no new value once a backend is up
     except RuntimeError as error:
         raise AssertionError(f"{name} initialises a JAX backend") from error
     config = dict(jax.config.values)
