@@ -1,0 +1,186 @@
+"""A directory of pairs: ArrayRecord shards in TFDS naming, `index.jsonl` and `manifest.json`.
+
+`tfds.builder_from_directory(dir).as_data_source()` and `grain.sources.ArrayRecordDataSource` open
+it too. `index.jsonl` repeats every record without its frames, so that ordering, mixing and
+measuring prompts never read a clip.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from tpo_jax.data.records import PairRecord, Provenance, features
+from tpo_jax.errors import InputError
+
+FORMAT = 1
+NAME, SPLIT = "tpo_pairs", "train"
+MANIFEST, INDEX = "manifest.json", "index.jsonl"
+
+
+def shard_names(count: int) -> list[str]:
+    """File names of `count` shards, as TFDS expects them."""
+    return [f"{NAME}-{SPLIT}.array_record-{i:05d}-of-{count:05d}" for i in range(count)]
+
+
+def write_shard(path: Path, records: Iterable[PairRecord]) -> dict[str, Any]:
+    """Writes a shard under a temporary name and renames it; returns its entry of the manifest."""
+    temporary = path.with_name(path.name + ".tmp")
+    writer = ArrayRecordWriter(str(temporary), "group_size:1")
+    count = 0
+    for record in records:
+        writer.write(record.to_bytes())
+        count += 1
+    writer.close()
+    with temporary.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    os.replace(temporary, path)
+    return {"name": path.name, "pairs": count, "bytes": path.stat().st_size, "sha256": digest}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON under a temporary name and renames it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def index_entry(record: PairRecord) -> dict[str, Any]:
+    """The line of `index.jsonl`: everything but the frames."""
+    return dataclasses.asdict(dataclasses.replace(record, frames=()))
+
+
+def write_metadata(directory: Path, index: Iterable[dict], manifest: dict[str, Any]) -> None:
+    """Writes what stands beside finished shards; the manifest comes last.
+
+    Args:
+        directory: where `manifest["shards"]` lie.
+        index: one `index_entry` for every pair, in the order of the shards.
+        manifest: what `open_shards` and people want to know.
+    """
+    with (directory / INDEX).open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(entry) + "\n" for entry in index)
+    features().save_config(str(directory))
+    split = {
+        "name": SPLIT,
+        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        "shardLengths": [str(shard["pairs"]) for shard in manifest["shards"]],
+        "numBytes": str(sum(shard["bytes"] for shard in manifest["shards"])),
+    }
+    info = {"name": NAME, "version": "1.0.0", "fileFormat": "array_record", "splits": [split]}
+    write_json(directory / "dataset_info.json", info)
+    write_json(directory / MANIFEST, {"format": FORMAT, **manifest})
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """The pairs of a shard directory by position; picklable, files are opened by who reads."""
+
+    directory: Path
+    manifest: dict[str, Any]
+    index: tuple[PairRecord, ...]  # without frames
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, position: int) -> PairRecord:
+        """The record at a position.
+
+        Raises:
+            InputError: the shard, which is named, is damaged there.
+        """
+        if not 0 <= position < len(self):
+            raise IndexError(f"position {position} of {len(self)} pairs")
+        ends = np.cumsum([shard["pairs"] for shard in self.manifest["shards"]])
+        path = self._paths[int(np.searchsorted(ends, position, side="right"))]
+        try:
+            record = PairRecord.from_bytes(self._source[position])
+        except (RuntimeError, ValueError) as error:
+            reason = f"record {position} cannot be read: {' '.join(str(error).split())}"
+            raise InputError(f"{path}: {reason}; run prepare again") from error
+        if record.id != self.index[position].id:
+            raise InputError(f"{path}: record {position} is not that of {INDEX}; run prepare again")
+        return record
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content of all shards, the same wherever the directory lies."""
+        digests = "".join(shard["sha256"] for shard in self.manifest["shards"])
+        return hashlib.sha256(digests.encode()).hexdigest()
+
+    @functools.cached_property
+    def _paths(self) -> list[str]:
+        return [str(self.directory / shard["name"]) for shard in self.manifest["shards"]]
+
+    @functools.cached_property
+    def _source(self) -> grain.sources.ArrayRecordDataSource:
+        return grain.sources.ArrayRecordDataSource(self._paths)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("directory", "manifest", "index")}
+
+
+def open_shards(directory: str | Path) -> Shards:
+    """Opens a directory that `prepare` made.
+
+    Raises:
+        InputError: manifest, index or a shard is missing, damaged or does not fit the others.
+    """
+    directory = Path(directory)
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; make the shards with python -m tpo_jax.prepare")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        shards = [(s["name"], int(s["pairs"]), int(s["bytes"])) for s in manifest["shards"]]
+        version = manifest["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a manifest of shards: {error!r}") from error
+    if version != FORMAT:
+        raise InputError(f"{path}: format {version} is not {FORMAT}; run prepare again")
+    for name, count, size in shards:
+        _check_shard(directory / name, count, size)
+    path = directory / INDEX
+    try:
+        with path.open(encoding="utf-8") as file:
+            index = tuple(_entry(line) for line in file)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read: {error!r}; run prepare again") from error
+    if len(index) != (total := sum(count for _, count, _ in shards)):
+        raise InputError(f"{path}: has {len(index)} pairs, the shards {total}; run prepare again")
+    return Shards(directory, manifest, index)
+
+
+def _check_shard(path: Path, count: int, size: int) -> None:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, but the manifest names it; run prepare again")
+    if (actual := path.stat().st_size) != size:
+        raise InputError(f"{path}: is cut off or changed, {actual} bytes instead of {size}")
+    try:
+        found = len(grain.sources.ArrayRecordDataSource([str(path)]))
+    except RuntimeError as error:
+        raise InputError(f"{path}: not an ArrayRecord file; run prepare again") from error
+    if found != count:
+        raise InputError(f"{path}: holds {found} records, {count} expected; run prepare again")
+
+
+def _entry(line: str) -> PairRecord:
+    values = json.loads(line)
+    segment = values["segment"]
+    return PairRecord(
+        **{
+            **values,
+            "frames": (),
+            "timestamps": tuple(values["timestamps"]),
+            "segment": tuple(segment) if segment else None,
+            "provenance": Provenance(**values["provenance"]),
+        }
+    )
