@@ -1,0 +1,124 @@
+"""Native model directories: round trip, sharded loading, replacement, one-line errors."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tpo_jax.checkpoints.models import load_config, load_model, save_model
+from tpo_jax.errors import InputError
+from tpo_jax.models import config as models
+from tpo_jax.models import vlm
+from tpo_jax.parallel.mesh import make_mesh
+from tpo_jax.parallel.sharding import parameter_shardings
+
+CONFIG = models.preset("tiny_llava_video")
+
+
+def assert_equal(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return vlm.init_params(CONFIG, 0)
+
+
+@pytest.fixture
+def saved(tmp_path, params):
+    source = tmp_path / "tokenizer"
+    source.mkdir()
+    (source / "tokenizer.json").write_text("{}")
+    save_model(tmp_path / "model", CONFIG, params, source)
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_round_trip(tmp_path, params, dtype):
+    params = vlm.cast(params, dtype)
+    save_model(tmp_path / "model", CONFIG, params, None)
+    loaded = load_model(tmp_path / "model", dtype=None)
+    assert loaded.config == CONFIG
+    assert {x.dtype for x in jax.tree.leaves(loaded.params)} == {jnp.dtype(dtype)}
+    assert_equal(loaded.params, params)
+    assert_equal(load_model(tmp_path / "model").params, vlm.cast(params, jnp.float32))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+def test_tokenizer_travels(saved):
+    directory = load_model(saved).tokenizer_directory
+    assert (directory / "tokenizer.json").read_text() == "{}"
+
+
+def test_sharded(saved, params):
+    mesh = make_mesh({"data": 1, "fsdp": 2, "tensor": 2, "context": 2})
+    loaded = load_model(saved, mesh=mesh).params
+    wanted = parameter_shardings(mesh, params)
+    assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding == s, loaded, wanted))
+    assert_equal(loaded, params)
+    save_model(saved, CONFIG, loaded, saved)  # sharded arrays out, the same directory replaced
+    assert (saved / "tokenizer.json").is_file()
+    assert_equal(load_model(saved).params, params)
+
+
+def test_settings_override(saved):
+    config = load_config(saved, pooling="max", max_length=7, rope_theta=5.0)
+    assert (config.pooling, config.max_length, config.decoder.rope_theta) == ("max", 7, 5.0)
+
+
+def test_refuses_to_replace_something_else(tmp_path, params):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(InputError, match="not a native model directory"):
+        save_model(tmp_path / "model", CONFIG, params, None)
+
+
+def test_failed_save_leaves_nothing(tmp_path, params):
+    class Stubborn:
+        shape = params["newline"].shape
+
+    with pytest.raises(ValueError):
+        save_model(tmp_path / "model", CONFIG, {**params, "newline": Stubborn()}, None)
+    assert not list(tmp_path.iterdir())
+
+
+def edit(directory, change):
+    values = json.loads((directory / "config.json").read_text())
+    change(values)
+    (directory / "config.json").write_text(json.dumps(values))
+
+
+def test_errors(saved, tmp_path, params):
+    with pytest.raises(InputError, match=r"nowhere/config.json does not exist"):
+        load_model(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="newline"):
+        load_model(saved, newline="sometimes")
+    edit(saved, lambda v: v["model"]["tower"].update(mlp_width=7))
+    with pytest.raises(InputError, match=r"tower/layers/fc1/bias has shape .* the config says"):
+        load_model(saved)
+    edit(saved, lambda v: v["model"].pop("tower"))
+    with pytest.raises(InputError, match=r"config.json: .*tower"):
+        load_model(saved)
+    edit(saved, lambda v: v.update(version=99))
+    with pytest.raises(InputError, match="version 99"):
+        load_model(saved)
+    edit(saved, lambda v: v.update(format=None, model_type="llama"))
+    with pytest.raises(InputError, match="llama"):
+        load_model(saved)
+
+
+def test_nan_is_named(tmp_path, params):
+    broken = {**params, "newline": params["newline"].at[3].set(jnp.nan)}
+    save_model(tmp_path / "model", CONFIG, broken, None)
+    with pytest.raises(InputError, match="newline holds NaN"):
+        load_model(tmp_path / "model")
+
+
+def test_missing_params(saved):
+    (saved / "params").rename(saved / "elsewhere")
+    with pytest.raises(InputError, match="no params/"):
+        load_model(saved)
+    (saved / "params").mkdir()
+    with pytest.raises(InputError, match="not a complete Orbax checkpoint"):
+        load_model(saved)

@@ -1,0 +1,354 @@
+"""Tensors of Hugging Face checkpoints in LongVA and LLaVA-Video layout, in and out.
+
+One table pairs PyTorch names with parameter paths (`reference/models.md` section 9). Reading goes slice by
+slice, so a host holds its own part of the model and little more; no pickle is ever loaded.
+"""
+
+import functools
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
+
+from tpo_jax.checkpoints import huggingface_config as hf_config
+from tpo_jax.errors import InputError
+from tpo_jax.models import vlm
+from tpo_jax.models.config import ModelConfig, TowerConfig
+
+INDEX = "model.safetensors.index.json"
+SIDE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+    "preprocessor_config.json",
+)
+_EMBEDDING = "model.embed_tokens.weight"
+_VISION = "model.vision_tower.vision_tower.vision_model."
+_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
+_SHARD_BYTES = 5 * 10**9
+
+
+class Leaf(NamedTuple):
+    """Where a parameter lives: one name, or one for each of the stacked layers."""
+
+    names: tuple[str, ...]
+    stacked: bool
+    kind: str  # same; transposed: [out, in] to [in, out]; patch: [D, 3, p, p] to [p * p * 3, D]
+
+
+def _linear(path: str, name: str) -> dict:
+    return {
+        f"{path}/kernel": (f"{name}.weight", "transposed"),
+        f"{path}/bias": (f"{name}.bias", "same"),
+    }
+
+
+def _norm(path: str, name: str) -> dict:
+    return {f"{path}/scale": (f"{name}.weight", "same"), f"{path}/bias": (f"{name}.bias", "same")}
+
+
+_DECODER_LAYER = {
+    f"{ours}/{leaf}": rule
+    for ours, theirs in {
+        **{name: f"self_attn.{name}_proj" for name in "qkvo"},
+        **{name: f"mlp.{name}_proj" for name in ("gate", "up", "down")},
+        "input_norm": "input_layernorm",
+        "mlp_norm": "post_attention_layernorm",
+    }.items()
+    for leaf, rule in {
+        "kernel": (f"{theirs}.weight", "transposed"),
+        "bias": (f"{theirs}.bias", "same"),
+        "scale": (f"{theirs}.weight", "same"),
+    }.items()
+}
+_TOWER_LAYER = {
+    **_norm("norm1", "layer_norm1"),
+    **_norm("norm2", "layer_norm2"),
+    **_linear("q", "self_attn.q_proj"),
+    **_linear("k", "self_attn.k_proj"),
+    **_linear("v", "self_attn.v_proj"),
+    **_linear("out", "self_attn.out_proj"),
+    **_linear("fc1", "mlp.fc1"),
+    **_linear("fc2", "mlp.fc2"),
+}
+_SINGLE = {
+    "decoder/embed/embedding": (_EMBEDDING, "same"),
+    "decoder/norm/scale": ("model.norm.weight", "same"),
+    "decoder/head/kernel": ("lm_head.weight", "transposed"),
+    "newline": ("model.image_newline", "same"),
+    **_linear("projector/fc1", "model.mm_projector.0"),
+    **_linear("projector/fc2", "model.mm_projector.2"),
+    "tower/class_token": (f"{_VISION}embeddings.class_embedding", "same"),
+    "tower/position": (f"{_VISION}embeddings.position_embedding.weight", "same"),
+    "tower/patch/kernel": (f"{_VISION}embeddings.patch_embedding.weight", "patch"),
+    "tower/patch/bias": (f"{_VISION}embeddings.patch_embedding.bias", "same"),
+    **_norm("tower/pre_norm", f"{_VISION}pre_layrnorm"),  # the spelling of `transformers`
+}
+_STACKS = {
+    "decoder/layers/": ("model.layers.", _DECODER_LAYER),
+    "tower/layers/": (f"{_VISION}encoder.layers.", _TOWER_LAYER),
+}
+
+
+def flatten(tree) -> dict:
+    """Leaves by path, `decoder/layers/q/kernel`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def table(config: ModelConfig) -> dict[str, Leaf]:
+    """PyTorch names of every parameter of the model, by path."""
+    rows = {}
+    for path, leaf in flatten(vlm.abstract_params(config)).items():
+        for prefix, (name, layer) in _STACKS.items():
+            if path.startswith(prefix):
+                rest, kind = layer[path.removeprefix(prefix)]
+                names = tuple(f"{name}{i}.{rest}" for i in range(leaf.shape[0]))
+                rows[path] = Leaf(names, True, kind)
+        if path in _SINGLE:
+            rows[path] = Leaf(_SINGLE[path][:1], False, _SINGLE[path][1])
+    return rows
+
+
+def _torch_shape(shape: tuple[int, ...], kind: str, tower: TowerConfig) -> tuple[int, ...]:
+    if kind == "patch":
+        return (tower.width, 3, tower.patch_size, tower.patch_size)
+    return shape[::-1] if kind == "transposed" else shape
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor a checkpoint has to hold, by PyTorch name.
+
+    The tower's post-norm and CLIP's last block are among them: no output depends on them, but the
+    original modules own them.
+    """
+    tower, abstract, shapes = config.tower, flatten(vlm.abstract_params(config)), {}
+    for path, leaf in table(config).items():
+        shape = abstract[path].shape[leaf.stacked :]
+        shapes |= dict.fromkeys(leaf.names, _torch_shape(shape, leaf.kind, tower))
+        if tower.kind == "clip" and path.startswith("tower/layers/"):
+            last = leaf.names[0].replace("layers.0.", f"layers.{tower.layers}.")
+            shapes[last] = _torch_shape(shape, leaf.kind, tower)
+    for name in ("weight", "bias"):
+        shapes[f"{_VISION}post_layernorm.{name}"] = (tower.width,)
+    return shapes
+
+
+def _may_be_there(config: ModelConfig) -> re.Pattern:
+    """Tensors of the originals that no output depends on and that may be missing."""
+    vision = re.escape(_VISION)
+    names = [rf"{vision}embeddings\.position_ids", r"model\.vision_resampler\..*"]
+    names.append(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+    if config.tower.kind == "siglip":
+        names += [rf"{vision}encoder\.layers\.{config.tower.layers}\..*", rf"{vision}head\..*"]
+    if not config.has_newline:
+        names.append(r"model\.image_newline")
+    return re.compile("|".join(names))
+
+
+class Shards:
+    """The safetensors files of a directory, opened lazily and read by slice.
+
+    Raises:
+        InputError: no such files, a truncated one, an index that does not match them.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        index = directory / INDEX
+        if index.is_file():
+            indexed = hf_config.read_json(index).get("weight_map", {})
+            files = sorted(set(indexed.values()))
+        else:
+            indexed, files = {}, sorted(path.name for path in directory.glob("*.safetensors"))
+        if not files:
+            raise InputError(
+                f"{directory}: no .safetensors files (pickled .bin files are never loaded; "
+                "store the weights as safetensors first)"
+            )
+        self.files: dict[str, list[str]] = {}
+        self._open = {}
+        self._of = {}
+        for file in files:
+            if Path(file).name != file or not (directory / file).is_file():
+                raise InputError(f"{index} names {file}, which does not exist")
+            try:
+                self._open[file] = safetensors.safe_open(directory / file, "numpy")
+            except (safetensors.SafetensorError, OSError) as error:
+                raise InputError(
+                    f"{directory / file}: not a whole safetensors file ({error})"
+                ) from error
+            self.files[file] = list(self._open[file].keys())
+            for name in self.files[file]:
+                if name in self._of:
+                    raise InputError(f"{directory}: {name} is in both {self._of[name]} and {file}")
+                self._of[name] = file
+        for name, file in indexed.items():
+            if self._of.get(name) != file:
+                raise InputError(f"{index} says that {name} is in {file}; it is not")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._of
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return tuple(self._slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """Dtype of a tensor, as safetensors names it."""
+        return self._slice(name).get_dtype()
+
+    def metadata(self, file: str) -> dict | None:
+        """Metadata in the header of a file."""
+        return self._open[file].metadata()
+
+    def _slice(self, name):
+        return self._open[self._of[name]].get_slice(name)
+
+    def read(self, name: str, index: tuple = ()) -> np.ndarray:
+        """A tensor, or a rectangle of it.
+
+        Raises:
+            InputError: NaN or infinity in what was read.
+        """
+        file = self._open[self._of[name]]
+        values = file.get_slice(name)[index] if index else file.get_tensor(name)
+        if jnp.issubdtype(values.dtype, jnp.floating) and not np.isfinite(values).all():
+            raise InputError(f"{self.directory / self._of[name]}: {name} holds NaN or infinity")
+        return values
+
+
+def read_config(directory: Path, settings: dict) -> ModelConfig:
+    """The config of a checkpoint; see `huggingface_config.to_config`."""
+    shards = Shards(directory)
+    if _EMBEDDING not in shards:
+        raise InputError(f"{directory}: tensor {_EMBEDDING} is missing")
+    return hf_config.to_config(directory, shards.shape(_EMBEDDING)[0], settings)
+
+
+def _check_tensors(shards: Shards, config: ModelConfig) -> list[str]:
+    """Names the model does not use; InputError unless every tensor is known, there and of its shape."""
+    expected, ignorable = expected_shapes(config), _may_be_there(config)
+    for name, shape in expected.items():
+        if name not in shards:
+            raise InputError(f"{shards.directory}: tensor {name} is missing")
+        if shards.shape(name) != shape:
+            raise InputError(
+                f"{shards.directory}: tensor {name} has shape {list(shards.shape(name))}, "
+                f"the config asks for {list(shape)}"
+            )
+        if shards.dtype(name) not in _DTYPES:
+            raise InputError(
+                f"{shards.directory}: tensor {name} is {shards.dtype(name)}; one of {sorted(_DTYPES)}"
+            )
+    used = {name for leaf in table(config).values() for name in leaf.names}
+    unused = [name for names in shards.files.values() for name in names if name not in used]
+    for name in unused:
+        if name not in expected and not ignorable.fullmatch(name):
+            raise InputError(f"{shards.directory}: tensor {name} is not part of this model")
+    return unused
+
+
+def _leaf_reader(shards: Shards, leaf: Leaf, shape: tuple[int, ...], dtype) -> Callable:
+    """A function from an index into the parameter to that part of it."""
+
+    def part(name, index):
+        if leaf.kind == "transposed":
+            return shards.read(name, index[::-1]).T
+        if leaf.kind == "patch":
+            return _to_patch_kernel(shards.read(name))[index]
+        return shards.read(name, index)
+
+    @functools.cache  # devices that hold the same part share one read
+    def read(bounds):
+        index = tuple(slice(*b) for b in bounds)
+        if not leaf.stacked:
+            return part(leaf.names[0], index).astype(dtype)
+        names = leaf.names[index[0]]
+        out = np.empty((len(names), *(b[1] - b[0] for b in bounds[1:])), dtype)
+        for i, name in enumerate(names):
+            out[i] = part(name, index[1:])
+        return out
+
+    return lambda index: read(tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True)))
+
+
+def _to_patch_kernel(weight: np.ndarray) -> np.ndarray:
+    return weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0])
+
+
+def read_params(directory: Path, config: ModelConfig, shardings: dict, dtype) -> dict:
+    """Parameters as `vlm.abstract_params(config)`, each array already in its sharding.
+
+    Args:
+        directory: the checkpoint.
+        config: from `read_config`.
+        shardings: tree of shardings.
+        dtype: of the result; None: as stored (float32 where stacked layers differ).
+
+    Raises:
+        InputError: a missing, unused, wrongly shaped or not finite tensor.
+    """
+    shards = Shards(directory)
+    _check_tensors(shards, config)
+    rows = table(config)
+
+    def load(path, abstract, sharding):
+        leaf = rows[jax.tree_util.keystr(path, simple=True, separator="/")]
+        stored = {_DTYPES[shards.dtype(name)] for name in leaf.names}
+        to = dtype or (stored.pop() if len(stored) == 1 else np.float32)
+        reader = _leaf_reader(shards, leaf, abstract.shape, to)
+        return jax.make_array_from_callback(abstract.shape, sharding, reader)
+
+    return jax.tree_util.tree_map_with_path(load, vlm.abstract_params(config), shardings)
+
+
+def keep(source: Path, target: Path, config: ModelConfig) -> None:
+    """Stores what an export needs beyond the parameters to give `source` back byte by byte.
+
+    That is `config.json`, the tower's own, `layout.json` (which tensor lies in which file, in which dtype)
+    and `unused.safetensors` with the weights no output depends on.
+    """
+    shards = Shards(source)
+    unused = _check_tensors(shards, config)
+    target.mkdir(parents=True)
+    copy_files(source, target, ("config.json",))
+    copy_tower_config(source, target)
+    layout = {
+        file: {
+            "metadata": shards.metadata(file),
+            "tensors": {name: shards.dtype(name) for name in names},
+        }
+        for file, names in shards.files.items()
+    }
+    hf_config.write_json(target / "layout.json", layout)
+    save_file({name: shards.read(name) for name in unused}, target / "unused.safetensors")
+
+
+def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> None:
+    """Copies those of the named files that are there."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def copy_tower_config(source: Path, target: Path) -> None:
+    """Copies the config of the folder `mm_vision_tower` names, if it names one of the directory."""
+    folder = hf_config.tower_folder(source, json.loads((source / "config.json").read_text()))
+    if folder:
+        copy = target / folder.relative_to(source.resolve())
+        copy.mkdir(parents=True, exist_ok=True)
+        copy_files(folder, copy, ("config.json", "preprocessor_config.json"))

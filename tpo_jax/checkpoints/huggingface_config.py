@@ -1,0 +1,256 @@
+"""`config.json` of a `llava_qwen` checkpoint to `ModelConfig` and back (`reference/models.md` section 2.7)."""
+
+import json
+from pathlib import Path
+
+from tpo_jax.errors import InputError
+from tpo_jax.models.config import DecoderConfig, ModelConfig, TowerConfig
+
+MODEL_TYPE = "llava_qwen"
+
+# Dimensions of the published towers: kind, image, patch, width, blocks, heads, MLP width.
+_TOWERS = {
+    "openai/clip-vit-large-patch14-336": ("clip", 336, 14, 1024, 24, 16, 4096),
+    "openai/clip-vit-large-patch14": ("clip", 224, 14, 1024, 24, 16, 4096),
+    "google/siglip-so400m-patch14-384": ("siglip", 384, 14, 1152, 27, 16, 4304),
+}
+# Of a tower's own config.json, in the order of the rows above, with the defaults of `transformers`.
+_TOWER_KEYS = (
+    ("image_size", 224, 224),
+    ("patch_size", 32, 16),
+    ("hidden_size", 768, 768),
+    ("num_hidden_layers", 12, 12),
+    ("num_attention_heads", 12, 12),
+    ("intermediate_size", 3072, 3072),
+)
+# What the originals have compiled in: a config that says otherwise asks for another model.
+_TOWER_FIXED = {
+    "clip": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+    "siglip": {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+}
+_FIXED = {
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_spatial_pool_stride": 2,
+    "add_faster_video": False,
+}
+# What the file may leave open, under our name: what `settings` may hold.
+SETTINGS = ("pooling", "newline", "max_length", "time_instruction", "rope_theta")
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object.
+
+    Raises:
+        InputError: no such file, or no JSON object in it.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return values
+
+
+def write_json(path: Path, values: dict) -> None:
+    """Writes a JSON object, keys in their order."""
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def check_architecture(directory: Path, values: dict) -> None:
+    """Raises InputError unless `config.json`'s values are those of a `llava_qwen` model."""
+    if values.get("model_type") != MODEL_TYPE:
+        raise InputError(
+            f"{directory}/config.json: model_type is {values.get('model_type')!r}; only "
+            f"{MODEL_TYPE!r} checkpoints (LongVA, LLaVA-Video) and native directories can be read"
+        )
+
+
+def tower_folder(directory: Path, values: dict) -> Path | None:
+    """The folder inside the checkpoint that `mm_vision_tower` names, None if it names none."""
+    name = values.get("mm_vision_tower") or ""
+    folder = (directory / name).resolve()
+    inside = name and folder.is_relative_to(directory.resolve())
+    return folder if inside and (folder / "config.json").is_file() else None
+
+
+def _check_fixed(where: str, values: dict, fixed: dict) -> None:
+    for key, wanted in fixed.items():
+        if values.get(key, wanted) not in (wanted, None):
+            raise InputError(
+                f"{where}: {key}={values[key]!r} is not supported; it must be {wanted!r}"
+            )
+
+
+def _tower(directory: Path, values: dict) -> TowerConfig:
+    name = values.get("mm_vision_tower") or ""
+    folder = tower_folder(directory, values)
+    if folder:
+        own = read_json(folder / "config.json")
+        own = own.get("vision_config", own)
+        kind = str(own.get("model_type", "")).removesuffix("_vision_model")
+        if kind not in _TOWER_FIXED:
+            raise InputError(
+                f"{folder}/config.json: model_type is {own.get('model_type')!r}, "
+                "must be 'clip_vision_model' or 'siglip_vision_model'"
+            )
+        _check_fixed(f"{folder}/config.json", own, _TOWER_FIXED[kind])
+        defaults = [(key, clip if kind == "clip" else siglip) for key, clip, siglip in _TOWER_KEYS]
+        numbers = [own.get(key, default) for key, default in defaults]
+        image, patch, width, blocks, heads, mlp = numbers
+    else:
+        matching = [
+            known for known in _TOWERS if known.split("/")[1] == name.rstrip("/").split("/")[-1]
+        ]
+        if not matching:
+            raise InputError(
+                f"{directory}/config.json: mm_vision_tower={name!r} is neither one of {sorted(_TOWERS)} "
+                "nor a folder of the checkpoint with a config.json"
+            )
+        kind, image, patch, width, blocks, heads, mlp = _TOWERS[matching[0]]
+    # SigLIP's last block is deleted whatever mm_vision_select_layer says; so much is -2 for CLIP.
+    fixed = {"mm_vision_select_layer": -2, "mm_vision_select_feature": "patch"}
+    _check_fixed(f"{directory}/config.json", values, fixed if kind == "clip" else {})
+    return TowerConfig(kind, image, patch, width, blocks - 1, heads, mlp)
+
+
+def _rope_theta(values: dict) -> float | None:
+    return values.get("rope_theta") or (values.get("rope_parameters") or {}).get("rope_theta")
+
+
+def read_settings(values: dict) -> dict:
+    """What `config.json` says on `SETTINGS`, the published default where it says nothing."""
+    merge = values.get("mm_patch_merge_type") or "flat"
+    newline = "no_token"
+    if merge.startswith("spatial"):
+        newline = values.get("mm_newline_position") or "one_token"
+        if newline == "one_token" and "unpad" not in merge:
+            newline = "no_token"
+    return {
+        "pooling": values.get("mm_spatial_pool_mode") or "average",
+        "newline": newline,
+        "max_length": values.get("tokenizer_model_max_length")
+        or values.get("max_position_embeddings")
+        or 32768,
+        # The demo and the training code read this key and put the sentence on the line after the video.
+        "time_instruction": "newline" if values.get("add_time_instruction") else "none",
+        "rope_theta": float(_rope_theta(values) or (1e9 if merge == "unires" else 1e6)),
+    }
+
+
+def to_config(directory: Path, vocab_size: int, settings: dict) -> ModelConfig:
+    """The config of a Hugging Face directory.
+
+    Args:
+        directory: holds `config.json` and, if that names one, the tower's folder.
+        vocab_size: rows of the embedding, which the stored tensor decides.
+        settings: take precedence over what `config.json` says on `SETTINGS`.
+
+    Raises:
+        InputError: a key is missing, or asks for something the models here are not.
+    """
+    where = f"{directory}/config.json"
+    values = read_json(directory / "config.json")
+    check_architecture(directory, values)
+    _check_fixed(where, values, _FIXED)
+    settings = {**read_settings(values), **settings}
+    try:
+        heads = values["num_attention_heads"]
+        decoder = DecoderConfig(
+            vocab_size=vocab_size,
+            width=values["hidden_size"],
+            layers=values["num_hidden_layers"],
+            heads=heads,
+            kv_heads=values["num_key_value_heads"],
+            head_dim=values.get("head_dim") or values["hidden_size"] // heads,
+            mlp_width=values["intermediate_size"],
+            rope_theta=settings.pop("rope_theta"),
+            norm_eps=values.get("rms_norm_eps", 1e-6),
+        )
+        return ModelConfig(_tower(directory, values), decoder, **settings)
+    except KeyError as error:
+        raise InputError(f"{where}: key {error} is missing") from error
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def update_settings(values: dict, config: ModelConfig) -> dict:
+    """`config.json`'s values, changed where the config says something else on `SETTINGS`."""
+    keys = {
+        "pooling": ("mm_spatial_pool_mode", config.pooling),
+        "newline": ("mm_newline_position", config.newline),
+        "max_length": ("tokenizer_model_max_length", config.max_length),
+        "time_instruction": ("add_time_instruction", config.time_instruction != "none"),
+        "rope_theta": ("rope_theta", config.decoder.rope_theta),
+    }
+    asked = {"rope_theta": config.decoder.rope_theta} | {
+        name: getattr(config, name) for name in SETTINGS if name != "rope_theta"
+    }
+    read = read_settings(values)
+    return values | {keys[name][0]: keys[name][1] for name in SETTINGS if read[name] != asked[name]}
+
+
+def new_values(config: ModelConfig, tower_name: str, dtype: str) -> dict:
+    """`config.json` of a model that did not come from a Hugging Face checkpoint."""
+    decoder = config.decoder
+    return {
+        "architectures": ["LlavaQwenForCausalLM"],
+        "model_type": MODEL_TYPE,
+        "torch_dtype": dtype,
+        "vocab_size": decoder.vocab_size,
+        "hidden_size": decoder.width,
+        "num_hidden_layers": decoder.layers,
+        "num_attention_heads": decoder.heads,
+        "num_key_value_heads": decoder.kv_heads,
+        "head_dim": decoder.head_dim,
+        "intermediate_size": decoder.mlp_width,
+        "hidden_act": "silu",
+        "rms_norm_eps": decoder.norm_eps,
+        "rope_theta": decoder.rope_theta,
+        "max_position_embeddings": config.max_length,
+        "tie_word_embeddings": False,
+        "use_sliding_window": False,
+        "mm_vision_tower": tower_name,
+        "mm_hidden_size": config.tower.width,
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_patch_merge_type": "spatial_unpad" if config.has_newline else "unires",
+        "mm_newline_position": config.newline,
+        "mm_spatial_pool_mode": config.pooling,
+        "mm_spatial_pool_stride": 2,
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "image_aspect_ratio": "anyres_max_9" if config.has_newline else "anyres",
+        "tokenizer_padding_side": "right",
+        "tokenizer_model_max_length": config.max_length,
+        "add_time_instruction": config.time_instruction != "none",
+    }
+
+
+def known_tower(tower: TowerConfig) -> str | None:
+    """The published name of a tower of these dimensions."""
+    numbers = (tower.image_size, tower.patch_size, tower.width, tower.layers + 1, tower.heads)
+    row = (tower.kind, *numbers, tower.mlp_width)
+    return next((name for name, known in _TOWERS.items() if known == row), None)
+
+
+def tower_values(tower: TowerConfig) -> dict:
+    """The tower's own `config.json`, with the block that is never run counted."""
+    return {
+        "model_type": f"{tower.kind}_vision_model",
+        "image_size": tower.image_size,
+        "patch_size": tower.patch_size,
+        "hidden_size": tower.width,
+        "num_hidden_layers": tower.layers + 1,
+        "num_attention_heads": tower.heads,
+        "intermediate_size": tower.mlp_width,
+        **_TOWER_FIXED[tower.kind],
+    }

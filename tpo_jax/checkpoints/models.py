@@ -1,0 +1,209 @@
+"""Model directories: the native layout written and read, either layout loaded.
+
+A native directory holds `config.json` (`{"format": "tpo_jax", "version": 1, "model": {...}}`), the
+tokenizer's files, `params/` written by Orbax, and, where the model came from a Hugging Face checkpoint,
+`huggingface/` with what an export needs to give that checkpoint back (see `huggingface.keep`).
+"""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from tpo_jax.checkpoints import huggingface
+from tpo_jax.checkpoints import huggingface_config as hf_config
+from tpo_jax.errors import InputError
+from tpo_jax.models import vlm
+from tpo_jax.models.config import ModelConfig, from_dict, to_dict
+from tpo_jax.parallel.sharding import parameter_shardings
+
+FORMAT, VERSION = "tpo_jax", 1
+KEPT = "huggingface"
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model directory's contents.
+
+    `params` is the nested dict of `vlm.abstract_params(config)`; `tokenizer_directory` is where the
+    tokenizer's files lie and what `save_model` takes as `tokenizer`.
+    """
+
+    config: ModelConfig
+    params: dict
+    tokenizer_directory: Path
+
+
+def is_native(directory: str | Path) -> bool:
+    """Whether a model directory is native; false: Hugging Face layout.
+
+    Raises:
+        InputError: neither, or `config.json` is missing or unreadable.
+    """
+    values = hf_config.read_json(Path(directory) / "config.json")
+    if values.get("format") == FORMAT:
+        if values.get("version") != VERSION:
+            raise InputError(
+                f"{directory}/config.json: version {values.get('version')!r} of the native format is "
+                f"unknown; this program reads version {VERSION}"
+            )
+        return True
+    hf_config.check_architecture(Path(directory), values)
+    return False
+
+
+def load_config(directory: str | Path, **settings) -> ModelConfig:
+    """The config of a model directory of either layout; no weights are read.
+
+    Args:
+        directory: the model directory.
+        **settings: `pooling`, `newline`, `max_length`, `time_instruction` or `rope_theta` to use in place
+            of what the directory says.
+
+    Raises:
+        InputError: what is wrong with the directory or a setting.
+    """
+    directory = Path(directory)
+    if not is_native(directory):
+        return huggingface.read_config(directory, settings)
+    try:
+        values = hf_config.read_json(directory / "config.json")["model"]
+        if "rope_theta" in settings:
+            values["decoder"]["rope_theta"] = settings.pop("rope_theta")
+        return from_dict({**values, **settings})
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{directory}/config.json: {error}") from error
+
+
+def load_model(
+    directory: str | Path,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype=jnp.float32,
+    **settings,
+) -> Loaded:
+    """A model from a native or Hugging Face directory.
+
+    Args:
+        directory: the model directory.
+        mesh: every array arrives laid out by `parallel.sharding.parameter_shardings`, and a host reads
+            its own slices only; None: on the first device.
+        dtype: of the parameters; None: as stored.
+        **settings: see `load_config`.
+
+    Raises:
+        InputError: what is wrong with the directory, in one line.
+    """
+    directory = Path(directory)
+    config = load_config(directory, **settings)
+    abstract = vlm.abstract_params(config)
+    if mesh is None:
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: device, abstract)
+    else:
+        shardings = parameter_shardings(mesh, abstract)
+    if is_native(directory):
+        params = _read_native(directory, config, shardings, dtype)
+    else:
+        params = huggingface.read_params(directory, config, shardings, dtype)
+    return Loaded(config, params, directory)
+
+
+def _read_native(directory: Path, config: ModelConfig, shardings: dict, dtype) -> dict:
+    folder = directory / "params"
+    if not folder.is_dir():
+        raise InputError(f"{directory}: no params/; the directory is incomplete")
+    try:
+        stored = ocp.metadata(folder).metadata
+    except ValueError as error:
+        raise InputError(f"{folder}: not a complete Orbax checkpoint") from error
+    _check_tree(str(folder), stored, config)
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=s), stored, shardings
+    )
+    try:
+        params = ocp.load(folder, abstract)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{folder}: {str(error).splitlines()[0]}") from error
+    finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))(params)
+    for name, good in huggingface.flatten(finite).items():
+        if not good:
+            raise InputError(f"{folder}: parameter {name} holds NaN or infinity")
+    return params
+
+
+def _check_tree(where: str, params, config: ModelConfig) -> None:
+    """Raises InputError unless names and shapes are those of the config."""
+    found, wanted = (huggingface.flatten(tree) for tree in (params, vlm.abstract_params(config)))
+    for name in sorted(wanted.keys() ^ found.keys()):
+        state = "is missing" if name in wanted else "is unknown to the config"
+        raise InputError(f"{where}: parameter {name} {state}")
+    for name, leaf in wanted.items():
+        if found[name].shape != leaf.shape:
+            raise InputError(
+                f"{where}: parameter {name} has shape {found[name].shape}, the config says {leaf.shape}"
+            )
+
+
+def save_model(
+    directory: str | Path, config: ModelConfig, params: dict, tokenizer: str | Path | None
+) -> None:
+    """Writes a native model directory; every process calls it, arrays may be sharded over all of them.
+
+    Everything is written under a temporary name and renamed at the end. A native model directory of the
+    same name is replaced.
+
+    Args:
+        directory: where to.
+        config: of the model.
+        params: as `vlm.abstract_params(config)`, any float dtype, stored as it is.
+        tokenizer: directory to copy the tokenizer's files from, for instance `Loaded.tokenizer_directory`.
+            If it is a model directory of the same architecture, what a Hugging Face export needs beyond
+            the parameters is copied along.
+
+    Raises:
+        InputError: the directory exists and is no native model, or params are not the config's.
+    """
+    directory, source = Path(directory).absolute(), tokenizer and Path(tokenizer)
+    if directory.exists() and not ((directory / "config.json").is_file() and is_native(directory)):
+        raise InputError(
+            f"{directory} exists and is not a native model directory; choose another name"
+        )
+    _check_tree("params", params, config)
+    temporary = directory.with_name(f".{directory.name}.partial")
+    try:
+        ocp.save(temporary / "params", params, overwrite=True)
+        if jax.process_index() == 0:
+            values = {"format": FORMAT, "version": VERSION, "model": to_dict(config)}
+            hf_config.write_json(temporary / "config.json", values)
+            if source:
+                huggingface.copy_files(source, temporary, huggingface.SIDE_FILES)
+                _keep(source, temporary / KEPT, config)
+            if directory.exists():
+                shutil.rmtree(directory)
+            temporary.rename(directory)
+    except BaseException:
+        if jax.process_index() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    multihost_utils.sync_global_devices(f"saved {directory}")
+
+
+def _keep(source: Path, target: Path, config: ModelConfig) -> None:
+    """Carries over what an export needs, if the source is a model of the same shapes."""
+    if not (source / "config.json").is_file():
+        return
+    values = hf_config.read_json(source / "config.json")
+    if values.get("format") != FORMAT and values.get("model_type") != hf_config.MODEL_TYPE:
+        return
+    original = dataclasses.replace(load_config(source), newline=config.newline)
+    if vlm.abstract_params(original) != vlm.abstract_params(config):
+        return
+    if not is_native(source):
+        huggingface.keep(source, target, config)
+    elif (source / KEPT).is_dir():
+        shutil.copytree(source / KEPT, target)
