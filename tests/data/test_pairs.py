@@ -67,6 +67,7 @@ def test_every_format_says_the_same(tmp_path, suffix):
         ({"provenance": {"who": "me"}}, "provenance must be"),
         ({"video": "../a.mp4"}, "inside the video folder"),
         ({"id": "1"}, "id '1' is already that of"),
+        ({"video_id": "a.mp4", "video": "b.mp4"}, "video_id 'a.mp4' is already that of video"),
         ({"chosen": "\ud800"}, "no valid Unicode"),
     ],
 )

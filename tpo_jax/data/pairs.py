@@ -59,6 +59,7 @@ def read_pairs(path: str | Path) -> tuple[list[Pair], list[Rejection]]:
     pairs: list[Pair] = []
     rejections: list[Rejection] = []
     ids: dict[str, str] = {}
+    videos: dict[str, str] = {}
     unknown: set[str] = set()
     for number, where, record in _records(path):
         try:
@@ -67,11 +68,15 @@ def read_pairs(path: str | Path) -> tuple[list[Pair], list[Rejection]]:
             pair = _pair(record, number, where)
             if pair.id in ids:
                 raise ValueError(f"id {pair.id!r} is already that of {ids[pair.id]}")
+            if videos.get(pair.video_id, pair.video) != pair.video:
+                other = videos[pair.video_id]
+                raise ValueError(f"video_id {pair.video_id!r} is already that of video {other!r}")
         except ValueError as error:
             raw = None if isinstance(record, Exception) else record
             rejections.append(Rejection(where, str(error), raw))
             continue
         ids[pair.id] = where
+        videos[pair.video_id] = pair.video
         unknown |= set(record) - {*REQUIRED, *OPTIONAL}
         pairs.append(pair)
     if not pairs and not rejections:

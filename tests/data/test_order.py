@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tpo_jax.data.order import epoch_order, select
+from tpo_jax.data.records import KINDS, PairRecord
+from tpo_jax.errors import InputError
+
+
+def index(kinds, videos=None):
+    videos = videos or range(len(kinds))
+    return [
+        PairRecord(str(i), f"v{v}", k, "q", "c", "r", "clip", (), (), 1.0, 1.0)
+        for i, (k, v) in enumerate(zip(kinds, videos, strict=True))
+    ]
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=30),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.integers(0, 9),
+    st.booleans(),
+)
+def test_every_pair_once_and_rows_of_one_video(videos, rows, q, seed, shuffle):
+    pairs = index(["other"] * len(videos), videos)
+    args = pairs, select(pairs), rows, q
+    order = epoch_order(*args, seed=seed, epoch=0, shuffle=shuffle)
+    assert order.shape[1:] == (rows, q)
+    assert sorted(order[order >= 0].tolist()) == list(range(len(videos)))
+    for row in order.reshape(-1, q).tolist():
+        used = [p for p in row if p >= 0]
+        assert row == used + [-1] * (q - len(used))
+        assert len({videos[p] for p in used}) <= 1
+    # Only the end is incomplete, and no batch is empty.
+    filled = (order[..., 0] >= 0).reshape(-1)
+    assert filled[: filled.sum()].all() and (order[-1] >= 0).any()
+    assert (order == epoch_order(*args, seed=seed, epoch=0, shuffle=shuffle)).all()
+
+
+def test_epochs_and_seeds_differ_and_no_shuffle_keeps_the_order():
+    pairs = index(["other"] * 40)
+    orders = [
+        epoch_order(pairs, select(pairs), 4, seed=s, epoch=e).reshape(-1).tolist()
+        for s in (0, 1)
+        for e in (0, 1)
+    ]
+    assert len({tuple(o) for o in orders}) == 4
+    order = epoch_order(pairs, select(pairs), 4, seed=0, epoch=1, shuffle=False)
+    assert order.reshape(-1).tolist() == list(range(40))
+
+
+@given(
+    st.lists(st.sampled_from(KINDS), max_size=60),
+    st.tuples(st.integers(0, 5), st.integers(0, 5)).filter(any),
+    st.integers(0, 40),
+)
+def test_mixing_is_exact_to_one_pair_and_as_large_as_it_can_be(kinds, mixing, limit):
+    shares = np.array(mixing) / sum(mixing)
+    have = np.array([kinds.count("localized"), kinds.count("comprehensive")])
+    total = min([limit or len(kinds), *(have[shares > 0] / shares[shares > 0])])
+    try:
+        chosen = select(index(kinds), mixing, limit)
+    except InputError:
+        assert (total * shares < 1).all()
+        return
+    assert len(set(chosen.tolist())) == len(chosen) <= (limit or len(kinds))
+    got = np.array([sum(kinds[i] == k for i in chosen) for k in KINDS[:2]])
+    assert got.sum() == len(chosen)
+    assert (np.abs(got - total * shares) < 1).all()
+    for kind, count in zip(KINDS[:2], got, strict=True):
+        first = [i for i, k in enumerate(kinds) if k == kind][:count]
+        assert [i for i in chosen if kinds[i] == kind] == first
+
+
+def test_limit_takes_the_first_and_nothing_left_is_an_error():
+    pairs = index(["other", "localized", "other"])
+    assert select(pairs, limit=2).tolist() == [0, 1]
+    assert select(pairs, limit=9).tolist() == [0, 1, 2]
+    with pytest.raises(InputError, match="no pair is left of 1 localized, 0 comprehensive"):
+        select(pairs, (1, 1))

@@ -1,0 +1,69 @@
+"""Which pairs are used and in which order they come: pure functions of what the index says."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from tpo_jax.data.records import PairRecord
+from tpo_jax.errors import InputError
+
+
+def select(
+    index: Sequence[PairRecord], mixing: tuple[float, float] | None = None, limit: int = 0
+) -> np.ndarray:
+    """Positions of the pairs that are used, int64, ascending; the same in every epoch.
+
+    Args:
+        index: all pairs, frames are not needed.
+        mixing: shares of localized and of comprehensive pairs; as many as there are in these
+            shares, the first of each kind, none repeated. None: all kinds as they are.
+        limit: at most so many pairs, the first ones; 0: all.
+
+    Raises:
+        InputError: no pair is left.
+    """
+    limit = limit or len(index)
+    if mixing is None:
+        return np.arange(min(limit, len(index)))
+    shares = dict(zip(("localized", "comprehensive"), np.array(mixing) / sum(mixing), strict=True))
+    of_kind = {k: [i for i, pair in enumerate(index) if pair.kind == k] for k in shares}
+    total = min([limit, *(len(of_kind[kind]) / share for kind, share in shares.items() if share)])
+    # The small term: a share such as 0.3 of 10 must not become 2.
+    used = [of_kind[kind][: int(total * share + 1e-6)] for kind, share in shares.items()]
+    if not (chosen := sorted(sum(used, []))):
+        counts = ", ".join(f"{len(positions)} {kind}" for kind, positions in of_kind.items())
+        raise InputError(f"data.mixing={mixing}: no pair is left of {counts}")
+    return np.array(chosen, np.int64)
+
+
+def epoch_order(
+    index: Sequence[PairRecord],
+    pairs: np.ndarray,
+    rows_per_batch: int,
+    pairs_per_row: int = 1,
+    *,
+    seed: int,
+    epoch: int,
+    shuffle: bool = True,
+) -> np.ndarray:
+    """The pairs of an epoch, every one once: int64 `[batches, B, Q]` positions, -1: none.
+
+    Pairs of one video fill rows of `Q`; its last row and the last batch may stay incomplete.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    pairs = rng.permutation(pairs) if shuffle else pairs
+    q = pairs_per_row
+    if q == 1:
+        rows = [[position] for position in pairs.tolist()]
+    else:
+        videos: dict[str, list[int]] = defaultdict(list)
+        for position in pairs.tolist():
+            videos[index[position].video_id].append(position)
+        rows = [same[i : i + q] for same in videos.values() for i in range(0, len(same), q)]
+        rows = [rows[i] for i in rng.permutation(len(rows))] if shuffle else rows
+    batches = -(-len(rows) // rows_per_batch)
+    order = np.full((batches * rows_per_batch, q), -1, np.int64)
+    for i, row in enumerate(rows):
+        order[i, : len(row)] = row
+    return order.reshape(batches, rows_per_batch, q)
