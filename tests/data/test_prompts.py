@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -9,17 +7,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tpo_jax.data import prompts
 from tpo_jax.errors import InputError
 
-QWEN = Path(__file__).parents[3] / "shared" / "qwen2_tokenizer"
 VISUAL = -200
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
 TIMES = prompts.time_opening("inline", [0.0, 1.534, 96.4], 98.0)
 
 
 @pytest.fixture(scope="module")
-def qwen():
-    if not QWEN.is_dir():
-        pytest.skip(f"the Qwen2 tokenizer is not at {QWEN}")
-    return prompts.load_tokenizer(QWEN)
+def qwen(qwen2_tokenizer):
+    return prompts.load_tokenizer(qwen2_tokenizer)
 
 
 def tiny_tokenizer(specials=(prompts.IM_START, prompts.IM_END)) -> Tokenizer:

@@ -47,12 +47,14 @@ class PairRecord:
     provenance: Provenance = Provenance()
 
     def to_bytes(self) -> bytes:
-        """Serialises as a `tf.train.Example` of `features()`."""
+        """A `tf.train.Example` of `features()`; equal records are equal bytes."""
         example = dataclasses.asdict(self)
         example["frames"] = list(self.frames)
         example["timestamps"] = np.asarray(self.timestamps, np.float64)
         example["segment"] = np.asarray(self.segment or (), np.float64)
-        return features().serialize_example(example)
+        message = _serializer().get_tf_example(features().encode_example(example))
+        # TFDS' own `serialize_example` leaves the order of the fields to chance.
+        return message.SerializeToString(deterministic=True)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "PairRecord":
@@ -96,3 +98,10 @@ def features():
             "provenance": {f.name: text for f in dataclasses.fields(Provenance)},
         }
     )
+
+
+@functools.cache
+def _serializer():
+    from tensorflow_datasets.core import example_serializer
+
+    return example_serializer.ExampleSerializer(features().get_serialized_info())

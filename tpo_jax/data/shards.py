@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import grain
 import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from tpo_jax.data.records import PairRecord, Provenance, features
@@ -121,8 +121,8 @@ class Shards:
         return [str(self.directory / shard["name"]) for shard in self.manifest["shards"]]
 
     @functools.cached_property
-    def _source(self) -> grain.sources.ArrayRecordDataSource:
-        return grain.sources.ArrayRecordDataSource(self._paths)
+    def _source(self) -> ArrayRecordDataSource:
+        return ArrayRecordDataSource(self._paths)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("directory", "manifest", "index")}
@@ -165,7 +165,7 @@ def _check_shard(path: Path, count: int, size: int) -> None:
     if (actual := path.stat().st_size) != size:
         raise InputError(f"{path}: is cut off or changed, {actual} bytes instead of {size}")
     try:
-        found = len(grain.sources.ArrayRecordDataSource([str(path)]))
+        found = len(ArrayRecordDataSource([str(path)]))
     except RuntimeError as error:
         raise InputError(f"{path}: not an ArrayRecord file; run prepare again") from error
     if found != count:

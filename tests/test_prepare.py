@@ -1,0 +1,72 @@
+"""The command as a user types it, on real clips."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tpo_jax.data.shards import open_shards
+
+ROOT = Path(__file__).resolve().parents[1]
+CLIPS = ["dc_demo.mp4", "jobs.mp4", "short_clip.mp4"]
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "tpo_jax.prepare", "--workers=1", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    lines = [
+        {"video": v, "prompt": "<video>\nWhat is it?", "chosen": "A clip.", "rejected": "A song."}
+        for v in CLIPS
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_real_clips_with_a_bad_pair(pairs, shared_media, tmp_path):
+    with pairs.open("a") as file:
+        file.write('{"video": "jobs.mp4", "prompt": "Who?", "chosen": "", "rejected": "a"}\n')
+    flags = [f"--pairs={pairs}", f"--videos={shared_media}", "--num_frames=2"]
+    result = run(*flags, f"--output={tmp_path / 'out'}")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == (
+        f"{tmp_path / 'out'}: 3 pairs (3 other) of 3 videos, 1 shards; 1 pairs rejected, "
+        "see rejected.jsonl\n"
+    )
+    assert [r.frames[0] for r in open_shards(tmp_path / "out")] == [
+        (shared_media / name).read_bytes() for name in CLIPS
+    ]
+    rejected = json.loads((tmp_path / "out" / "rejected.jsonl").read_text())
+    assert (rejected["where"], rejected["reason"]) == ("pairs.jsonl:4", "chosen is empty")
+
+    result = run(*flags, f"--output={tmp_path / 'strict'}", "--strict")
+    assert result.returncode == 2 and not result.stdout
+    assert result.stderr.splitlines() == ["error: pairs.jsonl:4: chosen is empty"]
+    assert not list(tmp_path.glob("strict*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--videos=nowhere"], "--videos=nowhere: no such folder"),
+        (["--videos=.", "--num_frames=0"], "num_frames"),
+        (["--videos=.", "--sampling=often"], "sampling"),
+    ],
+)
+def test_wrong_flags_are_named(pairs, tmp_path, flags, reason):
+    result = run(f"--pairs={pairs}", f"--output={tmp_path / 'out'}", *flags)
+    assert result.returncode == 2 and not result.stdout
+    assert reason in result.stderr and "Traceback" not in result.stderr
+    assert not list(tmp_path.glob("out*"))

@@ -1,0 +1,282 @@
+"""Pairs and videos to a shard directory: check every video, then write every shard, then rename.
+
+Work happens in `<output>.partial`: a journal of checked videos and finished shards, each beside a
+note of what it was made of. A second run continues there and redoes what a changed input touches.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+import tpo_jax
+from tpo_jax.data import sampling, shards, video
+from tpo_jax.data.pairs import Pair, Rejection, read_pairs
+from tpo_jax.data.records import PairRecord
+from tpo_jax.errors import InputError
+
+PAIRS_PER_SHARD = 64
+REJECTED, JOURNAL = "rejected.jsonl", "checked.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What of a video goes into a record: the rule and number of frames, and their encoding."""
+
+    sampling: str = "uniform"
+    num_frames: int = 32
+    frames: str = "clip"  # the video file's bytes, or 'png' or 'jpeg' of the sampled frames
+
+
+def prepare(
+    pairs_file: str | Path,
+    videos: str | Path,
+    output: str | Path,
+    settings: Settings,
+    *,
+    num_shards: int = 0,
+    workers: int = 1,
+    strict: bool = False,
+) -> dict[str, Any]:
+    """Writes the directory `output` and returns its manifest; an unfinished run is continued.
+
+    Args:
+        pairs_file: a list for `read_pairs`.
+        videos: the folder that `video` fields are relative to.
+        output: must not exist, be empty, or be the result of the same inputs.
+        settings: what of a video goes into a record.
+        num_shards: 0: one for every 64 pairs.
+        workers: processes; 1: only this one.
+        strict: stop at the first bad pair instead of listing it in `rejected.jsonl`.
+
+    Raises:
+        InputError: nothing can be made of the inputs, or a pair is bad and `strict` is set.
+    """
+    root, output = Path(videos), Path(output)
+    if not root.is_dir():
+        raise InputError(f"--videos={root}: no such folder")
+    pairs, rejections = read_pairs(pairs_file)
+    identities = {pair.video: _identity(root / pair.video) for pair in pairs}
+    inputs = _hash([dataclasses.asdict(settings), num_shards, pairs, rejections, identities])
+    if (done := _finished(output, inputs)) is not None:
+        return done
+    if strict and rejections:
+        raise InputError(f"{rejections[0].where}: {rejections[0].reason}")
+    partial = output.with_name(output.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    checks: dict[str, dict] = {}
+    for name, check in _check_videos(root, partial / JOURNAL, identities, settings, workers):
+        checks[name] = check
+        if strict and "error" in check:
+            break
+    good: list[Pair] = []
+    for pair in pairs:
+        if pair.video in checks and (reason := _complaint(pair, checks[pair.video])):
+            rejections.append(Rejection(pair.where, reason, dataclasses.asdict(pair)))
+        else:
+            good.append(pair)
+    if rejections and (strict or not good):
+        shutil.rmtree(partial)
+        some = "" if strict else f"none of the {len(rejections)} pairs can be used, the first: "
+        raise InputError(f"{some}{rejections[0].where}: {rejections[0].reason}")
+    count = min(num_shards or -(-len(good) // PAIRS_PER_SHARD), len(good))
+    names = shards.shard_names(count)
+    blocks = [[good[i] for i in block] for block in np.array_split(np.arange(len(good)), count)]
+    jobs = [
+        (partial / name, root, settings, [(p, checks[p.video], identities[p.video]) for p in block])
+        for name, block in zip(names, blocks, strict=True)
+    ]
+    with tqdm(total=len(good), desc="pairs", unit="pair", disable=None) as bar:
+        for note in _run(_write_shard, jobs, workers):
+            bar.update(note["shard"]["pairs"])
+    notes = [json.loads(_note(partial / name).read_text()) for name in names]
+    manifest = {
+        "pairs": len(good),
+        "videos": len({pair.video_id for pair in good}),
+        "rejected": len(rejections),
+        "kinds": dict(sorted(Counter(pair.kind for pair in good).items())),
+        "sampling": {"rule": settings.sampling, "num_frames": settings.num_frames},
+        "frames": settings.frames,
+        "shards": [note["shard"] for note in notes],
+        "inputs": inputs,
+        "versions": {
+            "tpo_jax": tpo_jax.__version__,
+            "opencv": cv2.__version__,
+            **{n: importlib.metadata.version(n) for n in ("array_record", "tensorflow_datasets")},
+        },
+    }
+    for path in partial.iterdir():
+        if path.name not in names:
+            path.unlink()
+    if rejections:
+        lines = [json.dumps(dataclasses.asdict(r), default=str) + "\n" for r in rejections]
+        (partial / REJECTED).write_text("".join(lines), encoding="utf-8")
+    shards.write_metadata(partial, (entry for note in notes for entry in note["index"]), manifest)
+    os.replace(partial, output)
+    return manifest
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=dataclasses.asdict)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _identity(path: Path) -> str:
+    """Changes whenever the video does, without reading it."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    stats = [(file.name, file.stat()) for file in files if file.exists()]
+    return _hash([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+
+
+def _finished(output: Path, inputs: str) -> dict[str, Any] | None:
+    """The manifest if `output` is already made of these inputs, None if it is free to write."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    advice = "remove it or name another --output"
+    if not (output / shards.MANIFEST).is_file():
+        raise InputError(f"{output}: exists and holds no {shards.MANIFEST}; {advice}")
+    manifest = shards.open_shards(output).manifest
+    if manifest.get("inputs") != inputs:
+        raise InputError(f"{output}: was made of other pairs, videos or flags; {advice}")
+    return manifest
+
+
+def _run(function: Callable, jobs: list[tuple], workers: int) -> Iterator[Any]:
+    """Results as they come; in this process if there is nothing to share out."""
+    if min(workers, len(jobs)) <= 1:
+        yield from (function(*job) for job in jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context)
+    try:
+        futures: list[Future] = [pool.submit(function, *job) for job in jobs]
+        yield from (future.result() for future in as_completed(futures))
+    except BrokenProcessPool as error:
+        advice = "run again to continue, with fewer --workers if memory was short"
+        raise InputError(f"a worker process died; {advice}") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _check_videos(
+    root: Path, journal: Path, identities: dict[str, str], settings: Settings, workers: int
+) -> Iterator[tuple[str, dict]]:
+    """(video, `timestamps`, `duration` and `fps`, or `error`); what worked is not redone."""
+    known = _read_journal(journal)
+    keys = {
+        name: _hash([name, identity, dataclasses.asdict(settings)])
+        for name, identity in identities.items()
+    }
+    with (
+        journal.open("a", encoding="utf-8") as file,
+        tqdm(total=len(keys), desc="videos", unit="video", disable=None) as bar,
+    ):
+        done = [(name, known[key]) for name, key in keys.items() if key in known]
+        bar.update(len(done))
+        yield from done
+        jobs = [(name, root / name, settings) for name, key in keys.items() if key not in known]
+        for name, check in _run(_check_video, jobs, workers):
+            bar.update()
+            if "error" not in check:
+                file.write(json.dumps([keys[name], check]) + "\n")
+                file.flush()
+            yield name, check
+
+
+def _read_journal(path: Path) -> dict[str, dict]:
+    known = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                key, check = json.loads(line)
+            except ValueError:  # the line that an interrupt cut
+                continue
+            known[key] = check
+    return known
+
+
+def _check_video(name: str, path: Path, settings: Settings) -> tuple[str, dict]:
+    """Really decodes the frames that training would, so that no bad video is found out later."""
+    if path.is_dir() and settings.frames == "clip":
+        return name, {"error": f"{name}: a folder of frames needs --frames=png or --frames=jpeg"}
+    try:
+        clip = sampling.read_frames(path, settings.sampling, settings.num_frames)
+        fps = sampling.DIRECTORY_FPS if path.is_dir() else video.probe(path).fps
+    except (video.VideoError, OSError) as error:
+        return name, {"error": f"{name}: {getattr(error, 'reason', error)}"}
+    return name, {"timestamps": clip[1].tolist(), "duration": float(clip[2]), "fps": fps}
+
+
+def _complaint(pair: Pair, check: dict) -> str | None:
+    if "error" in check:
+        return check["error"]
+    if pair.segment and pair.segment[0] >= check["duration"]:
+        return f"segment starts at {pair.segment[0]} s of a video of {check['duration']:.2f} s"
+    return None
+
+
+def _note(shard: Path) -> Path:
+    return shard.with_name(shard.name + ".json")
+
+
+def _write_shard(
+    path: Path, root: Path, settings: Settings, items: list[tuple[Pair, dict, str]]
+) -> dict:
+    """One shard and the note of what it was made of; nothing if they are there already."""
+    made_of = _hash([dataclasses.asdict(settings), items])
+    if path.exists() and _note(path).exists():
+        note = json.loads(_note(path).read_text())
+        if note["made_of"] == made_of and note["shard"]["bytes"] == path.stat().st_size:
+            return note
+    index = []
+
+    def records() -> Iterator[PairRecord]:
+        read: tuple[str, tuple[bytes, ...]] = ("", ())
+        for pair, check, identity in items:
+            source = root / pair.video
+            if _identity(source) != identity:
+                raise InputError(f"{source}: changed while it was read; run again")
+            if read[0] != pair.video:
+                read = pair.video, _payload(source, settings)
+            record = PairRecord(
+                id=pair.id,
+                video_id=pair.video_id,
+                kind=pair.kind,
+                question=pair.question,
+                chosen=pair.chosen,
+                rejected=pair.rejected,
+                frame_encoding=settings.frames,
+                frames=read[1],
+                timestamps=tuple(check["timestamps"]),
+                duration=check["duration"],
+                fps=check["fps"],
+                segment=pair.segment,
+                provenance=pair.provenance,
+            )
+            index.append(shards.index_entry(record))
+            yield record
+
+    note = {"made_of": made_of, "shard": shards.write_shard(path, records()), "index": index}
+    shards.write_json(_note(path), note)
+    return note
+
+
+def _payload(path: Path, settings: Settings) -> tuple[bytes, ...]:
+    if settings.frames == "clip":
+        return (path.read_bytes(),)
+    frames = sampling.read_frames(path, settings.sampling, settings.num_frames)[0]
+    images = (cv2.imencode(f".{settings.frames}", frame[..., ::-1]) for frame in frames)
+    return tuple(image.tobytes() for _, image in images)
