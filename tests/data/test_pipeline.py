@@ -1,0 +1,223 @@
+import dataclasses
+import json
+
+import cv2
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from tpo_jax.data import images, preparation, prompts, sampling
+from tpo_jax.data.pipeline import DataConfig, Pipeline
+from tpo_jax.errors import InputError
+from tpo_jax.models.config import PRESETS, preset, visual_tokens
+
+MODEL = preset("tiny_llava_video")
+FRAMES = 4
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i + 1 for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens([prompts.IM_START, prompts.IM_END])
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Seven pairs over three videos, all different."""
+    root = tmp_path_factory.mktemp("world")
+    rng = np.random.default_rng(0)
+    for v in range(3):
+        code = cv2.VideoWriter_fourcc(*"mp4v")
+        writer = cv2.VideoWriter(str(root / f"{v}.mp4"), code, 8.0, (64, 48))
+        for _ in range(10 + v):
+            tiles = rng.integers(0, 256, (3, 4, 3), np.uint8)
+            writer.write(np.kron(tiles, np.ones((16, 16, 1), np.uint8)))
+        writer.release()
+    kinds = ["localized", "comprehensive", "localized", "other", "localized", "localized", "other"]
+    records = [
+        {
+            "video": f"{i % 3}.mp4",
+            "prompt": f"Who is {i}?",
+            "chosen": f"It is {'so ' * i}good.",
+            "rejected": f"No {i}.",
+            "kind": kind,
+        }
+        for i, kind in enumerate(kinds)
+    ]
+    (root / "pairs.json").write_text(json.dumps(records))
+    for encoding in ("clip", "png"):
+        settings = preparation.Settings("uniform", FRAMES, encoding)
+        preparation.prepare(root / "pairs.json", root, root / encoding, settings, num_shards=2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(world):
+    return DataConfig(str(world / "clip"), FRAMES, batch_size=2, num_epochs=2, prefix_multiple=16)
+
+
+def make(config, tokenizer, *, model=MODEL, host=(0, 1), **changes):
+    return Pipeline(dataclasses.replace(config, **changes), model, tokenizer, *host)
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all((a[k] == b[k]).all() for k in a)
+
+
+def test_batches_keep_the_contract(config, tokenizer):
+    pipeline = make(config, tokenizer)
+    b, f, s, p, r = 2, FRAMES, 32, pipeline.max_prefix, pipeline.max_response
+    assert p % 16 == 0 and r % 16 == 0
+    batches = list(pipeline)
+    assert len(batches) == len(pipeline) == 2 * pipeline.batches_per_epoch == 8
+    for batch in batches:
+        shapes = {key: (value.dtype.name, value.shape) for key, value in batch.items()}
+        assert shapes == {
+            "frames": ("uint8", (b, f, s, s, 3)),
+            "prefix_ids": ("int32", (b, p)),
+            "prefix_mask": ("bool", (b, p)),
+            "visual_index": ("int32", (b, p)),
+            **{f"{n}_ids": ("int32", (b, 1, 2, r)) for n in ("input", "target")},
+            **{f"{n}_mask": ("bool", (b, 1, 2, r)) for n in ("input", "target")},
+            "pair_index": ("int32", (b, 1)),
+        }
+
+
+@pytest.mark.parametrize("encoding", ["clip", "png"])
+def test_rows_are_the_video_and_its_texts(config, world, tokenizer, encoding):
+    pipeline = make(config, tokenizer, shards=str(world / encoding), time_instruction="inline")
+    seen = set()
+    for batch in list(pipeline)[: pipeline.batches_per_epoch]:
+        for row in range(2):
+            if (i := int(batch["pair_index"][row, 0])) < 0:
+                continue
+            seen.add(i)
+            clip, times, duration = sampling.read_frames(world / f"{i % 3}.mp4", "uniform", FRAMES)
+            assert (batch["frames"][row] == images.preprocess(clip, MODEL.tower)).all()
+            texts = prompts.build_row(
+                tokenizer,
+                [f"Who is {i}?"],
+                [(f"It is {'so ' * i}good.", f"No {i}.")],
+                visual_tokens(MODEL, FRAMES),
+                opening=prompts.time_opening("inline", times, duration),
+                max_prefix=pipeline.max_prefix,
+                max_response=pipeline.max_response,
+            )
+            assert all((batch[k][row] == v).all() for k, v in texts._asdict().items())
+    assert seen == set(range(7))
+
+
+def test_what_is_missing_has_no_target(config, tokenizer):
+    pipeline = make(config, tokenizer, batch_size=4, pairs_per_row=2)
+    for batch in pipeline:
+        none = batch["pair_index"] < 0
+        assert (batch["target_mask"].any((2, 3)) == ~none).all()
+        assert batch["prefix_mask"].any(1).all()
+    assert none.any()
+
+
+@pytest.mark.parametrize("q", [1, 2])
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_every_pair_once_an_epoch_in_parts_of_the_global_batch(config, tokenizer, q, hosts):
+    changes = {"batch_size": 2 * q, "pairs_per_row": q}
+    whole = make(config, tokenizer, **changes)
+    parts = [make(config, tokenizer, host=(h, hosts), **changes) for h in range(hosts)]
+    seen = []
+    for k in range(whole.batches_per_epoch):
+        batches = [part[k] for part in parts]
+        joined = {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
+        assert equal(joined, whole[k])
+        seen += joined["pair_index"][joined["pair_index"] >= 0].tolist()
+    assert sorted(seen) == list(range(7))
+
+
+def test_rows_of_several_pairs_spell_the_same_sequences(config, tokenizer):
+    def sequences(pipeline):
+        found = {}
+        for k in range(pipeline.batches_per_epoch):
+            batch = pipeline[k]
+            for row, q in zip(*np.nonzero(batch["pair_index"] >= 0), strict=True):
+                visual = batch["visual_index"][row]
+                prefix = np.where(visual >= 0, -2 - visual, batch["prefix_ids"][row])
+                prefix = prefix[batch["prefix_mask"][row]].tolist()
+                for a in (0, 1):
+                    inputs = batch["input_ids"][row, q, a][batch["input_mask"][row, q, a]]
+                    found[int(batch["pair_index"][row, q]), a] = prefix + inputs.tolist()
+        return found
+
+    several = make(config, tokenizer, batch_size=4, pairs_per_row=2)
+    assert sequences(several) == sequences(make(config, tokenizer))
+
+
+def test_workers_and_resuming_change_nothing(config, tokenizer):
+    whole = list(make(config, tokenizer))
+    iterator = iter(make(config, tokenizer, workers=1))
+    assert all(equal(next(iterator), batch) for batch in whole[:3])
+    state = json.loads(json.dumps(iterator.get_state()))
+    iterator.close()
+    # On with two hosts, one of them with other workers.
+    halves = []
+    for host, workers in ((0, 2), (1, 0)):
+        iterator = iter(make(config, tokenizer, host=(host, 2), workers=workers))
+        iterator.set_state(state)
+        halves.append(list(iterator))
+        assert iterator.get_state() == {"next_batch": len(whole)}
+        iterator.close()
+    joined = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*halves, strict=True)]
+    assert len(joined) == len(whole) - 3
+    assert all(map(equal, joined, whole[3:]))
+
+
+def test_seed_epoch_and_mixing_decide_the_pairs(config, tokenizer):
+    def pairs(**changes):
+        pipeline = make(config, tokenizer, **changes)
+        return pipeline.order(0).tolist(), pipeline.order(1).tolist()
+
+    assert pairs() == pairs()
+    assert len({str(o) for seed in (0, 1) for o in pairs(seed=seed)}) == 4
+    assert sorted(np.ravel(pairs(mixing=(1, 1))[0])) == [0, 1]
+    assert sorted(np.ravel(pairs(limit=4)[0])) == [0, 1, 2, 3]
+
+
+def test_supervised_training_has_the_chosen_answer_only(config, tokenizer):
+    both, one = make(config, tokenizer)[0], make(config, tokenizer, answers=1)[0]
+    width = one["input_ids"].shape[-1]
+    assert one["input_ids"].shape[2] == 1
+    assert (one["target_ids"] == both["target_ids"][:, :, :1, :width]).all()
+
+
+def test_missing_frames_leave_their_tokens_out(config, tokenizer):
+    model = dataclasses.replace(PRESETS["tiny_llava_video"], newline="one_token")
+    batch = make(config, tokenizer, model=model, num_frames=9, sampling="fps")[0]
+    # One frame a second of a clip of 10 frames at 8 frames a second: two of nine.
+    assert not batch["frames"][:, 2:].any() and batch["frames"][:, :2].any((2, 3, 4)).all()
+    for visual in batch["visual_index"]:
+        assert visual[visual >= 0].tolist() == [0, 1, 9]
+
+
+def test_pairs_that_do_not_fit_are_named_before_training(config, world, tokenizer):
+    with pytest.raises(InputError, match=r"pair '\d' .*; [0-3] frames would fit instead of 4"):
+        make(config, tokenizer, max_prefix=make(config, tokenizer, num_frames=1).max_prefix - 30)
+    with pytest.raises(InputError, match=r"more than the 5 of max_response"):
+        make(config, tokenizer, max_response=5)
+    short = dataclasses.replace(MODEL, max_length=150)
+    with pytest.raises(InputError, match=r"exceed the model's context of 150; \d+ frames fit"):
+        make(config, tokenizer, model=short, num_frames=40)
+    with pytest.raises(InputError, match=r"manifest.json: holds 4 frames by uniform, not 8"):
+        make(config, tokenizer, shards=str(world / "png"), num_frames=8)
+    with pytest.raises(InputError, match=r"manifest.json: no such file"):
+        make(config, tokenizer, shards=str(world / "nowhere"))
+    with pytest.raises(InputError, match=r"2 rows of a batch cannot be shared by 3 hosts"):
+        make(config, tokenizer, host=(0, 3))
+    with pytest.raises(InputError, match=r"answers=3 must be 1 or 2"):
+        DataConfig("shards", answers=3)
+
+
+def test_the_context_bounds_what_is_rounded_up(config, tokenizer):
+    free = make(config, tokenizer, prefix_multiple=1, response_multiple=1)
+    tight = dataclasses.replace(MODEL, max_length=free.max_prefix + free.max_response)
+    fitted = make(config, tokenizer, model=tight, prefix_multiple=512, response_multiple=1)
+    assert (fitted.max_prefix, fitted.max_response) == (free.max_prefix, free.max_response)

@@ -1,0 +1,304 @@
+"""Shards to batches: which pairs a batch holds, and what becomes of them.
+
+Batch `k` is a pure function of the config and `k`, so the state of an iterator is `k` alone: it is
+the same on every host, and a run may go on with other hosts and workers than it began with. Grain
+only carries batches over from worker processes ahead of time.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+from tokenizers import Tokenizer
+
+from tpo_jax.data import images, prompts, sampling
+from tpo_jax.data.order import epoch_order, select
+from tpo_jax.data.records import PairRecord
+from tpo_jax.data.shards import MANIFEST, Shards, open_shards
+from tpo_jax.data.video import VideoError
+from tpo_jax.errors import InputError
+from tpo_jax.models.config import ModelConfig, visual_tokens
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is read, in which order, and the static shapes of a batch."""
+
+    shards: str  # a directory that `prepare` made
+    num_frames: int = 32  # F
+    batch_size: int = 64  # pairs of all hosts, B * Q
+    pairs_per_row: int = 1  # Q: pairs of one video that share its row
+    answers: int = 2  # A: 2, or 1 for the chosen answer only
+    sampling: str = "uniform"
+    time_instruction: str = "none"
+    seed: int = 0
+    shuffle: bool = True
+    num_epochs: int = 1  # 0: without end
+    mixing: tuple[float, float] | None = None  # shares of localized and comprehensive pairs
+    limit: int = 0  # pairs used; 0: all
+    max_prefix: int = 0  # P; 0: what the longest pair needs, rounded up
+    max_response: int = 0  # R; 0: likewise
+    prefix_multiple: int = 128
+    response_multiple: int = 16
+    workers: int = 0  # decoding processes; 0: threads of this one
+
+    def __post_init__(self):
+        for name in ("num_frames", "batch_size", "pairs_per_row"):
+            if getattr(self, name) < 1:
+                raise InputError(f"data.{name}={getattr(self, name)} must be at least 1")
+        for name in ("num_epochs", "limit", "max_prefix", "max_response", "workers"):
+            if getattr(self, name) < 0:
+                raise InputError(f"data.{name}={getattr(self, name)} must not be negative")
+        if self.answers not in (1, 2):
+            raise InputError(f"data.answers={self.answers} must be 1 or 2")
+        if self.batch_size % self.pairs_per_row:
+            raise InputError(
+                f"batch_size={self.batch_size} is no multiple of pairs_per_row={self.pairs_per_row}"
+            )
+        if self.mixing is not None and (min(self.mixing) < 0 or sum(self.mixing) <= 0):
+            raise InputError(f"data.mixing={self.mixing} must be two shares, one of them above 0")
+
+
+class Pipeline:
+    """The batches of this host, `pipeline[k]` or, decoded ahead, `iter(pipeline)`.
+
+    Every batch holds `batch_size / process_count` pairs of the global batch: host `i` the `i`-th
+    contiguous part of its rows. A batch at the end of an epoch that no pairs are left for has rows
+    with `pair_index` -1 and no target.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        model: ModelConfig,
+        tokenizer: Tokenizer,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        """Opens the shards, and measures the texts where P or R is not given.
+
+        Raises:
+            InputError: the shards are damaged or hold too few pairs, a row is longer than P, R or
+                the model's context, or the batch cannot be shared out among the hosts.
+        """
+        self.config, self.model, self.tokenizer = config, model, tokenizer
+        self.shards = open_shards(config.shards)
+        _check_stored_frames(self.shards, config)
+        self.pairs = select(self.shards.index, config.mixing, config.limit)
+        rows = config.batch_size // config.pairs_per_row
+        if rows % process_count:
+            raise InputError(f"{rows} rows of a batch cannot be shared by {process_count} hosts")
+        self._local = slice(
+            process_index * rows // process_count, (process_index + 1) * rows // process_count
+        )
+        self._cached: tuple[int, np.ndarray] = (0, self.order(0))
+        self.batches_per_epoch = len(self._cached[1])
+        self.max_prefix, self.max_response = self._measure()
+
+    def __len__(self) -> int:
+        """Batches of the run; 2**40 where it has no end."""
+        return self.batches_per_epoch * self.config.num_epochs or 2**40
+
+    def __iter__(self) -> "BatchIterator":
+        return BatchIterator(self)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Positions of the pairs of an epoch: int64 `[batches, B, Q]` of all hosts, -1: none."""
+        config = self.config
+        return epoch_order(
+            self.shards.index,
+            self.pairs,
+            config.batch_size // config.pairs_per_row,
+            config.pairs_per_row,
+            seed=config.seed,
+            epoch=epoch,
+            shuffle=config.shuffle,
+        )
+
+    def __getitem__(self, k: int) -> Batch:
+        """This host's part of batch `k`; keys, dtypes and shapes of `docs/architecture.md`."""
+        if not 0 <= k < len(self):
+            raise IndexError(f"batch {k} of {len(self)}")
+        epoch, step = divmod(k, self.batches_per_epoch)
+        cached = self._cached  # read once: threads of two epochs may be here
+        if cached[0] != epoch:
+            cached = self._cached = (epoch, self.order(epoch))
+        rows = [self._row(positions) for positions in cached[1][step, self._local]]
+        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+    def _row(self, positions: np.ndarray) -> Batch:
+        """One row of a batch, without `B`."""
+        config, side = self.config, self.model.tower.image_size
+        frames = np.zeros((config.num_frames, side, side, 3), np.uint8)
+        if not (used := positions[positions >= 0].tolist()):
+            return {"frames": frames, **self._empty_texts(), "pair_index": _int32(positions)}
+        record = self.shards[used[0]]
+        clip, timestamps, duration = self._read_frames(record)
+        frames[: len(clip)] = images.preprocess(clip, self.model.tower)
+        pairs = [self.shards.index[position] for position in used]
+        texts = self._texts(pairs, timestamps, duration, self.max_prefix, self.max_response)
+        # A newline token behind the whole video comes after the frames that are not there, too.
+        missing = config.num_frames - len(clip)
+        last = texts.visual_index >= len(clip) * self.model.tokens_per_frame
+        texts.visual_index[last] += missing * self.model.tokens_per_frame
+        row: Batch = {"frames": frames, **texts._asdict(), "pair_index": _int32(positions)}
+        absent = config.pairs_per_row - len(used)
+        for name in ("input_ids", "input_mask", "target_ids", "target_mask"):
+            row[name] = np.pad(row[name], ((0, absent), (0, 0), (0, 0)))
+        return row
+
+    def _read_frames(self, record: PairRecord) -> tuple[np.ndarray, Sequence[float], float]:
+        if record.frame_encoding != "clip":
+            clip = np.stack([_decode_image(frame) for frame in record.frames])
+            return clip, record.timestamps, record.duration
+        try:
+            source, config = record.frames[0], self.config
+            clip, times, duration = sampling.read_frames(source, config.sampling, config.num_frames)
+        except VideoError as error:
+            name = f"{self.shards.directory}: pair {record.id!r} ({record.video_id})"
+            raise InputError(f"{name}: {error.reason}; run prepare again") from error
+        return clip, times.tolist(), duration
+
+    def _texts(
+        self,
+        pairs: Sequence[PairRecord],
+        timestamps: Sequence[float],
+        duration: float,
+        max_prefix: int,
+        max_response: int,
+    ) -> prompts.Row:
+        config, frames = self.config, len(timestamps)
+        try:
+            return prompts.build_row(
+                self.tokenizer,
+                [pair.question for pair in pairs],
+                [(pair.chosen, pair.rejected)[: config.answers] for pair in pairs],
+                visual_tokens(self.model, frames),
+                opening=prompts.time_opening(config.time_instruction, timestamps, duration),
+                cut="answer" if config.pairs_per_row == 1 else "video",
+                num_frames=frames,
+                max_prefix=max_prefix,
+                max_response=max_response,
+            )
+        except InputError as error:
+            pair = f"{self.shards.directory}: pair {pairs[0].id!r} ({pairs[0].video_id})"
+            raise InputError(f"{pair}: {error}") from error
+
+    def _empty_texts(self) -> Batch:
+        """No pair: one padding token to look at, so that no softmax is over nothing."""
+        config, p = self.config, self.max_prefix
+        shape = (config.pairs_per_row, config.answers, self.max_response)
+        ids, mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
+        none = np.full(p, -1, np.int32)
+        row = prompts.Row(np.zeros(p, np.int32), np.arange(p) == 0, none, ids, mask, ids, mask)
+        return row._asdict()
+
+    def _measure(self) -> tuple[int, int]:
+        """P and R, as given or as the longest pair needs, within the model's context."""
+        config, context = self.config, self.model.max_length
+        prefix, response = config.max_prefix, config.max_response
+        longest_prefix = longest_response = 0
+        for position in self.pairs:
+            pair = self.shards.index[position]
+            times = _timestamps(pair, self.shards.manifest["sampling"], config)
+            texts = self._texts([pair], times, pair.duration, prefix, response)
+            longest_prefix = max(longest_prefix, texts.prefix_ids.shape[-1])
+            longest_response = max(longest_response, texts.input_ids.shape[-1])
+        response = response or _round_up(longest_response, config.response_multiple)
+        if not prefix:
+            # Rounding up must not cross the model's context where the pairs themselves do not.
+            rounded = _round_up(longest_prefix, config.prefix_multiple)
+            prefix = min(rounded, max(longest_prefix, context - response))
+        if prefix + response > context:
+            visual = visual_tokens(self.model, config.num_frames)
+            fit = (context - response - prefix + visual) // self.model.tokens_per_frame
+            raise InputError(
+                f"{prefix} prefix tokens ({visual} of {config.num_frames} frames) and {response} "
+                f"response tokens exceed the model's context of {context}; {max(fit, 0)} frames fit"
+            )
+        return prefix, response
+
+
+class BatchIterator(Iterator[Batch]):
+    """The batches of a pipeline in order, decoded ahead; its state is that of every host."""
+
+    def __init__(self, pipeline: Pipeline):
+        self._pipeline = pipeline
+        self._next_batch = 0
+        self._batches: Any = None
+
+    def __next__(self) -> Batch:
+        if self._batches is None:
+            self._batches = self._start()
+        batch = next(self._batches)
+        self._next_batch += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """What `set_state` needs to go on with the batch that would come next."""
+        return {"next_batch": self._next_batch}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes on where an iterator of the same config stood, whatever its hosts and workers."""
+        self.close()
+        self._next_batch = state["next_batch"]
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def _start(self) -> grain.DatasetIterator:
+        workers = self._pipeline.config.workers
+        batches = grain.MapDataset.source(self._pipeline)[self._next_batch :]
+        # Batches are large: two are read ahead, not Grain's 500.
+        ahead = grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=2)
+        dataset = batches.to_iter_dataset(ahead)
+        if workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # Grain hands the flags on; a notebook parses none
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        return iter(dataset)
+
+
+def _check_stored_frames(shards: Shards, config: DataConfig) -> None:
+    """Stored images are what they are; a stored clip is good for any number of frames."""
+    manifest = shards.manifest
+    stored = manifest["sampling"]
+    wanted = {"rule": config.sampling, "num_frames": config.num_frames}
+    if manifest["frames"] != "clip" and stored != wanted:
+        raise InputError(
+            f"{shards.directory / MANIFEST}: holds {stored['num_frames']} frames by "
+            f"{stored['rule']}, not {config.num_frames} by {config.sampling}; run prepare again"
+        )
+
+
+def _decode_image(encoded: bytes) -> np.ndarray:
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise InputError("a stored frame is no image; run prepare again")
+    return image
+
+
+def _timestamps(pair: PairRecord, stored: dict, config: DataConfig) -> Sequence[float]:
+    """Of the frames that training will see; those of a clip with a varying rate are approximate."""
+    if stored == {"rule": config.sampling, "num_frames": config.num_frames}:
+        return pair.timestamps
+    length = max(1, round(pair.duration * pair.fps))
+    indices = sampling.sample(config.sampling, length, pair.fps, config.num_frames)
+    return (indices / pair.fps).tolist()
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _int32(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.int32)
