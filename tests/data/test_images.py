@@ -1,0 +1,95 @@
+"""Pixels are those of the Hugging Face processors' Pillow back ends, to the bit."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
+
+from tpo_jax.data.images import preprocess
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+sides = st.integers(1, 160)
+
+
+def tower(kind: str, size: int) -> SimpleNamespace:
+    return SimpleNamespace(kind=kind, image_size=size, mean=MEAN)
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Noise below a gradient and a hard edge, so that filters overshoot."""
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    noise[: height // 2] = np.linspace(0, 255, width, dtype=np.uint8)[:, None]
+    noise[:, : width // 3] = 255
+    return noise
+
+
+def processed(kind: str, size: int, image: np.ndarray) -> np.ndarray:
+    plain = {"do_rescale": False, "do_normalize": False, "resample": Image.Resampling.BICUBIC}
+    if kind == "clip":
+        shapes = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+        processor = CLIPImageProcessorPil(**shapes, **plain)
+    else:
+        processor = SiglipImageProcessorPil(size={"height": size, "width": size}, **plain)
+    # Left to itself it takes a height of 1 or 3 for channels.
+    batch = processor(image, input_data_format="channels_last", return_tensors="np")
+    pixels = batch["pixel_values"][0]
+    return pixels.transpose(1, 2, 0)
+
+
+@settings(max_examples=40)
+@given(kind=st.sampled_from(["clip", "siglip"]), height=sides, width=sides, size=st.integers(1, 96))
+@example(kind="clip", height=90, width=160, size=56)
+@example(kind="clip", height=56, width=56, size=56)
+@example(kind="siglip", height=1, width=160, size=64)
+def test_as_hugging_face_does(kind, height, width, size):
+    image = picture(height, width)
+    ours = preprocess(image[None], tower(kind, size))
+    assert ours.dtype == np.uint8
+    np.testing.assert_array_equal(ours[0], processed(kind, size, image))
+
+
+@pytest.mark.parametrize(("kind", "size"), [("clip", 336), ("siglip", 384)])
+def test_a_whole_frame_at_full_size(kind, size):
+    image = picture(720, 1280)
+    np.testing.assert_array_equal(
+        preprocess(image[None], tower(kind, size))[0], processed(kind, size, image)
+    )
+
+
+@given(height=sides, width=sides)
+@settings(max_examples=20)
+def test_padding_keeps_the_whole_picture(height, width):
+    """The picture in the middle of a square of the mean colour, and then as without padding."""
+    image = picture(height, width)
+    side = max(height, width)
+    square = np.empty((side, side, 3), np.uint8)
+    square[:] = (122, 116, 104)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = image
+    ours = preprocess(image[None], tower("clip", 32), pad=True)
+    np.testing.assert_array_equal(ours[0], processed("clip", 32, square))
+
+
+def test_frames_do_not_know_each_other():
+    frames = np.stack([picture(40, 60, seed) for seed in range(3)])
+    together = preprocess(frames, tower("clip", 28))
+    for frame, expected in zip(frames, together, strict=True):
+        np.testing.assert_array_equal(preprocess(frame[None], tower("clip", 28))[0], expected)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [np.zeros((4, 4, 3), np.uint8), np.zeros((1, 4, 4, 3)), np.zeros((1, 4, 4, 1), np.uint8)],
+)
+def test_what_are_no_frames_is_an_error(wrong):
+    with pytest.raises(ValueError, match="uint8"):
+        preprocess(wrong, tower("clip", 28))
+
+
+def test_an_unknown_tower_is_an_error():
+    with pytest.raises(ValueError, match="'dino'"):
+        preprocess(picture(4, 4)[None], tower("dino", 28))
