@@ -1,0 +1,222 @@
+"""Questions about a timeline, with their true answers.
+
+The eight types are those of the paper's Figure 6. A question is *localized* when one short segment
+answers it, *comprehensive* when it needs the whole video. Each is asked in words that call for a
+sentence or in words that call for a bare answer; the wording alone decides, so that every question
+has one answer.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from tpo_jax.worlds.timeline import (
+    CORNERS,
+    DIGITS,
+    FPS,
+    HUES,
+    MOTIONS,
+    SHAPES,
+    Event,
+    Needle,
+    Timeline,
+    generator,
+)
+
+TYPES = (
+    "temporal reasoning",
+    "action",
+    "causal",
+    "information extraction",
+    "descriptive",
+    "summarization",
+    "object",
+    "spatial",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question, its one true answer, and the segment in seconds that shows it (None: all)."""
+
+    type: str
+    kind: str  # "localized" or "comprehensive"
+    text: str
+    answer: str
+    segment: tuple[float, float] | None
+
+
+# (question, answer) in a sentence, (question, answer) in bare words, segment
+Candidate = tuple[tuple[str, str], tuple[str, str], tuple[float, float] | None]
+
+
+def _segment(first: Event | Needle, last: Event | Needle) -> tuple[float, float]:
+    return first.start / FPS, last.end / FPS
+
+
+def _name(event: Event) -> str:
+    return f"{HUES[event.hue]} {SHAPES[event.shape]}"
+
+
+def _a(event: Event) -> str:
+    """The object with its article: "an orange cross"."""
+    return f"{'an' if HUES[event.hue][0] in 'aeiou' else 'a'} {_name(event)}"
+
+
+def _neighbours(timeline: Timeline, rng) -> Iterator[Candidate]:
+    for first, second in zip(timeline.events, timeline.events[1:], strict=False):
+        for word, key, event in (("after", first, second), ("before", second, first)):
+            hue = HUES[key.hue]
+            yield (
+                (f"What appears right {word} {hue}?", f"It is {_a(event)}."),
+                (f"Name what comes {word} {hue}.", _name(event)),
+                _segment(first, second),
+            )
+
+
+def _order(timeline: Timeline, rng) -> Iterator[Candidate]:
+    if len(timeline.events) < 3:
+        return
+    chosen = sorted(rng.choice(len(timeline.events), 3, replace=False).tolist())
+    events = [timeline.events[i] for i in chosen]
+    a, b, c = (HUES[events[i].hue] for i in rng.permutation(3))
+    for word, event in (("first", events[0]), ("last", events[-1])):
+        yield (
+            (f"Who is {word}: {a}, {b}, {c}?", f"The {_name(event)}."),
+            (f"The {word} of {a}, {b}, {c}?", _name(event)),
+            None,
+        )
+
+
+def _action(timeline: Timeline, rng) -> Iterator[Candidate]:
+    for event in timeline.events:
+        hue, motion = HUES[event.hue], MOTIONS[event.motion]
+        yield (
+            (f"What does the {hue} shape do?", f"It moves {motion}."),
+            (f"Which way does {hue} move?", motion),
+            _segment(event, event),
+        )
+
+
+def _cause(timeline: Timeline, rng) -> Iterator[Candidate]:
+    for event in timeline.events:
+        if event.border is not None:
+            border = HUES[event.border]
+            yield (
+                (f"Why does the border turn {border}?", f"Because {_a(event)} appears."),
+                (f"What turns the border {border}?", _name(event)),
+                _segment(event, event),
+            )
+
+
+def _digit(timeline: Timeline, rng) -> Iterator[Candidate]:
+    for needle in timeline.needles:
+        hue, digit = HUES[needle.hue], DIGITS[needle.digit]
+        yield (
+            (f"Which number is written in {hue}?", f"The number is {digit}."),
+            (f"Read the {hue} number.", digit),
+            _segment(needle, needle),
+        )
+
+
+def _description(timeline: Timeline, rng) -> Iterator[Candidate]:
+    for event in timeline.events:
+        hue, shape, motion = HUES[event.hue], SHAPES[event.shape], MOTIONS[event.motion]
+        yield (
+            (f"Describe the {hue} shape.", f"A {shape} that moves {motion}."),
+            (f"Describe {hue} in brief.", f"{shape} moving {motion}"),
+            _segment(event, event),
+        )
+
+
+def _ends(timeline: Timeline, rng) -> Iterator[Candidate]:
+    if len(timeline.events) < 2:
+        return
+    for verb, event in (("start", timeline.events[0]), ("end", timeline.events[-1])):
+        yield (
+            (f"How does the video {verb}?", f"It {verb}s with {_a(event)}."),
+            (f"The video {verb}s with?", _name(event)),
+            None,
+        )
+
+
+def _majority(timeline: Timeline, rng) -> Iterator[Candidate]:
+    counts = Counter(event.shape for event in timeline.events).most_common(2)
+    if counts and counts[0][1] > (counts[1][1] if len(counts) > 1 else 1):
+        shape = SHAPES[counts[0][0]]
+        yield (
+            ("What is the video mostly about?", f"It is mostly about the {shape}."),
+            ("Name the most frequent shape.", shape),
+            None,
+        )
+
+
+def _shape(timeline: Timeline, rng) -> Iterator[Candidate]:
+    for event in timeline.events:
+        hue, shape = HUES[event.hue], SHAPES[event.shape]
+        yield (
+            (f"What is the {hue} thing?", f"It is a {shape}."),
+            (f"Which shape is {hue}?", shape),
+            _segment(event, event),
+        )
+
+
+def _corner(timeline: Timeline, rng) -> Iterator[Candidate]:
+    for event in timeline.events:
+        hue, corner = HUES[event.hue], CORNERS[event.corner]
+        yield (
+            (f"Where is the {hue} shape?", f"It is in the {corner}."),
+            (f"Which corner holds {hue}?", corner),
+            _segment(event, event),
+        )
+
+
+FAMILIES: dict[str, tuple[Callable[[Timeline, np.random.Generator], Iterator[Candidate]], ...]] = {
+    "temporal reasoning": (_neighbours, _order),
+    "action": (_action,),
+    "causal": (_cause,),
+    "information extraction": (_digit,),
+    "descriptive": (_description,),
+    "summarization": (_ends, _majority),
+    "object": (_shape,),
+    "spatial": (_corner,),
+}
+
+
+def make_questions(timeline: Timeline, seed: int, index: int, count: int = 8) -> list[Question]:
+    """Up to `count` different questions about one video, as evenly over the types as it allows.
+
+    Args:
+        timeline: of video `index` of the world of `seed`.
+        seed: the world's.
+        index: the video's.
+        count: how many; fewer come back when the video is too short for more.
+
+    Returns:
+        Questions in random order; a pure function of the arguments.
+    """
+    rng = generator(seed, index, 1)
+    pools = {name: _pool(name, timeline, rng) for name in TYPES}
+    questions: list[Question] = []
+    while len(questions) < count and any(pools.values()):
+        for i in rng.permutation(len(TYPES)):
+            if pools[TYPES[i]] and len(questions) < count:
+                questions.append(pools[TYPES[i]].pop())
+    return questions
+
+
+def _pool(name: str, timeline: Timeline, rng: np.random.Generator) -> list[Question]:
+    """Every question of one type in random order; its families take turns at the popped end."""
+    ranked = []
+    for family in FAMILIES[name]:
+        candidates = list(family(timeline, rng))
+        for rank, i in enumerate(rng.permutation(len(candidates))):
+            ranked.append((rank + rng.random(), candidates[i]))
+    pool = []
+    for _, (sentence, bare, segment) in sorted(ranked, key=lambda item: -item[0]):
+        text, answer = sentence if rng.random() < 0.5 else bare
+        kind = "comprehensive" if segment is None else "localized"
+        pool.append(Question(name, kind, text, answer, segment))
+    return pool

@@ -1,0 +1,101 @@
+"""What happens when: the timeline of one procedural video, drawn from a seed.
+
+A video is a sequence of *events*, one object each: a hue, a shape, a corner, a direction of motion.
+A hue occurs at most once per video, so it is the key by which questions name an object. Some events
+have an effect: while the object is still there, the border of the frame takes a colour. Between
+events lie empty seconds, and in some of those gaps a *needle*: a dark frame with a coloured digit.
+Everything lasts at least `MIN_SECONDS`, so sampling with gaps of at most as many frames misses
+nothing.
+"""
+
+import dataclasses
+
+import numpy as np
+
+FPS = 1  # a tick of the timeline is a frame and a second
+MIN_SECONDS = 4
+HUES = (
+    *("red", "orange", "yellow", "lime", "green", "mint"),
+    *("cyan", "azure", "blue", "violet", "magenta", "rose"),
+)
+SHAPES = ("circle", "square", "triangle", "cross")
+CORNERS = ("top left", "top right", "bottom left", "bottom right")
+MOTIONS = ("left", "right", "up", "down")
+DIGITS = tuple("0123456789")
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """An object that is there from second `start` up to `end`; attributes index the tables."""
+
+    start: int
+    end: int
+    hue: int
+    shape: int
+    corner: int
+    motion: int
+    jitter: int  # 0..3, across the motion
+    border: int | None  # hue of the border this object switches on for its last `MIN_SECONDS`
+
+
+@dataclasses.dataclass(frozen=True)
+class Needle:
+    """A dark frame with a digit, from second `start` up to `end`."""
+
+    start: int
+    end: int
+    hue: int
+    digit: int
+    corner: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Timeline:
+    """All that is in a video of `seconds` seconds; in order of time, nothing overlaps."""
+
+    seconds: int
+    events: tuple[Event, ...]
+    needles: tuple[Needle, ...]
+
+
+def generator(seed: int, index: int, purpose: int) -> np.random.Generator:
+    """Random numbers for one purpose (0 timeline, 1 questions, 2 pixels) of one video."""
+    return np.random.default_rng((seed, index, purpose))
+
+
+def make_timeline(seed: int, index: int, seconds: int) -> Timeline:
+    """The timeline of video `index` of a world; a pure function of its arguments."""
+    rng = generator(seed, index, 0)
+    hues, borders, inks = (iter(rng.permutation(len(HUES)).tolist()) for _ in range(3))
+
+    def draw(table) -> int:
+        return int(rng.integers(len(table)))
+
+    events, needles = [], []
+    now = int(rng.integers(0, 7))
+    for hue in hues:
+        border = next(borders) if rng.random() < 0.3 else None
+        length = 6 if border is not None else int(rng.integers(MIN_SECONDS, 7))
+        if now + length > seconds:
+            break
+        event = Event(
+            start=now,
+            end=now + length,
+            hue=hue,
+            shape=draw(SHAPES),
+            corner=draw(CORNERS),
+            motion=draw(MOTIONS),
+            jitter=int(rng.integers(4)),
+            border=border,
+        )
+        events.append(event)
+        now = event.end
+        if rng.random() < 0.4 and now + 2 + MIN_SECONDS <= seconds:
+            start = now + 2
+            needles.append(
+                Needle(start, start + MIN_SECONDS, next(inks), draw(DIGITS), draw(CORNERS))
+            )
+            now += 8
+        else:
+            now += int(rng.integers(3, 9))
+    return Timeline(seconds, tuple(events), tuple(needles))

@@ -1,0 +1,61 @@
+"""Videos of a world on disk, with their questions."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import multiprocessing
+import os
+import pathlib
+from collections.abc import Sequence
+
+import cv2
+
+from tpo_jax.worlds.questions import Question, make_questions
+from tpo_jax.worlds.render import render, write_mp4
+from tpo_jax.worlds.timeline import FPS, make_timeline
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldVideo:
+    """A rendered video: its file, its length in seconds, and what can be asked about it."""
+
+    path: str
+    duration: float
+    questions: tuple[Question, ...]
+
+
+def make_video(seed: int, index: int, seconds: int, path: str | os.PathLike) -> WorldVideo:
+    """Renders video `index` of the world of `seed` to an MP4 file of `seconds` frames at `path`."""
+    timeline = make_timeline(seed, index, seconds)
+    write_mp4(path, render(timeline, seed, index))
+    questions = make_questions(timeline, seed, index)
+    return WorldVideo(str(path), seconds / FPS, tuple(questions))
+
+
+def make_videos(
+    directory: str | os.PathLike, seed: int, seconds: Sequence[int], workers: int = 2
+) -> list[WorldVideo]:
+    """Renders one video per entry of `seconds`, `00000.mp4` and on.
+
+    The result does not depend on `workers`.
+
+    Args:
+        directory: made if absent.
+        seed: of the world; training and evaluation take different ones.
+        seconds: length of each video.
+        workers: processes.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = [directory / f"{i:05d}.mp4" for i in range(len(seconds))]
+    make = functools.partial(make_video, seed)
+    if workers <= 1:
+        return list(map(make, range(len(seconds)), seconds, paths))
+    context = multiprocessing.get_context("spawn")  # forking a process that runs JAX may deadlock
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)
+    ) as pool:
+        return list(pool.map(make, range(len(seconds)), seconds, paths, chunksize=64))
