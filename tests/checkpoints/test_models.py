@@ -23,7 +23,9 @@ def assert_equal(a, b):
 
 @pytest.fixture(scope="module")
 def params():
-    return vlm.init_params(CONFIG, 0)
+    rng = np.random.default_rng(0)
+    abstract = vlm.abstract_params(CONFIG)
+    return jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape, np.float32)), abstract)
 
 
 @pytest.fixture

@@ -1,13 +1,11 @@
-"""Tensors of Hugging Face checkpoints in LongVA and LLaVA-Video layout, in and out.
+"""Tensors of Hugging Face checkpoints in LongVA and LLaVA-Video layout, read.
 
-One table pairs PyTorch names with parameter paths (`reference/models.md` section 9). Reading goes slice by
-slice, so a host holds its own part of the model and little more; no pickle is ever loaded.
+One table pairs PyTorch names with parameter paths. Reading goes slice by slice, so a host holds its
+own part of the model and little more; no pickle is ever loaded.
 """
 
 import functools
-import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
 
 from tpo_jax.checkpoints import huggingface_config as hf_config
 from tpo_jax.errors import InputError
@@ -24,21 +21,9 @@ from tpo_jax.models import vlm
 from tpo_jax.models.config import ModelConfig, TowerConfig
 
 INDEX = "model.safetensors.index.json"
-SIDE_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-    "preprocessor_config.json",
-)
 _EMBEDDING = "model.embed_tokens.weight"
 _VISION = "model.vision_tower.vision_tower.vision_model."
-_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
-_SHARD_BYTES = 5 * 10**9
+DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
 
 
 class Leaf(NamedTuple):
@@ -239,8 +224,8 @@ def read_config(directory: Path, settings: dict) -> ModelConfig:
     return hf_config.to_config(directory, shards.shape(_EMBEDDING)[0], settings)
 
 
-def _check_tensors(shards: Shards, config: ModelConfig) -> list[str]:
-    """Names the model does not use; InputError unless every tensor is known, there and of its shape."""
+def check_tensors(shards: Shards, config: ModelConfig) -> list[str]:
+    """Names the model does not use; InputError unless every tensor is as expected."""
     expected, ignorable = expected_shapes(config), _may_be_there(config)
     for name, shape in expected.items():
         if name not in shards:
@@ -250,9 +235,9 @@ def _check_tensors(shards: Shards, config: ModelConfig) -> list[str]:
                 f"{shards.directory}: tensor {name} has shape {list(shards.shape(name))}, "
                 f"the config asks for {list(shape)}"
             )
-        if shards.dtype(name) not in _DTYPES:
+        if shards.dtype(name) not in DTYPES:
             raise InputError(
-                f"{shards.directory}: tensor {name} is {shards.dtype(name)}; one of {sorted(_DTYPES)}"
+                f"{shards.directory}: tensor {name} is {shards.dtype(name)}, not {'|'.join(DTYPES)}"
             )
     used = {name for leaf in table(config).values() for name in leaf.names}
     unused = [name for names in shards.files.values() for name in names if name not in used]
@@ -303,52 +288,14 @@ def read_params(directory: Path, config: ModelConfig, shardings: dict, dtype) ->
         InputError: a missing, unused, wrongly shaped or not finite tensor.
     """
     shards = Shards(directory)
-    _check_tensors(shards, config)
+    check_tensors(shards, config)
     rows = table(config)
 
     def load(path, abstract, sharding):
         leaf = rows[jax.tree_util.keystr(path, simple=True, separator="/")]
-        stored = {_DTYPES[shards.dtype(name)] for name in leaf.names}
+        stored = {DTYPES[shards.dtype(name)] for name in leaf.names}
         to = dtype or (stored.pop() if len(stored) == 1 else np.float32)
         reader = _leaf_reader(shards, leaf, abstract.shape, to)
         return jax.make_array_from_callback(abstract.shape, sharding, reader)
 
     return jax.tree_util.tree_map_with_path(load, vlm.abstract_params(config), shardings)
-
-
-def keep(source: Path, target: Path, config: ModelConfig) -> None:
-    """Stores what an export needs beyond the parameters to give `source` back byte by byte.
-
-    That is `config.json`, the tower's own, `layout.json` (which tensor lies in which file, in which dtype)
-    and `unused.safetensors` with the weights no output depends on.
-    """
-    shards = Shards(source)
-    unused = _check_tensors(shards, config)
-    target.mkdir(parents=True)
-    copy_files(source, target, ("config.json",))
-    copy_tower_config(source, target)
-    layout = {
-        file: {
-            "metadata": shards.metadata(file),
-            "tensors": {name: shards.dtype(name) for name in names},
-        }
-        for file, names in shards.files.items()
-    }
-    hf_config.write_json(target / "layout.json", layout)
-    save_file({name: shards.read(name) for name in unused}, target / "unused.safetensors")
-
-
-def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> None:
-    """Copies those of the named files that are there."""
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-
-
-def copy_tower_config(source: Path, target: Path) -> None:
-    """Copies the config of the folder `mm_vision_tower` names, if it names one of the directory."""
-    folder = hf_config.tower_folder(source, json.loads((source / "config.json").read_text()))
-    if folder:
-        copy = target / folder.relative_to(source.resolve())
-        copy.mkdir(parents=True, exist_ok=True)
-        copy_files(folder, copy, ("config.json", "preprocessor_config.json"))

@@ -1,4 +1,4 @@
-"""`config.json` of a `llava_qwen` checkpoint to `ModelConfig` and back (`reference/models.md` section 2.7)."""
+"""`config.json` of a `llava_qwen` checkpoint (LongVA, LLaVA-Video) to `ModelConfig` and back."""
 
 import json
 from pathlib import Path
@@ -109,8 +109,8 @@ def _tower(directory: Path, values: dict) -> TowerConfig:
         ]
         if not matching:
             raise InputError(
-                f"{directory}/config.json: mm_vision_tower={name!r} is neither one of {sorted(_TOWERS)} "
-                "nor a folder of the checkpoint with a config.json"
+                f"{directory}/config.json: mm_vision_tower={name!r} is neither one of "
+                f"{sorted(_TOWERS)} nor a folder of the checkpoint with a config.json"
             )
         kind, image, patch, width, blocks, heads, mlp = _TOWERS[matching[0]]
     # SigLIP's last block is deleted whatever mm_vision_select_layer says; so much is -2 for CLIP.
@@ -137,7 +137,7 @@ def read_settings(values: dict) -> dict:
         "max_length": values.get("tokenizer_model_max_length")
         or values.get("max_position_embeddings")
         or 32768,
-        # The demo and the training code read this key and put the sentence on the line after the video.
+        # The demo and the training code, which read this key, put the sentence on its own line.
         "time_instruction": "newline" if values.get("add_time_instruction") else "none",
         "rope_theta": float(_rope_theta(values) or (1e9 if merge == "unires" else 1e6)),
     }

@@ -1,8 +1,8 @@
 """Model directories: the native layout written and read, either layout loaded.
 
 A native directory holds `config.json` (`{"format": "tpo_jax", "version": 1, "model": {...}}`), the
-tokenizer's files, `params/` written by Orbax, and, where the model came from a Hugging Face checkpoint,
-`huggingface/` with what an export needs to give that checkpoint back (see `huggingface.keep`).
+tokenizer's files, `params/` written by Orbax, and, where the model came from a Hugging Face
+checkpoint, `huggingface/` with what an export needs to give that back (see `export.keep`).
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from orbax.checkpoint import v1 as ocp
 
 from tpo_jax.checkpoints import huggingface
 from tpo_jax.checkpoints import huggingface_config as hf_config
+from tpo_jax.checkpoints import huggingface_export as export
 from tpo_jax.errors import InputError
 from tpo_jax.models import vlm
 from tpo_jax.models.config import ModelConfig, from_dict, to_dict
@@ -48,8 +49,8 @@ def is_native(directory: str | Path) -> bool:
     if values.get("format") == FORMAT:
         if values.get("version") != VERSION:
             raise InputError(
-                f"{directory}/config.json: version {values.get('version')!r} of the native format is "
-                f"unknown; this program reads version {VERSION}"
+                f"{directory}/config.json: version {values.get('version')!r} of the native format "
+                f"is unknown; this program reads version {VERSION}"
             )
         return True
     hf_config.check_architecture(Path(directory), values)
@@ -61,8 +62,8 @@ def load_config(directory: str | Path, **settings) -> ModelConfig:
 
     Args:
         directory: the model directory.
-        **settings: `pooling`, `newline`, `max_length`, `time_instruction` or `rope_theta` to use in place
-            of what the directory says.
+        **settings: `pooling`, `newline`, `max_length`, `time_instruction` or `rope_theta` to use in
+            place of what the directory says.
 
     Raises:
         InputError: what is wrong with the directory or a setting.
@@ -90,8 +91,8 @@ def load_model(
 
     Args:
         directory: the model directory.
-        mesh: every array arrives laid out by `parallel.sharding.parameter_shardings`, and a host reads
-            its own slices only; None: on the first device.
+        mesh: every array arrives laid out by `parallel.sharding.parameter_shardings`, and a host
+            reads its own slices only; None: on the first device.
         dtype: of the parameters; None: as stored.
         **settings: see `load_config`.
 
@@ -145,25 +146,26 @@ def _check_tree(where: str, params, config: ModelConfig) -> None:
     for name, leaf in wanted.items():
         if found[name].shape != leaf.shape:
             raise InputError(
-                f"{where}: parameter {name} has shape {found[name].shape}, the config says {leaf.shape}"
+                f"{where}: parameter {name} has shape {found[name].shape}, "
+                f"the config says {leaf.shape}"
             )
 
 
 def save_model(
     directory: str | Path, config: ModelConfig, params: dict, tokenizer: str | Path | None
 ) -> None:
-    """Writes a native model directory; every process calls it, arrays may be sharded over all of them.
+    """Writes a native model directory; every process calls it, arrays may be sharded over all.
 
-    Everything is written under a temporary name and renamed at the end. A native model directory of the
-    same name is replaced.
+    Everything is written under a temporary name and renamed at the end. A native model directory of
+    the same name is replaced.
 
     Args:
         directory: where to.
         config: of the model.
         params: as `vlm.abstract_params(config)`, any float dtype, stored as it is.
-        tokenizer: directory to copy the tokenizer's files from, for instance `Loaded.tokenizer_directory`.
-            If it is a model directory of the same architecture, what a Hugging Face export needs beyond
-            the parameters is copied along.
+        tokenizer: directory to copy the tokenizer's files from, for instance
+            `Loaded.tokenizer_directory`. If it is a model directory of the same shapes, what a
+            Hugging Face export needs beyond the parameters is copied along.
 
     Raises:
         InputError: the directory exists and is no native model, or params are not the config's.
@@ -181,7 +183,7 @@ def save_model(
             values = {"format": FORMAT, "version": VERSION, "model": to_dict(config)}
             hf_config.write_json(temporary / "config.json", values)
             if source:
-                huggingface.copy_files(source, temporary, huggingface.SIDE_FILES)
+                export.copy_files(source, temporary, export.SIDE_FILES)
                 _keep(source, temporary / KEPT, config)
             if directory.exists():
                 shutil.rmtree(directory)
@@ -204,6 +206,6 @@ def _keep(source: Path, target: Path, config: ModelConfig) -> None:
     if vlm.abstract_params(original) != vlm.abstract_params(config):
         return
     if not is_native(source):
-        huggingface.keep(source, target, config)
+        export.keep(source, target, config)
     elif (source / KEPT).is_dir():
         shutil.copytree(source / KEPT, target)

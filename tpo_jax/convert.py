@@ -1,0 +1,105 @@
+"""Hugging Face checkpoint to native model directory or back, whichever the input is not.
+
+python -m tpo_jax.convert --input=LongVA-7B-TPO --output=longva_native
+python -m tpo_jax.convert --input=workdir/model --output=for_transformers
+"""
+
+import shutil
+from pathlib import Path
+
+from absl import flags
+
+from tpo_jax.checkpoints import huggingface_export as export
+from tpo_jax.checkpoints.models import KEPT, Loaded, is_native, load_model, save_model
+from tpo_jax.data.prompts import load_tokenizer
+from tpo_jax.errors import InputError, run_door
+from tpo_jax.models.config import NEWLINES, POOLINGS
+
+_INPUT = flags.DEFINE_string("input", None, "Model directory, of either layout.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "New directory, of the other layout.", required=True)
+_DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["float32", "bfloat16", "float16"],
+    "Export: dtype of every tensor. Default: the original checkpoint's where that loses nothing, "
+    "else as stored.",
+)
+# What a checkpoint's config.json may leave open (or say wrongly); given here, it takes precedence.
+_SETTINGS = {
+    "pooling": flags.DEFINE_enum(
+        "pooling", None, POOLINGS, "Import: frame pooling. Default: config.json's, else average."
+    ),
+    "newline": flags.DEFINE_enum(
+        "newline",
+        None,
+        NEWLINES,
+        "Import: where newline tokens go. Default: config.json's, else one_token if the merge type "
+        "is spatial_unpad and none if not.",
+    ),
+    "time_instruction": flags.DEFINE_enum(
+        "time_instruction",
+        None,
+        ["none", "inline", "newline"],
+        "Import: sentence on the frames' times. Default: newline if config.json asks for it.",
+    ),
+    "max_length": flags.DEFINE_integer(
+        "max_length", None, "Import: tokens at most. Default: config.json's, else 32768.", 1
+    ),
+    "rope_theta": flags.DEFINE_float(
+        "rope_theta",
+        None,
+        "Import: rotary base. Default: config.json's, else 1e9 LongVA, 1e6 other.",
+    ),
+}
+
+
+def main() -> None:
+    """Converts, and prints where to."""
+    source, output = Path(_INPUT.value), Path(_OUTPUT.value)
+    if output.exists():
+        raise InputError(f"--output={output} exists; name a new directory")
+    settings = {name: flag.value for name, flag in _SETTINGS.items() if flag.value is not None}
+    native = is_native(source)
+    if native and settings:
+        raise InputError(f"--{min(settings)} is for Hugging Face input; {source} is native")
+    if not native and _DTYPE.value:
+        raise InputError(f"--dtype is for native input; {source} is a Hugging Face checkpoint")
+    loaded = load_model(source, dtype=None, **settings)
+    _check_tokenizer(loaded)
+    if native:
+        _export(source, output, loaded)
+    else:
+        save_model(output, loaded.config, loaded.params, source)
+    print(output)
+
+
+def _check_tokenizer(loaded: Loaded) -> None:
+    path = loaded.tokenizer_directory / "tokenizer.json"
+    if not path.is_file():
+        return
+    largest = max(load_tokenizer(path.parent).get_vocab(with_added_tokens=True).values())
+    if largest >= loaded.config.decoder.vocab_size:
+        raise InputError(
+            f"{path}: id {largest} exceeds the {loaded.config.decoder.vocab_size} embedding rows; "
+            "the tokenizer belongs to another model"
+        )
+
+
+def _export(source: Path, output: Path, loaded: Loaded) -> None:
+    temporary = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        export.copy_files(source, temporary, export.SIDE_FILES)
+        kept = source / KEPT
+        export.export_model(
+            temporary, loaded.config, loaded.params, kept if kept.is_dir() else None, _DTYPE.value
+        )
+        temporary.rename(output)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+
+
+if __name__ == "__main__":
+    run_door(main)
