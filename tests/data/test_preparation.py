@@ -78,7 +78,7 @@ def test_bad_videos_are_rejected_and_no_neighbour_takes_their_place(world, tmp_p
     (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.mp4").write_bytes(b"")
     (folder / "frames").mkdir()
-    bad = ["cut.mp4", "empty.mp4", "none.mp4", "frames"]
+    bad = ["cut.mp4", "empty.mp4", "none.mp4", "x" * 300, "nul\0.mp4", "frames"]
     records = json.loads(path.read_text())
     late = {**pair(8, "0.mp4"), "segment": [60, 61]}
     records[1:1] = [*(pair(9, name) for name in bad), late, {**pair(9, "0.mp4"), "chosen": ""}]
@@ -86,13 +86,13 @@ def test_bad_videos_are_rejected_and_no_neighbour_takes_their_place(world, tmp_p
     manifest = prepare(path, folder, tmp_path / "out", SETTINGS)
     lines = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
     rejected = {r["where"]: r["reason"] for r in map(json.loads, lines)}
-    assert manifest["rejected"] == len(rejected) == 6 and manifest["pairs"] == 6
+    assert manifest["rejected"] == len(rejected) == 8 and manifest["pairs"] == 6
     for number, name in enumerate(bad, 2):
         assert rejected[f"pairs.json, record {number}"].startswith(f"{name}: ")
-    assert "segment starts at 60" in rejected["pairs.json, record 6"]
+    assert "segment starts at 60" in rejected["pairs.json, record 8"]
     opened = shards.open_shards(tmp_path / "out")
     assert [r.question for r in opened] == [f"Who {i}?" for i in range(6)]
-    with pytest.raises(InputError, match=r"pairs.json, record 7: chosen is empty"):
+    with pytest.raises(InputError, match=r"pairs.json, record 9: chosen is empty"):
         prepare(path, folder, tmp_path / "strict", SETTINGS, strict=True)
     path.write_text(json.dumps(records[:3]))
     with pytest.raises(InputError, match=r"pairs.json, record [23]: (cut|empty).mp4: "):

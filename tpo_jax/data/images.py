@@ -14,8 +14,13 @@ from PIL import Image
 class Tower(Protocol):
     """What is needed of `models.config.TowerConfig`."""
 
-    kind: str
-    image_size: int
+    @property
+    def kind(self) -> str:
+        """'clip' or 'siglip'."""
+
+    @property
+    def image_size(self) -> int:
+        """S, pixels."""
 
     @property
     def mean(self) -> tuple[float, float, float]:

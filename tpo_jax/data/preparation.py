@@ -75,8 +75,11 @@ def prepare(
         return done
     if strict and rejections:
         raise InputError(f"{rejections[0].where}: {rejections[0].reason}")
-    partial = output.with_name(output.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
+    partial = Path(os.path.abspath(output) + ".partial")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{partial}: cannot be made: {error.strerror}") from error
     checks: dict[str, dict] = {}
     for name, check in _check_videos(root, partial / JOURNAL, identities, settings, workers):
         checks[name] = check
@@ -136,8 +139,11 @@ def _hash(value: Any) -> str:
 
 def _identity(path: Path) -> str:
     """Changes whenever the video does, without reading it."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    stats = [(file.name, file.stat()) for file in files if file.exists()]
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        stats = [(file.name, file.stat()) for file in files]
+    except (OSError, ValueError):  # missing, or a name that no file can have
+        return ""
     return _hash([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
 
@@ -210,13 +216,14 @@ def _read_journal(path: Path) -> dict[str, dict]:
 
 def _check_video(name: str, path: Path, settings: Settings) -> tuple[str, dict]:
     """Really decodes the frames that training would, so that no bad video is found out later."""
-    if path.is_dir() and settings.frames == "clip":
-        return name, {"error": f"{name}: a folder of frames needs --frames=png or --frames=jpeg"}
     try:
+        if path.is_dir() and settings.frames == "clip":
+            raise video.VideoError(name, "a folder of frames needs --frames=png or --frames=jpeg")
         clip = sampling.read_frames(path, settings.sampling, settings.num_frames)
         fps = sampling.DIRECTORY_FPS if path.is_dir() else video.probe(path).fps
     except (video.VideoError, OSError) as error:
-        return name, {"error": f"{name}: {getattr(error, 'reason', error)}"}
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None)
+        return name, {"error": f"{name}: {reason}"}
     return name, {"timestamps": clip[1].tolist(), "duration": float(clip[2]), "fps": fps}
 
 
