@@ -84,7 +84,7 @@ def answer(line, text):
         return full(line.events[0])
     if {"end", "ends"} & set(words):
         return full(line.events[-1])
-    if "mostly" in words or "frequent" in words:
+    if "about" in words or "frequent" in words:
         ranks = collections.Counter(shapes[e.shape] for e in line.events).most_common()
         assert len(ranks) == 1 or ranks[0][1] > ranks[1][1]
         return {ranks[0][0]}
@@ -232,6 +232,5 @@ def test_tokenizer_is_deterministic_short_and_complete(tmp_path):
     asked = [
         q for i in range(300) for q in make_questions(timeline.make_timeline(2, i, 96), 2, i, 16)
     ]
-    assert (
-        max(len(loaded.encode(q.text).ids) + len(loaded.encode(q.answer).ids) for q in asked) <= 14
-    )
+    # 21 tokens of continuation hold every question, its answer and the template around them.
+    assert max(sum(len(loaded.encode(x).ids) for x in (q.text, q.answer)) for q in asked) <= 14

@@ -147,7 +147,7 @@ def _majority(timeline: Timeline, rng) -> Iterator[Candidate]:
     if counts and counts[0][1] > (counts[1][1] if len(counts) > 1 else 1):
         shape = SHAPES[counts[0][0]]
         yield (
-            ("What is the video mostly about?", f"It is mostly about the {shape}."),
+            ("What is the video about?", f"Mostly about the {shape}."),
             ("Name the most frequent shape.", shape),
             None,
         )
