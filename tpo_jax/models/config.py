@@ -1,7 +1,9 @@
-"""Configs of the two model families, their presets, and the one place where token counts are computed.
+"""Configs of the two model families, their presets, and the one place where token counts are
+computed.
 
-Sizes are those of `reference/models.md` sections 0 to 2: LongVA (CLIP ViT-L/14-336, average pooling, no
-newline tokens) and LLaVA-Video (SigLIP so400m/14-384, one newline token after every pooled row).
+Sizes are those of `reference/models.md` sections 0 to 2: LongVA (CLIP ViT-L/14-336, average
+pooling, no newline tokens) and LLaVA-Video (SigLIP so400m/14-384, one newline token after every
+pooled row).
 """
 
 import dataclasses
@@ -17,8 +19,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class TowerConfig:
     """A CLIP or SigLIP vision tower; `layers` counts the blocks that are run and stored.
 
-    CLIP drops its last block (`mm_vision_select_layer` -2) and the class token; SigLIP drops its last
-    block and never applies the post-norm. The output is `[N, width]` per frame, rows first.
+    CLIP drops its last block (`mm_vision_select_layer` -2) and the class token; SigLIP drops its
+    last block and never applies the post-norm. The output is `[N, width]` per frame, rows first.
     """
 
     kind: str  # "clip" or "siglip"
@@ -65,12 +67,16 @@ class DecoderConfig:
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
-            raise ValueError(f"decoder.heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
+            raise ValueError(
+                f"decoder.heads={self.heads} is no multiple of kv_heads={self.kv_heads}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A video language model: tower, two-layer projector, frame pooling, newline tokens, decoder."""
+    """A video language model: tower, two-layer projector, frame pooling, newline tokens,
+    decoder.
+    """
 
     tower: TowerConfig
     decoder: DecoderConfig

@@ -1,8 +1,8 @@
 """CLIP and SigLIP vision towers: uint8 frames in, patch features out.
 
-CLIP runs all but its last block and drops the class token; SigLIP runs all but its last block and never
-applies its post-norm (`reference/models.md` sections 1.1 and 2.1). Weights that cannot influence the
-output are not part of the model.
+CLIP runs all but its last block and drops the class token; SigLIP runs all but its last block and
+never applies its post-norm (`reference/models.md` sections 1.1 and 2.1). Weights that cannot
+influence the output are not part of the model.
 """
 
 import jax
@@ -40,7 +40,9 @@ class TowerBlock(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[n, N, D]` to `[n, N, D]`."""
         y = self.norm1(x)
-        q, k, v = (z.reshape(*y.shape[:-1], self.heads, -1) for z in (self.q(y), self.k(y), self.v(y)))
+        q, k, v = (
+            z.reshape(*y.shape[:-1], self.heads, -1) for z in (self.q(y), self.k(y), self.v(y))
+        )
         x = x + self.out(jax.nn.dot_product_attention(q, k, v).reshape(x.shape))
         y = self.fc1(self.norm2(x))
         y = _quick_gelu(y) if self.clip else jax.nn.gelu(y, approximate=True)
@@ -68,7 +70,8 @@ class Tower(nnx.Module):
         x = frames.astype(jnp.float32) * jnp.float32(1 / 255)
         x = (x - jnp.array(config.mean, jnp.float32)) / jnp.array(config.std, jnp.float32)
         g, p = config.grid, config.patch_size
-        # A convolution with stride = kernel; what does not fill a patch is unused (SigLIP: 384 = 27 * 14 + 6).
+        # A convolution with stride = kernel; what does not fill a patch is unused (SigLIP: 384 =
+        # 27 * 14 + 6).
         x = x[:, : g * p, : g * p].reshape(-1, g, p, g, p, 3).swapaxes(2, 3)
         x = self.patch(x.reshape(-1, g * g, p * p * 3).astype(dtype))
         if config.kind == "clip":

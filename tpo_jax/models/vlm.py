@@ -28,7 +28,9 @@ class Projector(nnx.Module):
 
 
 def _bilinear_matrix(source: int, target: int) -> np.ndarray:
-    """`[target, source]` weights of a bilinear resize with half-pixel centres and no antialiasing."""
+    """`[target, source]` weights of a bilinear resize with half-pixel centres and no
+    antialiasing.
+    """
     at = np.maximum((np.arange(target) + 0.5) * source / target - 0.5, 0)
     low = np.floor(at).astype(int)
     matrix = np.zeros((target, source), np.float32)
@@ -42,7 +44,8 @@ def pool(x: jax.Array, mode: str) -> jax.Array:
 
     Args:
         x: `[n, g, g, D]`.
-        mode: `average`, `max` (both drop an odd last row and column) or `bilinear` (rounds the side up).
+        mode: `average`, `max` (both drop an odd last row and column) or `bilinear` (rounds the
+            side up).
 
     Returns:
         `[n, g', g', D]`.
@@ -118,7 +121,8 @@ class VideoLanguageModel(nnx.Module):
         Args:
             batch: see `docs/architecture.md`, "The batch".
             remat: policy name for the decoder layers.
-            chunk: response positions per application of the head, 0 for all at once; must divide `R`.
+            chunk: response positions per application of the head, 0 for all at once; must divide
+                `R`.
             freeze_tower: see `encode_frames`.
 
         Returns:
@@ -154,7 +158,9 @@ def init_params(config: ModelConfig, seed: int) -> dict:
 
 
 def bind(config: ModelConfig, params: dict) -> VideoLanguageModel:
-    """The model over given parameters (a nested dict as `abstract_params` describes, any float dtype)."""
+    """The model over given parameters (a nested dict as `abstract_params` describes, any float
+    dtype).
+    """
     return nnx.merge(_split_abstract(config)[0], params)
 
 
@@ -163,7 +169,9 @@ def cast(params: dict, dtype) -> dict:
     return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
-def gather_logps(hidden: jax.Array, head: jax.Array, targets: jax.Array, chunk: int = 0) -> jax.Array:
+def gather_logps(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, chunk: int = 0
+) -> jax.Array:
     """Log-probabilities of `targets` under `softmax(hidden @ head)`, in float32.
 
     Logits exist for `chunk` positions at a time and are recomputed in the backward pass.

@@ -1,7 +1,7 @@
 """Attention of the two streams of a row, behind two functions.
 
-Queries come grouped, `[..., H, C]` against `K` key/value heads, `H = K * G`; query head `h` reads key/value
-head `h // G`, as Qwen2 does. Softmax is in float32.
+Queries come grouped, `[..., H, C]` against `K` key/value heads, `H = K * G`; query head `h` reads
+key/value head `h // G`, as Qwen2 does. Softmax is in float32.
 """
 
 import jax
@@ -42,8 +42,8 @@ def continuation_attention(
 ) -> jax.Array:
     """Attention of the `M` continuations of a row to the shared prefix and to themselves.
 
-    The two sets of keys are never concatenated: the prefix may be split over the mesh. Their softmax is
-    joined through the common maximum.
+    The two sets of keys are never concatenated: the prefix may be split over the mesh. Their
+    softmax is joined through the common maximum.
 
     Args:
         q: `[B, M, R, H, C]`, scaled and rotated.

@@ -24,7 +24,7 @@ def mesh_shape(sizes: dict[str, int], num_devices: int) -> tuple[int, ...]:
         shape[shape.index(-1)] = num_devices // known
     if math.prod(shape) != num_devices:
         raise InputError(
-            f"mesh ({wish}) does not fit {num_devices} devices; the sizes must multiply to {num_devices}"
+            f"mesh ({wish}) does not fit {num_devices} devices; the sizes must multiply to that"
         )
     return tuple(shape)
 

@@ -1,8 +1,8 @@
 """One table says how everything is laid out over the mesh.
 
-Weights are split over `fsdp` and `context` together (a long video needs the context axis, and its chips
-should carry their share of the state) and, inside a layer, over `tensor`. Rows of a batch are split over
-`data` and `fsdp`.
+Weights are split over `fsdp` and `context` together (a long video needs the context axis, and its
+chips should carry their share of the state) and, inside a layer, over `tensor`. Rows of a batch
+are split over `data` and `fsdp`.
 """
 
 import math
@@ -16,8 +16,8 @@ from tpo_jax.errors import InputError
 WEIGHTS = ("fsdp", "context")
 ROWS = ("data", "fsdp")
 
-# First match wins. Paths are those of the parameter tree, `decoder/layers/q/kernel`; the leading None of
-# stacked layers is the axis `L`.
+# First match wins. Paths are those of the parameter tree, `decoder/layers/q/kernel`; the leading
+# None of stacked layers is the axis `L`.
 PARAMETERS: tuple[tuple[str, P], ...] = (
     (r"decoder/embed/embedding", P("tensor", WEIGHTS)),
     (r"decoder/head/kernel", P(WEIGHTS, "tensor")),
@@ -46,7 +46,8 @@ def _check(mesh: jax.sharding.Mesh, path: str, shape: tuple[int, ...], spec: P) 
 
 
 def parameter_shardings(mesh: jax.sharding.Mesh, tree):
-    """NamedSharding for every leaf of a tree whose paths end in parameter paths (optimizer moments too).
+    """NamedSharding for every leaf of a tree whose paths end in parameter paths (optimizer moments
+    too).
 
     Raises:
         InputError: a dimension does not divide its mesh axes.

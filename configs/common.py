@@ -1,0 +1,48 @@
+"""Every field of an experiment with its neutral value; a config file says where it differs."""
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    """The fields; `docs/configs.md` explains each."""
+    return ConfigDict(
+        {
+            "model": {"preset": "", "checkpoint": "", "tokenizer": ""},
+            "data": {
+                "shards": "",
+                "num_frames": 32,
+                "sampling": "uniform",
+                "time_instruction": "none",
+                "pairs_per_row": 1,
+                "mixing": (),
+                "limit": 0,
+                "max_prefix": 0,
+                "max_response": 0,
+                "prefix_multiple": 128,
+                "response_multiple": 16,
+                "shuffle": True,
+                "workers": 2,
+                "reference": "",
+            },
+            "objective": {"beta": 0.1, "alpha": 0.5, "dpo_weight": 1.0, "label_smoothing": 0.0},
+            "compute": {"dtype": "bfloat16", "remat": "full", "head_chunk": 0, "micro_batches": 1},
+            "train": {
+                "batch_size": 64,
+                "num_steps": 0,
+                "num_epochs": 1,
+                "seed": 0,
+                "learning_rate": 4e-6,
+                "warmup_ratio": 0.1,
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+                "weight_decay": 0.0,
+                "max_grad_norm": 1.0,
+                "freeze": ("tower",),
+                "log_every": 10,
+                "checkpoint_every": 100,
+                "keep_checkpoints": 2,
+            },
+            "mesh": {"data": 1, "fsdp": -1, "tensor": 1, "context": 1},
+        }
+    )

@@ -1,0 +1,213 @@
+"""Everything that makes the step fast leaves its numbers alone."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.batches import SMALL, random_batch
+from tpo_jax.models import classic
+from tpo_jax.models.vlm import bind, init_params
+from tpo_jax.objectives.preference import Objective, denominators, tpo_loss
+from tpo_jax.parallel.mesh import AXES, make_mesh
+from tpo_jax.parallel.sharding import parameter_shardings, to_global
+from tpo_jax.training.state import make_optimizer, new_state, split_params
+from tpo_jax.training.step import Compute, make_scorer, make_step
+
+OBJECTIVE = Objective(beta=0.3, alpha=0.5)
+EXACT = Compute(dtype="float32", remat="none")
+
+
+@functools.cache
+def params():
+    # Larger weights than at initialisation: attention that is not flat notices a wrong mask.
+    return jax.tree.map(lambda x: x * 2 if x.ndim > 1 else x, init_params(SMALL, seed=0))
+
+
+def loss_and_gradient(token_logps, batch, freeze=("tower",)):
+    trainable, frozen = split_params(params(), freeze)
+
+    def loss(trainable):
+        logps = token_logps(bind(SMALL, trainable | frozen), batch)
+        mask = batch["target_mask"]
+        return tpo_loss(logps, mask, batch["reference_logps"], OBJECTIVE, denominators(mask))[0]
+
+    return jax.jit(jax.value_and_grad(loss))(trainable)
+
+
+def assert_same(found, expected, tolerance=1e-5):
+    """Every tensor within `tolerance` of its norm.
+
+    The floor is float32 rounding of the whole: the key biases of the tower have no gradient in
+    exact arithmetic, because softmax does not feel them.
+    """
+    floor = 1e-7 * np.sqrt(
+        sum(np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(expected))
+    )
+
+    def close(path, a, b):
+        error = np.linalg.norm(np.asarray(a, np.float64) - np.asarray(b, np.float64))
+        norm = np.linalg.norm(np.asarray(b, np.float64))
+        assert error <= tolerance * norm + floor, (jax.tree_util.keystr(path), error, norm)
+
+    jax.tree_util.tree_map_with_path(close, found, expected)
+
+
+@pytest.mark.parametrize("shape", [{"Q": 1}, {"Q": 3, "B": 2}, {"Q": 2, "absent": True}])
+@pytest.mark.parametrize("freeze", [("tower",), ()])
+def test_shared_prefix_equals_two_rows(shape, freeze):
+    batch = jax.tree.map(jnp.asarray, random_batch(**shape))
+    frozen = {"freeze_tower": bool(freeze)}
+    fast = loss_and_gradient(
+        lambda model, batch: model.token_logps(batch, remat="full", chunk=4, **frozen),
+        batch,
+        freeze,
+    )
+    slow = loss_and_gradient(
+        lambda model, batch: classic.token_logps(model, batch, **frozen), batch, freeze
+    )
+    np.testing.assert_allclose(fast[0], slow[0], atol=1e-5)
+    assert_same(fast[1], slow[1])
+
+
+def test_padding_changes_nothing():
+    batch = random_batch()
+    padded = {
+        **batch,
+        **{
+            name: np.pad(batch[name], ((0, 0), (0, 9)), constant_values=fill)
+            for name, fill in (("prefix_ids", 7), ("prefix_mask", False), ("visual_index", -1))
+        },
+        **{
+            name: np.pad(batch[name], ((0, 0),) * 3 + ((0, 5),), constant_values=fill)
+            for name, fill in (
+                ("input_ids", 9),
+                ("input_mask", False),
+                ("target_ids", 3),
+                ("target_mask", False),
+            )
+        },
+    }
+    model = bind(SMALL, params())
+    a, b = (jax.jit(lambda x: model.token_logps(x))(x) for x in (batch, padded))
+    np.testing.assert_allclose(a, b[..., : a.shape[-1]], atol=1e-5)
+    assert (b[..., a.shape[-1] :] == 0).all()
+
+
+def test_continuations_do_not_see_each_other():
+    batch = random_batch(B=1, Q=2)
+    model = bind(SMALL, params())
+    score = jax.jit(lambda x: model.token_logps(x))
+    changed = {**batch, "input_ids": batch["input_ids"].copy()}
+    changed["input_ids"][0, 0, 1] = (changed["input_ids"][0, 0, 1] + 1) % 90
+    a, b = np.asarray(score(batch)), np.asarray(score(changed))
+    others = [(0, 0, 0), (0, 1, 0), (0, 1, 1)]
+    assert all((a[i] == b[i]).all() for i in others)
+    assert (a[0, 0, 1] != b[0, 0, 1]).any()
+
+
+@functools.cache
+def updated(compute, sizes=(1, 1, 1, 1)):
+    """Parameters and metrics after a step of plain SGD, whose update shows the gradient."""
+    optimizer, freeze = optax.sgd(0.1), ("tower",)
+    mesh = make_mesh(dict(zip(AXES, sizes, strict=True)), jax.devices()[: math.prod(sizes)])
+    with jax.set_mesh(mesh):
+        abstract = jax.eval_shape(lambda p: new_state(p, optimizer, freeze), params())
+        shardings = parameter_shardings(mesh, abstract)
+        state = jax.jit(lambda p: new_state(p, optimizer, freeze), out_shardings=shardings)(
+            params()
+        )
+        step = jax.jit(make_step(SMALL, OBJECTIVE, compute, optimizer), donate_argnums=0)
+        state, metrics = step(state, to_global(random_batch(B=8, absent=True), mesh))
+    return jax.device_get((state["params"], metrics))
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        Compute("float32", remat="full"),
+        Compute("float32", remat="dots"),
+        Compute("float32", remat="none", head_chunk=2),
+        Compute("float32", remat="none", micro_batches=4),
+        Compute("float32", remat="full", micro_batches=2, head_chunk=4),
+    ],
+)
+def test_remat_chunks_and_accumulation_change_nothing(compute):
+    assert_same(updated(compute), updated(EXACT))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (2, 2, 1, 2)],
+)
+def test_any_mesh_gives_the_same_step(sizes):
+    assert_same(updated(EXACT, sizes), updated(EXACT))
+
+
+def test_frozen_tower_does_not_move_and_others_do():
+    after, _ = updated(EXACT)
+    assert "tower" not in after
+    before, _ = split_params(jax.device_get(params()), ("tower",))
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), after, before)
+    assert all(jax.tree.leaves(moved)), moved
+
+
+def test_state_is_donated_and_the_step_compiles_once():
+    optimizer = optax.adamw(1e-3)
+    state = jax.jit(lambda p: new_state(p, optimizer, ("tower",)))(params())
+    step = jax.jit(make_step(SMALL, OBJECTIVE, Compute("bfloat16"), optimizer), donate_argnums=0)
+    for seed in range(3):
+        old = state
+        state, _ = step(state, jax.tree.map(jnp.asarray, random_batch(seed=seed)))
+        assert all(x.is_deleted() for x in jax.tree.leaves(old["params"]))
+    assert step._cache_size() == 1
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state["params"]))
+
+
+def test_nothing_crosses_to_the_host_inside_the_step():
+    optimizer = optax.adamw(1e-3)
+    state = jax.jit(lambda p: new_state(p, optimizer, ("tower",)))(params())
+    batch = jax.tree.map(jnp.asarray, random_batch())
+    step = jax.jit(make_step(SMALL, OBJECTIVE, Compute("float32"), optimizer))
+    with jax.transfer_guard("disallow"):
+        jax.block_until_ready(step(state, batch))
+
+
+def test_no_logits_of_the_prefix_exist():
+    """No buffer of the compiled step has a dimension of all positions next to the vocabulary."""
+    batch = jax.tree.map(jnp.asarray, random_batch(P=48))
+    optimizer = optax.sgd(0.1)
+    state = jax.eval_shape(lambda p: new_state(p, optimizer, ("tower",)), params())
+    step = make_step(SMALL, OBJECTIVE, Compute("float32"), optimizer)
+    text = jax.jit(step).lower(state, batch).compile().as_text()
+    W, P = SMALL.decoder.vocab_size, 48
+    assert f",{W}]" in text, "the head of the responses is there"
+    for bad in (f"[4,{P},{W}]", f"[{4 * P},{W}]", f"[4,{P + 8},{W}]"):
+        assert bad not in text
+
+
+def test_scorer_sums_what_the_step_sums():
+    batch = jax.tree.map(jnp.asarray, random_batch())
+    scores = jax.jit(make_scorer(SMALL, EXACT))(params(), batch)
+    expected = bind(SMALL, params()).token_logps(batch).sum(-1)
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_optimizer_decays_matrices_only():
+    config = type(
+        "C", (), {"max_grad_norm": 1.0, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
+    )
+    optimizer = make_optimizer(config, lambda _: 1.0)
+    trainable, _ = split_params(params(), ("tower",))
+    zeros = jax.tree.map(jnp.zeros_like, trainable)
+    updates, _ = optimizer.update(zeros, optimizer.init(trainable), trainable)
+    decays = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, update in jax.tree_util.tree_flatten_with_path(updates)[0]
+        if bool((update != 0).any())
+    }
+    assert decays and all(name.endswith(("kernel", "embedding")) for name in decays)

@@ -1,0 +1,44 @@
+"""The layout of the original trainer, kept as the yardstick of the fast one.
+
+Every answer is a row of its own: its video is encoded again, its prefix decoded again, and the
+head is applied to all positions (`reference/models.md` section 6.4).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from tpo_jax.models.vlm import VideoLanguageModel
+
+
+def token_logps(
+    model: VideoLanguageModel, batch: dict, *, remat: str = "none", freeze_tower: bool = False
+) -> jax.Array:
+    """What `VideoLanguageModel.token_logps` returns, computed the expensive way.
+
+    Args:
+        model: any.
+        batch: see `docs/architecture.md`, "The batch".
+        remat: policy name for the decoder layers.
+        freeze_tower: no gradient into the tower.
+
+    Returns:
+        float32 `[B, Q, A, R]`, zero where `target_mask` is false.
+    """
+    B, Q, A, R = batch["input_ids"].shape
+    M, P = Q * A, batch["prefix_ids"].shape[1]
+
+    def per_answer(name):
+        return jnp.repeat(batch[name], M, axis=0)
+
+    def flat(name):
+        return batch[name].reshape(B * M, R)
+
+    visual = model.encode_frames(per_answer("frames"), freeze_tower=freeze_tower)
+    x = model.embed_prefix(per_answer("prefix_ids"), visual, per_answer("visual_index"))
+    x = jnp.concatenate([x, model.decoder.embed(flat("input_ids"))], axis=1)
+    mask = jnp.concatenate([per_answer("prefix_mask"), flat("input_mask")], axis=1)
+    hidden = model.decoder.sequence(x, mask, remat=remat)
+    logits = model.decoder.head(hidden).astype(jnp.float32)
+    logps = jax.nn.log_softmax(logits, axis=-1)[:, P:]
+    logps = jnp.take_along_axis(logps, flat("target_ids")[..., None], axis=-1)[..., 0]
+    return jnp.where(flat("target_mask"), logps, 0.0).reshape(B, Q, A, R)

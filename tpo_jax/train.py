@@ -1,0 +1,213 @@
+"""Trains on shards: `python -m tpo_jax.train --config=FILE[:variant] --workdir=DIR
+[--config.a.b=…]`.
+
+A working directory that holds a checkpoint is resumed. It ends with `model/`, a model directory
+that every other command takes.
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from tpo_jax.checkpoints.models import load_model, save_model
+from tpo_jax.checkpoints.train_state import TrainCheckpoints
+from tpo_jax.data.pipeline import DataConfig, Pipeline
+from tpo_jax.data.prompts import load_tokenizer
+from tpo_jax.errors import InputError, run_door
+from tpo_jax.models.config import ModelConfig, preset, to_dict
+from tpo_jax.models.vlm import init_params
+from tpo_jax.objectives.preference import Objective
+from tpo_jax.parallel.mesh import make_mesh
+from tpo_jax.parallel.sharding import parameter_shardings, to_global
+from tpo_jax.training import loop, reference
+from tpo_jax.training.state import learning_rate_schedule, make_optimizer, new_state
+from tpo_jax.training.step import Compute, make_scorer, make_step
+
+# What may differ between a checkpoint and the run that continues it: where and how fast, never
+# what.
+FREE = (
+    "mesh",
+    "compute",
+    "data.workers",
+    "data.reference",
+    "train.log_every",
+    "train.checkpoint_every",
+)
+FREE += ("train.keep_checkpoints",)
+
+
+def load_weights(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[ModelConfig, dict, Path]:
+    """(model config, parameters on the mesh, tokenizer directory) as `config.model` says."""
+    given = config.model
+    if bool(given.checkpoint) == bool(given.preset):
+        raise InputError("give one of model.checkpoint and model.preset")
+    if given.checkpoint:
+        loaded = load_model(given.checkpoint, mesh=mesh, dtype=None)
+        return loaded.config, loaded.params, loaded.tokenizer_directory
+    model = preset(given.preset)
+    if not given.tokenizer:
+        raise InputError(f"model.preset={given.preset} needs model.tokenizer, a directory")
+    # Random weights have no vocabulary of their own: a larger tokenizer makes room for itself.
+    ids = load_tokenizer(given.tokenizer).get_vocab_size()
+    size = max(model.decoder.vocab_size, -(-ids // 128) * 128)
+    model = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, vocab_size=size))
+    init = lambda: init_params(model, config.train.seed)  # noqa: E731
+    shardings = parameter_shardings(mesh, jax.eval_shape(init))
+    return model, jax.jit(init, out_shardings=shardings)(), Path(given.tokenizer)
+
+
+def reference_logps(config, model, params, pipeline: Pipeline, mesh, tokenizer: Path):
+    """The cached log-probabilities of the initial weights, computed if nobody did so before."""
+    data = pipeline.config
+    key = {
+        "weights": reference.weights_fingerprint(params),
+        "model": to_dict(model),
+        "shards": pipeline.shards.fingerprint,
+        "pairs": hashlib.sha256(pipeline.pairs.tobytes()).hexdigest(),
+        "sampling": [data.sampling, data.num_frames],
+        "template": [data.time_instruction, data.pairs_per_row > 1],
+        "tokenizer": hashlib.sha256((tokenizer / "tokenizer.json").read_bytes()).hexdigest(),
+        "dtype": config.compute.dtype,
+    }
+    given = config.data.reference
+    path = Path(given) if given else reference.cache_path(Path(data.shards), key)
+    if not given and not path.exists():
+        print(f"computing reference log-probabilities: {path}", file=sys.stderr)
+        once = dataclasses.replace(data, shuffle=False, num_epochs=1)
+        batches = Pipeline(
+            once, model, pipeline.tokenizer, jax.process_index(), jax.process_count()
+        )
+        score = make_scorer(
+            model, Compute(config.compute.dtype, head_chunk=config.compute.head_chunk)
+        )
+        logps = reference.compute(
+            score, params, (to_global(b, mesh) for b in batches), len(pipeline.shards), mesh
+        )
+        if jax.process_index() == 0:
+            reference.save(path, key, logps)
+        return logps
+    return reference.load(path, key, len(pipeline.shards))
+
+
+def check_same_run(meta: dict, config: dict) -> None:
+    """Raises InputError where a checkpoint's config differs in more than `FREE`."""
+
+    def fields(tree, prefix=""):
+        for name, value in tree.items():
+            if f"{prefix}{name}" in FREE:
+                continue
+            if isinstance(value, dict):
+                yield from fields(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", value
+
+    ours, theirs = dict(fields(config)), dict(fields(meta["config"]))
+    differs = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
+    if differs:
+        changes = ", ".join(f"{n}: {theirs.get(n)!r} -> {ours.get(n)!r}" for n in differs)
+        raise InputError(
+            f"--workdir holds a checkpoint of another run ({changes}); use another one"
+        )
+
+
+def train(config: ConfigDict, workdir: Path) -> Path:
+    """Runs (or continues) the experiment of `config`; returns the directory of the trained
+    model.
+    """
+    mesh = make_mesh(config.mesh.to_dict())
+    model, params, tokenizer = load_weights(config, mesh)
+    objective = Objective(**config.objective)
+
+    data = config.data.to_dict()
+    data.pop("reference")
+    data["mixing"] = data["mixing"] or None
+    pipeline = Pipeline(
+        DataConfig(
+            **data,
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            num_epochs=0 if config.train.num_steps else config.train.num_epochs,
+            answers=2 if objective.uses_pairs else 1,
+        ),
+        model,
+        load_tokenizer(tokenizer),
+        jax.process_index(),
+        jax.process_count(),
+    )
+    num_steps = config.train.num_steps or len(pipeline)
+
+    logps = None
+    if objective.uses_pairs:
+        logps = reference_logps(config, model, params, pipeline, mesh, tokenizer)
+
+    schedule = learning_rate_schedule(
+        config.train.learning_rate, num_steps, config.train.warmup_ratio
+    )
+    optimizer = make_optimizer(config.train, schedule)
+    freeze = tuple(config.train.freeze)
+    initial = lambda p: new_state(p, optimizer, freeze)  # noqa: E731
+    abstract = jax.eval_shape(initial, params)
+    shardings = parameter_shardings(mesh, abstract)
+    state = jax.jit(initial, out_shardings=shardings, donate_argnums=0)(params)
+    step = jax.jit(
+        make_step(model, objective, Compute(**config.compute), optimizer),
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+    )
+
+    batches = iter(pipeline)
+    checkpoints = TrainCheckpoints(
+        workdir / "checkpoints",
+        every_steps=config.train.checkpoint_every,
+        keep=config.train.keep_checkpoints,
+    )
+    meta = {"config": json.loads(config.to_json_best_effort())}
+    if checkpoints.latest_step is not None:
+        where = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+        )
+        state, position = checkpoints.restore(where, lambda m: check_same_run(m, meta["config"]))
+        batches.set_state(position)
+        print(f"resuming at step {int(state['step'])}", file=sys.stderr)
+    elif jax.process_index() == 0:
+        (workdir / "config.json").write_text(json.dumps(meta["config"], indent=2) + "\n")
+
+    state = loop.run(
+        loop.LoopConfig(num_steps, config.train.log_every, config.train.checkpoint_every),
+        step,
+        state,
+        batches,
+        logps,
+        mesh,
+        checkpoints,
+        meta,
+        schedule,
+        workdir,
+    )
+    batches.close()
+    checkpoints.close()
+    if int(state["step"]) < num_steps:
+        print(f"stopped at step {int(state['step'])}; run again to go on", file=sys.stderr)
+        return workdir
+    save_model(workdir / "model", model, state["params"] | state["frozen"], tokenizer)
+    return workdir / "model"
+
+
+def main() -> None:
+    """The command."""
+    workdir = Path(_WORKDIR.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    print(train(_CONFIG.value, workdir))
+
+
+if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment", lock_config=True)
+    _WORKDIR = flags.DEFINE_string("workdir", None, "checkpoints, metrics and the trained model")
+    flags.mark_flags_as_required(["config", "workdir"])
+    run_door(main)

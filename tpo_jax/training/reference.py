@@ -1,0 +1,106 @@
+"""Reference log-probabilities: computed once, cached beside the shards, looked up in every step.
+
+The cache is keyed by everything its numbers depend on: reference weights, shards, prompt template,
+frame sampling and compute dtype. A cache of other circumstances is an error, never used and never
+replaced in silence.
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import P
+
+from tpo_jax.errors import InputError
+
+
+@jax.jit
+def _sums(params):
+    """Wrapping integer sums over the bits of every tensor: the same on any mesh, in any order."""
+
+    def digest(x):
+        bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32).reshape(-1)
+        place = jnp.arange(bits.size, dtype=jnp.uint32)
+        mixed = (bits ^ (bits >> 16)) * jnp.uint32(0x45D9F3B) + place * jnp.uint32(0x9E3779B1)
+        mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0x85EBCA6B)
+        return jnp.stack(
+            [mixed.sum(dtype=jnp.uint32), (mixed ^ (mixed >> 7)).sum(dtype=jnp.uint32)]
+        )
+
+    return jax.tree.map(digest, params)
+
+
+def weights_fingerprint(params: dict) -> str:
+    """Hash of all parameter values, independent of sharding; not meant against an adversary."""
+    digest = hashlib.sha256()
+    for path, value in jax.tree_util.tree_flatten_with_path(jax.device_get(_sums(params)))[0]:
+        digest.update(jax.tree_util.keystr(path).encode() + value.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def cache_path(directory: Path, key: dict) -> Path:
+    """Where the log-probabilities of `key` lie: `reference-<hash>.npz` beside the shards."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return directory / f"reference-{digest[:16]}.npz"
+
+
+def load(path: Path, key: dict, num_pairs: int) -> np.ndarray:
+    """float32 `[num_pairs, 2]` of a cache file.
+
+    Raises:
+        InputError: unreadable, or computed under another key; the message names what differs.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            stored, logps = json.loads(str(archive["key"])), archive["logps"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a cache of reference log-probabilities ({error})") from error
+    if stored != key:
+        differs = sorted(k for k in key.keys() | stored.keys() if stored.get(k) != key.get(k))
+        raise InputError(
+            f"{path}: stale, computed with other {', '.join(differs)}; remove it or leave "
+            "data.reference empty to compute the right one"
+        )
+    if logps.shape != (num_pairs, 2):
+        raise InputError(f"{path}: holds {logps.shape[0]} pairs, the shards {num_pairs}")
+    return logps
+
+
+def compute(
+    score: Callable[[dict, dict], jax.Array],
+    params: dict,
+    batches: Iterable[dict],
+    num_pairs: int,
+    mesh: jax.sharding.Mesh,
+) -> np.ndarray:
+    """Scores every pair once.
+
+    Args:
+        score: `(params, batch)` to float32 `[B, Q, 2]`.
+        params: of the reference.
+        batches: global batches that hold every pair; `pair_index` is -1 for padding.
+        num_pairs: pairs in the shards.
+        mesh: of the batches.
+
+    Returns:
+        float32 `[num_pairs, 2]`, the same on all hosts; NaN for pairs that no batch held.
+    """
+    everywhere = jax.NamedSharding(mesh, P())
+    jitted = jax.jit(lambda p, b: (score(p, b), b["pair_index"]), out_shardings=everywhere)
+    logps = np.full((num_pairs, 2), np.nan, np.float32)
+    for batch in batches:
+        values, index = jax.device_get(jitted(params, batch))
+        logps[index[index >= 0]] = values[index >= 0]
+    return logps
+
+
+def save(path: Path, key: dict, logps: np.ndarray) -> None:
+    """Writes the cache in one go (temporary name, then rename)."""
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez(temporary, key=json.dumps(key, sort_keys=True), logps=logps)
+    temporary.replace(path)

@@ -1,0 +1,102 @@
+"""The train step: a pure function of state and batch."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tpo_jax.models.config import ModelConfig
+from tpo_jax.models.vlm import bind, cast
+from tpo_jax.objectives.preference import Objective, denominators, tpo_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How the model is run; changes speed and memory, never the result beyond rounding."""
+
+    dtype: str = "bfloat16"
+    remat: str = "full"
+    head_chunk: int = 0  # response positions per application of the head, 0: all
+    micro_batches: int = 1
+
+
+def make_step(
+    model: ModelConfig,
+    objective: Objective,
+    compute: Compute,
+    optimizer: optax.GradientTransformation,
+) -> Callable[[dict, dict], tuple[dict, dict]]:
+    """Builds `step(state, batch) -> (state, metrics)`, ready for `jax.jit` with the state donated.
+
+    Gradients, their sum over micro-batches and the optimizer are float32. The loss of every
+    micro-batch is its share of the whole batch's means, so accumulation equals the full batch.
+
+    Args:
+        model: config of the model.
+        objective: weights of the loss.
+        compute: dtype, remat and batching.
+        optimizer: of the trainable parameters.
+    """
+
+    def loss_fn(trainable, frozen, batch, totals):
+        params = cast(trainable | frozen, compute.dtype)
+        logps = bind(model, params).token_logps(
+            batch,
+            remat=compute.remat,
+            chunk=compute.head_chunk,
+            freeze_tower="tower" in frozen,
+        )
+        reference = batch.get("reference_logps")
+        return tpo_loss(logps, batch["target_mask"], reference, objective, totals)
+
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def step(state, batch):
+        totals = denominators(batch["target_mask"])
+
+        def micro(part):
+            (_, metrics), grads = gradient(state["params"], state["frozen"], part, totals)
+            return grads, metrics
+
+        n = compute.micro_batches
+        if n == 1:
+            grads, metrics = micro(batch)
+        else:
+            # Strided split: every device keeps rows of its own in every micro-batch.
+            parts = jax.tree.map(
+                lambda x: x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1), batch
+            )
+            zeros = jax.tree.map(
+                lambda x: jnp.zeros(x.shape, x.dtype),
+                jax.eval_shape(micro, jax.tree.map(lambda x: x[0], parts)),
+            )
+            (grads, metrics), _ = jax.lax.scan(
+                lambda total, part: (jax.tree.map(jnp.add, total, micro(part)), None), zeros, parts
+            )
+
+        updates, opt = optimizer.update(grads, state["opt"], state["params"])
+        metrics |= {"grad_norm": optax.tree.norm(grads), "pairs": totals["pairs"]}
+        state = state | {
+            "params": optax.apply_updates(state["params"], updates),
+            "opt": opt,
+            "step": state["step"] + 1,
+        }
+        return state, metrics
+
+    return step
+
+
+def make_scorer(model: ModelConfig, compute: Compute) -> Callable[[dict, dict], jax.Array]:
+    """Builds `score(params, batch) -> float32 [B, Q, A]`, summed log-probabilities of every
+    answer.
+    """
+
+    def score(params, batch):
+        logps = bind(model, cast(params, compute.dtype)).token_logps(
+            batch, chunk=compute.head_chunk
+        )
+        return logps.sum(-1)
+
+    return score
