@@ -1,4 +1,4 @@
-"""The PyTorch originals, tiny: transformers' towers and decoder, the connector written from its description.
+"""The PyTorch originals, tiny: towers and decoder of transformers, the connector as described.
 
 `Original` has the module tree, and so the tensor names, of a released checkpoint.
 """
@@ -19,6 +19,9 @@ from safetensors.torch import save_file  # noqa: E402
 
 from tpo_jax.models.config import DecoderConfig, ModelConfig, TowerConfig  # noqa: E402
 
+# These models are too small for threads, and tests run beside each other.
+torch.set_num_threads(1)
+
 _DECODER = DecoderConfig(
     vocab_size=97,
     width=60,
@@ -29,7 +32,7 @@ _DECODER = DecoderConfig(
     mlp_width=84,
     rope_theta=1e9,
 )
-# 27 patches a side and two pixels over; head sizes 6, 9 and 10.
+# Head sizes 6, 9 and 10; SigLIP has 27 patches a side and, as at full size, pixels left over.
 LONGVA = ModelConfig(TowerConfig("clip", 24, 4, 30, 2, 5, 44), _DECODER, max_length=512)
 LLAVA_VIDEO = ModelConfig(
     TowerConfig("siglip", 110, 4, 36, 2, 4, 52),
@@ -148,11 +151,15 @@ class Original(torch.nn.Module):
         newline = self.model.image_newline if self.config.has_newline else None
         return place_newlines(x, newline, self.config.newline)
 
-    def forward(self, frames, before, after):
-        """Logits [len(before) + n + len(after), W]; the texts are lists of ids."""
+    def hidden(self, frames, before, after):
+        """Normed hidden states [len(before) + n + len(after), D]; the texts are lists of ids."""
         text = [self.model.embed_tokens(torch.tensor(ids)) for ids in (before, after)]
         x = torch.cat([text[0], self.encode(frames), text[1]])[None]
-        return self.lm_head(self.model(inputs_embeds=x).last_hidden_state)[0]
+        return self.model(inputs_embeds=x).last_hidden_state[0]
+
+    def forward(self, frames, before, after):
+        """Logits [len(before) + n + len(after), W]."""
+        return self.lm_head(self.hidden(frames, before, after))
 
     def checkpoint_tensors(self) -> dict:
         """The tensors a released checkpoint holds, under its names."""

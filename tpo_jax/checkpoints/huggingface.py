@@ -120,7 +120,8 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     The tower's post-norm and CLIP's last block are among them: no output depends on them, but the
     original modules own them.
     """
-    tower, abstract, shapes = config.tower, flatten(vlm.abstract_params(config)), {}
+    tower, abstract = config.tower, flatten(vlm.abstract_params(config))
+    shapes: dict[str, tuple[int, ...]] = {}
     for path, leaf in table(config).items():
         shape = abstract[path].shape[leaf.stacked :]
         shapes |= dict.fromkeys(leaf.names, _torch_shape(shape, leaf.kind, tower))
@@ -166,7 +167,7 @@ class Shards:
             )
         self.files: dict[str, list[str]] = {}
         self._open = {}
-        self._of = {}
+        self._of: dict[str, str] = {}
         for file in files:
             if Path(file).name != file or not (directory / file).is_file():
                 raise InputError(f"{index} names {file}, which does not exist")

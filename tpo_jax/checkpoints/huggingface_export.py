@@ -78,8 +78,8 @@ def copy_tower_config(source: Path, target: Path) -> None:
         copy_files(folder, copy, ("config.json", "preprocessor_config.json"))
 
 
-def _tensor_reader(config: ModelConfig, params: dict, kept: Path | None) -> Callable:
-    """A function from a PyTorch name to the tensor."""
+def tensor_reader(config: ModelConfig, params: dict, kept: Path | None) -> Callable:
+    """A function from a PyTorch name to the tensor, in the dtype of the parameter."""
     leaves, tower = flatten(params), config.tower
     place = {
         name: (path, layer, leaf)
@@ -175,8 +175,9 @@ def export_model(
             own = hf_config.tower_values(config.tower)
             hf_config.write_json(directory / "vision_tower" / "config.json", own)
 
-    read = _tensor_reader(config, params, kept)
-    total, weight_map = 0, {}
+    read = tensor_reader(config, params, kept)
+    total = 0
+    weight_map: dict[str, str] = {}
     for file, content in layout.items():
         tensors = {
             name: _in_dtype(read(name), recorded, dtype)
