@@ -32,8 +32,8 @@ Source = str | os.PathLike | bytes  # a file, or the bytes of one
 
 # OpenCV seeks 16 frames ahead of what it is asked for and decodes them; one more for its rounding.
 _SEEK_LEAD = 17
-# What emptying and refilling the decoder's threads costs, in decoded frames (benchmarks/decode.py).
-_SEEK_COST = 8
+# What emptying and refilling the decoder costs, in decoded frames (measured: 12 to 15).
+_SEEK_COST = 14
 _TOLERANCE_MS = 1e-3
 _LOST = -(10**9)  # the position after a seek that went wrong: far from every key frame
 # Alternate reference frames of VP8 are packets that show nothing.
