@@ -1,0 +1,111 @@
+"""Texts out of the generator: batching, stopping, streaming, and the model's context."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from tests.generation.conftest import QUESTIONS
+from tpo_jax.data.prompts import build_prompts
+from tpo_jax.errors import InputError
+from tpo_jax.generation.generator import Generator
+from tpo_jax.generation.sampling import Sampling
+from tpo_jax.models import vlm
+from tpo_jax.models.config import preset, visual_tokens
+from tpo_jax.parallel.mesh import make_mesh
+from tpo_jax.parallel.sharding import parameter_shardings
+
+ANSWER = "日🙂é <b"  # every byte once; three of the characters have several
+
+
+def chain_model(tokenizer, ids):
+    """A model that always answers `ids`: each token's embedding names its successor."""
+    config = preset("tiny_longva")
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), vlm.abstract_params(config))
+    decoder = params["decoder"]
+    decoder["norm"]["scale"] += 1
+    start = tokenizer.encode("\n").ids[-1]  # the last token of every prompt
+    chain = [start, *ids, tokenizer.token_to_id("<|im_end|>")]
+    assert len(set(chain)) == len(chain)
+    for i, (token, successor) in enumerate(zip(chain, chain[1:], strict=False)):
+        decoder["embed"]["embedding"][token, i] = 1
+        decoder["head"]["kernel"][i, successor] = 1
+    return config, params
+
+
+@pytest.fixture(scope="session")
+def chain(tokenizer):
+    return chain_model(tokenizer, tokenizer.encode(ANSWER).ids)
+
+
+def ask(tokenizer, config, questions, num_frames=4):
+    return build_prompts(tokenizer, questions, visual_tokens(config, num_frames), cut="video")
+
+
+@pytest.fixture(scope="module")
+def longva(model):
+    if model[0].has_newline:
+        pytest.skip("test_decode.py covers both families; here one will do")
+    return model
+
+
+def test_answers_do_not_depend_on_the_batch(longva, videos, prompt, tokenizer) -> None:
+    rows = [prompt(QUESTIONS), prompt(QUESTIONS[:1]), prompt(QUESTIONS[::-1])]
+    sampling = Sampling(0.8, top_p=0.95)
+    arguments = {"max_new_tokens": 10, "sampling": sampling, "seed": 5, "batch_rows": 2}
+    generator = Generator(*longva, tokenizer, **arguments)
+    together = generator.answer(videos, rows)
+    assert [len(answers) for answers in together] == [3, 1, 3]
+    assert generator.answer(videos[1:], rows[1:], seeds=[1, 2]) == together[1:]
+    assert generator.answer(videos[1:], rows[1:], seeds=[1, 7])[0] == together[1]
+
+    config, params = longva
+    mesh = make_mesh({"data": 1, "fsdp": 2, "tensor": 1, "context": 1}, jax.devices()[:2])
+    sharded = jax.device_put(params, parameter_shardings(mesh, params))
+    generator = Generator(config, sharded, tokenizer, mesh=mesh, **arguments)
+    assert generator.answer(videos, rows) == together
+
+
+def test_an_answer_ends_at_the_stop_token(chain, tokenizer, videos) -> None:
+    config, params = chain
+    row = ask(tokenizer, config, QUESTIONS[:1])
+    generator = Generator(config, params, tokenizer, max_new_tokens=16)
+    assert generator.answer(videos[:1], [row]) == [[ANSWER]]
+    generator = Generator(config, params, tokenizer, max_new_tokens=3)
+    assert generator.answer(videos[:1], [row]) == [["日"]]
+
+
+@pytest.mark.parametrize("max_new_tokens", [16, 5])  # 5 ends inside a character
+def test_a_stream_joins_to_the_answer(chain, tokenizer, videos, max_new_tokens) -> None:
+    config, params = chain
+    row = ask(tokenizer, config, QUESTIONS[:1])
+    generator = Generator(config, params, tokenizer, max_new_tokens=max_new_tokens)
+    pieces = list(generator.stream(videos[0], row))
+    assert "".join(pieces) == generator.answer(videos[:1], [row])[0][0]
+    assert all("\ufffd" not in piece for piece in pieces[:-1])
+    assert len(pieces) > 1 or max_new_tokens == 5
+
+
+def test_a_stream_of_random_bytes_joins_to_the_answer(longva, tokenizer, videos, prompt) -> None:
+    generator = Generator(*longva, tokenizer, max_new_tokens=16, sampling=Sampling(2.0))
+    row = prompt(QUESTIONS[:1])
+    for seed in range(10):
+        answer = generator.answer(videos[:1], [row], seeds=[seed])[0][0]
+        assert "".join(generator.stream(videos[0], row, seed=seed)) == answer
+
+
+def test_the_context_bounds_prompt_and_answer(chain, tokenizer, videos) -> None:
+    config, params = chain
+    row = ask(tokenizer, config, QUESTIONS[:1])
+    used = int(row.prefix_mask.sum() + row.input_mask.sum())
+    short = dataclasses.replace(config, max_length=used + 3)
+    generator = Generator(short, params, tokenizer, max_new_tokens=16)
+    assert generator.answer(videos[:1], [row]) == [["日"]]
+    short = dataclasses.replace(config, max_length=used - 1)
+    with pytest.raises(InputError, match="; 2 frames would fit"):
+        Generator(short, params, tokenizer).answer(videos[:1], [row])
+    fits = ask(tokenizer, config, QUESTIONS[:1], num_frames=2)
+    assert fits.prefix_mask.sum() + fits.input_mask.sum() == short.max_length - 1
+    with pytest.raises(InputError, match="max_new_tokens"):
+        Generator(config, params, tokenizer, max_new_tokens=0)

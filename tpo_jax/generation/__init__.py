@@ -1,0 +1,1 @@
+"""Answers from the model: prefill of the shared prefix, cached decoding, sampling, streaming."""

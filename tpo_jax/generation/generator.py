@@ -1,0 +1,205 @@
+"""Videos and tokenised questions in, texts out: batches of one shape, streaming of one answer."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import Tokenizer
+
+from tpo_jax.errors import InputError
+from tpo_jax.generation.decode import Limits, decode, prefill
+from tpo_jax.generation.sampling import Sampling
+from tpo_jax.models.config import ModelConfig
+from tpo_jax.parallel.sharding import ROWS, to_global
+
+STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
+# Lengths are rounded up to multiples of these, so that few shapes are compiled.
+PREFIX_MULTIPLE, QUESTION_MULTIPLE, ANSWER_MULTIPLE = 64, 16, 16
+STREAM_STEPS = 4
+
+
+class Prompts(Protocol):
+    """The questions of one video; `data.prompts.build_prompts` makes them."""
+
+    prefix_ids: np.ndarray  # int32 [P]
+    prefix_mask: np.ndarray  # bool [P]
+    visual_index: np.ndarray  # int32 [P]
+    input_ids: np.ndarray  # int32 [Q, 1, R]
+    input_mask: np.ndarray  # bool [Q, 1, R]
+
+
+def round_up(n: int, multiple: int) -> int:
+    """The next multiple, at least one."""
+    return max(1, -(-n // multiple)) * multiple
+
+
+class Generator:
+    """Answers questions about videos.
+
+    Args:
+        config: of the model.
+        params: in the compute dtype, placed where they are to be used.
+        tokenizer: of the checkpoint; ids it does not know are never generated.
+        max_new_tokens: longest answer in tokens; shorter where the model's context ends before.
+        sampling: settings.
+        seed: of the random draws. The draw of a question depends on `seed`, the seed of its row and
+            its place in the row, not on what else is in the batch.
+        batch_rows: videos at a time, at most; rounded up to what the mesh asks for.
+        mesh: rows are split over it; None for the default device.
+
+    Raises:
+        InputError: a setting out of range.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: dict,
+        tokenizer: Tokenizer,
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling = Sampling(),  # noqa: B008, a constant
+        seed: int = 0,
+        batch_rows: int = 16,
+        mesh: jax.sharding.Mesh | None = None,
+    ):
+        sampling.check()
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens={max_new_tokens} must be 1 or more")
+        self.config, self.params, self.tokenizer = config, params, tokenizer
+        self.max_new_tokens, self.sampling = max_new_tokens, sampling
+        self.seed, self.mesh = seed, mesh
+        self.parts = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
+        self.batch_rows = round_up(batch_rows, self.parts)
+        known = (tokenizer.token_to_id(token) for token in STOP_TOKENS)
+        self.stop_ids = np.array([i for i in known if i is not None], np.int32)
+
+    def answer(
+        self, frames: np.ndarray, prompts: Sequence[Prompts], seeds: Sequence[int] | None = None
+    ) -> list[list[str]]:
+        """One answer to every question; a video and its prefix are encoded once.
+
+        Args:
+            frames: uint8 `[n, F, S, S, 3]`, as many videos as wanted.
+            prompts: `n` rows of questions; rows may differ in their number of questions.
+            seeds: of the rows, their indices by default. A caller that splits its videos over
+                several calls gives every video its own.
+
+        Returns:
+            `[n][Q]` texts, special tokens and surrounding blanks removed.
+
+        Raises:
+            InputError: a prompt that the model's context does not hold.
+        """
+        seeds = range(len(prompts)) if seeds is None else seeds
+        shape = self._shape(prompts)
+        size = min(self.batch_rows, round_up(len(prompts), self.parts))
+        answers = []
+        for start in range(0, len(prompts), size):
+            rows = slice(start, start + size)
+            batch = self._batch(frames[rows], prompts[rows], seeds[rows], shape, size)
+            prefix, state, limits = self._begin(batch)
+            state = decode(
+                *(self.config, self.params, prefix, state),
+                *(batch["seeds"], self.sampling, limits, self.max_new_tokens - 1),
+            )
+            tokens, counts = np.asarray(state.tokens), np.asarray(state.counts)
+            for row, row_tokens, row_counts in zip(prompts[rows], tokens, counts, strict=False):
+                ids = [t[:n] for t, n in zip(row_tokens, row_counts, strict=True)]
+                answers.append([self._text(i) for i in ids[: len(row.input_ids)]])
+        return answers
+
+    def stream(self, frames: np.ndarray, prompts: Prompts, seed: int = 0) -> Iterator[str]:
+        """Pieces of the answer to the one question of `prompts`, as they come.
+
+        Joined they are what `answer` returns. A piece never ends inside a character.
+
+        Args:
+            frames: uint8 `[F, S, S, 3]`.
+            prompts: one question.
+            seed: of the row.
+
+        Raises:
+            InputError: the prompt does not fit into the model's context.
+        """
+        shape = self._shape([prompts])
+        batch = self._batch(frames[None], [prompts], [seed], shape, self.parts)
+        prefix, state, limits = self._begin(batch)
+        sent = ""
+        while True:
+            text = self._text(np.asarray(state.tokens)[0, 0, : int(state.counts[0, 0])])
+            # A character of several tokens decodes to a replacement character until it is whole.
+            done = bool(state.finished.all())
+            whole = text if done else text.rstrip("\ufffd").rstrip()
+            if len(whole) > len(sent):
+                yield whole[len(sent) :]
+                sent = whole
+            if done:
+                return
+            state = decode(
+                *(self.config, self.params, prefix, state),
+                *(batch["seeds"], self.sampling, limits, STREAM_STEPS),
+            )
+
+    def _text(self, ids: np.ndarray) -> str:
+        return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()
+
+    def _shape(self, prompts: Sequence[Prompts]) -> tuple[int, int, int]:
+        """(P, M, R) that hold all rows; `InputError` where the context does not."""
+        for row in prompts:
+            used = row.prefix_mask.sum() + row.input_mask.sum(-1).max()
+            if used >= self.config.max_length:
+                visual = row.visual_index.max() + 1
+                text = used - visual + (self.config.newline == "one_token")
+                room = self.config.max_length - 1 - text
+                raise InputError(
+                    f"the prompt takes {used} tokens, {visual} of them visual, and leaves no room "
+                    f"for an answer in the model's context of {self.config.max_length}; "
+                    f"{max(0, room // self.config.tokens_per_frame)} frames would fit"
+                )
+        P = max(int(row.prefix_mask.sum()) for row in prompts)
+        R = max(int(row.input_mask.sum(-1).max()) for row in prompts)
+        M = max(len(row.input_ids) for row in prompts)
+        return round_up(P, PREFIX_MULTIPLE), M, round_up(R, QUESTION_MULTIPLE)
+
+    def _batch(self, frames, prompts, seeds, shape, rows) -> dict[str, jax.Array]:
+        """`prefill`'s batch of `rows` rows; those that no prompt fills are empty."""
+        P, M, R = shape
+        batch = {
+            "frames": np.zeros((rows, *frames.shape[1:]), np.uint8),
+            "prefix_ids": np.zeros((rows, P), np.int32),
+            "prefix_mask": np.zeros((rows, P), bool),
+            "visual_index": np.full((rows, P), -1, np.int32),
+            "input_ids": np.zeros((rows, M, R), np.int32),
+            "input_mask": np.zeros((rows, M, R), bool),
+            "seeds": np.zeros(rows, np.uint32),
+        }
+        batch["frames"][: len(frames)] = frames
+        for b, (row, seed) in enumerate(zip(prompts, seeds, strict=True)):
+            for name in ("prefix_ids", "prefix_mask", "visual_index"):
+                values = getattr(row, name)[:P]
+                batch[name][b, : len(values)] = values
+            for name in ("input_ids", "input_mask"):
+                values = getattr(row, name)[:, 0, :R]
+                batch[name][b, : values.shape[0], : values.shape[1]] = values
+            batch["seeds"][b] = np.random.SeedSequence((self.seed, seed)).generate_state(1)[0]
+        if self.mesh is not None:
+            return to_global(batch, self.mesh)
+        return {name: jnp.asarray(values) for name, values in batch.items()}
+
+    def _begin(self, batch):
+        """Prefilled prefix, first token of every answer, and the limits decoding goes on with."""
+        used = batch["prefix_mask"].sum(-1)[:, None] + batch["input_mask"].sum(-1)
+        limits = Limits(
+            new_tokens=jnp.minimum(self.max_new_tokens, self.config.max_length - used),
+            stop_ids=self.stop_ids,
+            vocabulary=self.tokenizer.get_vocab_size(),
+        )
+        room = round_up(self.max_new_tokens, ANSWER_MULTIPLE)
+        prefix, state = prefill(
+            self.config, self.params, batch, self.sampling, limits, new_tokens=room
+        )
+        return prefix, state, limits
