@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -177,6 +179,7 @@ BREAKS = {
     "outside": (lambda d: edit_config(d, mm_vision_tower="../other"), "mm_vision_tower"),
     "pooling": (lambda d: edit_config(d, mm_spatial_pool_mode="median"), "pooling"),
     "stride": (lambda d: edit_config(d, mm_spatial_pool_stride=4), "mm_spatial_pool_stride=4"),
+    "index": (lambda d: (d / "model.safetensors.index.json").write_text("{}"), "weight_map"),
     "type": (lambda d: edit_config(d, hidden_size="wide"), "config.json"),
     "missing file": (
         lambda d: (d / "model-00002-of-00002.safetensors").unlink(),
@@ -207,6 +210,38 @@ def test_broken_directories(tmp_path, longva, case):
     with pytest.raises(InputError, match=message) as error:
         load_model(source)
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def source_of_configs(tmp_path_factory, longva):
+    directory = tmp_path_factory.mktemp("configs")
+    originals.write_checkpoint(directory, longva, shards=1)
+    return (
+        directory,
+        longva.config_values(),
+        json.loads((directory / "vision_tower" / "config.json").read_text()),
+    )
+
+
+ANYTHING = st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(max_size=3)
+
+
+@hypothesis.given(data=st.data())
+def test_any_config_is_read_or_refused_in_one_line(source_of_configs, data):
+    directory, values, tower = source_of_configs
+    chosen = data.draw(st.sampled_from((values, tower)))
+    keys = data.draw(st.sets(st.sampled_from(sorted(chosen)), min_size=1, max_size=2))
+    changes = {key: data.draw(ANYTHING | st.lists(ANYTHING, max_size=2), key) for key in keys}
+    (directory / "config.json").write_text(
+        json.dumps(values | (changes if chosen is values else {}))
+    )
+    (directory / "vision_tower" / "config.json").write_text(
+        json.dumps(tower | (changes if chosen is tower else {}))
+    )
+    try:
+        load_config(directory)
+    except InputError as error:
+        assert "\n" not in str(error)
 
 
 def test_every_tensor_is_needed_in_its_shape_and_finite(tmp_path, longva):

@@ -156,7 +156,9 @@ class Shards:
         self.directory = directory
         index = directory / INDEX
         if index.is_file():
-            indexed = hf_config.read_json(index).get("weight_map", {})
+            indexed = hf_config.read_json(index).get("weight_map")
+            if not isinstance(indexed, dict) or not all(type(f) is str for f in indexed.values()):
+                raise InputError(f"{index}: weight_map must name the file of every tensor")
             files = sorted(set(indexed.values()))
         else:
             indexed, files = {}, sorted(path.name for path in directory.glob("*.safetensors"))

@@ -1,7 +1,9 @@
 """`config.json` of a `llava_qwen` checkpoint (LongVA, LLaVA-Video) to `ModelConfig` and back."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import DecoderConfig, ModelConfig, TowerConfig
@@ -71,11 +73,24 @@ def check_architecture(directory: Path, values: dict) -> None:
         )
 
 
+def _value(where: str, values: dict, key: str, kind: type, default: Any = None) -> Any:
+    """A value of the given type, numbers positive; InputError if it is another or missing."""
+    value: Any = default if values.get(key) is None else values[key]
+    if value is None:
+        raise InputError(f"{where}: key {key!r} is missing")
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind or (kind is not str and not 0 < value < math.inf):
+        expected = {str: "a text", int: "a positive integer", float: "a positive number"}[kind]
+        raise InputError(f"{where}: {key}={value!r} must be {expected}")
+    return value
+
+
 def tower_folder(directory: Path, values: dict) -> Path | None:
     """The folder inside the checkpoint that `mm_vision_tower` names, None if it names none."""
-    name = values.get("mm_vision_tower") or ""
+    name = _value(f"{directory}/config.json", values, "mm_vision_tower", str)
     folder = (directory / name).resolve()
-    inside = name and folder.is_relative_to(directory.resolve())
+    inside = folder.is_relative_to(directory.resolve()) and folder != directory.resolve()
     return folder if inside and (folder / "config.json").is_file() else None
 
 
@@ -88,58 +103,61 @@ def _check_fixed(where: str, values: dict, fixed: dict) -> None:
 
 
 def _tower(directory: Path, values: dict) -> TowerConfig:
-    name = values.get("mm_vision_tower") or ""
     folder = tower_folder(directory, values)
     if folder:
+        where = f"{folder}/config.json"
         own = read_json(folder / "config.json")
-        own = own.get("vision_config", own)
         kind = str(own.get("model_type", "")).removesuffix("_vision_model")
         if kind not in _TOWER_FIXED:
             raise InputError(
-                f"{folder}/config.json: model_type is {own.get('model_type')!r}, "
+                f"{where}: model_type is {own.get('model_type')!r}, "
                 "must be 'clip_vision_model' or 'siglip_vision_model'"
             )
-        _check_fixed(f"{folder}/config.json", own, _TOWER_FIXED[kind])
-        defaults = [(key, clip if kind == "clip" else siglip) for key, clip, siglip in _TOWER_KEYS]
-        numbers = [own.get(key, default) for key, default in defaults]
-        image, patch, width, blocks, heads, mlp = numbers
+        _check_fixed(where, own, _TOWER_FIXED[kind])
+        image, patch, width, blocks, heads, mlp = (
+            _value(where, own, key, int, clip if kind == "clip" else siglip)
+            for key, clip, siglip in _TOWER_KEYS
+        )
+        if width % heads or patch > image or blocks < 2:
+            raise InputError(
+                f"{where}: hidden_size={width} must be a multiple of num_attention_heads={heads}, "
+                f"patch_size={patch} at most image_size={image}, num_hidden_layers={blocks} above 1"
+            )
     else:
-        matching = [
-            known for known in _TOWERS if known.split("/")[1] == name.rstrip("/").split("/")[-1]
-        ]
+        name = Path(values["mm_vision_tower"]).name
+        matching = [row for known, row in _TOWERS.items() if Path(known).name == name]
         if not matching:
             raise InputError(
-                f"{directory}/config.json: mm_vision_tower={name!r} is neither one of "
-                f"{sorted(_TOWERS)} nor a folder of the checkpoint with a config.json"
+                f"{directory}/config.json: mm_vision_tower={values['mm_vision_tower']!r} is no "
+                f"folder of the checkpoint with a config.json nor one of {sorted(_TOWERS)}"
             )
-        kind, image, patch, width, blocks, heads, mlp = _TOWERS[matching[0]]
+        kind, image, patch, width, blocks, heads, mlp = matching[0]
     # SigLIP's last block is deleted whatever mm_vision_select_layer says; so much is -2 for CLIP.
     fixed = {"mm_vision_select_layer": -2, "mm_vision_select_feature": "patch"}
     _check_fixed(f"{directory}/config.json", values, fixed if kind == "clip" else {})
     return TowerConfig(kind, image, patch, width, blocks - 1, heads, mlp)
 
 
-def _rope_theta(values: dict) -> float | None:
-    return values.get("rope_theta") or (values.get("rope_parameters") or {}).get("rope_theta")
-
-
-def read_settings(values: dict) -> dict:
+def read_settings(where: str, values: dict) -> dict:
     """What `config.json` says on `SETTINGS`, the published default where it says nothing."""
-    merge = values.get("mm_patch_merge_type") or "flat"
+    merge = _value(where, values, "mm_patch_merge_type", str, "flat")
     newline = "no_token"
     if merge.startswith("spatial"):
-        newline = values.get("mm_newline_position") or "one_token"
+        newline = _value(where, values, "mm_newline_position", str, "one_token")
         if newline == "one_token" and "unpad" not in merge:
             newline = "no_token"
+    length = _value(where, values, "max_position_embeddings", int, 32768)
+    # Newer writers nest the base.
+    nested = values.get("rope_parameters")
+    rope = values if values.get("rope_theta") or not isinstance(nested, dict) else nested
+    published = 1e9 if merge == "unires" else 1e6
     return {
-        "pooling": values.get("mm_spatial_pool_mode") or "average",
+        "pooling": _value(where, values, "mm_spatial_pool_mode", str, "average"),
         "newline": newline,
-        "max_length": values.get("tokenizer_model_max_length")
-        or values.get("max_position_embeddings")
-        or 32768,
+        "max_length": _value(where, values, "tokenizer_model_max_length", int, length),
         # The demo and the training code, which read this key, put the sentence on its own line.
         "time_instruction": "newline" if values.get("add_time_instruction") else "none",
-        "rope_theta": float(_rope_theta(values) or (1e9 if merge == "unires" else 1e6)),
+        "rope_theta": _value(where, rope, "rope_theta", float, published),
     }
 
 
@@ -158,23 +176,21 @@ def to_config(directory: Path, vocab_size: int, settings: dict) -> ModelConfig:
     values = read_json(directory / "config.json")
     check_architecture(directory, values)
     _check_fixed(where, values, _FIXED)
-    settings = {**read_settings(values), **settings}
+    settings = {**read_settings(where, values), **settings}
+    width, heads = (_value(where, values, k, int) for k in ("hidden_size", "num_attention_heads"))
     try:
-        heads = values["num_attention_heads"]
         decoder = DecoderConfig(
             vocab_size=vocab_size,
-            width=values["hidden_size"],
-            layers=values["num_hidden_layers"],
+            width=width,
+            layers=_value(where, values, "num_hidden_layers", int),
             heads=heads,
-            kv_heads=values["num_key_value_heads"],
-            head_dim=values.get("head_dim") or values["hidden_size"] // heads,
-            mlp_width=values["intermediate_size"],
+            kv_heads=_value(where, values, "num_key_value_heads", int),
+            head_dim=_value(where, values, "head_dim", int, width // heads),
+            mlp_width=_value(where, values, "intermediate_size", int),
             rope_theta=settings.pop("rope_theta"),
-            norm_eps=values.get("rms_norm_eps", 1e-6),
+            norm_eps=_value(where, values, "rms_norm_eps", float, 1e-6),
         )
         return ModelConfig(_tower(directory, values), decoder, **settings)
-    except KeyError as error:
-        raise InputError(f"{where}: key {error} is missing") from error
     except InputError:
         raise
     except (TypeError, ValueError) as error:
@@ -193,7 +209,7 @@ def update_settings(values: dict, config: ModelConfig) -> dict:
     asked = {"rope_theta": config.decoder.rope_theta} | {
         name: getattr(config, name) for name in SETTINGS if name != "rope_theta"
     }
-    read = read_settings(values)
+    read = read_settings("config.json", values)
     return values | {keys[name][0]: keys[name][1] for name in SETTINGS if read[name] != asked[name]}
 
 
