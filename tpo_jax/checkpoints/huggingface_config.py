@@ -80,7 +80,8 @@ def _value(where: str, values: dict, key: str, kind: type, default: Any = None) 
         raise InputError(f"{where}: key {key!r} is missing")
     if kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not kind or (kind is not str and not 0 < value < math.inf):
+    right = type(value) is kind
+    if not right or (kind is not str and not 0 < value < math.inf):
         expected = {str: "a text", int: "a positive integer", float: "a positive number"}[kind]
         raise InputError(f"{where}: {key}={value!r} must be {expected}")
     return value
