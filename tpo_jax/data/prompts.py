@@ -38,11 +38,16 @@ class Row(NamedTuple):
     target_mask: np.ndarray  # bool [Q, A, R]
 
 
-def load_tokenizer(directory: str | Path) -> Tokenizer:
+def load_tokenizer(directory: str | Path, vocab_size: int | None = None) -> Tokenizer:
     """The tokenizer of a checkpoint directory's `tokenizer.json`.
 
+    Args:
+        directory: where the file lies.
+        vocab_size: embedding rows of the model that is to read its ids; None: not checked.
+
     Raises:
-        InputError: no such file, not a tokenizer, or a chat marker or the newline is not one id.
+        InputError: no such file, not a tokenizer, a chat marker or the newline is not one id, or an
+            id has no embedding row.
     """
     path = Path(directory) / "tokenizer.json"
     if not path.is_file():
@@ -56,6 +61,12 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     for marker in (IM_START, IM_END, "\n"):
         if len(ids := _encode(tokenizer, marker)) != 1:
             raise InputError(f"{path}: {marker!r} must be one id of the template, but is {ids}")
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
+    if vocab_size is not None and largest >= vocab_size:
+        raise InputError(
+            f"{path}: id {largest} exceeds the {vocab_size} embedding rows; the tokenizer belongs "
+            "to another model"
+        )
     return tokenizer
 
 

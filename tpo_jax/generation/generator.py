@@ -24,16 +24,47 @@ STREAM_STEPS = 4
 class Prompts(Protocol):
     """The questions of one video; `data.prompts.build_prompts` makes them."""
 
-    prefix_ids: np.ndarray  # int32 [P]
-    prefix_mask: np.ndarray  # bool [P]
-    visual_index: np.ndarray  # int32 [P]
-    input_ids: np.ndarray  # int32 [Q, 1, R]
-    input_mask: np.ndarray  # bool [Q, 1, R]
+    @property
+    def prefix_ids(self) -> np.ndarray:
+        """int32 `[P]`."""
+
+    @property
+    def prefix_mask(self) -> np.ndarray:
+        """bool `[P]`."""
+
+    @property
+    def visual_index(self) -> np.ndarray:
+        """int32 `[P]`."""
+
+    @property
+    def input_ids(self) -> np.ndarray:
+        """int32 `[Q, 1, R]`."""
+
+    @property
+    def input_mask(self) -> np.ndarray:
+        """bool `[Q, 1, R]`."""
 
 
 def round_up(n: int, multiple: int) -> int:
     """The next multiple, at least one."""
     return max(1, -(-n // multiple)) * multiple
+
+
+def check_context(config: ModelConfig, prompts: Prompts) -> None:
+    """Raises `InputError` where a prompt leaves no room for an answer in the model's context.
+
+    The message says how many frames would fit.
+    """
+    used = int(prompts.prefix_mask.sum() + prompts.input_mask.sum(-1).max())
+    if used < config.max_length:
+        return
+    visual = int(prompts.visual_index.max()) + 1
+    room = config.max_length - 1 - (used - visual) - (config.newline == "one_token")
+    raise InputError(
+        f"the prompt takes {used} tokens, {visual} of them visual, and leaves no room for an "
+        f"answer in the model's context of {config.max_length}; "
+        f"{max(0, room // config.tokens_per_frame)} frames would fit"
+    )
 
 
 class Generator:
@@ -148,18 +179,9 @@ class Generator:
         return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()
 
     def _shape(self, prompts: Sequence[Prompts]) -> tuple[int, int, int]:
-        """(P, M, R) that hold all rows; `InputError` where the context does not."""
+        """(P, M, R) that hold all rows."""
         for row in prompts:
-            used = row.prefix_mask.sum() + row.input_mask.sum(-1).max()
-            if used >= self.config.max_length:
-                visual = row.visual_index.max() + 1
-                text = used - visual + (self.config.newline == "one_token")
-                room = self.config.max_length - 1 - text
-                raise InputError(
-                    f"the prompt takes {used} tokens, {visual} of them visual, and leaves no room "
-                    f"for an answer in the model's context of {self.config.max_length}; "
-                    f"{max(0, room // self.config.tokens_per_frame)} frames would fit"
-                )
+            check_context(self.config, row)
         P = max(int(row.prefix_mask.sum()) for row in prompts)
         R = max(int(row.input_mask.sum(-1).max()) for row in prompts)
         M = max(len(row.input_ids) for row in prompts)

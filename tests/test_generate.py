@@ -1,0 +1,93 @@
+"""The generate door: the answer alone on standard output, one line for wrong input."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.doors import ROOT, call
+from tpo_jax.checkpoints.models import load_model, save_model
+from tpo_jax.data import images, prompts, sampling
+from tpo_jax.generation.generator import Generator
+from tpo_jax.models import vlm
+from tpo_jax.models.config import preset, visual_tokens
+from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
+
+QUESTIONS = ["What happens?", "Who is there?"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random model and a video of eight frames."""
+    folder = tmp_path_factory.mktemp("generate")
+    save_tokenizer(train_tokenizer(QUESTIONS, vocab_size=270), folder / "tokenizer")
+    config = preset("tiny_llava_video")
+    save_model(folder / "model", config, vlm.init_params(config, 0), folder / "tokenizer")
+    (folder / "video").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 36, 48, 3), np.uint8)
+    for i, frame in enumerate(pixels):
+        Image.fromarray(frame).save(folder / "video" / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def flags(folder):
+    return {
+        "checkpoint": folder / "model",
+        "video": folder / "video",
+        "prompt": QUESTIONS[0],
+        "num_frames": 4,
+        "max_new_tokens": 16,
+        "time_instruction": "newline",
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    """Answers to both questions."""
+    config, params, _ = vars(load_model(folder / "model")).values()
+    tokenizer = prompts.load_tokenizer(folder / "model")
+    frames, times, duration = sampling.read_frames(folder / "video", "uniform", 4)
+    opening = prompts.time_opening("newline", times.tolist(), duration)
+    visual = visual_tokens(config, 4)
+    row = prompts.build_prompts(tokenizer, QUESTIONS, visual, opening=opening, cut="video")
+    generator = Generator(config, params, tokenizer, max_new_tokens=16)
+    return generator.answer(images.preprocess(frames, config.tower)[None], [row])[0]
+
+
+def test_one_answer_and_nothing_else(flags, expected) -> None:
+    command = [sys.executable, "-m", "tpo_jax.generate"]
+    command += [f"--{name}={value}" for name, value in flags.items()]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == expected[0] + "\n"
+
+
+def test_several_prompts_and_wrong_input(flags, expected) -> None:
+    wrong = {
+        "num_frames": (0, "num_frames"),
+        "prompt": ("<image>\n<image>\nWhat?", "<image>"),
+        "video": ("nothing.mp4", "nothing.mp4"),
+        "checkpoint": ("nowhere", "nowhere"),
+        "temperature": (-1, "temperature"),
+        "top_p": (2, "top_p"),
+        "colour": ("red", "colour"),
+    }
+    several, too_long, *results = call(
+        "generate",
+        flags | {"prompt": [QUESTIONS[0], f"<image>\n{QUESTIONS[1]}"]},
+        flags | {"num_frames": 600, "time_instruction": "none"},
+        *(flags | {name: value} for name, (value, _) in wrong.items()),
+    )
+    assert (several.code, several.out) == (0, "\n\n".join(expected) + "\n")
+    assert too_long.code == 2
+    # 600 frames of 2 tokens; 1024 hold the rest of the prompt, one token of the answer and these:
+    fit = int(too_long.err.split("; ")[1].split()[0])
+    used = int(too_long.err.split("takes ")[1].split()[0])
+    assert used - 2 * 600 + 2 * fit in (1022, 1023)
+    for (value, message), result in zip(wrong.values(), results, strict=True):
+        assert (result.code, result.out) == (2, ""), value
+        (line,) = result.err.splitlines()
+        assert line.startswith("error: ") and message in line

@@ -1,0 +1,91 @@
+"""Answers to questions about a video.
+
+    python -m tpo_jax.generate --checkpoint=DIR --video=FILE --prompt=TEXT --num_frames=32
+
+The answer goes to standard output, piece by piece as it comes. With several `--prompt` the video is
+encoded once and the answers follow one another, a blank line between them.
+"""
+
+import jax
+from absl import flags
+
+from tpo_jax.checkpoints.models import load_config, load_model
+from tpo_jax.data import images, prompts, sampling
+from tpo_jax.data.video import VideoError
+from tpo_jax.errors import InputError, run_door
+from tpo_jax.generation.generator import Generator, check_context
+from tpo_jax.generation.sampling import Sampling
+from tpo_jax.models.config import visual_tokens
+from tpo_jax.parallel.mesh import make_mesh
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model directory.", required=True)
+_VIDEO = flags.DEFINE_string("video", None, "Video file or directory of frames.", required=True)
+_PROMPT = flags.DEFINE_multi_string("prompt", None, "Question; may be repeated.", required=True)
+_NUM_FRAMES = flags.DEFINE_integer("num_frames", 32, "Frames sampled.", lower_bound=1)
+_SAMPLING = flags.DEFINE_enum("sampling", "uniform", sampling.RULES, "Which frames are sampled.")
+_TIME = flags.DEFINE_enum(
+    "time_instruction",
+    None,
+    prompts.TIME_INSTRUCTIONS,
+    "Sentence on the frames' times: none, directly behind the video, or on the next line. Default: "
+    "what the checkpoint asks for.",
+)
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Longest answer, in tokens.", 1)
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: greedy.")
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Sample among so many tokens; 0: all.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the most probable tokens of this mass.")
+_PENALTY = flags.DEFINE_float(
+    "repetition_penalty", 1.0, "Divides logits of generated tokens; 1: none."
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", lower_bound=0)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
+
+
+def main() -> None:
+    """Prints the answers."""
+    settings = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _PENALTY.value)
+    settings.check()
+    questions = [prompts.strip_placeholder(prompt) for prompt in _PROMPT.value]
+    config = load_config(_CHECKPOINT.value)
+    tokenizer = prompts.load_tokenizer(_CHECKPOINT.value, config.decoder.vocab_size)
+    try:
+        frames, timestamps, duration = sampling.read_frames(
+            _VIDEO.value, _SAMPLING.value, _NUM_FRAMES.value
+        )
+    except VideoError as error:
+        raise InputError(f"--video: {error}") from error
+    row = prompts.build_prompts(
+        tokenizer,
+        questions,
+        visual_tokens(config, len(frames)),
+        opening=prompts.time_opening(
+            _TIME.value or config.time_instruction, timestamps.tolist(), duration
+        ),
+        cut="video",
+    )
+    check_context(config, row)
+
+    # One video cannot be split by rows: all devices share the weights.
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": -1})
+    loaded = load_model(_CHECKPOINT.value, mesh=mesh, dtype=_DTYPE.value)
+    generator = Generator(
+        config,
+        loaded.params,
+        tokenizer,
+        max_new_tokens=_MAX_NEW_TOKENS.value,
+        sampling=settings,
+        seed=_SEED.value,
+        mesh=mesh,
+    )
+    pixels = images.preprocess(frames, config.tower)
+    with jax.default_matmul_precision("highest" if _DTYPE.value == "float32" else "default"):
+        if len(questions) == 1:
+            for piece in generator.stream(pixels, row):
+                print(piece, end="", flush=True)
+            print()
+        else:
+            print("\n\n".join(generator.answer(pixels[None], [row])[0]))
+
+
+if __name__ == "__main__":
+    run_door(main)
