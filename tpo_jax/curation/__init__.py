@@ -1,0 +1,1 @@
+"""From videos and questions to preference pairs, by the model's own answers."""
