@@ -21,13 +21,14 @@ def write(
     gop: int = 24,
     b_frames: int = 3,
     options: dict[str, str] | None = None,
+    container: dict[str, str] | None = None,
 ) -> Path:
     """A moving texture; `milliseconds` are the frames' times where the rate varies."""
     rng = np.random.default_rng(0)
     width, height = size
     texture = rng.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), np.uint8)
     texture = texture.repeat(4, 0).repeat(4, 1)[:height, :width]
-    with av.open(str(path), "w") as out:
+    with av.open(str(path), "w", options=container or {}) as out:
         stream = out.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, pixels
         stream.options = FAST.get(codec, {}) | (options or {})
@@ -94,6 +95,7 @@ VIDEOS = {
     "no_b_frames.mp4": lambda path: write(path, b_frames=0),
     "open_groups.mp4": lambda path: write(path, options={"x264-params": "open-gop=1:scenecut=0"}),
     "intra_refresh.mp4": lambda path: write(path, options={"x264-params": "intra-refresh=1"}),
+    "fragments.mp4": lambda path: write(path, container={"movflags": "frag_keyframe+empty_moov"}),
     "variable.mp4": lambda path: write(path, milliseconds=_uneven()),
     "variable.mkv": lambda path: write(path, milliseconds=_uneven()),
     "variable.webm": lambda path: write(path, codec="libvpx-vp9", milliseconds=_uneven()),

@@ -1,4 +1,5 @@
-"""What a video file says about itself that OpenCV does not pass on: is it cut off, was it edited.
+"""What a video file says about itself that OpenCV does not pass on: is it cut off, was it edited,
+and when are its frames shown.
 
 Only headers and small tables are read, never pictures.
 """
@@ -6,10 +7,13 @@ Only headers and small tables are read, never pictures.
 import io
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
 
 _UNKNOWN_SIZE = -1
-_LARGEST_TABLE = 1 << 26  # bytes; what a damaged file may make us read
+# What a damaged file may make us read and hold at most: bytes of a table, frames of a video.
+_LARGEST_TABLE, _MOST_FRAMES = 1 << 26, 1 << 24
 _ISO_TOP_LEVEL = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"styp")
 
 
@@ -32,60 +36,80 @@ def missing_bytes(file: BinaryIO) -> int:
     return max(0, end - size)
 
 
-def edited(file: BinaryIO) -> bool:
-    """Whether an ISO file's edit list shows less than the whole video track, or rearranges it.
+class Track(NamedTuple):
+    """The video track of an ISO file; both arrays are empty where its frames are in fragments."""
 
-    Trimming a clip in a phone's gallery writes such a list: the hidden frames are still in the file
-    and are decoded, but never shown. The short start offset of files with B-frames does not count.
+    times: np.ndarray  # float64 [n], ms from the first frame, in the order of decoding
+    is_key: np.ndarray  # bool [n]
+    edited: bool  # an edit list hides or rearranges frames
+
+
+def video_track(file: BinaryIO) -> Track | None:
+    """The first video track of an ISO file (MP4, MOV), `None` for other files.
+
+    Trimming a clip in a phone's gallery makes it `edited`: hidden frames are still in the file and
+    are decoded, but never shown. The short start offset of files with B-frames does not count.
     """
     size = file.seek(0, io.SEEK_END)
-    for name, start, end in _boxes(file, 0, size):
-        if name == b"moov":
-            movie = _find(file, (start, end), b"mvhd")
-            timescale = _timescale(file, movie)
-            for track, first, last in _boxes(file, start, end):
-                if track == b"trak" and _hides_frames(file, (first, last), timescale):
-                    return True
-    return False
+    movie = _find(file, (0, size), b"moov")
+    if movie is None:
+        return None
+    for name, start, end in _boxes(file, *movie):
+        handler = _find(file, (start, end), b"mdia", b"hdlr") if name == b"trak" else None
+        if handler is not None:
+            file.seek(handler[0] + 8)
+            if file.read(4) == b"vide":
+                return _track(file, movie, (start, end))
+    return None
 
 
-def _hides_frames(file: BinaryIO, track: tuple[int, int], movie_timescale: int) -> bool:
-    handler = _find(file, track, b"mdia", b"hdlr")
-    edits = _find(file, track, b"edts", b"elst")
-    if handler is None or edits is None:
-        return False
-    file.seek(handler[0] + 8)
-    if file.read(4) != b"vide":
-        return False
-    shown = [
-        (length, start) for length, start, _ in _table(file, edits, ">IiI", ">QqI") if start >= 0
-    ]
-    if len(shown) != 1:
-        return len(shown) > 1
-    length, start = shown[0]
-    tables = (b"mdia", b"minf", b"stbl")
-    delays = _table(file, _find(file, track, *tables, b"ctts"), ">II", ">Ii")
-    steps = _table(file, _find(file, track, *tables, b"stts"), ">II", ">II")
-    timescale = _timescale(file, _find(file, track, b"mdia", b"mdhd"))
-    first = delays[0][1] if delays else 0
-    end = first + sum(count * step for count, step in steps)
-    # Length 0 means "to the end"; a tick of the movie's clock is lost to rounding.
-    missing = (end - start) * movie_timescale - (length + 1.5) * timescale
-    return start > first or (length > 0 and missing > 0)
+def _track(file: BinaryIO, movie: tuple[int, int], track: tuple[int, int]) -> Track:
+    def table(name: bytes, *layouts: str) -> np.ndarray:
+        return _table(file, _find(file, track, b"mdia", b"minf", b"stbl", name), *layouts)
+
+    steps = _run_lengths(table(b"stts", ">u4,>u4"))
+    delays = _run_lengths(table(b"ctts", ">u4,>u4", ">u4,>i4"))
+    fragments = _find(file, movie, b"mvex") is not None
+    if fragments or not len(steps) or len(delays) not in (0, len(steps)):
+        return Track(np.zeros(0), np.zeros(0, bool), edited=False)
+    first_delay = int(delays[0]) if len(delays) else 0
+    length = int(steps.sum())
+    shown = np.cumsum(steps) - steps + (delays if len(delays) else 0)
+    keys = _find(file, track, b"mdia", b"minf", b"stbl", b"stss")
+    is_key = np.full(len(shown), keys is None)
+    numbers = _table(file, keys, ">u4")["f0"].astype(np.int64)
+    is_key[numbers[(numbers > 0) & (numbers <= len(shown))] - 1] = True
+    ticks = _timescale(file, _find(file, track, b"mdia", b"mdhd")) or 1
+
+    edits = _table(file, _find(file, track, b"edts", b"elst"), ">u4,>i4,>u4", ">u8,>i8,>u4")
+    edits = edits[edits["f1"] >= 0]  # the others delay the start
+    edited = len(edits) > 1
+    if len(edits) == 1:
+        shown_length, start = int(edits["f0"][0]), int(edits["f1"][0])
+        movie_ticks = _timescale(file, _find(file, movie, b"mvhd"))
+        # Length 0 means "to the end"; a tick of the movie's clock is lost to rounding.
+        missing = (first_delay + length - start) * movie_ticks - (shown_length + 1.5) * ticks
+        edited = start > first_delay or (shown_length > 0 and missing > 0)
+    return Track((shown - shown.min()) / ticks * 1000, is_key, edited)
 
 
-def _table(file: BinaryIO, box: tuple[int, int] | None, *layouts: str) -> list[tuple[int, ...]]:
-    """Entries of a counted table whose layout goes by the box's version."""
-    if box is None:
-        return []
-    file.seek(box[0])
-    data = file.read(min(box[1] - box[0], _LARGEST_TABLE))
-    if len(data) < 8:
-        return []
-    version, count = struct.unpack_from(">B3xI", data)
-    layout = struct.Struct(layouts[min(version, 1)])
-    count = min(count, (len(data) - 8) // layout.size)
-    return list(layout.iter_unpack(data[8 : 8 + count * layout.size]))
+def _run_lengths(table: np.ndarray) -> np.ndarray:
+    """int64 values of a table of (count, value), none if they are too many to be true."""
+    counts = table["f0"].astype(np.int64)
+    return np.repeat(table["f1"].astype(np.int64), counts if counts.sum() <= _MOST_FRAMES else 0)
+
+
+def _table(file: BinaryIO, box: tuple[int, int] | None, *layouts: str) -> np.ndarray:
+    """Entries of a counted table, fields `f0`, `f1`, … whose layout goes by the box's version."""
+    data = b""
+    if box is not None:
+        file.seek(box[0])
+        data = file.read(min(box[1] - box[0], _LARGEST_TABLE))
+    version, count = struct.unpack_from(">B3xI", data) if len(data) >= 8 else (0, 0)
+    kinds = layouts[min(version, len(layouts) - 1)].split(",")
+    layout = np.dtype([(f"f{i}", kind) for i, kind in enumerate(kinds)])
+    count = min(count, max(0, len(data) - 8) // layout.itemsize)
+    return np.frombuffer(data[8 : 8 + count * layout.itemsize], layout)
 
 
 def _timescale(file: BinaryIO, box: tuple[int, int] | None) -> int:

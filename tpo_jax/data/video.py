@@ -1,11 +1,11 @@
 """Frame-exact video decoding with OpenCV.
 
 OpenCV's frame counter and its seeks rest on the average frame rate, so they are wrong for variable
-frame rates and say nothing of what the file really holds. Here every packet's presentation time is
-read first, without decoding (two to three microseconds a packet): sorted, these times are the
-frames in display order, and they name every frame that the decoder hands out. So a seek may land
-anywhere: where it landed is known, and whether reading on or jumping to a key frame is shorter is
-known beforehand.
+rates and say nothing of what the file really holds. Here the presentation times of all packets are
+read first, without decoding: from the sample tables of an MP4 or MOV file, else by a walk over the
+packets (three microseconds each). Sorted, these times are the frames in display order, and they
+name every frame that the decoder hands out. So a seek may land anywhere: where it landed is known,
+and whether reading on or jumping to a key frame is shorter is known beforehand.
 
 Where packets have no usable times (raw streams, AVI with B-frames, edit lists), or the decoder
 contradicts them, frames are counted by reading the file through once.
@@ -34,7 +34,7 @@ Source = str | os.PathLike | bytes  # a file, or the bytes of one
 _SEEK_LEAD = 17
 # What emptying and refilling the decoder costs, in decoded frames (measured: 12 to 15).
 _SEEK_COST = 14
-_TOLERANCE_MS = 1e-3
+_TOLERANCE_MS = 2e-3  # OpenCV rounds times to microseconds
 _LOST = -(10**9)  # the position after a seek that went wrong: far from every key frame
 # Alternate reference frames of VP8 are packets that show nothing.
 _PACKETS_ARE_NOT_FRAMES = ("VP80",)
@@ -95,10 +95,14 @@ class Video:
         self._source = source
         self._name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
         self._streams: list[io.BytesIO] = []
-        edited = self._check_file()
-        times, is_key, declared = self._read_packets()
+        track = self._check_file()
         self._capture = self._open()
-        if not self._grab():
+        readable = self._grab()
+        if track and len(track.times) == self._declared and abs(self._time) < _TOLERANCE_MS:
+            times, is_key = track.times, track.is_key
+        else:
+            times, is_key = self._read_packets()
+        if not readable:
             codec = _fourcc(self._capture)
             self._fail(f"no frame can be decoded (codec {codec}, {len(times)} packets)")
         # Packets ahead of the first key frame, as in a cut broadcast, never become frames.
@@ -107,14 +111,14 @@ class Video:
         self._times, self._keys = times[shown][order], np.flatnonzero(is_key[shown][order])
         self._position = 0  # of the frame grabbed last
         self._trusted = bool(
-            not edited
+            not (track and track.edited)
             # Without presentation times (AVI), those of decoding come shifted by the reordering.
             and len(self._times)
             and abs(self._times[0] - self._time) < _TOLERANCE_MS
             and 0 in self._keys[:1]
             and np.all(np.diff(self._times) > 2 * _TOLERANCE_MS)
             # Far more packets than frames: the two fields of interlaced frames come one by one.
-            and (declared <= 0 or len(times) < 1.5 * declared + 16)
+            and (self._declared <= 0 or len(times) < 1.5 * self._declared + 16)
             and _fourcc(self._capture) not in _PACKETS_ARE_NOT_FRAMES
         )
         if not self._trusted:
@@ -237,6 +241,11 @@ class Video:
         """Presentation time of the grabbed frame in milliseconds."""
         return self._capture.get(cv2.CAP_PROP_POS_MSEC)
 
+    @property
+    def _declared(self) -> float:
+        """Frames by the container's word: exact, estimated from its length, or nonsense."""
+        return self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+
     @functools.cached_property
     def _fps(self) -> float:
         fps = self._capture.get(cv2.CAP_PROP_FPS)
@@ -244,8 +253,8 @@ class Video:
             self._fail(f"no usable frame rate ({fps})")
         return fps
 
-    def _check_file(self) -> bool:
-        """Whether an edit list hides frames; raises for what is no whole file."""
+    def _check_file(self) -> containers.Track | None:
+        """The frames by an ISO file's tables; raises for what is no whole file."""
         if isinstance(self._source, bytes):
             file: BinaryIO = io.BytesIO(self._source)
         else:
@@ -264,19 +273,18 @@ class Video:
             missing = containers.missing_bytes(file)
             if missing:
                 self._fail(f"truncated: {missing} bytes are missing at the end")
-            return containers.edited(file)
+            return containers.video_track(file)
 
-    def _read_packets(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """Times (float64, ms) and key flags (bool) of all packets; the container's frame count."""
+    def _read_packets(self) -> tuple[np.ndarray, np.ndarray]:
+        """Times (float64, ms) and key flags (bool) of all packets, in the order of decoding."""
         packets = self._open(cv2.CAP_PROP_FORMAT, -1)
         grab, get = packets.grab, packets.get
         times, is_key = [], []
         while grab():
             times.append(get(cv2.CAP_PROP_POS_MSEC))
             is_key.append(get(cv2.CAP_PROP_LRF_HAS_KEY_FRAME))
-        declared = get(cv2.CAP_PROP_FRAME_COUNT)
         packets.release()
-        return np.array(times, np.float64), np.array(is_key, bool), declared
+        return np.array(times, np.float64), np.array(is_key, bool)
 
     def _open(self, *parameters: int) -> cv2.VideoCapture:
         _settle_opencv()
