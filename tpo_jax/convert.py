@@ -74,15 +74,9 @@ def main() -> None:
 
 
 def _check_tokenizer(loaded: Loaded) -> None:
-    path = loaded.tokenizer_directory / "tokenizer.json"
-    if not path.is_file():
-        return
-    largest = max(load_tokenizer(path.parent).get_vocab(with_added_tokens=True).values())
-    if largest >= loaded.config.decoder.vocab_size:
-        raise InputError(
-            f"{path}: id {largest} exceeds the {loaded.config.decoder.vocab_size} embedding rows; "
-            "the tokenizer belongs to another model"
-        )
+    directory = loaded.tokenizer_directory
+    if (directory / "tokenizer.json").is_file():
+        load_tokenizer(directory, loaded.config.decoder.vocab_size)
 
 
 def _export(source: Path, output: Path, loaded: Loaded) -> None:
