@@ -27,7 +27,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["tpo_jax", "tpo_jax.*"]),
+    packages=find_packages(include=["tpo_jax", "tpo_jax.*", "configs"]),
     package_data={"tpo_jax": ["**/*.txt", "py.typed"]},
     install_requires=[
         *jax(),

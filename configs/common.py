@@ -25,7 +25,13 @@ def base() -> ConfigDict:
                 "reference": "",
             },
             "objective": {"beta": 0.1, "alpha": 0.5, "dpo_weight": 1.0, "label_smoothing": 0.0},
-            "compute": {"dtype": "bfloat16", "remat": "full", "head_chunk": 0, "micro_batches": 1},
+            "compute": {
+                "dtype": "bfloat16",
+                "remat": "full",
+                "head_chunk": 0,
+                "micro_batches": 1,
+                "attention": "auto",
+            },
             "train": {
                 "batch_size": 64,
                 "num_steps": 0,
@@ -46,3 +52,26 @@ def base() -> ConfigDict:
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1, "context": 1},
         }
     )
+
+
+def apply_variant(config: ConfigDict, variant: str | None) -> ConfigDict:
+    """The paper's baselines and ablations, as changes of the full method.
+
+    Raises:
+        ValueError: no such variant.
+    """
+    if variant == "localized_only":
+        config.data.mixing = (1.0, 0.0)
+    elif variant == "comprehensive_only":
+        config.data.mixing = (0.0, 1.0)
+    elif variant == "dpo":
+        config.objective.alpha = 0.0
+    elif variant == "sft_self":
+        config.objective.dpo_weight = 0.0
+        config.objective.alpha = 1.0
+    elif variant not in (None, "", "tpo"):
+        raise ValueError(
+            f"unknown variant {variant!r}; there are tpo, localized_only, comprehensive_only, dpo "
+            "and sft_self"
+        )
+    return config

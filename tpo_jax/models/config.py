@@ -9,6 +9,8 @@ pooled row).
 import dataclasses
 import math
 
+from tpo_jax.errors import InputError
+
 POOLINGS = ("average", "max", "bilinear")
 NEWLINES = ("grid", "frame", "one_token", "no_token")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -172,12 +174,12 @@ PRESETS = {
     ),
     # One token per frame: the tiny frame is 2x2 patches, pooled 2x2.
     "tiny_longva": ModelConfig(
-        tower=TowerConfig("clip", 32, 16, width=96, layers=2, heads=4, mlp_width=192),
+        tower=TowerConfig("clip", 32, 16, width=96, layers=1, heads=4, mlp_width=384),
         decoder=_TINY_DECODER,
         max_length=1024,
     ),
     "tiny_llava_video": ModelConfig(
-        tower=TowerConfig("siglip", 32, 16, width=96, layers=2, heads=4, mlp_width=192),
+        tower=TowerConfig("siglip", 32, 16, width=96, layers=1, heads=4, mlp_width=384),
         decoder=_TINY_DECODER,
         newline="grid",
         max_length=1024,
@@ -189,8 +191,8 @@ def preset(name: str) -> ModelConfig:
     """The named preset.
 
     Raises:
-        ValueError: no such preset.
+        InputError: no such preset.
     """
     if name not in PRESETS:
-        raise ValueError(f"model.preset={name!r} is unknown; choose one of {sorted(PRESETS)}")
+        raise InputError(f"model.preset={name!r} is unknown; choose one of {sorted(PRESETS)}")
     return PRESETS[name]

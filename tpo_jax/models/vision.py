@@ -55,7 +55,8 @@ class Tower(nnx.Module):
     def __init__(self, config: TowerConfig, rngs: nnx.Rngs):
         self.config = config
         D, p, N = config.width, config.patch_size, config.grid**2
-        init = nnx.initializers.normal(0.02)
+        # Large enough for a tower trained from nothing to tell the corners of a frame apart.
+        init = nnx.initializers.normal(0.2)
         self.patch = nnx.Linear(p * p * 3, D, use_bias=config.kind == "siglip", rngs=rngs)
         if config.kind == "clip":
             N += 1
@@ -64,8 +65,11 @@ class Tower(nnx.Module):
         self.position = nnx.Param(init(rngs.params(), (N, D), jnp.float32))
         self.layers = nnx.vmap(lambda r: TowerBlock(config, r))(rngs.split(config.layers))
 
-    def __call__(self, frames: jax.Array) -> jax.Array:
-        """uint8 `[n, S, S, 3]` to features `[n, N, width]` in the dtype of the weights."""
+    def __call__(self, frames: jax.Array, *, remat: bool = False) -> jax.Array:
+        """uint8 `[n, S, S, 3]` to features `[n, N, width]` in the dtype of the weights.
+
+        With `remat` the backward pass recomputes every layer from its input.
+        """
         config, dtype = self.config, self.position[...].dtype
         x = frames.astype(jnp.float32) * jnp.float32(1 / 255)
         x = (x - jnp.array(config.mean, jnp.float32)) / jnp.array(config.std, jnp.float32)
@@ -81,5 +85,9 @@ class Tower(nnx.Module):
             x = x + self.position[...]
 
         definition, layers = nnx.split(self.layers)
-        x, _ = jax.lax.scan(lambda x, w: (nnx.merge(definition, w)(x), None), x, layers)
+
+        def layer(x, weights):
+            return nnx.merge(definition, weights)(x), None
+
+        x, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, layers)
         return x[:, 1:] if config.kind == "clip" else x

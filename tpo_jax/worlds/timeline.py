@@ -14,10 +14,7 @@ import numpy as np
 
 FPS = 1  # a tick of the timeline is a frame and a second
 MIN_SECONDS = 4
-HUES = (
-    *("red", "orange", "yellow", "lime", "green", "mint"),
-    *("cyan", "azure", "blue", "violet", "magenta", "rose"),
-)
+HUES = ("red", "orange", "lime", "green", "cyan", "blue", "violet", "pink")  # evenly spaced
 SHAPES = ("circle", "square", "triangle", "cross")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 MOTIONS = ("left", "right", "up", "down")
@@ -74,7 +71,7 @@ def make_timeline(seed: int, index: int, seconds: int) -> Timeline:
     events, needles = [], []
     now = int(rng.integers(0, 7))
     for hue in hues:
-        border = next(borders) if rng.random() < 0.3 else None
+        border = next(borders) if rng.random() < 0.5 else None
         length = 6 if border is not None else int(rng.integers(MIN_SECONDS, 7))
         if now + length > seconds:
             break

@@ -1,0 +1,20 @@
+"""LongVA-7B-TPO: the paper's run on LongVA (arXiv 2501.13919, section 4.1).
+
+python -m tpo_jax.train --config=configs/longva_tpo.py --workdir=DIR \
+  --config.model.checkpoint=LongVA-7B --config.data.shards=SHARDS
+
+Variants: `:localized_only` and `:comprehensive_only` (Table 4), `:dpo` (no supervised term) and
+`:sft_self` (supervised on the chosen answers; Table 1). Not run at 7B yet: no score to report.
+"""
+
+from configs import common
+
+
+def get_config(variant: str = "tpo"):
+    """The experiment, or one of its baselines."""
+    config = common.base()
+    config.data.num_frames = 32
+    config.objective.beta = 0.3
+    config.objective.alpha = 0.5
+    config.train.learning_rate = 4e-6
+    return common.apply_variant(config, variant)

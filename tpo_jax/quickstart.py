@@ -1,0 +1,35 @@
+"""The whole method on the embedded world: `python -m tpo_jax.quickstart [--workdir=DIR]`.
+
+Standard output is the report in Markdown; `report.html` beside it has the plots. A second start
+goes on where the first one stopped.
+"""
+
+import os
+from pathlib import Path
+
+from absl import flags
+
+from tpo_jax.errors import run_door
+
+_WORKDIR = flags.DEFINE_string("workdir", "quickstart", "Where everything goes.")
+_SEED = flags.DEFINE_integer("seed", 11, "Of the world, the weights and the order of the data.")
+_SCALE = flags.DEFINE_enum("scale", "full", ["full", "smoke"], "How much of everything.")
+
+
+def main() -> None:
+    """The command."""
+    # Imported here: the processes that render videos start from this module, and need none of it.
+    import jax
+
+    from tpo_jax.recipes import miniature
+    from tpo_jax.train import train
+
+    # Two small devices use two cores better than one device does.
+    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    workdir, scale = Path(_WORKDIR.value).absolute(), miniature.SCALES[_SCALE.value]
+    page = miniature.run(workdir, scale, _SEED.value, train)
+    print(f"\nReport with plots: {page}")
+
+
+if __name__ == "__main__":
+    run_door(main)

@@ -1,0 +1,1 @@
+"""Experiments that go through several rooms."""

@@ -1,0 +1,371 @@
+"""The method in miniature: the embedded world from rendering to the report.
+
+Videos are rendered, a base model is trained on short ones, answers questions about long ones well
+and badly informed, and is trained to prefer its better informed answers. The report compares it
+with its base on other long videos. Every stage leaves its result in the working directory and is
+not done again if it is there.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import tiny
+from tpo_jax.checkpoints.models import load_model, save_model
+from tpo_jax.curation.self_training import Conditions, Query, ask, self_pairs
+from tpo_jax.data import images, preparation, sampling
+from tpo_jax.data.prompts import load_tokenizer
+from tpo_jax.evaluation import report
+from tpo_jax.evaluation.scoring import exact
+from tpo_jax.generation.generator import Generator
+from tpo_jax.generation.sampling import Sampling
+from tpo_jax.models.config import preset
+from tpo_jax.models.vlm import init_params
+from tpo_jax.parallel.mesh import make_mesh
+from tpo_jax.training.pretrain import pretrain_tower
+from tpo_jax.worlds.labels import SIZES, frame_labels
+from tpo_jax.worlds.questions import Question
+from tpo_jax.worlds.timeline import make_timeline
+from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer, world_texts
+from tpo_jax.worlds.world import WorldVideo, make_videos
+
+MODEL = "tiny_longva"
+SHORT_FRAMES, LONG_FRAMES = 12, 32
+LONG_SECONDS = 96
+MAX_NEW_TOKENS = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How much of everything."""
+
+    short_videos: int = 5000
+    tower_steps: int = 1500
+    base_steps: int = 1400
+    long_videos: int = 1000
+    eval_videos: int = 300
+    frames: tuple[int, ...] = (12, 16, 32, 48)
+    lengths: tuple[int, ...] = (32, 64, 96)  # seconds
+    temperature: float = 0.0  # of the base model's own answers
+    truth_filter: bool = True  # keep pairs whose chosen answer is true and whose rejected is not
+
+
+SCALES = {
+    "full": Scale(),
+    # Minutes become seconds: shows that every stage runs, and nothing about the method.
+    "smoke": Scale(48, 20, 6, 16, 12, (12, 32), (96,), 1.0, truth_filter=False),
+}
+
+
+class Stages:
+    """Runs the stages whose result is not there yet, and keeps how long each took."""
+
+    def __init__(self, workdir: Path):
+        self.workdir = workdir
+        self._times = workdir / "times.json"
+        self.seconds = json.loads(self._times.read_text()) if self._times.exists() else {}
+
+    def __call__(self, name: str, result: str, make: Callable[[], None]) -> Path:
+        """Calls `make` unless `workdir/result` exists; `make` must let it appear at its very
+        end.
+        """
+        path = self.workdir / result
+        if not path.exists():
+            print(f"== {name}", file=sys.stderr, flush=True)
+            start = time.monotonic()
+            make()
+            self.seconds[name] = round(time.monotonic() - start, 1)
+            self._times.write_text(json.dumps(self.seconds, indent=2))
+        return path
+
+
+def write_json(path: Path, value) -> None:
+    """Writes JSON under a temporary name, then renames."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1))
+    temporary.replace(path)
+
+
+def render(workdir: Path, name: str, seed: int, seconds: list[int]) -> None:
+    """Videos in `workdir/name/`, and what can be asked about them in `workdir/name.json`."""
+    videos = make_videos(workdir / name, seed, seconds, workers=os.cpu_count() or 1)
+    write_json(workdir / f"{name}.json", [dataclasses.asdict(video) for video in videos])
+
+
+def videos_of(workdir: Path, name: str) -> list[WorldVideo]:
+    """What `render` left."""
+    return [
+        WorldVideo(v["path"], v["duration"], tuple(Question(**q) for q in v["questions"]))
+        for v in json.loads((workdir / f"{name}.json").read_text())
+    ]
+
+
+def frames_of(videos: list[WorldVideo], num_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frames as the model takes them, uint8 `[n, F, S, S, 3]`, and timestamps `[n, F]`."""
+    tower = preset(MODEL).tower
+    read = [sampling.read_frames(video.path, "uniform", num_frames) for video in videos]
+    frames = np.stack([images.preprocess(clip, tower) for clip, _, _ in read])
+    return frames, np.stack([times for _, times, _ in read])
+
+
+def write_pairs(path: Path, pairs: list[dict]) -> None:
+    """A pair list for `prepare`."""
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+
+
+def base_pairs(videos: list[WorldVideo]) -> list[dict]:
+    """True answers about short videos. Rejected is any other answer; supervised training ignores
+    it.
+    """
+    return [
+        {
+            "id": f"{v}-{q}",
+            "video": Path(video.path).name,
+            "prompt": question.text,
+            "chosen": question.answer,
+            "rejected": "none of these",
+            "kind": "other",
+        }
+        for v, video in enumerate(videos)
+        for q, question in enumerate(video.questions)
+    ]
+
+
+def initial_model(workdir: Path, scale: Scale, seed: int) -> None:
+    """Random weights with a tower that learned to name what a frame shows."""
+    config = preset(MODEL)
+    videos = videos_of(workdir, "short")[: max(32, scale.short_videos // 2)]
+    frames, times = frames_of(videos, SHORT_FRAMES)
+    labels = [
+        frame_labels(make_timeline(seed + 1000, i, round(video.duration)), times[i])
+        for i, video in enumerate(videos)
+    ]
+    params, loss = pretrain_tower(
+        config,
+        init_params(config, seed),
+        frames.reshape(-1, *frames.shape[2:]),
+        np.concatenate(labels),
+        SIZES,
+        steps=scale.tower_steps,
+        seed=seed,
+    )
+    print(f"tower: label loss {loss:.3f}", file=sys.stderr)
+    save_model(workdir / "initial", config, params, workdir / "tokenizer")
+
+
+def base_config(workdir: Path, scale: Scale, seed: int):
+    """Supervised training on short videos, eight questions a row, tower frozen."""
+    config = tiny.get_config()
+    config.model.checkpoint = str(workdir / "initial")
+    config.data.shards = str(workdir / "short_shards")
+    config.data.num_frames = SHORT_FRAMES
+    config.data.pairs_per_row = 8
+    config.objective.dpo_weight = 0.0
+    config.objective.alpha = 1.0
+    config.train.batch_size = 128
+    config.train.num_steps = scale.base_steps
+    config.train.learning_rate = 2e-3
+    config.train.warmup_ratio = 0.04
+    config.train.weight_decay = 0.01
+    config.train.seed = seed
+    return config
+
+
+def tpo_config(workdir: Path, seed: int):
+    """One epoch over the self-generated pairs."""
+    config = tiny.get_config()
+    config.model.checkpoint = str(workdir / "base" / "model")
+    config.data.shards = str(workdir / "pair_shards")
+    config.train.seed = seed
+    return config
+
+
+def generator_of(directory: Path, temperature: float = 0.0) -> Generator:
+    """Answers of a model directory, rows spread over all devices."""
+    mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1, "context": 1})
+    loaded = load_model(directory, mesh=mesh)
+    tokenizer = load_tokenizer(loaded.tokenizer_directory)
+    return Generator(
+        loaded.config,
+        loaded.params,
+        tokenizer,
+        max_new_tokens=MAX_NEW_TOKENS,
+        sampling=Sampling(temperature=temperature),
+        batch_rows=64,
+        mesh=mesh,
+    )
+
+
+def curate(workdir: Path, scale: Scale) -> None:
+    """The base model's answers, their quality per type, and the pairs whose chosen answer is
+    true.
+    """
+    videos = videos_of(workdir, "long")
+    frames, times = frames_of(videos, LONG_FRAMES)
+    queries = [[Query(q.text, q.segment) for q in video.questions] for video in videos]
+    found = self_pairs(
+        generator_of(workdir / "base" / "model", scale.temperature),
+        frames,
+        times,
+        queries,
+        Conditions(window=SHORT_FRAMES, sparse=4),
+    )
+    kept, quality = [], []
+    for pair in found:
+        question = videos[pair.video].questions[pair.query]
+        chosen_right = exact(pair.chosen, question.answer)
+        rejected_right = exact(pair.rejected, question.answer)
+        if scale.truth_filter:
+            keep = chosen_right and not rejected_right and bool(pair.rejected)
+        else:
+            keep = bool(pair.chosen and pair.rejected) and not exact(pair.chosen, pair.rejected)
+        quality.append(
+            {
+                "type": question.type,
+                "kind": pair.kind,
+                "chosen_right": chosen_right,
+                "rejected_right": rejected_right,
+                "kept": keep,
+            }
+        )
+        if keep:
+            kept.append(
+                {
+                    "id": f"{pair.video}-{pair.query}",
+                    "video": Path(videos[pair.video].path).name,
+                    "prompt": question.text,
+                    "chosen": pair.chosen,
+                    "rejected": pair.rejected,
+                    "kind": pair.kind,
+                    "segment": question.segment,
+                    "provenance": {
+                        "model": "base",
+                        "manipulation": pair.manipulation,
+                        "verdict": "chosen true, rejected not" if scale.truth_filter else "differ",
+                    },
+                }
+            )
+    print(report.quality_table(quality), file=sys.stderr)
+    write_pairs(workdir / "pairs.jsonl", kept)
+    write_json(workdir / "quality.json", quality)
+
+
+def evaluate(workdir: Path, name: str, model: Path, scale: Scale) -> None:
+    """Every question of the held-out videos, at several numbers of frames and several lengths."""
+    generator = generator_of(model)
+    settings = [(LONG_SECONDS, n) for n in scale.frames]
+    settings += [(s, s * LONG_FRAMES // LONG_SECONDS) for s in scale.lengths if s != LONG_SECONDS]
+    rows = []
+    for seconds, num_frames in settings:
+        videos = videos_of(workdir, f"eval_{seconds}")
+        frames, _ = frames_of(videos, num_frames)
+        answers = ask(generator, frames, [[q.text for q in v.questions] for v in videos])
+        rows += [
+            {
+                "video": v,
+                "seconds": seconds,
+                "frames": num_frames,
+                "type": question.type,
+                "kind": question.kind,
+                "question": question.text,
+                "truth": question.answer,
+                "answer": answer,
+                "right": exact(answer, question.answer),
+            }
+            for v, video in enumerate(videos)
+            for question, answer in zip(video.questions, answers[v], strict=True)
+        ]
+    # The same questions with the video of another one: what the words alone give away.
+    videos = videos_of(workdir, f"eval_{LONG_SECONDS}")
+    frames, _ = frames_of(videos, LONG_FRAMES)
+    blind = ask(generator, np.roll(frames, 1, 0), [[q.text for q in v.questions] for v in videos])
+    rows += [
+        {
+            "video": v,
+            "seconds": LONG_SECONDS,
+            "frames": 0,
+            "type": question.type,
+            "kind": question.kind,
+            "question": question.text,
+            "truth": question.answer,
+            "answer": answer,
+            "right": exact(answer, question.answer),
+        }
+        for v, video in enumerate(videos)
+        for question, answer in zip(video.questions, blind[v], strict=True)
+    ]
+    write_json(workdir / f"{name}_answers.json", rows)
+
+
+def run(workdir: Path, scale: Scale, seed: int, train: Callable[[ConfigDict, Path], Path]) -> Path:
+    """All stages; returns the report.
+
+    Args:
+        workdir: made if absent.
+        scale: how much of everything.
+        seed: of the world, the weights and the order of the data.
+        train: runs the experiment of a config in a directory and leaves `model/` there.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    stage = Stages(workdir)
+    shorts = np.random.default_rng(seed).integers(23, 35, scale.short_videos).tolist()
+    save = functools.partial(save_tokenizer, directory=workdir / "tokenizer")
+    stage("tokenizer", "tokenizer/tokenizer.json", lambda: save(train_tokenizer(world_texts(seed))))
+    stage(
+        "render short videos", "short.json", lambda: render(workdir, "short", seed + 1000, shorts)
+    )
+    long = [LONG_SECONDS] * scale.long_videos
+    stage("render long videos", "long.json", lambda: render(workdir, "long", seed + 2000, long))
+    for seconds in scale.lengths:
+        stage(
+            f"render held-out videos of {seconds} s",
+            f"eval_{seconds}.json",
+            lambda s=seconds: render(
+                workdir, f"eval_{s}", seed + 3000 + s, [s] * scale.eval_videos
+            ),
+        )
+
+    def prepare(pairs: str, videos: str, output: str, num_frames: int) -> None:
+        settings = preparation.Settings(num_frames=num_frames)
+        preparation.prepare(
+            workdir / pairs,
+            workdir / videos,
+            workdir / output,
+            settings,
+            num_shards=4,
+            workers=os.cpu_count() or 1,
+        )
+
+    def short_shards() -> None:
+        write_pairs(workdir / "short.jsonl", base_pairs(videos_of(workdir, "short")))
+        prepare("short.jsonl", "short", "short_shards", SHORT_FRAMES)
+
+    stage("shards of short videos", "short_shards", short_shards)
+    stage("tower", "initial", lambda: initial_model(workdir, scale, seed))
+    stage(
+        "base model",
+        "base/model",
+        lambda: train(base_config(workdir, scale, seed), workdir / "base"),
+    )
+    stage("self-generated pairs", "quality.json", lambda: curate(workdir, scale))
+    stage(
+        "shards of pairs",
+        "pair_shards",
+        lambda: prepare("pairs.jsonl", "long", "pair_shards", LONG_FRAMES),
+    )
+    stage("TPO", "tpo/model", lambda: train(tpo_config(workdir, seed), workdir / "tpo"))
+    for name in ("base", "tpo"):
+        stage(
+            f"evaluation of {name}",
+            f"{name}_answers.json",
+            lambda n=name: evaluate(workdir, n, workdir / n / "model", scale),
+        )
+    return report.write(workdir, seed=seed, scale=dataclasses.asdict(scale), seconds=stage.seconds)

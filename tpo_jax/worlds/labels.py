@@ -1,0 +1,43 @@
+"""What a single frame shows, as class labels: enough to teach a vision tower to see."""
+
+import numpy as np
+
+from tpo_jax.worlds.timeline import (
+    CORNERS,
+    DIGITS,
+    FPS,
+    HUES,
+    MIN_SECONDS,
+    MOTIONS,
+    SHAPES,
+    Timeline,
+)
+
+# state (nothing, object, needle); the object; its border (none or a hue); the needle
+SIZES = (
+    3,
+    len(HUES),
+    len(SHAPES),
+    len(CORNERS),
+    len(MOTIONS),
+    1 + len(HUES),
+    len(HUES),
+    len(DIGITS),
+)
+
+
+def frame_labels(timeline: Timeline, timestamps: np.ndarray) -> np.ndarray:
+    """Labels of the frames at `timestamps` (seconds): int32 `[n, len(SIZES)]`, -1 where none."""
+    labels = np.full((len(timestamps), len(SIZES)), -1, np.int32)
+    labels[:, [0, 5]] = 0
+    ticks = np.asarray(timestamps) * FPS
+    for event in timeline.events:
+        here = (event.start <= ticks) & (ticks < event.end)
+        labels[here, :5] = (1, event.hue, event.shape, event.corner, event.motion)
+        if event.border is not None:
+            labels[here & (ticks >= event.end - MIN_SECONDS), 5] = 1 + event.border
+    for needle in timeline.needles:
+        here = (needle.start <= ticks) & (ticks < needle.end)
+        labels[here, 0] = 2
+        labels[np.ix_(here, (6, 7))] = (needle.hue, needle.digit)
+    return labels
