@@ -25,13 +25,22 @@ def run_door(main: Callable[[], int | None]) -> None:
             return main()
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
-            return 2
+        except OSError as error:  # a file that cannot be read or written; ml_collections adds lines
+            print(f"error: {str(error).splitlines()[-1].strip()}", file=sys.stderr)
+        return 2
 
     def parse(arguments: list[str]) -> list[str]:
         try:
             return flags.FLAGS(arguments)
         except flags.Error as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            # An error in a config file has its traceback between the first line and the last.
+            lines = str(error).strip().splitlines()
+            reason = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+        except AttributeError as error:
+            reason = f"--config has no such field: {str(error).strip(chr(34) + chr(39))}"
+        except OSError as error:
+            reason = str(error).splitlines()[-1].strip()
+        print(f"error: {reason}", file=sys.stderr)
+        sys.exit(2)
 
     app.run(guarded, flags_parser=parse)

@@ -1,10 +1,12 @@
 """Trains on shards: `python -m tpo_jax.train --config=FILE[:variant] --workdir=DIR
-[--config.a.b=…]`.
+[--config.a.b=…]`; `docs/configs.md` explains the fields.
 
 A working directory that holds a checkpoint is resumed. It ends with `model/`, a model directory
-that every other command takes.
+that every other command takes. On several hosts the same command runs on each, with
+`--distributed` and with shards and working directory at the same place.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -12,7 +14,9 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
 from tpo_jax.checkpoints.models import load_model, save_model
@@ -23,8 +27,9 @@ from tpo_jax.errors import InputError, run_door
 from tpo_jax.models.config import ModelConfig, preset, to_dict
 from tpo_jax.models.vlm import init_params
 from tpo_jax.objectives.preference import Objective
+from tpo_jax.parallel import distributed
 from tpo_jax.parallel.mesh import make_mesh
-from tpo_jax.parallel.sharding import parameter_shardings, to_global
+from tpo_jax.parallel.sharding import check_rows, parameter_shardings, to_global
 from tpo_jax.training import loop, reference
 from tpo_jax.training.state import learning_rate_schedule, make_optimizer, new_state
 from tpo_jax.training.step import Compute, make_scorer, make_step
@@ -33,13 +38,15 @@ from tpo_jax.training.step import Compute, make_scorer, make_step
 # what.
 FREE = (
     "mesh",
-    "compute",
+    "compute.remat",
+    "compute.head_chunk",
+    "compute.micro_batches",
     "data.workers",
     "data.reference",
     "train.log_every",
     "train.checkpoint_every",
+    "train.keep_checkpoints",
 )
-FREE += ("train.keep_checkpoints",)
 
 
 def load_weights(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[ModelConfig, dict, Path]:
@@ -77,22 +84,20 @@ def reference_logps(config, model, params, pipeline: Pipeline, mesh, tokenizer: 
     }
     given = config.data.reference
     path = Path(given) if given else reference.cache_path(Path(data.shards), key)
-    if not given and not path.exists():
-        print(f"computing reference log-probabilities: {path}", file=sys.stderr)
-        once = dataclasses.replace(data, shuffle=False, num_epochs=1)
-        batches = Pipeline(
-            once, model, pipeline.tokenizer, jax.process_index(), jax.process_count()
-        )
-        score = make_scorer(
-            model, Compute(config.compute.dtype, head_chunk=config.compute.head_chunk)
-        )
+    # Hosts whose disks differ must still agree on who computes.
+    if given or multihost_utils.process_allgather(np.array(path.exists())).all():
+        return reference.load(path, key, len(pipeline.shards))
+    print(f"computing reference log-probabilities: {path}", file=sys.stderr)
+    once = dataclasses.replace(data, shuffle=False, num_epochs=1)
+    batches = Pipeline(once, model, pipeline.tokenizer, jax.process_index(), jax.process_count())
+    score = make_scorer(model, Compute(config.compute.dtype, head_chunk=config.compute.head_chunk))
+    with contextlib.closing(iter(batches)) as parts:
         logps = reference.compute(
-            score, params, (to_global(b, mesh) for b in batches), len(pipeline.shards), mesh
+            score, params, (to_global(b, mesh) for b in parts), len(pipeline.shards), mesh
         )
-        if jax.process_index() == 0:
-            reference.save(path, key, logps)
-        return logps
-    return reference.load(path, key, len(pipeline.shards))
+    if not path.exists():
+        reference.save(path, key, logps)
+    return logps
 
 
 def check_same_run(meta: dict, config: dict) -> None:
@@ -122,7 +127,7 @@ def train(config: ConfigDict, workdir: Path) -> Path:
     """
     mesh = make_mesh(config.mesh.to_dict())
     model, params, tokenizer = load_weights(config, mesh)
-    objective = Objective(**config.objective)
+    objective, compute = Objective(**config.objective), Compute(**config.compute)
 
     data = config.data.to_dict()
     data.pop("reference")
@@ -140,14 +145,21 @@ def train(config: ConfigDict, workdir: Path) -> Path:
         jax.process_index(),
         jax.process_count(),
     )
-    num_steps = config.train.num_steps or len(pipeline)
+    check_rows(config.train.batch_size // config.data.pairs_per_row, mesh, compute.micro_batches)
+    if not (config.train.num_steps or config.train.num_epochs):
+        raise InputError("one of train.num_steps and train.num_epochs must be above 0")
+    length = loop.LoopConfig(
+        config.train.num_steps or len(pipeline),
+        config.train.log_every,
+        config.train.checkpoint_every,
+    )
 
     logps = None
     if objective.uses_pairs:
         logps = reference_logps(config, model, params, pipeline, mesh, tokenizer)
 
     schedule = learning_rate_schedule(
-        config.train.learning_rate, num_steps, config.train.warmup_ratio
+        config.train.learning_rate, length.num_steps, config.train.warmup_ratio
     )
     optimizer = make_optimizer(config.train, schedule)
     freeze = tuple(config.train.freeze)
@@ -156,43 +168,44 @@ def train(config: ConfigDict, workdir: Path) -> Path:
     shardings = parameter_shardings(mesh, abstract)
     state = jax.jit(initial, out_shardings=shardings, donate_argnums=0)(params)
     step = jax.jit(
-        make_step(model, objective, Compute(**config.compute), optimizer),
+        make_step(model, objective, compute, optimizer),
         donate_argnums=0,
-        out_shardings=(shardings, None),
+        out_shardings=(shardings, jax.NamedSharding(mesh, jax.P())),
     )
 
-    batches = iter(pipeline)
+    workdir.mkdir(parents=True, exist_ok=True)
+    meta = {"config": json.loads(config.to_json_best_effort())}
     checkpoints = TrainCheckpoints(
         workdir / "checkpoints",
         every_steps=config.train.checkpoint_every,
         keep=config.train.keep_checkpoints,
     )
-    meta = {"config": json.loads(config.to_json_best_effort())}
-    if checkpoints.latest_step is not None:
-        where = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+    with contextlib.closing(checkpoints), contextlib.closing(iter(pipeline)) as batches:
+        if checkpoints.latest_step is not None:
+            where = jax.tree.map(
+                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+            )
+            state, position = checkpoints.restore(
+                where, lambda saved: check_same_run(saved, meta["config"])
+            )
+            batches.set_state(position)
+            print(f"resuming at step {int(state['step'])}", file=sys.stderr)
+        elif jax.process_index() == 0:
+            (workdir / "config.json").write_text(json.dumps(meta["config"], indent=2) + "\n")
+        state = loop.run(
+            length,
+            step,
+            state,
+            batches,
+            pipeline.shards.index,
+            logps,
+            mesh,
+            checkpoints,
+            meta,
+            schedule,
+            workdir,
         )
-        state, position = checkpoints.restore(where, lambda m: check_same_run(m, meta["config"]))
-        batches.set_state(position)
-        print(f"resuming at step {int(state['step'])}", file=sys.stderr)
-    elif jax.process_index() == 0:
-        (workdir / "config.json").write_text(json.dumps(meta["config"], indent=2) + "\n")
-
-    state = loop.run(
-        loop.LoopConfig(num_steps, config.train.log_every, config.train.checkpoint_every),
-        step,
-        state,
-        batches,
-        logps,
-        mesh,
-        checkpoints,
-        meta,
-        schedule,
-        workdir,
-    )
-    batches.close()
-    checkpoints.close()
-    if int(state["step"]) < num_steps:
+    if int(state["step"]) < length.num_steps:
         print(f"stopped at step {int(state['step'])}; run again to go on", file=sys.stderr)
         return workdir
     save_model(workdir / "model", model, state["params"] | state["frozen"], tokenizer)
@@ -201,13 +214,17 @@ def train(config: ConfigDict, workdir: Path) -> Path:
 
 def main() -> None:
     """The command."""
-    workdir = Path(_WORKDIR.value)
-    workdir.mkdir(parents=True, exist_ok=True)
-    print(train(_CONFIG.value, workdir))
+    distributed.start(_DISTRIBUTED.value)
+    result = train(_CONFIG.value, Path(_WORKDIR.value))
+    if jax.process_index() == 0:
+        print(result)
 
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment", lock_config=True)
-    _WORKDIR = flags.DEFINE_string("workdir", None, "checkpoints, metrics and the trained model")
-    flags.mark_flags_as_required(["config", "workdir"])
+    _WORKDIR = flags.DEFINE_string(
+        "workdir", None, "checkpoints, metrics and the trained model", required=True
+    )
+    _DISTRIBUTED = flags.DEFINE_string("distributed", "", distributed.FLAG_HELP)
+    flags.mark_flag_as_required("config")
     run_door(main)

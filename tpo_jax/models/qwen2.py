@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tpo_jax.errors import InputError
 from tpo_jax.models.config import DecoderConfig
 from tpo_jax.parallel.attention import continuation_attention, prefix_attention
 
@@ -26,10 +27,12 @@ def remat_policy(name: str) -> Callable | None:
     """The named policy for `jax.checkpoint`.
 
     Raises:
-        ValueError: no such policy.
+        InputError: no such policy.
     """
     if name not in REMAT_POLICIES:
-        raise ValueError(f"remat={name!r} is unknown; choose one of {sorted(REMAT_POLICIES)}")
+        raise InputError(
+            f"compute.remat={name!r} is unknown; choose one of {sorted(REMAT_POLICIES)}"
+        )
     return REMAT_POLICIES[name]
 
 

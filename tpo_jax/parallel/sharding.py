@@ -72,20 +72,29 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
     return jax.NamedSharding(mesh, P(ROWS))
 
 
+def check_rows(rows: int, mesh: jax.sharding.Mesh, micro_batches: int = 1) -> None:
+    """Every device takes the same number of rows, in every micro-batch.
+
+    Raises:
+        InputError: it cannot, with the nearest numbers of rows with which it can.
+    """
+    parts = math.prod(mesh.shape[axis] for axis in ROWS) * micro_batches
+    if rows % parts:
+        by = "data*fsdp" if micro_batches == 1 else "data*fsdp*micro_batches"
+        near = max(rows // parts, 1) * parts
+        raise InputError(
+            f"{rows} rows per batch do not divide over {by}={parts}; "
+            f"use {near} or {near + parts} rows (train.batch_size / data.pairs_per_row)"
+        )
+
+
 def to_global(batch: dict, mesh: jax.sharding.Mesh) -> dict:
     """This process's rows of a batch (NumPy) to global arrays.
 
     Raises:
         InputError: the rows do not divide the mesh.
     """
-    rows = len(next(iter(batch.values()))) * jax.process_count()
-    parts = math.prod(mesh.shape[axis] for axis in ROWS)
-    if rows % parts:
-        near = max(rows // parts, 1) * parts
-        raise InputError(
-            f"{rows} rows per batch do not divide over data*fsdp={parts}; "
-            f"use {near} or {near + parts} rows (train.batch_size / data.pairs_per_row)"
-        )
+    check_rows(len(next(iter(batch.values()))) * jax.process_count(), mesh)
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, values)

@@ -11,17 +11,18 @@ from tensorboardX import SummaryWriter
 class MetricsWriter:
     """Writes scalars of a step to `metrics.jsonl` and to TensorBoard event files.
 
-    Lines of steps after the one resumed from are dropped, so that a continued run leaves the
-    record of an uninterrupted one.
+    Lines of steps after the one resumed from are dropped, and so is one that a killed run left half
+    written: a continued run leaves the record of an uninterrupted one.
     """
 
     def __init__(self, workdir: Path, first_step: int):
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
-            lines = self._path.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= first_step]
+            lines = self._path.read_text().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]
+            kept = [line for line in whole if json.loads(line)["step"] <= first_step]
             temporary = self._path.with_suffix(".tmp")
-            temporary.write_text("".join(line + "\n" for line in kept))
+            temporary.write_text("".join(kept))
             temporary.replace(self._path)
         self._jsonl = self._path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)

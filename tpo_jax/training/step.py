@@ -7,9 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tpo_jax.errors import InputError
 from tpo_jax.models.config import ModelConfig
+from tpo_jax.models.qwen2 import remat_policy
 from tpo_jax.models.vlm import bind, cast
 from tpo_jax.objectives.preference import Objective, denominators, tpo_loss
+
+DTYPES = ("bfloat16", "float32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +24,15 @@ class Compute:
     remat: str = "full"
     head_chunk: int = 0  # response positions per application of the head, 0: all
     micro_batches: int = 1
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise InputError(f"compute.dtype={self.dtype!r} must be one of {DTYPES}")
+        remat_policy(self.remat)
+        if self.head_chunk < 0:
+            raise InputError(f"compute.head_chunk={self.head_chunk} must not be negative")
+        if self.micro_batches < 1:
+            raise InputError(f"compute.micro_batches={self.micro_batches} must be above 0")
 
 
 def make_step(
@@ -77,9 +90,14 @@ def make_step(
             )
 
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
-        metrics |= {"grad_norm": optax.tree.norm(grads), "pairs": totals["pairs"]}
+        params = optax.apply_updates(state["params"], updates)
+        metrics |= {
+            "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(params),
+            "pairs": totals["pairs"],
+        }
         state = state | {
-            "params": optax.apply_updates(state["params"], updates),
+            "params": params,
             "opt": opt,
             "step": state["step"] + 1,
         }
