@@ -83,7 +83,7 @@ class Block(nnx.Module):
         D, C = config.width, config.head_dim
 
         def linear(inputs, outputs, bias=False):
-            init = nnx.initializers.normal(0.02)
+            init = nnx.initializers.normal(D**-0.5)
             return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=init, rngs=rngs)
 
         self.input_norm = RMSNorm(D, config.norm_eps)
@@ -145,8 +145,10 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
-        init = nnx.initializers.normal(0.02)
-        self.embed = nnx.Embed(config.vocab_size, config.width, embedding_init=init, rngs=rngs)
+        init = nnx.initializers.normal(config.width**-0.5)
+        # Text enters the residual stream at the scale at which the projector puts visual tokens.
+        unit = nnx.initializers.normal(1.0)
+        self.embed = nnx.Embed(config.vocab_size, config.width, embedding_init=unit, rngs=rngs)
         self.layers = nnx.vmap(lambda r: Block(config, r))(rngs.split(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = nnx.Linear(

@@ -38,7 +38,8 @@ from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer, world_text
 from tpo_jax.worlds.world import WorldVideo, make_videos
 
 MODEL = "tiny_longva"
-SHORT_FRAMES, LONG_FRAMES = 12, 32
+SHORT_FRAMES, LONG_FRAMES = 16, 32
+SHORT_SECONDS = (34, 48)  # at least this, less than that: two to three seconds a frame
 LONG_SECONDS = 96
 MAX_NEW_TOKENS = 12
 
@@ -52,7 +53,7 @@ class Scale:
     base_steps: int = 1400
     long_videos: int = 1000
     eval_videos: int = 300
-    frames: tuple[int, ...] = (12, 16, 32, 48)
+    frames: tuple[int, ...] = (8, 16, 32, 48)
     lengths: tuple[int, ...] = (32, 64, 96)  # seconds
     temperature: float = 0.0  # of the base model's own answers
     truth_filter: bool = True  # keep pairs whose chosen answer is true and whose rejected is not
@@ -61,7 +62,7 @@ class Scale:
 SCALES = {
     "full": Scale(),
     # Minutes become seconds: shows that every stage runs, and nothing about the method.
-    "smoke": Scale(48, 20, 6, 16, 12, (12, 32), (96,), 1.0, truth_filter=False),
+    "smoke": Scale(48, 20, 6, 16, 12, (16, 32), (96,), 1.0, truth_filter=False),
 }
 
 
@@ -316,7 +317,7 @@ def run(workdir: Path, scale: Scale, seed: int, train: Callable[[ConfigDict, Pat
     """
     workdir.mkdir(parents=True, exist_ok=True)
     stage = Stages(workdir)
-    shorts = np.random.default_rng(seed).integers(23, 35, scale.short_videos).tolist()
+    shorts = np.random.default_rng(seed).integers(*SHORT_SECONDS, scale.short_videos).tolist()
     save = functools.partial(save_tokenizer, directory=workdir / "tokenizer")
     stage("tokenizer", "tokenizer/tokenizer.json", lambda: save(train_tokenizer(world_texts(seed))))
     stage(
