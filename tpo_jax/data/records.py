@@ -48,7 +48,8 @@ class PairRecord:
 
     def to_bytes(self) -> bytes:
         """A `tf.train.Example` of `features()`; equal records are equal bytes."""
-        example = dataclasses.asdict(self)
+        # Not `dataclasses.asdict`, which would copy the clip.
+        example = {**vars(self), "provenance": vars(self.provenance)}
         example["frames"] = list(self.frames)
         example["timestamps"] = np.asarray(self.timestamps, np.float64)
         example["segment"] = np.asarray(self.segment or (), np.float64)

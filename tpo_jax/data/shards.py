@@ -55,7 +55,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def index_entry(record: PairRecord) -> dict[str, Any]:
     """The line of `index.jsonl`: everything but the frames."""
-    return dataclasses.asdict(dataclasses.replace(record, frames=()))
+    return {**vars(record), "frames": (), "provenance": vars(record.provenance)}
 
 
 def write_metadata(directory: Path, index: Iterable[dict], manifest: dict[str, Any]) -> None:
