@@ -3,6 +3,9 @@ the media beside the project.
 """
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Doors started as child processes inherit it; accelerators are for benchmarks.
@@ -13,6 +16,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import hypothesis
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -47,3 +51,73 @@ def shared_media() -> Path:
 def qwen2_tokenizer() -> Path:
     """The directory of the Qwen2 `tokenizer.json` beside the project."""
     return _shared("qwen2_tokenizer")
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory) -> Path:
+    """Rendered videos, pairs, a tokenizer and shards; see `tests/tiny_run.py`."""
+    from tests.tiny_run import make_world
+
+    root = tmp_path_factory.mktemp("world")
+    make_world(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory) -> Iterator[Path]:
+    """Keeps what is compiled while it is in use, for other runs of the same step."""
+    directory = tmp_path_factory.mktemp("compiled")
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    compilation_cache.reset_cache()
+    yield directory
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_world, compiled, tmp_path_factory) -> Path:
+    """The working directory of the tiny run, uninterrupted."""
+    from tests.tiny_run import tiny_config
+    from tpo_jax.train import train
+
+    workdir = tmp_path_factory.mktemp("finished")
+    train(tiny_config(tiny_world), workdir)
+    return workdir
+
+
+@pytest.fixture
+def tiny_door(tiny_world, compiled, tmp_path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts the train door on the tiny run, with more flags and the number of devices."""
+    environment = os.environ | {
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "JAX_COMPILATION_CACHE_DIR": str(compiled),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    config = tmp_path / "config.py"
+    config.write_text(
+        "import pathlib\n\nfrom tests.tiny_run import tiny_config\n\n\n"
+        f"def get_config():\n    return tiny_config(pathlib.Path({str(tiny_world)!r}))\n"
+    )
+    children = []
+
+    def start(*arguments: str, devices: int = 8) -> subprocess.Popen:
+        command = [sys.executable, "-m", "tpo_jax.train", f"--config={config}", *arguments]
+        child = subprocess.Popen(
+            command,
+            cwd=Path(__file__).resolve().parents[1],
+            env=environment | {"JAX_NUM_CPU_DEVICES": str(devices)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        children.append(child)
+        return child
+
+    yield start
+    for child in children:
+        if child.poll() is None:
+            child.kill()
+        child.communicate()

@@ -69,7 +69,7 @@ def load_weights(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[ModelConf
     return model, jax.jit(init, out_shardings=shardings)(), Path(given.tokenizer)
 
 
-def reference_logps(config, model, params, pipeline: Pipeline, mesh, tokenizer: Path):
+def reference_logps(config, compute: Compute, model, params, pipeline: Pipeline, mesh, tokenizer):
     """The cached log-probabilities of the initial weights, computed if nobody did so before."""
     data = pipeline.config
     key = {
@@ -80,7 +80,7 @@ def reference_logps(config, model, params, pipeline: Pipeline, mesh, tokenizer: 
         "sampling": [data.sampling, data.num_frames],
         "template": [data.time_instruction, data.pairs_per_row > 1],
         "tokenizer": hashlib.sha256((tokenizer / "tokenizer.json").read_bytes()).hexdigest(),
-        "dtype": config.compute.dtype,
+        "dtype": compute.dtype,
     }
     given = config.data.reference
     path = Path(given) if given else reference.cache_path(Path(data.shards), key)
@@ -90,7 +90,7 @@ def reference_logps(config, model, params, pipeline: Pipeline, mesh, tokenizer: 
     print(f"computing reference log-probabilities: {path}", file=sys.stderr)
     once = dataclasses.replace(data, shuffle=False, num_epochs=1)
     batches = Pipeline(once, model, pipeline.tokenizer, jax.process_index(), jax.process_count())
-    score = make_scorer(model, Compute(config.compute.dtype, head_chunk=config.compute.head_chunk))
+    score = make_scorer(model, compute)
     with contextlib.closing(iter(batches)) as parts:
         logps = reference.compute(
             score, params, (to_global(b, mesh) for b in parts), len(pipeline.shards), mesh
@@ -125,9 +125,9 @@ def train(config: ConfigDict, workdir: Path) -> Path:
     """Runs (or continues) the experiment of `config`; returns the directory of the trained
     model.
     """
+    objective, compute = Objective(**config.objective), Compute(**config.compute)
     mesh = make_mesh(config.mesh.to_dict())
     model, params, tokenizer = load_weights(config, mesh)
-    objective, compute = Objective(**config.objective), Compute(**config.compute)
 
     data = config.data.to_dict()
     data.pop("reference")
@@ -156,7 +156,7 @@ def train(config: ConfigDict, workdir: Path) -> Path:
 
     logps = None
     if objective.uses_pairs:
-        logps = reference_logps(config, model, params, pipeline, mesh, tokenizer)
+        logps = reference_logps(config, compute, model, params, pipeline, mesh, tokenizer)
 
     schedule = learning_rate_schedule(
         config.train.learning_rate, length.num_steps, config.train.warmup_ratio

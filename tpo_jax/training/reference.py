@@ -100,7 +100,7 @@ def compute(
 
 
 def save(path: Path, key: dict, logps: np.ndarray) -> None:
-    """Writes the cache in one go (temporary name, then rename)."""
-    temporary = path.with_suffix(".tmp.npz")
+    """Writes the cache in one go (temporary name, then rename); every process may call it."""
+    temporary = path.with_suffix(f".{jax.process_index()}.tmp.npz")
     np.savez(temporary, key=json.dumps(key, sort_keys=True), logps=logps)
     temporary.replace(path)

@@ -1,0 +1,73 @@
+"""Two real processes of four devices each, with real collectives between them."""
+
+import json
+import os
+import signal
+import socket
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tests.tiny_run import final_state, metrics, tiny_config
+from tpo_jax.train import train
+
+pytestmark = [pytest.mark.xdist_group("train"), pytest.mark.slow]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def assert_close(found, expected):
+    """Not to the bit: between processes Gloo sums gradients, in another order than XLA inside one.
+
+    The floor is for the key biases: softmax does not feel them, so that their gradient is rounding
+    alone, and Adam makes steps of it.
+    """
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.shape == b.shape
+        error = np.linalg.norm(np.asarray(a, np.float64) - np.asarray(b, np.float64))
+        assert error <= 5e-6 * np.linalg.norm(np.asarray(b, np.float64)) + 2e-6
+
+
+def test_two_processes_stop_together_and_one_goes_on(finished_run, tiny_world, tiny_door, tmp_path):
+    port, work = free_port(), tmp_path / "work"
+    children = [
+        tiny_door(f"--workdir={work}", f"--distributed=127.0.0.1:{port},2,{i}", devices=4)
+        for i in (0, 1)
+    ]
+    path, deadline = work / "metrics.jsonl", time.monotonic() + 240
+    while all(child.poll() is None for child in children) and time.monotonic() < deadline:
+        if path.exists() and path.read_text().count("\n") >= 2:
+            os.kill(children[1].pid, signal.SIGTERM)  # one is told, both stop
+            break
+        time.sleep(0.02)
+    outputs = [child.communicate(timeout=240) for child in children]
+    assert [child.returncode for child in children] == [0, 0], outputs
+    stopped = metrics(work)[-1]["step"]
+    assert 2 <= stopped < 6
+    assert f"stopped at step {stopped}; run again to go on" in outputs[0][1]
+    # Arrays are written by both, metrics and results by one.
+    state = work / "checkpoints" / str(stopped) / "state"
+    assert {p.name for p in state.glob("ocdbt.process_*")} == {
+        "ocdbt.process_0",
+        "ocdbt.process_1",
+    }
+    assert [record["step"] for record in metrics(work)] == list(range(1, stopped + 1))
+    assert "step 1/6" in outputs[0][1] and "step 1/6" not in outputs[1][1]
+    assert str(work) in outputs[0][0] and str(work) not in outputs[1][0]
+    assert json.loads((work / "config.json").read_text())["data"]["num_frames"] == 8
+
+    # One process of eight devices takes it from there.
+    assert train(tiny_config(tiny_world), work) == work / "model"
+    found, expected = metrics(work), metrics(finished_run)
+    assert [record["step"] for record in found] == [1, 2, 3, 4, 5, 6]
+    assert found[0]["losses/total"] == pytest.approx(np.log(2), abs=1e-6)
+    for a, b in zip(found, expected, strict=True):
+        assert a["losses/total"] == pytest.approx(b["losses/total"], abs=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+    assert_close(final_state(work)["params"], final_state(finished_run)["params"])

@@ -1,0 +1,304 @@
+"""The train door on real shards of a tiny world: what a run gives, interrupted or not."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.tiny_run import final_state, metrics, same_bits, tiny_config
+from tpo_jax.checkpoints.models import load_model, save_model
+from tpo_jax.errors import InputError
+from tpo_jax.models.config import preset
+from tpo_jax.models.vlm import init_params
+from tpo_jax.parallel.mesh import make_mesh
+from tpo_jax.train import train
+from tpo_jax.training import reference
+
+ROOT = Path(__file__).resolve().parents[1]
+# One worker of a parallel test run makes the finished run and compiles the step, for all of these.
+pytestmark = pytest.mark.xdist_group("train")
+
+
+@pytest.fixture
+def config(tiny_world):
+    return tiny_config(tiny_world)
+
+
+def test_the_first_loss_is_ln_2_and_training_moves_the_right_way(finished_run):
+    records = metrics(finished_run)
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert records[0]["losses/total"] == pytest.approx(np.log(2), abs=1e-6)
+    assert records[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    # Two epochs of the same pairs.
+    losses, margins = (
+        np.reshape([record[name] for record in records], (2, 3)).mean(1)
+        for name in ("losses/total", "rewards/margins")
+    )
+    assert losses[1] < losses[0] / 2 and margins[1] > margins[0] + 0.5
+    assert records[-1]["rewards/accuracies"] == 1
+
+
+def test_the_model_directory_is_the_final_state(finished_run):
+    loaded, state = load_model(finished_run / "model"), final_state(finished_run)
+    assert same_bits(jax.tree.map(np.asarray, loaded.params), state["params"] | state["frozen"])
+    assert (loaded.tokenizer_directory / "tokenizer.json").exists()
+
+
+def test_checkpoints_kept_config_and_event_files(finished_run, config):
+    steps = {int(path.name) for path in (finished_run / "checkpoints").iterdir()}
+    assert steps == {4, 6}
+    saved = json.loads((finished_run / "config.json").read_text())
+    assert saved == json.loads(config.to_json_best_effort())
+    assert list((finished_run / "tensorboard").glob("events*"))
+
+
+def interrupt_at(workdir: Path, step: int) -> threading.Thread:
+    """Sends SIGTERM to this process once the record of `step` is there."""
+
+    def watch():
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            path = workdir / "metrics.jsonl"
+            if path.exists() and path.read_text().count("\n") >= step:
+                return os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def test_an_interrupted_run_goes_on_to_the_bit(finished_run, config, tmp_path):
+    watcher = interrupt_at(tmp_path, 3)
+    assert train(config, tmp_path) == tmp_path
+    watcher.join()
+    stopped = metrics(tmp_path)[-1]["step"]
+    assert 3 <= stopped < 6
+    assert stopped in {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    config.data.workers = 1
+    assert train(config, tmp_path) == tmp_path / "model"
+    assert metrics(tmp_path) == metrics(finished_run)
+    assert same_bits(final_state(tmp_path), final_state(finished_run))
+
+
+def test_a_killed_run_goes_on_to_the_bit(finished_run, tiny_door, tmp_path):
+    child = tiny_door(f"--workdir={tmp_path}")
+    path, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 120
+    while child.poll() is None and time.monotonic() < deadline:
+        if path.exists() and path.read_text().count("\n") >= 3:
+            child.kill()
+        time.sleep(0.01)
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    with path.open("a") as file:
+        file.write('{"step": 4, "losses')  # what a full disk or a kill at the wrong time leaves
+    child = tiny_door(f"--workdir={tmp_path}")
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 0, err
+    assert out == f"{tmp_path / 'model'}\n"
+    assert "step 6/6" in err and "eta" in err
+    assert metrics(tmp_path) == metrics(finished_run)
+    assert same_bits(final_state(tmp_path), final_state(finished_run))
+
+
+def test_a_checkpoint_of_another_run_is_refused(finished_run, config):
+    before = (finished_run / "metrics.jsonl").read_bytes()
+    config.train.learning_rate = 1e-4
+    config.objective.beta = 0.1
+    config.train.log_every = 5  # free
+    config.data.workers = 1
+    with pytest.raises(InputError, match="another run") as error:
+        train(config, finished_run)
+    assert "objective.beta: 0.3 -> 0.1, train.learning_rate: 0.001 -> 0.0001)" in str(error.value)
+    assert "workers" not in str(error.value) and "log_every" not in str(error.value)
+    assert (finished_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_reference_is_computed_once_and_a_stale_one_refused(
+    finished_run, tiny_world, config, tmp_path, capfd
+):
+    (cache,) = (tiny_world / "shards").glob("reference-*.npz")
+    written = cache.stat().st_mtime_ns
+    # What follows the reference is not of interest.
+    for given in ("", str(cache)):
+        config.data.reference = given
+        with pytest.raises(NotADirectoryError):
+            train(config, tiny_world / "pairs.jsonl" / "work")
+
+    config.train.seed = 1
+    with pytest.raises(InputError, match="stale, computed with other weights;"):
+        train(config, tmp_path)
+    config.data.num_frames = 4
+    with pytest.raises(InputError, match="stale, computed with other sampling, weights;"):
+        train(config, tmp_path)
+    config.data.reference = str(tiny_world / "pairs.jsonl")
+    with pytest.raises(InputError, match=r"pairs\.jsonl: not a cache of reference log-prob"):
+        train(config, tmp_path)
+    assert "computing reference" not in capfd.readouterr().err
+    assert cache.stat().st_mtime_ns == written
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_fingerprint_of_weights_is_that_of_their_values():
+    weights = {"a": {"kernel": np.arange(64, dtype=np.float32).reshape(8, 8)}, "b": np.ones(8)}
+
+    def fingerprint(tree, **sizes):
+        mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": 1} | sizes)
+        sharding = jax.NamedSharding(mesh, jax.P(("fsdp", "context")))
+        return reference.weights_fingerprint(jax.device_put(tree, sharding))
+
+    plain = reference.weights_fingerprint(weights)
+    assert fingerprint(weights, fsdp=8) == fingerprint(weights, data=4, context=2) == plain
+    turned = weights | {"a": {"kernel": weights["a"]["kernel"].T}}
+    moved = {"a": {"kernel": weights["a"]["kernel"]}, "c": np.ones(8)}
+    nudged = weights | {"b": np.nextafter(weights["b"], 2, dtype=np.float32)}
+    assert len({plain, *map(reference.weights_fingerprint, (turned, moved, nudged))}) == 4
+
+
+@pytest.fixture(scope="module")
+def small_model(tiny_world, tmp_path_factory):
+    """A model directory smaller than the preset, and one whose head overflows."""
+    root = tmp_path_factory.mktemp("models")
+    tiny = preset("tiny_longva")
+    model = dataclasses.replace(
+        tiny,
+        tower=dataclasses.replace(tiny.tower, width=32, heads=2, mlp_width=32),
+        decoder=dataclasses.replace(
+            tiny.decoder, width=32, layers=1, heads=2, kv_heads=1, head_dim=16, mlp_width=32
+        ),
+    )
+    params = init_params(model, seed=0)
+    save_model(root / "good", model, params, tiny_world / "tokenizer")
+    params["decoder"]["head"]["kernel"] *= 1e38
+    save_model(root / "bad", model, params, tiny_world / "tokenizer")
+    return root
+
+
+@pytest.fixture
+def supervised(config, small_model):
+    config.model.preset = config.model.tokenizer = ""
+    config.model.checkpoint = str(small_model / "good")
+    config.objective.dpo_weight, config.objective.alpha = 0.0, 1.0
+    config.train.num_epochs = 1
+    config.train.log_every = config.train.checkpoint_every = 2
+    return config
+
+
+def test_supervised_training_reads_chosen_answers_only(supervised, tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "load", None)
+    monkeypatch.setattr(reference, "compute", None)
+    train(supervised, tmp_path)
+    records = metrics(tmp_path)
+    assert [record["step"] for record in records] == [2, 3]
+    assert records[-1]["losses/total"] == records[-1]["losses/sft"]
+    assert records[-1]["losses/sft"] < records[0]["losses/sft"]
+    assert not [name for name in records[0] if "rejected" in name or "rewards" in name]
+
+
+def test_what_is_not_finite_stops_with_step_pairs_and_checkpoint(
+    supervised, small_model, tiny_world, tmp_path
+):
+    supervised.model.checkpoint = str(small_model / "bad")
+    with pytest.raises(InputError) as error:
+        train(supervised, tmp_path)
+    message = str(error.value)
+    # Found at the second step, where metrics are first looked at; it happened at the first.
+    assert message.startswith("step 1: ") and "losses/total" in message
+    assert message.endswith("last good checkpoint: none") and "\n" not in message
+    pairs = message.partition("batch: ")[2].partition(";")[0].split(", ")
+    assert len(set(pairs)) == 8
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train.batch_size": 12}, "12 rows per batch do not divide over data.fsdp=8; use 8 or 16"),
+        ({"compute.micro_batches": 2}, "8 rows .* data.fsdp.micro_batches=16"),
+        ({"compute.remat": "some"}, "compute.remat='some' is unknown"),
+        ({"compute.dtype": "float8"}, "compute.dtype='float8' must be one of"),
+        ({"train.num_epochs": 0}, "one of train.num_steps and train.num_epochs"),
+        ({"train.log_every": 0}, "train.log_every=0 must be above 0"),
+        ({"train.freeze": ("towers",)}, "train.freeze names .'towers'."),
+        ({"mesh.data": 3, "mesh.fsdp": 1}, "mesh .* does not fit 8 devices"),
+        ({"model.preset": ""}, "one of model.checkpoint and model.preset"),
+        ({"model.preset": "tiny"}, "model.preset='tiny' is unknown; choose one of"),
+        ({"model.tokenizer": ""}, "needs model.tokenizer"),
+        ({"data.shards": "nowhere"}, "nowhere/manifest.json: no such file"),
+    ],
+)
+def test_wrong_configs_are_named_before_anything_is_written(config, tmp_path, changes, message):
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    config.objective.dpo_weight = 0.0
+    with pytest.raises(InputError, match=message) as error:
+        train(config, tmp_path)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shard_that_is_cut_off_is_named(config, tiny_world, tmp_path):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for path in (tiny_world / "shards").iterdir():
+        (shards / path.name).write_bytes(path.read_bytes())
+    damaged = sorted(shards.glob("*array_record*"))[1]
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    config.data.shards = str(shards)
+    with pytest.raises(InputError, match=damaged.name) as error:
+        train(config, tmp_path / "work")
+    assert "\n" not in str(error.value)
+
+
+CALLS = """
+import contextlib, io, json, runpy, sys
+from absl import app, flags
+
+own = set(flags.FLAGS)
+results = []
+for arguments in json.loads(sys.argv[1]):
+    flags.FLAGS.unparse_flags()
+    for name in set(flags.FLAGS) - own:
+        delattr(flags.FLAGS, name)
+    sys.argv = ["train", *arguments]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_module("tpo_jax.train", run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+    results.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(results))
+"""
+
+
+def test_wrong_flags_give_one_line(tmp_path):
+    expected = {
+        "--config.objective.gama=1": "--config has no such field: gama",
+        "--config.train.batch_size=many": "--config.train.batch_size=many: invalid literal",
+        "--config=configs/nowhere.py": "No such file or directory: 'configs/nowhere.py'",
+        "--config=configs/tiny.py:more": "unknown variant 'more'; there are tpo, ",
+        "--distributed=somewhere": "--distributed=somewhere is neither 'auto' nor HOST:PORT",
+        "--config.model.preset=tiny": "model.preset='tiny' is unknown; choose one of",
+    }
+    fixed = ["--config=configs/tiny.py", f"--workdir={tmp_path / 'work'}"]
+    calls = json.dumps([[*fixed, flag] for flag in expected])
+    child = subprocess.run(
+        [sys.executable, "-c", CALLS, calls], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert child.returncode == 0, child.stderr
+    results = json.loads(child.stdout)
+    assert len(results) == len(expected)
+    for (code, out, err), message in zip(results, expected.values(), strict=True):
+        assert (code, out) == (2, "")
+        assert err.startswith("error: ") and message in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
