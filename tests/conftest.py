@@ -10,7 +10,7 @@ from pathlib import Path
 
 # Doors started as child processes inherit it; accelerators are for benchmarks.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tiny programs spend their time in the compiler: unoptimised code makes the tests three times faster.
+# Tiny programs spend their time in the compiler: unoptimised code makes tests three times as fast.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import hypothesis

@@ -233,6 +233,8 @@ def test_what_is_not_finite_stops_with_step_pairs_and_checkpoint(
         ({"model.preset": ""}, "one of model.checkpoint and model.preset"),
         ({"model.preset": "tiny"}, "model.preset='tiny' is unknown; choose one of"),
         ({"model.tokenizer": ""}, "needs model.tokenizer"),
+        ({"train.warmup_ratio": 2.0}, "train.warmup_ratio=2.0 must be between 0 and 1"),
+        ({"data.sampling": "often"}, "data.sampling='often' must be one of uniform, fps, forced"),
         ({"data.shards": "nowhere"}, "nowhere/manifest.json: no such file"),
     ],
 )

@@ -55,6 +55,9 @@ class DataConfig:
         for name in ("num_epochs", "limit", "max_prefix", "max_response", "workers"):
             if getattr(self, name) < 0:
                 raise InputError(f"data.{name}={getattr(self, name)} must not be negative")
+        if self.sampling not in sampling.RULES:
+            known = ", ".join(sampling.RULES)
+            raise InputError(f"data.sampling={self.sampling!r} must be one of {known}")
         if self.answers not in (1, 2):
             raise InputError(f"data.answers={self.answers} must be 1 or 2")
         if self.batch_size % self.pairs_per_row:

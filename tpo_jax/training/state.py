@@ -26,7 +26,13 @@ def split_params(params: dict, freeze: tuple[str, ...]) -> tuple[dict, dict]:
 
 
 def learning_rate_schedule(peak: float, num_steps: int, warmup_ratio: float) -> optax.Schedule:
-    """Linear warm-up from 0 over the first `warmup_ratio` of the steps, then cosine to 0."""
+    """Linear warm-up from 0 over the first `warmup_ratio` of the steps, then cosine to 0.
+
+    Raises:
+        InputError: the ratio is no share.
+    """
+    if not 0 <= warmup_ratio <= 1:
+        raise InputError(f"train.warmup_ratio={warmup_ratio} must be between 0 and 1")
     warmup = round(warmup_ratio * num_steps)
     return optax.warmup_cosine_decay_schedule(
         0.0 if warmup else peak, peak, warmup, max(num_steps, warmup + 1)

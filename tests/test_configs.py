@@ -1,0 +1,124 @@
+"""Every field of an experiment exists in one place, is explained in another, and is read."""
+
+import ast
+import dataclasses
+import re
+import sys
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import common, llava_video_tpo, longva_tpo, tiny
+from tests.tiny_run import tiny_config
+from tpo_jax import train as door
+from tpo_jax.data.pipeline import DataConfig
+from tpo_jax.objectives.preference import Objective
+from tpo_jax.parallel.mesh import AXES
+from tpo_jax.training.step import Compute
+
+TEXT = (Path(__file__).resolve().parents[1] / "docs/configs.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| `(\w+\.\w+)`( \*)? \| `(.*?)` \| (.+?) \|$", TEXT, re.MULTILINE)
+VARIANTS = ("tpo", "localized_only", "comprehensive_only", "dpo", "sft_self")
+
+
+def flat(config: ml_collections.ConfigDict) -> dict:
+    return {
+        f"{a}.{b}": value for a, fields in config.to_dict().items() for b, value in fields.items()
+    }
+
+
+def test_the_table_has_the_fields_and_their_defaults():
+    assert {name: ast.literal_eval(value) for name, _, value, _ in ROWS} == flat(common.base())
+    assert len(ROWS) == len(flat(common.base()))
+
+
+def test_the_table_marks_what_a_continued_run_may_change():
+    marked = {name for name, star, _, _ in ROWS if star}
+    assert marked == {
+        n for n in flat(common.base()) if n in door.FREE or n.split(".")[0] in door.FREE
+    }
+
+
+@pytest.mark.parametrize("file", [tiny, longva_tpo, llava_video_tpo])
+def test_variants_change_what_their_name_says(file):
+    base = flat(file.get_config())
+    changed = {
+        variant: {k: v for k, v in flat(file.get_config(variant)).items() if v != base[k]}
+        for variant in VARIANTS
+    }
+    assert base.keys() == flat(common.base()).keys()
+    assert changed["tpo"] == {}
+    assert changed["localized_only"] == {"data.mixing": (1.0, 0.0)}
+    assert changed["comprehensive_only"] == {"data.mixing": (0.0, 1.0)}
+    assert changed["dpo"] == {"objective.alpha": 0.0}
+    assert changed["sft_self"]["objective.dpo_weight"] == 0.0
+    with pytest.raises(ValueError, match="unknown variant 'other'; there are tpo, "):
+        file.get_config("other")
+
+
+def test_papers_settings():
+    longva, llava = longva_tpo.get_config(), llava_video_tpo.get_config()
+    assert dict(longva.objective) == dict(Objective(0.3, 0.5).__dict__)
+    assert dict(llava.objective) == dict(Objective(0.2, 1.0).__dict__)
+    assert (longva.train.learning_rate, llava.train.learning_rate) == (4e-6, 3e-7)
+    for config in (longva, llava):
+        assert (config.train.batch_size, config.train.num_epochs) == (64, 1)
+        assert (config.train.warmup_ratio, config.train.freeze) == (0.1, ("tower",))
+
+
+def reads(monkeypatch, kind) -> set[str]:
+    """Names of the fields of a dataclass that somebody reads, checks and copies apart."""
+    names, seen = {field.name for field in dataclasses.fields(kind)}, set()
+    apart = {"__post_init__", "replace", "_replace", "__eq__", "__hash__", "__repr__"}
+
+    def spy(self, name):
+        if name in names and sys._getframe(1).f_code.co_name not in apart:
+            seen.add(name)
+        return object.__getattribute__(self, name)
+
+    monkeypatch.setattr(kind, "__getattribute__", spy)
+    return seen
+
+
+@pytest.mark.xdist_group("train")
+def test_every_field_is_read(tiny_world, compiled, tmp_path, monkeypatch):
+    config = tiny_config(tiny_world)
+    sections = {id(config[name]): name for name in config}
+    seen = set()
+    original = ml_collections.ConfigDict.__getitem__
+
+    def spy(self, key):
+        if id(self) in sections:
+            seen.add(f"{sections[id(self)]}.{key}")
+        return original(self, key)
+
+    def trace(length, step, state, batches, pairs, logps, mesh, *_):
+        batch = next(batches)
+        batch["reference_logps"] = np.zeros((*batch["pair_index"].shape, 2), np.float32)
+        jax.eval_shape(step, state, batch)
+        return state
+
+    by_kind = {
+        "data": reads(monkeypatch, DataConfig),
+        "objective": reads(monkeypatch, Objective),
+        "compute": reads(monkeypatch, Compute),
+    }
+    monkeypatch.setattr(ml_collections.ConfigDict, "__getitem__", spy)
+    # It writes all of them down, which is no use of them.
+    monkeypatch.setattr(ml_collections.ConfigDict, "to_json_best_effort", lambda _: "{}")
+    # The step is traced, nothing is computed.
+    monkeypatch.setattr(door.loop, "run", trace)
+    monkeypatch.setattr(door.reference, "compute", lambda *_: None)
+    monkeypatch.setattr(door.reference, "save", lambda *_: None)
+    door.train(config, tmp_path)
+
+    # Whole sections become dataclasses and the mesh: what those read counts.
+    handed_on = ("data", "objective", "compute", "mesh")
+    used = {name for name in seen if name.split(".")[0] not in handed_on}
+    used |= {"data.reference"} & seen | {f"mesh.{axis}" for axis in AXES}
+    used |= {f"{section}.{name}" for section, names in by_kind.items() for name in names}
+    unread = flat(config).keys() - used
+    assert not unread
