@@ -172,6 +172,7 @@ def base_config(workdir: Path, scale: Scale, seed: int):
     config.objective.dpo_weight = 0.0
     config.objective.alpha = 1.0
     config.train.batch_size = 128
+    config.train.log_every = 50
     config.train.num_steps = scale.base_steps
     config.train.learning_rate = 2e-3
     config.train.warmup_ratio = 0.04
