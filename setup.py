@@ -21,6 +21,8 @@ def jax(extra: str = "") -> list[str]:
 
 
 setup(
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     name="tpo_jax",
     version=VERSION,
     description="Temporal Preference Optimization for video language models, in JAX on TPU",
