@@ -98,6 +98,10 @@ def tpo_loss(
 
     metrics["lengths/chosen"] = mean(lengths[..., 0])
     if objective.uses_pairs:
+        if reference is None:
+            raise ValueError(
+                "an objective with a preference term needs reference log-probabilities"
+            )
         policy = token_logps.sum(-1)
         losses = mean(dpo(policy, reference, objective.beta, objective.label_smoothing))
         loss = loss + objective.dpo_weight * losses

@@ -7,7 +7,6 @@ not done again if it is there.
 """
 
 import dataclasses
-import functools
 import json
 import os
 import sys
@@ -74,18 +73,15 @@ class Stages:
         self._times = workdir / "times.json"
         self.seconds = json.loads(self._times.read_text()) if self._times.exists() else {}
 
-    def __call__(self, name: str, result: str, make: Callable[[], None]) -> Path:
-        """Calls `make` unless `workdir/result` exists; `make` must let it appear at its very
-        end.
-        """
+    def __call__(self, name: str, result: str, make: Callable, *arguments) -> None:
+        """Calls `make(*arguments)` unless `workdir/result`, its last deed, is there."""
         path = self.workdir / result
         if not path.exists():
             print(f"== {name}", file=sys.stderr, flush=True)
             start = time.monotonic()
-            make()
+            make(*arguments)
             self.seconds[name] = round(time.monotonic() - start, 1)
             self._times.write_text(json.dumps(self.seconds, indent=2))
-        return path
 
 
 def write_json(path: Path, value) -> None:
@@ -117,6 +113,11 @@ def frames_of(videos: list[WorldVideo], num_frames: int) -> tuple[np.ndarray, np
     return frames, np.stack([times for _, times, _ in read])
 
 
+def make_tokenizer(workdir: Path, seed: int) -> None:
+    """The tokenizer of the world's language."""
+    save_tokenizer(train_tokenizer(world_texts(seed)), workdir / "tokenizer")
+
+
 def write_pairs(path: Path, pairs: list[dict]) -> None:
     """A pair list for `prepare`."""
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
@@ -138,6 +139,24 @@ def base_pairs(videos: list[WorldVideo]) -> list[dict]:
         for v, video in enumerate(videos)
         for q, question in enumerate(video.questions)
     ]
+
+
+def prepare(workdir: Path, pairs: str, videos: str, num_frames: int) -> None:
+    """`{pairs}.jsonl` about `videos/` to `{pairs}_shards/`."""
+    preparation.prepare(
+        workdir / f"{pairs}.jsonl",
+        workdir / videos,
+        workdir / f"{pairs}_shards",
+        preparation.Settings(num_frames=num_frames),
+        num_shards=4,
+        workers=os.cpu_count() or 1,
+    )
+
+
+def short_shards(workdir: Path) -> None:
+    """Shards for the base model."""
+    write_pairs(workdir / "short.jsonl", base_pairs(videos_of(workdir, "short")))
+    prepare(workdir, "short", "short", SHORT_FRAMES)
 
 
 def initial_model(workdir: Path, scale: Scale, seed: int) -> None:
@@ -185,7 +204,7 @@ def tpo_config(workdir: Path, seed: int):
     """One epoch over the self-generated pairs."""
     config = tiny.get_config()
     config.model.checkpoint = str(workdir / "base" / "model")
-    config.data.shards = str(workdir / "pair_shards")
+    config.data.shards = str(workdir / "pairs_shards")
     config.train.seed = seed
     return config
 
@@ -260,21 +279,21 @@ def curate(workdir: Path, scale: Scale) -> None:
     write_json(workdir / "quality.json", quality)
 
 
-def evaluate(workdir: Path, name: str, model: Path, scale: Scale) -> None:
+def evaluate(workdir: Path, name: str, scale: Scale) -> None:
     """Every question of the held-out videos, at several numbers of frames and several lengths."""
-    generator = generator_of(model)
-    settings = [(LONG_SECONDS, n) for n in scale.frames]
-    settings += [(s, s * LONG_FRAMES // LONG_SECONDS) for s in scale.lengths if s != LONG_SECONDS]
-    rows = []
-    for seconds, num_frames in settings:
+    generator = generator_of(workdir / name / "model")
+
+    def asked(seconds: int, num_frames: int, blind: bool = False) -> list[dict]:
         videos = videos_of(workdir, f"eval_{seconds}")
         frames, _ = frames_of(videos, num_frames)
+        # Blind: the same questions with the video before; what the words alone give away.
+        frames = np.roll(frames, 1, axis=0) if blind else frames
         answers = ask(generator, frames, [[q.text for q in v.questions] for v in videos])
-        rows += [
+        return [
             {
                 "video": v,
                 "seconds": seconds,
-                "frames": num_frames,
+                "frames": 0 if blind else num_frames,
                 "type": question.type,
                 "kind": question.kind,
                 "question": question.text,
@@ -285,25 +304,13 @@ def evaluate(workdir: Path, name: str, model: Path, scale: Scale) -> None:
             for v, video in enumerate(videos)
             for question, answer in zip(video.questions, answers[v], strict=True)
         ]
-    # The same questions with the video of another one: what the words alone give away.
-    videos = videos_of(workdir, f"eval_{LONG_SECONDS}")
-    frames, _ = frames_of(videos, LONG_FRAMES)
-    blind = ask(generator, np.roll(frames, 1, 0), [[q.text for q in v.questions] for v in videos])
-    rows += [
-        {
-            "video": v,
-            "seconds": LONG_SECONDS,
-            "frames": 0,
-            "type": question.type,
-            "kind": question.kind,
-            "question": question.text,
-            "truth": question.answer,
-            "answer": answer,
-            "right": exact(answer, question.answer),
-        }
-        for v, video in enumerate(videos)
-        for question, answer in zip(video.questions, blind[v], strict=True)
-    ]
+
+    rows = asked(LONG_SECONDS, LONG_FRAMES, blind=True)
+    for num_frames in scale.frames:
+        rows += asked(LONG_SECONDS, num_frames)
+    for seconds in scale.lengths:
+        if seconds != LONG_SECONDS:
+            rows += asked(seconds, seconds * LONG_FRAMES // LONG_SECONDS)
     write_json(workdir / f"{name}_answers.json", rows)
 
 
@@ -318,56 +325,22 @@ def run(workdir: Path, scale: Scale, seed: int, train: Callable[[ConfigDict, Pat
     """
     workdir.mkdir(parents=True, exist_ok=True)
     stage = Stages(workdir)
+    stage("tokenizer", "tokenizer/tokenizer.json", make_tokenizer, workdir, seed)
     shorts = np.random.default_rng(seed).integers(*SHORT_SECONDS, scale.short_videos).tolist()
-    save = functools.partial(save_tokenizer, directory=workdir / "tokenizer")
-    stage("tokenizer", "tokenizer/tokenizer.json", lambda: save(train_tokenizer(world_texts(seed))))
-    stage(
-        "render short videos", "short.json", lambda: render(workdir, "short", seed + 1000, shorts)
-    )
-    long = [LONG_SECONDS] * scale.long_videos
-    stage("render long videos", "long.json", lambda: render(workdir, "long", seed + 2000, long))
+    longs = [LONG_SECONDS] * scale.long_videos
+    stage("render short videos", "short.json", render, workdir, "short", seed + 1000, shorts)
+    stage("render long videos", "long.json", render, workdir, "long", seed + 2000, longs)
     for seconds in scale.lengths:
-        stage(
-            f"render held-out videos of {seconds} s",
-            f"eval_{seconds}.json",
-            lambda s=seconds: render(
-                workdir, f"eval_{s}", seed + 3000 + s, [s] * scale.eval_videos
-            ),
-        )
-
-    def prepare(pairs: str, videos: str, output: str, num_frames: int) -> None:
-        settings = preparation.Settings(num_frames=num_frames)
-        preparation.prepare(
-            workdir / pairs,
-            workdir / videos,
-            workdir / output,
-            settings,
-            num_shards=4,
-            workers=os.cpu_count() or 1,
-        )
-
-    def short_shards() -> None:
-        write_pairs(workdir / "short.jsonl", base_pairs(videos_of(workdir, "short")))
-        prepare("short.jsonl", "short", "short_shards", SHORT_FRAMES)
-
-    stage("shards of short videos", "short_shards", short_shards)
-    stage("tower", "initial", lambda: initial_model(workdir, scale, seed))
-    stage(
-        "base model",
-        "base/model",
-        lambda: train(base_config(workdir, scale, seed), workdir / "base"),
-    )
-    stage("self-generated pairs", "quality.json", lambda: curate(workdir, scale))
-    stage(
-        "shards of pairs",
-        "pair_shards",
-        lambda: prepare("pairs.jsonl", "long", "pair_shards", LONG_FRAMES),
-    )
-    stage("TPO", "tpo/model", lambda: train(tpo_config(workdir, seed), workdir / "tpo"))
+        name, many = f"eval_{seconds}", [seconds] * scale.eval_videos
+        stage(f"render {name}", f"{name}.json", render, workdir, name, seed + 3000 + seconds, many)
+    stage("shards of short videos", "short_shards", short_shards, workdir)
+    stage("tower", "initial", initial_model, workdir, scale, seed)
+    base, tpo = base_config(workdir, scale, seed), tpo_config(workdir, seed)
+    stage("base model", "base/model", train, base, workdir / "base")
+    stage("self-generated pairs", "quality.json", curate, workdir, scale)
+    stage("shards of pairs", "pairs_shards", prepare, workdir, "pairs", "long", LONG_FRAMES)
+    stage("TPO", "tpo/model", train, tpo, workdir / "tpo")
     for name in ("base", "tpo"):
-        stage(
-            f"evaluation of {name}",
-            f"{name}_answers.json",
-            lambda n=name: evaluate(workdir, n, workdir / n / "model", scale),
-        )
+        answers = f"{name}_answers.json"
+        stage(f"evaluation of {name}", answers, evaluate, workdir, name, scale)
     return report.write(workdir, seed=seed, scale=dataclasses.asdict(scale), seconds=stage.seconds)

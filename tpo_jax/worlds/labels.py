@@ -39,5 +39,5 @@ def frame_labels(timeline: Timeline, timestamps: np.ndarray) -> np.ndarray:
     for needle in timeline.needles:
         here = (needle.start <= ticks) & (ticks < needle.end)
         labels[here, 0] = 2
-        labels[np.ix_(here, (6, 7))] = (needle.hue, needle.digit)
+        labels[here, 6:8] = (needle.hue, needle.digit)
     return labels
