@@ -37,8 +37,8 @@ from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer, world_text
 from tpo_jax.worlds.world import WorldVideo, make_videos
 
 MODEL = "tiny_longva"
-SHORT_FRAMES, LONG_FRAMES = 16, 32
-SHORT_SECONDS = (34, 48)  # at least this, less than that: two to three seconds a frame
+SHORT_FRAMES, LONG_FRAMES = 12, 32
+SHORT_SECONDS = (23, 35)  # at least this, less than that: two to three seconds a frame
 LONG_SECONDS = 96
 MAX_NEW_TOKENS = 12
 
@@ -48,8 +48,8 @@ class Scale:
     """How much of everything."""
 
     short_videos: int = 5000
-    tower_steps: int = 1500
-    base_steps: int = 1400
+    tower_steps: int = 1200
+    base_steps: int = 1500
     long_videos: int = 1000
     eval_videos: int = 300
     frames: tuple[int, ...] = (8, 16, 32, 48)

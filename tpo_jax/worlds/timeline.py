@@ -87,7 +87,7 @@ def make_timeline(seed: int, index: int, seconds: int) -> Timeline:
         )
         events.append(event)
         now = event.end
-        if rng.random() < 0.6 and now + 2 + MIN_SECONDS <= seconds:
+        if rng.random() < 0.4 and now + 2 + MIN_SECONDS <= seconds:
             start = now + 2
             needles.append(
                 Needle(start, start + MIN_SECONDS, next(inks), draw(DIGITS), draw(CORNERS))
