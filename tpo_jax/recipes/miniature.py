@@ -53,7 +53,7 @@ class Scale:
     long_videos: int = 1000
     eval_videos: int = 300
     frames: tuple[int, ...] = (8, 16, 32, 48)
-    lengths: tuple[int, ...] = (32, 64, 96)  # seconds
+    lengths: tuple[int, ...] = (36, 66, 96)  # seconds; the first is that of the short videos
     temperature: float = 0.0  # of the base model's own answers
     truth_filter: bool = True  # keep pairs whose chosen answer is true and whose rejected is not
 
