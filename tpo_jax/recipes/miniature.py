@@ -47,13 +47,13 @@ MAX_NEW_TOKENS = 12
 class Scale:
     """How much of everything."""
 
-    short_videos: int = 5000
-    tower_steps: int = 1200
-    base_steps: int = 1500
-    long_videos: int = 1000
+    short_videos: int = 4500
+    tower_steps: int = 1000
+    base_steps: int = 1350
+    long_videos: int = 900
     eval_videos: int = 300
     frames: tuple[int, ...] = (8, 16, 32, 48)
-    lengths: tuple[int, ...] = (36, 66, 96)  # seconds; the first is that of the short videos
+    lengths: tuple[int, ...] = (36, 96)  # seconds; the first is that of the short videos
     temperature: float = 0.0  # of the base model's own answers
     truth_filter: bool = True  # keep pairs whose chosen answer is true and whose rejected is not
 
