@@ -40,13 +40,13 @@ def test_two_processes_stop_together_and_one_goes_on(finished_run, tiny_world, t
         tiny_door(f"--workdir={work}", f"--distributed=127.0.0.1:{port},2,{i}", devices=4)
         for i in (0, 1)
     ]
-    path, deadline = work / "metrics.jsonl", time.monotonic() + 240
+    path, deadline = work / "metrics.jsonl", time.monotonic() + 600
     while all(child.poll() is None for child in children) and time.monotonic() < deadline:
         if path.exists() and path.read_text().count("\n") >= 2:
             os.kill(children[1].pid, signal.SIGTERM)  # one is told, both stop
             break
         time.sleep(0.02)
-    outputs = [child.communicate(timeout=240) for child in children]
+    outputs = [child.communicate(timeout=600) for child in children]
     assert [child.returncode for child in children] == [0, 0], outputs
     stopped = metrics(work)[-1]["step"]
     assert 2 <= stopped < 6
