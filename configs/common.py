@@ -12,7 +12,7 @@ def base() -> ConfigDict:
                 "shards": "",
                 "num_frames": 32,
                 "sampling": "uniform",
-                "time_instruction": "none",
+                "time_instruction": "",
                 "pairs_per_row": 1,
                 "mixing": (),
                 "limit": 0,
@@ -30,7 +30,6 @@ def base() -> ConfigDict:
                 "remat": "full",
                 "head_chunk": 0,
                 "micro_batches": 1,
-                "attention": "auto",
             },
             "train": {
                 "batch_size": 64,

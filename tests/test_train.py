@@ -79,7 +79,7 @@ def interrupt_at(workdir: Path, step: int) -> threading.Thread:
 
 def test_an_interrupted_run_goes_on_to_the_bit(finished_run, config, tmp_path):
     watcher = interrupt_at(tmp_path, 3)
-    assert train(config, tmp_path) == tmp_path
+    assert train(config, tmp_path) is None
     watcher.join()
     stopped = metrics(tmp_path)[-1]["step"]
     assert 3 <= stopped < 6
@@ -121,6 +121,12 @@ def test_a_checkpoint_of_another_run_is_refused(finished_run, config):
     assert "objective.beta: 0.3 -> 0.1, train.learning_rate: 0.001 -> 0.0001)" in str(error.value)
     assert "workers" not in str(error.value) and "log_every" not in str(error.value)
     assert (finished_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_checkpoint_of_other_weights_is_refused(finished_run, config, monkeypatch):
+    monkeypatch.setattr(reference, "weights_fingerprint", lambda _: "others")
+    with pytest.raises(InputError, match="of a run with other weights;"):
+        train(config, finished_run)
 
 
 def test_the_reference_is_computed_once_and_a_stale_one_refused(

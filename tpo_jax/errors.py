@@ -36,7 +36,7 @@ def run_door(main: Callable[[], int | None]) -> None:
             # An error in a config file has its traceback between the first line and the last.
             lines = str(error).strip().splitlines()
             reason = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
-        except AttributeError as error:
+        except (AttributeError, KeyError) as error:
             reason = f"--config has no such field: {str(error).strip(chr(34) + chr(39))}"
         except OSError as error:
             reason = str(error).splitlines()[-1].strip()

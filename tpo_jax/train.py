@@ -41,7 +41,6 @@ FREE = (
     "compute.remat",
     "compute.head_chunk",
     "compute.micro_batches",
-    "compute.attention",
     "data.workers",
     "data.reference",
     "train.log_every",
@@ -70,10 +69,10 @@ def load_weights(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[ModelConf
     return model, jax.jit(init, out_shardings=shardings)(), Path(given.tokenizer)
 
 
-def reference_logps(config, compute: Compute, model, params, pipeline: Pipeline, mesh, tokenizer):
-    """The cached log-probabilities of the initial weights, computed if nobody did so before."""
+def identity(config: ConfigDict, model: ModelConfig, params, pipeline: Pipeline, tokenizer: Path):
+    """What a run's numbers depend on beyond its config: hashes of weights, shards and texts."""
     data = pipeline.config
-    key = {
+    return {
         "weights": reference.weights_fingerprint(params),
         "model": to_dict(model),
         "shards": pipeline.shards.fingerprint,
@@ -81,8 +80,13 @@ def reference_logps(config, compute: Compute, model, params, pipeline: Pipeline,
         "sampling": [data.sampling, data.num_frames],
         "template": [data.time_instruction, data.pairs_per_row > 1],
         "tokenizer": hashlib.sha256((tokenizer / "tokenizer.json").read_bytes()).hexdigest(),
-        "dtype": compute.dtype,
+        "dtype": config.compute.dtype,
     }
+
+
+def reference_logps(config: ConfigDict, compute: Compute, model, params, pipeline, mesh, key: dict):
+    """The cached log-probabilities of the initial weights, computed if nobody did so before."""
+    data = pipeline.config
     given = config.data.reference
     path = Path(given) if given else reference.cache_path(Path(data.shards), key)
     # Hosts whose disks differ must still agree on who computes.
@@ -101,8 +105,15 @@ def reference_logps(config, compute: Compute, model, params, pipeline: Pipeline,
     return logps
 
 
-def check_same_run(meta: dict, config: dict) -> None:
-    """Raises InputError where a checkpoint's config differs in more than `FREE`."""
+def check_same_run(saved: dict, meta: dict) -> None:
+    """Raises InputError where a checkpoint is of other data or weights, or its config differs in
+    more than `FREE`.
+    """
+    ours, theirs = meta["identity"], saved["identity"]
+    if other := [name for name in ours if ours[name] != theirs.get(name)]:
+        raise InputError(
+            f"--workdir holds a checkpoint of a run with other {', '.join(other)}; use another one"
+        )
 
     def fields(tree, prefix=""):
         for name, value in tree.items():
@@ -113,7 +124,7 @@ def check_same_run(meta: dict, config: dict) -> None:
             else:
                 yield f"{prefix}{name}", value
 
-    ours, theirs = dict(fields(config)), dict(fields(meta["config"]))
+    ours, theirs = dict(fields(meta["config"])), dict(fields(saved["config"]))
     differs = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
     if differs:
         changes = ", ".join(f"{n}: {theirs.get(n)!r} -> {ours.get(n)!r}" for n in differs)
@@ -122,9 +133,9 @@ def check_same_run(meta: dict, config: dict) -> None:
         )
 
 
-def train(config: ConfigDict, workdir: Path) -> Path:
-    """Runs (or continues) the experiment of `config`; returns the directory of the trained
-    model.
+def train(config: ConfigDict, workdir: Path) -> Path | None:
+    """Runs (or continues) the experiment of `config`; returns the directory of the trained model,
+    None if it was asked to stop before the end.
     """
     objective, compute = Objective(**config.objective), Compute(**config.compute)
     mesh = make_mesh(config.mesh.to_dict())
@@ -133,6 +144,7 @@ def train(config: ConfigDict, workdir: Path) -> Path:
     data = config.data.to_dict()
     data.pop("reference")
     data["mixing"] = data["mixing"] or None
+    data["time_instruction"] = data["time_instruction"] or model.time_instruction
     pipeline = Pipeline(
         DataConfig(
             **data,
@@ -142,11 +154,16 @@ def train(config: ConfigDict, workdir: Path) -> Path:
             answers=2 if objective.uses_pairs else 1,
         ),
         model,
-        load_tokenizer(tokenizer),
+        load_tokenizer(tokenizer, model.decoder.vocab_size),
         jax.process_index(),
         jax.process_count(),
     )
     check_rows(config.train.batch_size // config.data.pairs_per_row, mesh, compute.micro_batches)
+    if compute.head_chunk and pipeline.max_response % compute.head_chunk:
+        raise InputError(
+            f"compute.head_chunk={compute.head_chunk} must divide the {pipeline.max_response} "
+            "positions of a response"
+        )
     if not (config.train.num_steps or config.train.num_epochs):
         raise InputError("one of train.num_steps and train.num_epochs must be above 0")
     length = loop.LoopConfig(
@@ -155,9 +172,9 @@ def train(config: ConfigDict, workdir: Path) -> Path:
         config.train.checkpoint_every,
     )
 
-    logps = None
+    key, logps = identity(config, model, params, pipeline, tokenizer), None
     if objective.uses_pairs:
-        logps = reference_logps(config, compute, model, params, pipeline, mesh, tokenizer)
+        logps = reference_logps(config, compute, model, params, pipeline, mesh, key)
 
     schedule = learning_rate_schedule(
         config.train.learning_rate, length.num_steps, config.train.warmup_ratio
@@ -175,7 +192,7 @@ def train(config: ConfigDict, workdir: Path) -> Path:
     )
 
     workdir.mkdir(parents=True, exist_ok=True)
-    meta = {"config": json.loads(config.to_json_best_effort())}
+    meta = {"config": json.loads(config.to_json_best_effort()), "identity": key}
     checkpoints = TrainCheckpoints(
         workdir / "checkpoints",
         every_steps=config.train.checkpoint_every,
@@ -186,9 +203,7 @@ def train(config: ConfigDict, workdir: Path) -> Path:
             where = jax.tree.map(
                 lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
             )
-            state, position = checkpoints.restore(
-                where, lambda saved: check_same_run(saved, meta["config"])
-            )
+            state, position = checkpoints.restore(where, lambda saved: check_same_run(saved, meta))
             batches.set_state(position)
             print(f"resuming at step {int(state['step'])}", file=sys.stderr)
         elif jax.process_index() == 0:
@@ -208,7 +223,7 @@ def train(config: ConfigDict, workdir: Path) -> Path:
         )
     if int(state["step"]) < length.num_steps:
         print(f"stopped at step {int(state['step'])}; run again to go on", file=sys.stderr)
-        return workdir
+        return None
     save_model(workdir / "model", model, state["params"] | state["frozen"], tokenizer)
     return workdir / "model"
 
@@ -217,7 +232,7 @@ def main() -> None:
     """The command."""
     distributed.start(_DISTRIBUTED.value)
     result = train(_CONFIG.value, Path(_WORKDIR.value))
-    if jax.process_index() == 0:
+    if result and jax.process_index() == 0:
         print(result)
 
 

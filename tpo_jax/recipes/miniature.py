@@ -22,6 +22,7 @@ from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.curation.self_training import Conditions, Query, ask, self_pairs
 from tpo_jax.data import images, preparation, sampling
 from tpo_jax.data.prompts import load_tokenizer
+from tpo_jax.errors import InputError
 from tpo_jax.evaluation import report
 from tpo_jax.evaluation.scoring import exact
 from tpo_jax.generation.generator import Generator
@@ -80,6 +81,8 @@ class Stages:
             print(f"== {name}", file=sys.stderr, flush=True)
             start = time.monotonic()
             make(*arguments)
+            if not path.exists():
+                raise InputError(f"{name} was stopped before its end; run again to go on")
             self.seconds[name] = round(time.monotonic() - start, 1)
             self._times.write_text(json.dumps(self.seconds, indent=2))
 
@@ -314,7 +317,9 @@ def evaluate(workdir: Path, name: str, scale: Scale) -> None:
     write_json(workdir / f"{name}_answers.json", rows)
 
 
-def run(workdir: Path, scale: Scale, seed: int, train: Callable[[ConfigDict, Path], Path]) -> Path:
+def run(
+    workdir: Path, scale: Scale, seed: int, train: Callable[[ConfigDict, Path], Path | None]
+) -> Path:
     """All stages; returns the report.
 
     Args:

@@ -60,7 +60,9 @@ class Progress:
         per_step = (time.monotonic() - self._start) / max(step - self._first, 1)
         left = int(per_step * (self._num_steps - step))
         shown = "  ".join(
-            f"{n.split('/', 1)[-1]} {scalars[n]:.4g}" for n in self.SHOWN if n in scalars
+            f"{n.removeprefix('losses/').removeprefix('rewards/')} {scalars[n]:.4g}"
+            for n in self.SHOWN
+            if n in scalars
         )
         eta = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
         line = f"step {step}/{self._num_steps}  eta {eta}  {shown}"
