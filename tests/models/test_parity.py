@@ -34,7 +34,7 @@ def agree(record_property):
         ours = np.asarray(ours)
         assert ours.shape == theirs.shape
         difference = float(np.abs(ours - theirs).max() / scale)
-        record_property("parity", (module, "x".join(map(str, ours.shape)), difference, bar))
+        record_property("parity", (module, "x".join(map(str, ours.shape)), float(difference), bar))
         assert difference <= bar, f"{module}: {difference:.2e} > {bar:.0e}"
 
     return check
@@ -247,5 +247,7 @@ def test_loss_and_gradients(family, agree, record_property):
             norm = theirs[tensor.replace("bias", "weight")].norm().item()
         worst = max(worst, (np.linalg.norm(read(tensor) - grad.numpy()) / norm, tensor))
     shape = f"{len(theirs)} tensors"
-    record_property("parity", (f"{name} gradients, over their norm", shape, worst[0], GRADIENT))
+    record_property(
+        "parity", (f"{name} gradients, over their norm", shape, float(worst[0]), GRADIENT)
+    )
     assert worst[0] <= GRADIENT, worst

@@ -122,9 +122,7 @@ def updated(compute, sizes=(1, 1, 1, 1)):
     with jax.set_mesh(mesh):
         abstract = jax.eval_shape(lambda p: new_state(p, optimizer, freeze), weights)
         shardings = parameter_shardings(mesh, abstract)
-        state = jax.jit(lambda p: new_state(p, optimizer, freeze), out_shardings=shardings)(
-            weights
-        )
+        state = jax.jit(lambda p: new_state(p, optimizer, freeze), out_shardings=shardings)(weights)
         step = jax.jit(make_step(SMALL, OBJECTIVE, compute, optimizer), donate_argnums=0)
         state, metrics = step(state, to_global(random_batch(B=8, absent=True), mesh))
     return jax.device_get((state["params"], metrics))

@@ -178,8 +178,7 @@ def write(workdir: Path, *, seed: int, scale: dict, seconds: dict[str, float]) -
         ),
         (
             "Self-generated pairs",
-            f"{kept} of {len(quality)} kept.\n\n"
-            + quality_table(quality),
+            f"{kept} of {len(quality)} kept.\n\n" + quality_table(quality),
         ),
         (
             "This run",
