@@ -73,6 +73,7 @@ def run(
     mark, waited, trained = time.monotonic(), 0.0, 0
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
         writer = None
         if jax.process_index() == 0:
             writer = stack.enter_context(contextlib.closing(MetricsWriter(workdir, first_step)))

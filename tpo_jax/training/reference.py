@@ -93,9 +93,10 @@ def compute(
     everywhere = jax.NamedSharding(mesh, P())
     jitted = jax.jit(lambda p, b: (score(p, b), b["pair_index"]), out_shardings=everywhere)
     logps = np.full((num_pairs, 2), np.nan, np.float32)
-    for batch in batches:
-        values, index = jax.device_get(jitted(params, batch))
-        logps[index[index >= 0]] = values[index >= 0]
+    with jax.set_mesh(mesh):
+        for batch in batches:
+            values, index = jax.device_get(jitted(params, batch))
+            logps[index[index >= 0]] = values[index >= 0]
     return logps
 
 
