@@ -24,8 +24,8 @@ def main() -> None:
     from tpo_jax.recipes import miniature
     from tpo_jax.train import train
 
-    # Two small devices use two cores better than one device does.
-    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    # Two small devices use two cores better than one device does; more have too little to do.
+    jax.config.update("jax_num_cpu_devices", min(2, os.cpu_count() or 1))
     workdir, scale = Path(_WORKDIR.value).absolute(), miniature.SCALES[_SCALE.value]
     page = miniature.run(workdir, scale, _SEED.value, train)
     print(f"\nReport with plots: {page}")

