@@ -172,10 +172,6 @@ def train(config: ConfigDict, workdir: Path) -> Path | None:
         config.train.checkpoint_every,
     )
 
-    key, logps = identity(config, model, params, pipeline, tokenizer), None
-    if objective.uses_pairs:
-        logps = reference_logps(config, compute, model, params, pipeline, mesh, key)
-
     schedule = learning_rate_schedule(
         config.train.learning_rate, length.num_steps, config.train.warmup_ratio
     )
@@ -184,30 +180,37 @@ def train(config: ConfigDict, workdir: Path) -> Path | None:
     initial = lambda p: new_state(p, optimizer, freeze)  # noqa: E731
     abstract = jax.eval_shape(initial, params)
     shardings = parameter_shardings(mesh, abstract)
-    state = jax.jit(initial, out_shardings=shardings, donate_argnums=0)(params)
     step = jax.jit(
         make_step(model, objective, compute, optimizer),
         donate_argnums=0,
         out_shardings=(shardings, jax.NamedSharding(mesh, jax.P())),
     )
 
-    workdir.mkdir(parents=True, exist_ok=True)
+    key, logps = identity(config, model, params, pipeline, tokenizer), None
     meta = {"config": json.loads(config.to_json_best_effort()), "identity": key}
+    workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = TrainCheckpoints(
         workdir / "checkpoints",
         every_steps=config.train.checkpoint_every,
         keep=config.train.keep_checkpoints,
     )
     with contextlib.closing(checkpoints), contextlib.closing(iter(pipeline)) as batches:
-        if checkpoints.latest_step is not None:
+        if saved := checkpoints.latest_meta():
+            check_same_run(saved, meta)
+        if objective.uses_pairs:
+            logps = reference_logps(config, compute, model, params, pipeline, mesh, key)
+        if saved:
+            del params  # the state that is read takes their place on the devices
             where = jax.tree.map(
                 lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
             )
-            state, position = checkpoints.restore(where, lambda saved: check_same_run(saved, meta))
+            state, position = checkpoints.restore(where)
             batches.set_state(position)
             print(f"resuming at step {int(state['step'])}", file=sys.stderr)
-        elif jax.process_index() == 0:
-            (workdir / "config.json").write_text(json.dumps(meta["config"], indent=2) + "\n")
+        else:
+            state = jax.jit(initial, out_shardings=shardings, donate_argnums=0)(params)
+            if jax.process_index() == 0:
+                (workdir / "config.json").write_text(json.dumps(meta["config"], indent=2) + "\n")
         state = loop.run(
             length,
             step,

@@ -4,7 +4,6 @@
 run must agree with when it resumes; the latter two are JSON.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,29 +53,32 @@ class TrainCheckpoints:
                 step, {"state": state, "data": data, "meta": meta}, force=force
             )
 
-    def restore(self, abstract_state: Any, check: Callable[[dict], None]) -> tuple[dict, dict]:
+    def latest_meta(self) -> dict | None:
+        """`meta` of the newest checkpoint, None if there is none; no array is read."""
+        if self.latest_step is None:
+            return None
+        return self._checkpointer.load_checkpointables(self.latest_step, {"meta": None})["meta"]
+
+    def restore(self, abstract_state: Any) -> tuple[dict, dict]:
         """(state, data) of the newest checkpoint, the state laid out as the abstract one says.
 
         Args:
             abstract_state: `jax.ShapeDtypeStruct`s with shardings.
-            check: sees `meta` before any array is read; raises if this is not its run.
 
         Raises:
             InputError: the checkpoint holds another state than this config describes.
         """
         step = self.latest_step
-        found = self._checkpointer.load_checkpointables(step, {"meta": None, "data": None})
-        check(found["meta"])
         try:
-            state = self._checkpointer.load_checkpointables(step, {"state": abstract_state})[
-                "state"
-            ]
+            found = self._checkpointer.load_checkpointables(
+                step, {"state": abstract_state, "data": None}
+            )
         except (ValueError, KeyError) as error:
             raise InputError(
                 f"checkpoint of step {step} does not hold the state of this config: "
                 f"{str(error).splitlines()[0]}"
             ) from error
-        return jax.block_until_ready(state), found["data"]
+        return jax.block_until_ready(found["state"]), found["data"]
 
     def close(self) -> None:
         """Waits for the checkpoint being written."""
