@@ -30,6 +30,7 @@ def base() -> ConfigDict:
                 "remat": "full",
                 "head_chunk": 0,
                 "micro_batches": 1,
+                "attention": "auto",
             },
             "train": {
                 "batch_size": 64,

@@ -41,6 +41,7 @@ FREE = (
     "compute.remat",
     "compute.head_chunk",
     "compute.micro_batches",
+    "compute.attention",
     "data.workers",
     "data.reference",
     "train.log_every",

@@ -14,12 +14,17 @@ from flax import nnx
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import DecoderConfig
 from tpo_jax.parallel.attention import continuation_attention, prefix_attention
+from tpo_jax.parallel.sharding import ROWS, axis_size, constrain, constrain_layer
+from tpo_jax.parallel.splash import zigzag_positions
 
 # What a named policy keeps of a layer for the backward pass; everything else is recomputed.
 REMAT_POLICIES: dict[str, Callable | None] = {
     "none": jax.checkpoint_policies.everything_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # What the splash kernel returned: as large as the residual stream, and the whole cost of a
+    # layer at several 100,000 tokens.
+    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
 }
 
 
@@ -110,16 +115,17 @@ class Block(nnx.Module):
         y = self.mlp_norm(x)
         return x + self.down(jax.nn.silu(self.gate(y)) * self.up(y))
 
-    def prefix(self, x, rope, mask):
+    def prefix(self, x, rope, mask, back_end="auto", zigzag=False):
         """`[B, P, D]` to (`[B, P, D]`, keys `[B, P, K, C]`, values `[B, P, K, C]`)."""
-        q, k, v = self._qkv(x, rope)
-        return self._finish(x, prefix_attention(q, k, v, mask)), k, v
+        q, k, v = (constrain(z, ROWS, "context", "tensor", None) for z in self._qkv(x, rope))
+        attended = prefix_attention(q, k, v, mask, back_end=back_end, zigzag=zigzag)
+        return constrain(self._finish(x, attended), ROWS, "context", None), k, v
 
     def continuation(self, y, rope, prefix_k, prefix_v, prefix_mask, own_mask):
         """`[B, M, R, D]` to the same, reading the prefix's keys and its own."""
         q, k, v = self._qkv(y, rope)
         attended = continuation_attention(q, prefix_k, prefix_v, prefix_mask, k, v, own_mask)
-        return self._finish(y, attended)
+        return constrain(self._finish(y, attended), ROWS, None, None, None)
 
     def cached_continuation(self, y, rope, prefix_k, prefix_v, prefix_mask, cache, slot, own_mask):
         """As `continuation`, with own keys and values written into `cache` (`[B, M, T, K, C]`
@@ -149,6 +155,7 @@ class Decoder(nnx.Module):
         # Text enters the residual stream at the scale at which the projector puts visual tokens.
         unit = nnx.initializers.normal(1.0)
         self.embed = nnx.Embed(config.vocab_size, config.width, embedding_init=unit, rngs=rngs)
+        self.embed.dtype = None  # that of the weights in use, not of those it began with
         self.layers = nnx.vmap(lambda r: Block(config, r))(rngs.split(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = nnx.Linear(
@@ -164,14 +171,21 @@ class Decoder(nnx.Module):
 
         def layer(carry, inputs):
             weights, x = inputs
+            # Without it XLA keeps the residual streams for the backward pass as float32, which the
+            # norms turn them into.
+            carry = jax.lax.optimization_barrier(carry)
+            weights = constrain_layer(weights, "decoder/layers")
             return body(nnx.merge(definition, weights), carry, x)
 
         if remat != "none":
             layer = jax.checkpoint(layer, policy=remat_policy(remat), prevent_cse=False)
         return jax.lax.scan(layer, carry, (layers, xs))
 
-    def row(self, x, prefix_mask, y, input_mask, *, remat="none"):
+    def row(self, x, prefix_mask, y, input_mask, *, remat="none", back_end="auto"):
         """Both streams of a row through all layers; keeps nothing but the residual streams.
+
+        Over a `context` axis the prefix is put in zig-zag order first: only attention and the
+        rotary tables know of positions.
 
         Args:
             x: `[B, P, D]` embedded prefix.
@@ -179,17 +193,25 @@ class Decoder(nnx.Module):
             y: `[B, M, R, D]` embedded continuations.
             input_mask: bool `[B, M, R]`.
             remat: name in `REMAT_POLICIES`.
+            back_end: of `prefix_attention`.
 
         Returns:
             `[B, M, R, D]`, normed hidden states of the continuations.
         """
-        rope_x = self.rope(prefix_positions(prefix_mask), x.dtype)
         rope_y = self.rope(continuation_positions(prefix_mask, input_mask), y.dtype)
         own_mask = causal(input_mask)
+        positions, chips = prefix_positions(prefix_mask), axis_size("context")
+        if zigzag := chips > 1:
+            order = zigzag_positions(x.shape[1], chips)
+            # Whole sequences of a part of the width: the permutation stays on the chip.
+            x = constrain(x, ROWS, None, "context")[:, order]
+            positions, prefix_mask = positions[:, order], prefix_mask[:, order]
+        x = constrain(x, ROWS, "context", None)
+        rope_x = self.rope(constrain(positions, ROWS, "context"), x.dtype)
 
         def body(block, carry, _):
             x, y = carry
-            x, k, v = block.prefix(x, rope_x, prefix_mask)
+            x, k, v = block.prefix(x, rope_x, prefix_mask, back_end, zigzag)
             return (x, block.continuation(y, rope_y, k, v, prefix_mask, own_mask)), None
 
         (_, y), _ = self._scan(body, (x, y), remat=remat)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tpo_jax.models.config import TowerConfig
+from tpo_jax.parallel.sharding import ALL, constrain
 
 
 def _quick_gelu(x: jax.Array) -> jax.Array:
@@ -50,7 +51,7 @@ class TowerBlock(nnx.Module):
 
 
 class Tower(nnx.Module):
-    """A CLIP or SigLIP tower up to the features the projector reads."""
+    """A CLIP or SigLIP tower up to the features the projector reads; frames lie over all chips."""
 
     def __init__(self, config: TowerConfig, rngs: nnx.Rngs):
         self.config = config
@@ -71,13 +72,15 @@ class Tower(nnx.Module):
         With `remat` the backward pass recomputes every layer from its input.
         """
         config, dtype = self.config, self.position[...].dtype
-        x = frames.astype(jnp.float32) * jnp.float32(1 / 255)
-        x = (x - jnp.array(config.mean, jnp.float32)) / jnp.array(config.std, jnp.float32)
         g, p = config.grid, config.patch_size
         # A convolution with stride = kernel; what does not fill a patch is unused (SigLIP: 384 =
-        # 27 * 14 + 6).
-        x = x[:, : g * p, : g * p].reshape(-1, g, p, g, p, 3).swapaxes(2, 3)
-        x = self.patch(x.reshape(-1, g * g, p * p * 3).astype(dtype))
+        # 27 * 14 + 6). Bytes are moved before they are widened, pixel rows with their colours: a
+        # last dimension of 3 would be padded to 128 on a TPU.
+        x = frames.reshape(*frames.shape[:2], -1)[:, : g * p, : g * p * 3]
+        x = x.reshape(-1, g, p, g, p * 3).swapaxes(2, 3).reshape(-1, g * g, p * p * 3)
+        x = x.astype(jnp.float32) * jnp.float32(1 / 255)
+        mean, std = (jnp.tile(jnp.array(c, jnp.float32), p * p) for c in (config.mean, config.std))
+        x = self.patch(((x - mean) / std).astype(dtype))
         if config.kind == "clip":
             first = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, config.width))
             x = self.pre_norm(jnp.concatenate([first, x], axis=1) + self.position[...])
@@ -87,7 +90,8 @@ class Tower(nnx.Module):
         definition, layers = nnx.split(self.layers)
 
         def layer(x, weights):
-            return nnx.merge(definition, weights)(x), None
+            return constrain(nnx.merge(definition, weights)(x), ALL, None, None), None
 
+        x = constrain(x, ALL, None, None)
         x, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, layers)
         return x[:, 1:] if config.kind == "clip" else x

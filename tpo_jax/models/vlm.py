@@ -14,17 +14,29 @@ from flax import nnx
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.qwen2 import Decoder
 from tpo_jax.models.vision import Tower
+from tpo_jax.parallel.sharding import (
+    ALL,
+    ROWS,
+    VOCABULARY,
+    WEIGHTS,
+    WITHIN_ROW,
+    axis_size,
+    constrain,
+)
+
+_FRAMES_AT_ONCE = 8  # of a row and chip, through the tower
 
 
 class Projector(nnx.Module):
-    """Linear, exact GELU, linear."""
+    """Linear, exact GELU, linear; frames lie over all chips."""
 
     def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs):
         self.fc1 = nnx.Linear(inputs, outputs, rngs=rngs)
         self.fc2 = nnx.Linear(outputs, outputs, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+        x = constrain(jax.nn.gelu(self.fc1(x), approximate=False), ALL, None, None)
+        return constrain(self.fc2(x), ALL, None, None)
 
 
 def _bilinear_matrix(source: int, target: int) -> np.ndarray:
@@ -72,31 +84,62 @@ class VideoLanguageModel(nnx.Module):
             init = nnx.initializers.normal(D**-0.5)
             self.newline = nnx.Param(init(rngs.params(), (D,), jnp.float32))
 
-    def encode_frames(self, frames: jax.Array, *, freeze_tower: bool = False) -> jax.Array:
+    def encode_frames(
+        self, frames: jax.Array, *, freeze_tower: bool = False, remat: str = "none"
+    ) -> jax.Array:
         """uint8 `[B, F, S, S, 3]` to visual tokens `[B, F * V (+ 1), D]`.
 
         With `freeze_tower` no gradient enters the tower and none of its activations is kept.
+        `remat` other than `none` keeps only what enters a tower layer and the projector.
+
+        A few frames are encoded at a time. The frames of a row are shared out among its chips; what
+        does not divide is filled up with empty frames.
         """
         config = self.config
         B, F = frames.shape[:2]
-        x = self.tower(frames.reshape(B * F, *frames.shape[2:]))
-        x = self.projector(jax.lax.stop_gradient(x) if freeze_tower else x)
-        g = config.tower.grid
-        x = pool(x.reshape(B * F, g, g, -1), config.pooling)
-        g, D = x.shape[1], x.shape[-1]
-
-        def newline(*shape):
-            return jnp.broadcast_to(self.newline[...].astype(x.dtype), (*shape, D))
-
-        if config.newline == "grid":
-            x = jnp.concatenate([x, newline(B * F, g, 1)], axis=2)
-        x = x.reshape(B * F, -1, D)
-        if config.newline == "frame":
-            x = jnp.concatenate([x, newline(B * F, 1)], axis=1)
-        x = x.reshape(B, -1, D)
+        chips = axis_size("tensor") * axis_size("context")
+        chunks = -(-F // (chips * _FRAMES_AT_ONCE))
+        size = -(-F // (chips * chunks))
+        filled = chips * chunks * size
+        frames = jnp.pad(frames, ((0, 0), (0, filled - F), *((0, 0),) * 3))
+        frames = constrain(frames, ROWS, WITHIN_ROW, None, None, None)
+        frames = frames.reshape(B, chips, chunks, size, *frames.shape[2:])
+        encode = functools.partial(self._encode, freeze_tower=freeze_tower, remat=remat)
+        if chunks == 1:
+            x = encode(frames[:, :, 0])[:, :, None]
+        else:
+            x = jnp.moveaxis(jax.lax.map(encode, jnp.moveaxis(frames, 2, 0)), 0, 2)
+        x = x.reshape(B, -1, x.shape[-1])
+        x = constrain(x, ROWS, None, WITHIN_ROW)[:, : F * config.tokens_per_frame]
         if config.newline == "one_token":
-            x = jnp.concatenate([x, newline(B, 1)], axis=1)
+            newline = jnp.broadcast_to(self.newline[...].astype(x.dtype), (B, 1, x.shape[-1]))
+            x = jnp.concatenate([x, newline], axis=1)
         return x
+
+    def _encode(self, frames, *, freeze_tower, remat):
+        """uint8 `[B, chips, n, S, S, 3]` to `[B, chips, n * V, D]`."""
+        config = self.config
+        B, chips, n = frames.shape[:3]
+        frames = frames.reshape(B * chips * n, *frames.shape[3:])
+        frames = constrain(frames, ALL, None, None, None)
+
+        def project(x):
+            g = config.tower.grid
+            x = pool(self.projector(x).reshape(len(x), g, g, -1), config.pooling)
+            g, D = x.shape[1], x.shape[-1]
+            if config.has_newline:
+                newline = self.newline[...].astype(x.dtype)
+            if config.newline == "grid":
+                x = jnp.concatenate([x, jnp.broadcast_to(newline, (len(x), g, 1, D))], axis=2)
+            x = x.reshape(len(x), -1, D)
+            if config.newline == "frame":
+                x = jnp.concatenate([x, jnp.broadcast_to(newline, (len(x), 1, D))], axis=1)
+            return x
+
+        x = self.tower(frames, remat=remat != "none" and not freeze_tower)
+        x = jax.lax.stop_gradient(x) if freeze_tower else x
+        x = (project if remat == "none" else jax.checkpoint(project))(x)
+        return x.reshape(B, chips, -1, x.shape[-1])
 
     def embed_prefix(self, ids: jax.Array, visual: jax.Array, visual_index: jax.Array) -> jax.Array:
         """Text embeddings with the visual tokens put in their slots.
@@ -109,12 +152,22 @@ class VideoLanguageModel(nnx.Module):
         Returns:
             `[B, P, D]`.
         """
-        text = self.decoder.embed(ids)
+        # Chips look up their part of the width, for all tokens: no chip gathers the table, or all
+        # visual tokens of a row.
+        text = constrain(self.decoder.embed(ids), "data", None, WEIGHTS)
+        text = constrain(text, ROWS, None, WITHIN_ROW)
         taken = jnp.take_along_axis(visual, jnp.maximum(visual_index, 0)[..., None], axis=1)
+        taken = constrain(taken, ROWS, None, WITHIN_ROW)
         return jnp.where(visual_index[..., None] >= 0, taken.astype(text.dtype), text)
 
     def token_logps(
-        self, batch: dict, *, remat: str = "none", chunk: int = 0, freeze_tower: bool = False
+        self,
+        batch: dict,
+        *,
+        remat: str = "none",
+        chunk: int = 0,
+        freeze_tower: bool = False,
+        attention: str = "auto",
     ) -> jax.Array:
         """Log-probability of every labelled token of every continuation.
 
@@ -124,6 +177,7 @@ class VideoLanguageModel(nnx.Module):
             chunk: response positions per application of the head, 0 for all at once; must divide
                 `R`.
             freeze_tower: see `encode_frames`.
+            attention: back end of `prefix_attention`.
 
         Returns:
             float32 `[B, Q, A, R]`, zero where `target_mask` is false.
@@ -133,10 +187,12 @@ class VideoLanguageModel(nnx.Module):
         def flat(name):
             return batch[name].reshape(B, Q * A, R)
 
-        visual = self.encode_frames(batch["frames"], freeze_tower=freeze_tower)
+        visual = self.encode_frames(batch["frames"], freeze_tower=freeze_tower, remat=remat)
         x = self.embed_prefix(batch["prefix_ids"], visual, batch["visual_index"])
         y = self.decoder.embed(flat("input_ids"))
-        hidden = self.decoder.row(x, batch["prefix_mask"], y, flat("input_mask"), remat=remat)
+        hidden = self.decoder.row(
+            x, batch["prefix_mask"], y, flat("input_mask"), remat=remat, back_end=attention
+        )
         logps = gather_logps(hidden, self.decoder.head.kernel[...], flat("target_ids"), chunk)
         return jnp.where(flat("target_mask"), logps, 0.0).reshape(B, Q, A, R)
 
@@ -174,7 +230,8 @@ def gather_logps(
 ) -> jax.Array:
     """Log-probabilities of `targets` under `softmax(hidden @ head)`, in float32.
 
-    Logits exist for `chunk` positions at a time and are recomputed in the backward pass.
+    Logits exist for `chunk` positions at a time, split over the vocabulary, and are recomputed in
+    the backward pass.
 
     Args:
         hidden: `[..., R, D]`.
@@ -189,7 +246,8 @@ def gather_logps(
     @jax.checkpoint
     def logps(hidden, targets):
         logits = jnp.einsum("...d,dw->...w", hidden, head, preferred_element_type=jnp.float32)
-        at_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        logits = constrain(logits, "data", *[None] * (logits.ndim - 2), VOCABULARY)
+        at_target = jnp.where(jnp.arange(head.shape[1]) == targets[..., None], logits, 0).sum(-1)
         return at_target - jax.nn.logsumexp(logits, axis=-1)
 
     R = targets.shape[-1]

@@ -7,10 +7,23 @@ key/value head `h // G`, as Qwen2 does. Softmax is in float32.
 import jax
 import jax.numpy as jnp
 
+from tpo_jax.parallel.sharding import axis_size
+from tpo_jax.parallel.splash import LANES, splash_attention, zigzag_positions
+
+BACK_ENDS = ("auto", "xla", "splash")
+
 _MASKED = -1e30  # finite, so that a row with no visible key gives zeros and not NaN
 
 
-def prefix_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+def prefix_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    *,
+    back_end: str = "auto",
+    zigzag: bool = False,
+) -> jax.Array:
     """Causal self-attention of the prefix.
 
     Args:
@@ -18,15 +31,27 @@ def prefix_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) 
         k: `[B, P, K, C]`, rotated.
         v: `[B, P, K, C]`.
         mask: bool `[B, P]`, real tokens.
+        back_end: `xla` runs anywhere and holds all scores; `splash` is a TPU kernel; `auto` takes
+            splash on TPUs where `P` is a multiple of 128.
+        zigzag: slots are in the order of `splash.zigzag_positions` over the `context` axis.
 
     Returns:
         `[B, P, H, C]` in the dtype of `v`; padded positions hold finite values of no meaning.
     """
+    if back_end == "auto":
+        on_tpu = jax.default_backend() == "tpu"
+        back_end = "splash" if on_tpu and q.shape[1] % LANES == 0 else "xla"
+    if back_end == "splash":
+        return splash_attention(q, k, v, mask, zigzag=zigzag)
     B, P, H, C = q.shape
     K = k.shape[2]
     q = q.reshape(B, P, K, H // K, C)
     logits = jnp.einsum("bqkgc,btkc->bkgqt", q, k, preferred_element_type=jnp.float32)
-    visible = jnp.tril(jnp.ones((P, P), bool)) & mask[:, None, None, None, :]
+    visible = jnp.tril(jnp.ones((P, P), bool))
+    if zigzag:
+        positions = jnp.asarray(zigzag_positions(P, axis_size("context")))
+        visible = positions[:, None] >= positions[None, :]
+    visible = visible & mask[:, None, None, None, :]
     weights = jax.nn.softmax(jnp.where(visible, logits, _MASKED), axis=-1).astype(v.dtype)
     return jnp.einsum("bkgqt,btkc->bqkgc", weights, v).reshape(B, P, H, C)
 

@@ -15,12 +15,15 @@ from tpo_jax.errors import InputError
 
 WEIGHTS = ("fsdp", "context")
 ROWS = ("data", "fsdp")
+WITHIN_ROW = ("tensor", "context")  # the chips that share a row
+ALL = ROWS + WITHIN_ROW
+VOCABULARY = ("fsdp", "context", "tensor")
 
 # First match wins. Paths are those of the parameter tree, `decoder/layers/q/kernel`; the leading
 # None of stacked layers is the axis `L`.
 PARAMETERS: tuple[tuple[str, P], ...] = (
     (r"decoder/embed/embedding", P("tensor", WEIGHTS)),
-    (r"decoder/head/kernel", P(WEIGHTS, "tensor")),
+    (r"decoder/head/kernel", P(None, VOCABULARY)),
     (r"decoder/layers/(q|k|v|gate|up)/kernel", P(None, WEIGHTS, "tensor")),
     (r"decoder/layers/(o|down)/kernel", P(None, "tensor", WEIGHTS)),
     (r"decoder/layers/(q|k|v)/bias", P(None, "tensor")),
@@ -33,6 +36,24 @@ PARAMETERS: tuple[tuple[str, P], ...] = (
 )
 
 
+def axis_size(name: str) -> int:
+    """Size of an axis of the mesh in context (`jax.set_mesh`), 1 without one."""
+    return jax.sharding.get_abstract_mesh().shape.get(name, 1)
+
+
+def constrain(x: jax.Array, *spec) -> jax.Array:
+    """`x` laid out as `P(*spec)` over the mesh in context; `x` itself without one.
+
+    Raises:
+        InputError: a dimension does not divide its mesh axes.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    _check(mesh, "an activation", x.shape, P(*spec))
+    return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
 def _check(mesh: jax.sharding.Mesh, path: str, shape: tuple[int, ...], spec: P) -> None:
     for size, names in zip(shape, spec, strict=False):
         axes = (names,) if isinstance(names, str) else names or ()
@@ -43,6 +64,29 @@ def _check(mesh: jax.sharding.Mesh, path: str, shape: tuple[int, ...], spec: P) 
                 f"{path}: size {size} cannot be split over {'*'.join(axes)}={parts}; "
                 f"the largest divisor is {legal[-1]}"
             )
+
+
+def _spec(name: str) -> P:
+    for pattern, spec in PARAMETERS:
+        if re.search(f"(^|/){pattern}$", name):
+            return spec
+    raise KeyError(f"no sharding rule for parameter {name!r}")
+
+
+def constrain_layer(weights, path: str):
+    """One layer's slice of the stacked weights under `path`, laid out as they are stored.
+
+    It changes the backward pass: each chip then gets its part of the sum of a gradient over the
+    rows (reduce-scatter) and not all of it (all-reduce).
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return weights
+
+    def leaf(keys, x):
+        name = jax.tree_util.keystr(keys, simple=True, separator="/").removesuffix("/value")
+        return constrain(x, *_spec(f"{path}/{name}")[1:])
+
+    return jax.tree_util.tree_map_with_path(leaf, weights)
 
 
 def parameter_shardings(mesh: jax.sharding.Mesh, tree):
@@ -58,11 +102,9 @@ def parameter_shardings(mesh: jax.sharding.Mesh, tree):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if leaf.ndim == 0:
             return jax.NamedSharding(mesh, P())
-        for pattern, spec in PARAMETERS:
-            if re.search(f"(^|/){pattern}$", name):
-                _check(mesh, name, leaf.shape, spec)
-                return jax.NamedSharding(mesh, spec)
-        raise KeyError(f"no sharding rule for parameter {name!r}")
+        spec = _spec(name)
+        _check(mesh, name, leaf.shape, spec)
+        return jax.NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
@@ -85,6 +127,20 @@ def check_rows(rows: int, mesh: jax.sharding.Mesh, micro_batches: int = 1) -> No
         raise InputError(
             f"{rows} rows per batch do not divide over {by}={parts}; "
             f"use {near} or {near + parts} rows (train.batch_size / data.pairs_per_row)"
+        )
+
+
+def check_heads(heads: int, kv_heads: int, mesh: jax.sharding.Mesh) -> None:
+    """Every chip takes whole heads.
+
+    Raises:
+        InputError: they do not divide over `tensor`, with the sizes that do.
+    """
+    if kv_heads % mesh.shape["tensor"]:
+        legal = [n for n in range(1, kv_heads + 1) if kv_heads % n == 0]
+        raise InputError(
+            f"{heads} query and {kv_heads} key/value heads do not divide over "
+            f"tensor={mesh.shape['tensor']}; mesh.tensor may be {', '.join(map(str, legal))}"
         )
 
 

@@ -12,6 +12,7 @@ from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.qwen2 import remat_policy
 from tpo_jax.models.vlm import bind, cast
 from tpo_jax.objectives.preference import Objective, denominators, tpo_loss
+from tpo_jax.parallel.attention import BACK_ENDS
 
 DTYPES = ("bfloat16", "float32")
 
@@ -24,11 +25,14 @@ class Compute:
     remat: str = "full"
     head_chunk: int = 0  # response positions per application of the head, 0: all
     micro_batches: int = 1
+    attention: str = "auto"  # of the prefix: auto, xla or splash
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise InputError(f"compute.dtype={self.dtype!r} must be one of {DTYPES}")
         remat_policy(self.remat)
+        if self.attention not in BACK_ENDS:
+            raise InputError(f"compute.attention={self.attention!r} must be one of {BACK_ENDS}")
         if self.head_chunk < 0:
             raise InputError(f"compute.head_chunk={self.head_chunk} must not be negative")
         if self.micro_batches < 1:
@@ -60,6 +64,7 @@ def make_step(
             remat=compute.remat,
             chunk=compute.head_chunk,
             freeze_tower="tower" in frozen,
+            attention=compute.attention,
         )
         reference = batch.get("reference_logps")
         return tpo_loss(logps, batch["target_mask"], reference, objective, totals)
@@ -113,7 +118,7 @@ def make_scorer(model: ModelConfig, compute: Compute) -> Callable[[dict, dict], 
 
     def score(params, batch):
         logps = bind(model, cast(params, compute.dtype)).token_logps(
-            batch, chunk=compute.head_chunk
+            batch, chunk=compute.head_chunk, attention=compute.attention
         )
         return logps.sum(-1)
 

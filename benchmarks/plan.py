@@ -1,0 +1,97 @@
+"""Which experiments fit which TPU slice: the step of `train` compiled for each, without a TPU.
+
+python benchmarks/plan.py --output=docs/results/plan.md [--rows=0,1]
+
+Several minutes of two CPU cores a row, one after the other: one process at a time may hold the
+compiler. Rows that are not asked for keep what the file says of them.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+from configs import llava_video_tpo, longva_tpo
+from tpo_jax.models.config import preset
+from tpo_jax.training.plan import GIB, Plan, compile_step
+
+# model, config, frames, topology, (fsdp, context), prefix tokens come in multiples of
+ROWS = (
+    ("llava_video_7b", llava_video_tpo, 32, "v5e:4x4", (16, 1), 512),
+    ("llava_video_7b", llava_video_tpo, 64, "v5e:4x4", (16, 1), 512),
+    ("llava_video_7b", llava_video_tpo, 128, "v5e:4x8", (16, 2), 2048),
+    ("llava_video_7b", llava_video_tpo, 512, "v5e:8x8", (4, 16), 16384),
+    ("longva_7b", longva_tpo, 1024, "v5e:8x8", (2, 32), 32768),
+    ("longva_7b", longva_tpo, 3000, "v5e:8x8", (1, 64), 65536),
+)
+HEAD = """# Which experiments fit which slice
+
+Full fine-tuning of decoder and projector, AdamW with float32 state, the frozen tower in the step,
+full remat, one pair a row and step of every group of chips that shares a row. The step of `train`,
+compiled by the TPU compiler on a machine without a TPU: memory, FLOPs and bytes are the compiled
+program's; no time was measured. "Times the minimum" is FLOPs over those of a step that computes
+nothing twice. Chip-hours are a lower bound: 10,000 pairs, every step as long as the longest of
+compute, memory and links at their peak rates (v5e: 197 TFLOP/s, 819 GB/s, 200 GB/s). The paper
+reports 8 A100 for about four hours, 32 GPU-hours, at 10,000 pairs of at most 60 frames.
+
+Written by `python benchmarks/plan.py --output=docs/results/plan.md`.
+
+| model | frames | slice | fsdp x context | prefix | peak, GiB | limit | times the minimum | pairs/h | chip-hours |
+|---|---|---|---|---|---|---|---|---|---|
+"""  # noqa: E501
+
+_OUTPUT = flags.DEFINE_string("output", "docs/results/plan.md", "where the table goes")
+_WHICH = flags.DEFINE_list("rows", [], "numbers of the rows to compile; empty: all")
+
+
+def compiled(row) -> Plan:
+    """The plan of a row."""
+    name, experiment, frames, topology, (fsdp, context), unit = row
+    config = experiment.get_config()
+    config.data.num_frames = frames
+    config.data.prefix_multiple = unit
+    config.mesh.fsdp, config.mesh.context = fsdp, context
+    config.train.batch_size = fsdp
+    # LLaVA-Video was trained on 32,768 positions, which the compiler does not mind.
+    settings = dataclasses.replace(preset(name), max_length=2**20)
+    return compile_step(config, settings, topology)[0]
+
+
+def line(row, plan: Plan) -> str:
+    """A row of the table."""
+    name, _, frames, topology, (fsdp, context), _ = row
+    cells = [name, f"{frames:,}", topology, f"{fsdp} x {context}", f"{plan.prefix:,}"]
+    cells += [f"{plan.peak / GIB:.2f}", f"{plan.limit / GIB:.2f}"]
+    if plan.fits:
+        cells += [f"{plan.flops / plan.minimum_flops:.2f}", f"{plan.pairs_per_hour:,.0f}"]
+        cells += [f"{plan.chip_hours:.1f}"]
+    else:
+        cells += ["does not fit", "", ""]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main(_) -> None:
+    """Writes the table."""
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    path = Path(_OUTPUT.value)
+    old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    wanted = [int(n) for n in _WHICH.value] or range(len(ROWS))
+    lines = []
+    for number, row in enumerate(ROWS):
+        start = f"| {row[0]} | {row[2]:,} | {row[3]} |"
+        kept = next((text for text in old if text.startswith(start)), None)
+        if number in wanted:
+            plan = compiled(row)
+            print(json.dumps({"row": number, "peak": plan.peak, "memory": plan.memory}), flush=True)
+            print(plan, file=sys.stderr)
+            kept = line(row, plan)
+        if kept:
+            lines.append(kept)
+        path.write_text(HEAD + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app.run(main)

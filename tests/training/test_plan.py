@@ -1,0 +1,130 @@
+"""The TPU compiler's verdict on the real step, without a TPU."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import P
+
+from configs import common
+from tpo_jax.errors import InputError
+from tpo_jax.models.config import DecoderConfig, TowerConfig, preset
+from tpo_jax.models.vlm import abstract_params
+from tpo_jax.parallel.mesh import make_mesh
+from tpo_jax.training import hlo
+from tpo_jax.training.plan import compile_step, devices_of, minimum_flops
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# The widths that decide what the compiler does with a layer; two layers and a small tower.
+SLICE = dataclasses.replace(
+    preset("longva_7b"),
+    tower=TowerConfig("clip", 112, 14, width=128, layers=2, heads=2, mlp_width=256),
+    decoder=DecoderConfig(
+        vocab_size=1024,
+        width=512,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=128,
+        mlp_width=1024,
+        rope_theta=1e6,
+    ),
+)
+
+
+def experiment(**changes):
+    config = common.base()
+    config.train.batch_size = 4
+    config.data.num_frames = 60
+    config.data.max_prefix = 1536
+    config.data.max_response = 128
+    config.update_from_flattened_dict(
+        {"mesh.fsdp": 4, "mesh.context": 2, **{k.replace("__", "."): v for k, v in changes.items()}}
+    )
+    return config
+
+
+@pytest.fixture(scope="module")
+def libtpu():
+    pytest.importorskip("libtpu", reason="the TPU compiler is not installed (pip install libtpu)")
+    with jax.default_matmul_precision("default"):  # as outside of tests
+        yield
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.slow
+def test_step_of_a_slice(libtpu):
+    plan, compiled = compile_step(experiment(), SLICE, "v5e:2x4")
+    assert plan.fits and plan.chips == 8
+    # Donated: the new state lies where the old one lay.
+    assert plan.memory["alias"] >= 0.99 * plan.memory["output"]
+    # The weights are gathered, in bf16, for forward and backward pass, and not more often.
+    weights = sum(x.size for x in jax.tree.leaves(abstract_params(SLICE)["decoder"]["layers"]))
+    gathered = plan.collectives["all-gather"][1]
+    assert 2 * 2 * weights <= gathered <= 3 * 2 * weights + 2e7
+    # Full remat costs a forward pass more; blocks half masked and answers on every chip the rest.
+    assert 1.2 <= plan.flops / plan.minimum_flops <= 1.8
+    text = compiled.as_text()
+    assert "splash_mha_dkv" in text and "splash_mha_dq" in text
+    # No chip holds the scores of the prefix, nor all of its positions at full width.
+    for bad in ("1536,1536]", "1,1536,512]"):
+        assert bad not in text
+
+
+@pytest.mark.tpu_compiler
+def test_work_of_a_known_program(libtpu):
+    mesh = make_mesh({"data": 1, "fsdp": 8, "tensor": 1, "context": 1}, devices_of("v5e:2x4"))
+    L, n = 5, 1024
+
+    def program(x, weights):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+    def placed(shape, *spec):
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=jax.NamedSharding(mesh, P(*spec)))
+
+    arguments = placed((4096, n), "fsdp"), placed((L, n, n), None, "fsdp")
+    work = hlo.work(jax.jit(program).lower(*arguments).compile().as_text())
+    assert work.flops == 2 * L * 4096 * n * n / 8
+    moved = work.collectives["all-gather"][1] + work.collectives["collective-permute"][1]
+    assert 0.8 <= moved / (2 * L * n * n) <= 1.1
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.parametrize(
+    ("changes", "topology", "message"),
+    [
+        ({}, "v5e:3x5", "v5e:3x5"),
+        ({}, "v9:4x4", "one of v4, v5e"),
+        ({}, "v5e:4x4", "does not fit 16 devices"),
+        ({"train__batch_size": 6}, "v5e:2x4", "use 4 or 8 rows"),
+        ({"mesh__tensor": 4, "mesh__fsdp": 2, "mesh__context": 1}, "v5e:2x4", "tensor may be 1, 2"),
+        ({"data__max_prefix": 1000}, "v5e:2x4", "nearest legal values are 512 and 1024"),
+    ],
+)
+def test_what_cannot_run_is_named(libtpu, changes, topology, message):
+    with pytest.raises(InputError, match=message):
+        compile_step(experiment(**changes), SLICE, topology)
+
+
+def test_minimum_is_linear_in_rows_and_answers():
+    one = minimum_flops(SLICE, 1, 1, 8, 1024, 128)
+    assert minimum_flops(SLICE, 3, 1, 8, 1024, 128) == 3 * one
+    assert one < minimum_flops(SLICE, 1, 2, 8, 1024, 128) < 2 * one  # the prefix is shared
+
+
+def test_door_refuses_in_one_line():
+    command = [sys.executable, "-m", "tpo_jax.plan", "--config=configs/longva_tpo.py"]
+    result = subprocess.run(
+        [*command, "--topology=nowhere", "--config.model.preset=longva_7b"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "--topology=nowhere is not of the form" in result.stderr.splitlines()[-1]

@@ -1,0 +1,93 @@
+"""Whether an experiment fits a TPU slice, and what a step costs there, before renting one:
+`python -m tpo_jax.plan --config=FILE[:variant] --topology=v5e:4x4 [--config.a.b=…] [--json]`.
+
+The step that `train` runs is compiled by the TPU compiler (`pip install libtpu`), on any Linux
+machine; a model of 7B parameters takes minutes. Exit code 1: it does not fit.
+"""
+
+import dataclasses
+import json
+import os
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from tpo_jax.checkpoints.models import load_config
+from tpo_jax.errors import InputError, run_door
+from tpo_jax.models.config import ModelConfig, preset
+from tpo_jax.training.plan import GIB, Plan, compile_step
+
+
+def model_of(config: ConfigDict) -> ModelConfig:
+    """The model of an experiment; no weights are read.
+
+    Raises:
+        InputError: none, two, or one that does not exist.
+    """
+    given = config.model
+    if bool(given.checkpoint) == bool(given.preset):
+        raise InputError("give one of model.checkpoint and model.preset")
+    if given.checkpoint:
+        return load_config(given.checkpoint)
+    try:
+        return preset(given.preset)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def report(plan: Plan) -> str:
+    """The plan for a reader."""
+    mesh = " ".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1)
+    lines = [
+        f"{plan.topology}: {plan.chips} chips, mesh {mesh or 'of one'}",
+        f"step: {plan.pairs} pairs of {plan.frames} frames, prefix {plan.prefix}, "
+        f"answers 2 x {plan.response} tokens",
+    ]
+    if not plan.memory:
+        return "\n".join(
+            [
+                *lines,
+                f"does NOT fit: {plan.peak / GIB:.2f} GiB per chip, limit {plan.limit / GIB:.2f}",
+            ]
+        )
+    kinds = ", ".join(f"{name} {size / GIB:.2f}" for name, size in plan.memory.items())
+    lines.append(
+        f"memory per chip: peak {plan.peak / GIB:.2f} GiB of {plan.limit / GIB:.2f}, headroom "
+        f"{(plan.limit - plan.peak) / GIB:.2f} ({kinds})"
+    )
+    lines.append(
+        f"FLOPs per step: {plan.flops:.3e} compiled, {plan.minimum_flops:.3e} at least by formula: "
+        f"{plan.flops / plan.minimum_flops:.2f} times"
+    )
+    for kind, (count, size) in sorted(plan.collectives.items()):
+        lines.append(f"{kind}: {count:.0f} per step, {size / 1e9:.2f} GB per chip")
+    times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in plan.seconds.items())
+    lines.append(
+        f"roofline: {times}; {plan.pairs_per_hour:.0f} pairs/h, {plan.chip_hours:.1f} chip-hours "
+        "for 10,000 pairs if a step takes the longest of them, everything at its peak rate"
+    )
+    lines.append("fits" if plan.fits else "does NOT fit")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """The command."""
+    # Nothing of this runs on the machine; libtpu would look for one of its own for minutes.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    config = _CONFIG.value
+    plan, compiled = compile_step(config, model_of(config), _TOPOLOGY.value, _SLICES.value)
+    if compiled and _HLO.value:
+        with open(_HLO.value, "w", encoding="utf-8") as file:
+            file.write(compiled.as_text())
+    print(json.dumps(dataclasses.asdict(plan), indent=2) if _JSON.value else report(plan))
+    return 0 if plan.fits else 1
+
+
+if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment", lock_config=True)
+    _TOPOLOGY = flags.DEFINE_string("topology", "", "of a slice: v5e:4x4, v5p:2x2x1, v6e:2x4 …")
+    _SLICES = flags.DEFINE_integer("slices", 1, "how many slices", lower_bound=1)
+    _JSON = flags.DEFINE_bool("json", False, "print JSON")
+    _HLO = flags.DEFINE_string("hlo", "", "also write the compiled program to this file")
+    flags.mark_flags_as_required(["config", "topology"])
+    run_door(main)

@@ -1,0 +1,222 @@
+"""What one chip does in a compiled program, read from its HLO text.
+
+XLA's own cost analysis counts the body of a loop once and knows nothing of Pallas kernels; here
+bodies count as often as they run and the splash kernels by their blocks.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4}
+_BYTES |= {"s32": 4, "u32": 4, "s64": 8, "u64": 8, "f64": 8}
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
+_LINE = re.compile(r"\s+(ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# Matrix products per pair of query and key: scores and output; with the two of the gradients.
+_KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+_NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "iota"}
+
+
+@dataclasses.dataclass
+class Work:
+    """Of one chip in one run of the program."""
+
+    flops: float = 0.0  # matrix products, kernels included
+    kernel_flops: float = 0.0  # of them in splash kernels
+    hbm_bytes: float = 0.0  # read and written by the program's own instructions
+    # kind -> [count, bytes of the results]
+    collectives: dict[str, list[float]] = dataclasses.field(
+        default_factory=lambda: collections.defaultdict(lambda: [0, 0])
+    )
+    channels: set[str | None] = dataclasses.field(default_factory=set)  # counted already
+
+
+@dataclasses.dataclass
+class _Instruction:
+    shape: str
+    op: str
+    rest: str
+
+    @property
+    def operands(self) -> list[str]:
+        return re.findall(r"%([\w.\-]+)", self.rest.split("), ")[0])
+
+    def attribute(self, name: str) -> str | None:
+        found = re.search(rf"\b{name}=%?([\w.\-{{}}]+)", self.rest)
+        return found.group(1) if found else None
+
+
+def work(text: str) -> Work:
+    """Reads the text of a compiled module (`compiled.as_text()`)."""
+    computations, entry = _parse(text)
+    total = Work()
+    _add(computations, entry, 1, total, fused=False)
+    return total
+
+
+def _parse(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
+    computations: dict[str, dict[str, _Instruction]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if line.startswith(("%", "ENTRY")) and line.endswith("{"):
+            name = line.removeprefix("ENTRY ").split(" ", 1)[0].lstrip("%")
+            entry = name if line.startswith("ENTRY") else entry
+            current = computations[name] = {}
+        elif current is not None and (match := _LINE.match(line)):
+            _, name, shape, op, rest = match.groups()
+            current[name] = _Instruction(shape, op, rest)
+    return computations, entry
+
+
+def _add(computations, name: str, times: float, total: Work, fused: bool) -> None:
+    table = computations[name]
+    for label, it in table.items():
+        if it.op == "while":
+            condition, body = it.attribute("condition"), it.attribute("body")
+            trips = _trips(computations[condition], computations[body])
+            _add(computations, body, times * trips, total, fused=False)
+        elif it.op in ("fusion", "call", "async-start"):
+            _add(
+                computations, it.attribute("calls") or it.attribute("to_apply"), times, total, True
+            )
+        elif it.op in ("convolution", "dot"):
+            total.flops += times * _product(it, table)
+        elif it.op == "custom-call":
+            flops = times * _kernel(label, it)
+            total.flops += flops
+            total.kernel_flops += flops
+        kind = it.op.removesuffix("-start")
+        channel = it.attribute("channel_id")
+        if kind in _COLLECTIVES and not it.op.endswith("-done") and channel not in total.channels:
+            # A collective that runs beside several fusions is written down in each of them.
+            total.channels.add(channel)
+            shapes = _SHAPE.findall(it.shape)
+            if it.op == "collective-permute-start":
+                shapes = shapes[:1]
+            elif it.op.endswith("-start"):
+                shapes = shapes[len(shapes) // 2 :]
+            total.collectives[kind][0] += times
+            total.collectives[kind][1] += times * sum(_size(*shape) for shape in shapes)
+        if not fused and it.op not in _NO_TRAFFIC and not it.op.endswith(("-done", "-start")):
+            total.hbm_bytes += times * _traffic(it, table, computations)
+
+
+def _size(dtype: str, dims: str, layout: str = "") -> int:
+    return _BYTES.get(dtype, 0) * math.prod(map(int, dims.split(","))) if dims else 0
+
+
+def _hbm(shape: str) -> int:
+    """Bytes of a shape that lie in main memory; `S(1)` is on-chip memory."""
+    return sum(_size(*found) for found in _SHAPE.findall(shape) if "S(" not in found[2])
+
+
+def _traffic(it: _Instruction, table, computations) -> float:
+    """Bytes an instruction reads and writes; of a slice only what is sliced."""
+    operands = [table[name] for name in it.operands if name in table]
+    if it.op == "dynamic-slice":
+        return 2 * _hbm(it.shape)
+    body = computations.get(it.attribute("calls") or "", {}) if it.op == "fusion" else {}
+    written, read = _hbm(it.shape), [_hbm(operand.shape) for operand in operands]
+    parameters = {name: _integer(inner) for name, inner in body.items() if inner.op == "parameter"}
+    for inner in body.values():
+        if inner.op not in ("dynamic-slice", "dynamic-update-slice"):
+            continue
+        source = inner.operands[0]
+        while source in body and body[source].op in ("bitcast", "copy", "convert"):
+            source = body[source].operands[0]
+        if source not in parameters or parameters[source] >= len(read):
+            continue
+        if inner.op == "dynamic-slice":
+            read[parameters[source]] = min(read[parameters[source]], _hbm(inner.shape))
+        else:  # in place: the rest of the array stays where it is
+            whole, update = read[parameters[source]], body.get(inner.operands[1])
+            part = _hbm(update.shape) if update else 0
+            read[parameters[source]] = 0
+            written = written - whole + part if written >= whole else written
+    return written + sum(read)
+
+
+def _trips(condition: dict[str, _Instruction], body: dict[str, _Instruction]) -> int:
+    """Iterations of a loop that counts from 0 to a constant; unrolled loops count in larger steps.
+
+    Raises:
+        ValueError: it is no such loop.
+    """
+    test = next((it for it in condition.values() if it.op == "compare"), None)
+    if test is None:
+        raise ValueError("a loop of the compiled program does not count to a constant")
+    left, right = (condition[name] for name in test.operands[:2])
+    limit, index = _integer(right), int(left.attribute("index") or 0)
+    following = body[list(body.values())[-1].operands[index]]  # the body's root is its last line
+    step = next((_integer(body[n]) for n in following.operands if body[n].op == "constant"), 1)
+    return -(-limit // step)
+
+
+def _integer(constant: _Instruction) -> int:
+    return int(constant.rest.split(")")[0])
+
+
+def _groups(pattern: str | re.Pattern, text: str) -> tuple[str, ...]:
+    """What the groups of a pattern hold.
+
+    Raises:
+        ValueError: the compiler writes its programs otherwise than this file expects.
+    """
+    if (found := re.search(pattern, text)) is None:
+        raise ValueError(f"the compiled program has no {pattern} in {text[:200]!r}")
+    return found.groups()
+
+
+def _dims(shape: str) -> list[int]:
+    return [int(n) for n in _groups(_SHAPE, shape)[1].split(",") if n]
+
+
+def _product(it: _Instruction, table) -> float:
+    """FLOPs of a `dot` or `convolution`; positions of the window that read padding count nothing.
+
+    The compiler writes batched matrix products as convolutions whose batch is a dilated window.
+    """
+    left, right = (_dims(table[name].shape) for name in it.operands[:2])
+    out = _dims(it.shape)
+    if it.op == "dot":
+        (contracted,) = _groups(r"lhs_contracting_dims=\{([\d,]*)\}", it.rest)
+        return 2.0 * math.prod(out) * math.prod(left[int(d)] for d in contracted.split(",") if d)
+    labels_left, rest = _groups(r"dim_labels=(\w+)_([\w>\-]+)", it.rest)
+    labels_right, labels_out = rest.split("->")
+    window = dict(
+        re.findall(r"(\w+)=([\w\-x]+)", (re.search(r"window=\{(.*?)\}", it.rest) or [""])[0])
+    )
+    flops = 2.0 * out[labels_out.index("b")] * out[labels_out.index("f")]
+    flops *= right[labels_right.index("i")]
+    for d in range(len(labels_left) - 2):
+
+        def field(name, default, d=d):
+            return window[name].split("x")[d] if name in window else default
+
+        low = int(field("pad", "0_0").split("_")[0])
+        stride, inner = int(field("stride", 1)), int(field("rhs_dilate", 1))
+        outer, n = int(field("lhs_dilate", 1)), left[labels_left.index(str(d))]
+        positions = (
+            o * stride + k * inner - low
+            for o in range(out[labels_out.index(str(d))])
+            for k in range(right[labels_right.index(str(d))])
+        )
+        flops *= sum(p % outer == 0 and 0 <= p // outer < n for p in positions)
+    return flops
+
+
+def _kernel(label: str, it: _Instruction) -> float:
+    """FLOPs of a splash kernel: the living half of its blocks."""
+    products = next((n for name, n in _KERNELS.items() if label.startswith(name)), 0)
+    if not products:
+        return 0.0
+    (layouts,) = _groups(r"operand_layout_constraints=\{(.*?\})\}", it.rest)
+    shapes = [_dims(f"{dtype}[{dims}]") for dtype, dims, _ in _SHAPE.findall(layouts)]
+    grid, q, k = shapes[0], shapes[2], shapes[3]
+    heads, queries, width = q[-3:]
+    keys = k[-2]
+    return (
+        2.0 * products * math.prod(q[:-3]) * heads * width * queries * (keys + keys / grid[-1]) / 2
+    )
