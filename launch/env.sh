@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # To be sourced: `make_env EXTRA…` gives a fresh machine the project's environment and puts it on PATH.
 #
 # Makes .venv at the project root and installs the package, editable, with the extras named. Does

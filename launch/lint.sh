@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Linter, formatter and type checker, all three even when the first one complains.
+# Linter, formatter, type checker and the linter of these scripts, all even when one complains.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/env.sh
@@ -9,4 +9,5 @@ status=0
 ruff check . || status=1
 ruff format --check . || status=1
 mypy || status=1
+shellcheck -x launch/*.sh || status=1
 exit $status

@@ -4,5 +4,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/env.sh
+# shellcheck disable=SC2119 # the arguments are the command's
 make_env
 exec python -m tpo_jax.quickstart "$@" </dev/null

@@ -1,0 +1,387 @@
+#!/usr/bin/env bash
+# Runs a command of this project on a Cloud TPU VM or slice, on all its workers, and comes back after
+# preemption. docs/tpu.md is the tutorial.
+set -euo pipefail
+
+usage() {
+  cat <<'USAGE'
+bash launch/tpu_run.sh --name=NAME --zone=ZONE --accelerator=TYPE [FLAG…] -- DOOR [ARG…]
+bash launch/tpu_run.sh --name=NAME --zone=ZONE --stop | --delete
+
+Makes the slice NAME (or takes the one that is there), installs a commit of this checkout, runs
+`python -m tpo_jax.DOOR ARG…` on all workers, shows the log of worker 0 and, when the slice is
+preempted, makes it again and runs the same command. An ARG gs://BUCKET/PATH, or --flag=gs://…,
+becomes a path below a mount of that bucket.
+
+  --accelerator=TYPE      v5litepod-16, v5p-8, v6e-8, v4-8, …
+  --spot                  capacity that may be taken away, at a lower price
+  --project=PROJECT       otherwise gcloud's own setting
+  --revision=COMMIT       commit, branch or tag of this checkout to install (HEAD)
+  --runtime=VERSION       software of the TPU VM, otherwise the usual one for TYPE
+  --env=NAME=VALUE        environment variable of the door; may be repeated
+  --create_flag=FLAG      passed on to `queued-resources create`, or to `xpk workload create`; may be
+                          repeated
+  --delete_when_done      delete the slice when the door has ended, well or not
+  --stop                  end what runs on NAME; a training run writes a checkpoint first
+  --delete                delete NAME
+  --dry_run               print every command, run none
+  --poll_seconds=30       how often to look
+  --backend=xpk --cluster=CLUSTER   the same as a workload of a GKE cluster
+USAGE
+}
+
+fail() { # CODE MESSAGE…
+  local code="$1"
+  shift
+  echo "launch/tpu_run.sh: $*" >&2
+  exit "$code"
+}
+note() { echo "tpu_run: $*" >&2; }
+
+# --- flags ---------------------------------------------------------------------------------------
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+name="" zone="" project="" accelerator="" runtime="" revision=HEAD backend=tpu-vm cluster=""
+action=run spot="" delete_when_done="" dry_run="" poll_seconds=30
+create_flags=() job=() # what the door gets: [NAME=VALUE…] -- DOOR [ARG…]
+
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --name=*) name="${1#*=}" ;;
+    --zone=*) zone="${1#*=}" ;;
+    --project=*) project="${1#*=}" ;;
+    --accelerator=*) accelerator="${1#*=}" ;;
+    --runtime=*) runtime="${1#*=}" ;;
+    --revision=*) revision="${1#*=}" ;;
+    --backend=*) backend="${1#*=}" ;;
+    --cluster=*) cluster="${1#*=}" ;;
+    --poll_seconds=*) poll_seconds="${1#*=}" ;;
+    --create_flag=*) create_flags+=("${1#*=}") ;;
+    --env=*)
+      [[ "${1#*=}" =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || fail 2 "$1: write --env=NAME=VALUE"
+      job+=("${1#*=}")
+      ;;
+    --spot) spot=yes ;;
+    --delete_when_done) delete_when_done=yes ;;
+    --dry_run) dry_run=yes ;;
+    --stop | --delete)
+      [ "$action" = run ] || fail 2 "give one of --stop and --delete"
+      action="${1#--}"
+      ;;
+    --help | -h)
+      usage
+      exit 0
+      ;;
+    --)
+      shift
+      break
+      ;;
+    *) fail 2 "unknown flag $1; see --help (the door and its arguments come after --)" ;;
+  esac
+  shift
+done
+
+[[ "$name" =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
+  fail 2 "--name='$name': needed, lower case letters, digits and hyphens, at most 63"
+[ -n "$zone" ] || fail 2 "--zone is needed, for instance --zone=us-west4-a"
+[[ "$poll_seconds" =~ ^[0-9]+$ ]] || fail 2 "--poll_seconds=$poll_seconds is not a whole number"
+case "$backend" in
+  tpu-vm)
+    [ -z "$cluster" ] || fail 2 "--cluster belongs to --backend=xpk"
+    tool=gcloud
+    ;;
+  xpk)
+    [ -n "$cluster" ] || fail 2 "--backend=xpk needs --cluster"
+    if [ -n "$spot$runtime$delete_when_done" ] || [ "$action" = stop ]; then
+      fail 2 "--backend=xpk takes no --spot, --runtime, --stop or --delete_when_done"
+    fi
+    tool=xpk
+    ;;
+  *) fail 2 "--backend=$backend is neither tpu-vm nor xpk" ;;
+esac
+[ -n "$dry_run" ] || command -v "$tool" >/dev/null ||
+  fail 2 "$tool is not on the PATH; docs/tpu.md says how to install it"
+
+where=("--zone=$zone")
+[ -z "$project" ] || where+=("--project=$project")
+
+check_accelerator() {
+  [ -n "$accelerator" ] || fail 2 "--accelerator is needed, for instance --accelerator=v5litepod-16"
+  [ "$backend" = tpu-vm ] || return 0
+  case "$accelerator" in
+    v5litepod-*) : "${runtime:=v2-alpha-tpuv5-lite}" ;;
+    v5p-*) : "${runtime:=v2-alpha-tpuv5}" ;;
+    v6e-*) : "${runtime:=v2-alpha-tpuv6e}" ;;
+    v[234]-*) : "${runtime:=tpu-ubuntu2204-base}" ;;
+    tpu7x*) fail 2 "--accelerator=$accelerator exists on GKE only: --backend=xpk" ;;
+    *) fail 2 "--accelerator=$accelerator is none of v5litepod-N, v5p-N, v6e-N, v4-N, v3-N, v2-N" ;;
+  esac
+}
+
+# Reads the door's arguments into `job`, the buckets they name into `buckets`.
+MOUNTS=/mnt/gcs
+read_job() { # DOOR [ARG…]
+  local arg flag value bucket distributed="" workdir="" size="${accelerator##*-}"
+  [ $# -gt 0 ] || fail 2 "which command? Put it after --, for instance -- train --config=…"
+  commit="$(git -C "$root" rev-parse --verify --quiet "$revision^{commit}")" ||
+    fail 2 "--revision=$revision is no commit of $root"
+  if ! [[ "$1" =~ ^[a-z_]+$ ]] ||
+    ! git -C "$root" grep -q __main__ "$commit" -- "tpo_jax/$1.py"; then
+    fail 2 "there is no command '$1' in $revision"
+  fi
+  [ "$revision" != HEAD ] || git -C "$root" diff --quiet HEAD -- ||
+    note "uncommitted changes stay here; the workers get $commit"
+  buckets=()
+  job+=(-- "$1")
+  for arg in "${@:2}"; do
+    flag="" value="$arg"
+    [[ "$arg" != --*=* ]] || flag="${arg%%=*}=" value="${arg#*=}"
+    if [[ "$value" == gs://* ]]; then
+      bucket="${value#gs://}"
+      bucket="${bucket%%/*}"
+      [[ "$bucket" =~ ^[a-z0-9][-a-z0-9._]+[a-z0-9]$ ]] || fail 2 "$arg: not gs://BUCKET/PATH"
+      [[ " ${buckets[*]-} " == *" $bucket "* ]] || buckets+=("$bucket")
+      value="$MOUNTS/${value#gs://}"
+    fi
+    case "$flag" in
+      --distributed=) distributed="$value" ;;
+      --workdir=) workdir="$value" ;;
+    esac
+    job+=("$flag$value")
+  done
+  [ "$1" = train ] || return 0
+  [ -n "$distributed" ] || ! [[ "$size" =~ ^[0-9]+$ ]] || [ "$size" -le 8 ] ||
+    fail 2 "$accelerator has several hosts: add --distributed=auto to the arguments of train"
+  [ -z "$spot" ] || [[ "$workdir" == "$MOUNTS"/* ]] ||
+    fail 2 "--spot: preemption erases the TPU's disk; give train a --workdir=gs://BUCKET/PATH"
+}
+
+# --- commands ------------------------------------------------------------------------------------
+
+exec 3>&1
+run() { # every command that touches anything goes through here
+  if [ -n "$dry_run" ]; then
+    { printf '%q' "$1" && printf ' %q' "${@:2}" && echo; } >&3
+  else
+    "$@" </dev/null
+  fi
+}
+tpus() { run gcloud compute tpus "$@"; }
+on() { # WORKER ACTION [ARG…]: tpu_worker.sh there
+  local command worker="$1"
+  shift
+  command="$(printf '%q ' bash tpu_worker.sh "$@")"
+  tpus tpu-vm ssh "$name" "${where[@]}" --quiet "--worker=$worker" "--command=${command% }"
+}
+
+if [ -n "$dry_run" ]; then
+  scratch=/tmp/tpo_jax_upload
+else
+  scratch="$(mktemp -d)"
+  trap 'rm -rf "$scratch"' EXIT
+fi
+
+describe() { # queued-resources|tpu-vm FIELDS: their values, NOT_FOUND if there is none
+  if [ -n "$dry_run" ]; then
+    tpus "$1" describe "$name" "${where[@]}" "--format=value($2)"
+  elif ! tpus "$1" describe "$name" "${where[@]}" "--format=value($2)" 2>"$scratch/error"; then
+    grep -q NOT_FOUND "$scratch/error" || { cat "$scratch/error" >&2 && return 1; }
+    echo NOT_FOUND
+  fi
+}
+
+# Sets `request` and `node` to the states Google gives, `state` to absent, waiting, ready or lost.
+look() {
+  local type=""
+  request="$(describe queued-resources state.state)" || return
+  node="$(describe tpu-vm 'state,acceleratorType')" || return
+  read -r node type <<<"$node" || true
+  [ -z "$dry_run" ] || { state="$dry_state" && return; }
+  case "$request/$node" in
+    ACTIVE/READY | NOT_FOUND/READY) state=ready ;;
+    NOT_FOUND/NOT_FOUND) state=absent ;;
+    FAILED/* | SUSPENDED/* | ACTIVE/NOT_FOUND | */PREEMPTED | */TERMINATED) state=lost ;;
+    *) state=waiting ;;
+  esac
+  [ "$state" != ready ] || [ -z "$accelerator" ] || [ "${type:-$accelerator}" = "$accelerator" ] ||
+    fail 2 "$name is a $type already; another --accelerator needs another --name"
+}
+dry_state=absent
+
+delete_slice() {
+  if [ "$request" = NOT_FOUND ]; then
+    tpus tpu-vm delete "$name" "${where[@]}" --quiet
+  else
+    tpus queued-resources delete "$name" "${where[@]}" --force --quiet
+  fi
+  dry_state=absent
+}
+
+create_slice() {
+  tpus queued-resources create "$name" "--node-id=$name" "${where[@]}" \
+    "--accelerator-type=$accelerator" "--runtime-version=$runtime" ${spot:+--spot} \
+    ${create_flags[@]+"${create_flags[@]}"} ||
+    fail 1 "Google refused the request for $name, see above (quota, zone, rights: docs/tpu.md)"
+  dry_state=ready
+}
+
+# --- the life of a slice -------------------------------------------------------------------------
+
+MISSES=10 misses=0 reached=""
+missed() { # MESSAGE: something did not answer; gives up when that goes on
+  [ -n "$reached" ] && [ $((misses += 1)) -lt $MISSES ] || fail 1 "$1"
+  sleep "$poll_seconds"
+}
+
+provision() { # comes back when the slice is ready
+  local created="" said=""
+  while :; do
+    if ! look; then
+      missed "gcloud cannot say what $name is, see above; logged in? right project and zone?"
+      continue
+    fi
+    reached=yes
+    case "$state" in
+      ready)
+        misses=0
+        return
+        ;;
+      absent)
+        note "asking for $name, $accelerator${spot:+, spot}"
+        create_slice
+        created=yes
+        ;;
+      lost)
+        [ -z "$created" ] || [ "$request" != FAILED ] ||
+          fail 1 "the request failed: gcloud compute tpus queued-resources describe $name ${where[*]}"
+        note "$name is lost ($request, $node): making it again"
+        delete_slice || missed "$name cannot be deleted, see above"
+        ;;
+      waiting)
+        [ "$said" = "$request/$node" ] || note "waiting for $name: $request, $node"
+        said="$request/$node"
+        sleep "$poll_seconds"
+        ;;
+    esac
+  done
+}
+
+attempt() { # COMMAND…: tried again while the slice is there; 1 when it is not
+  local code
+  while :; do
+    code=0
+    "$@" || code=$?
+    case $code in
+      0)
+        misses=0
+        return 0
+        ;;
+      2) fail 2 "the workers refused, see above" ;;
+    esac
+    ! look || [ "$state" = ready ] || return 1
+    note "did not work (exit code $code), once more: ${*:1:3}"
+    missed "gave up on: ${*:1:3}"
+  done
+}
+
+copy() {
+  tpus tpu-vm scp "$scratch/tpo_jax.tar.gz" "$root/launch/tpu_worker.sh" "$name:" "${where[@]}" \
+    --quiet --worker=all
+}
+
+survived() { # after a door failed: a dying slice takes a while to look it
+  local i
+  for i in 1 2 3 4; do
+    if look && [ "$state" != ready ]; then return 1; fi
+    [ "$i" = 4 ] || sleep "$poll_seconds"
+  done
+}
+
+watch() { # sets `status` to the door's exit status; 1 when the door, or the slice, is gone
+  local lines=+1
+  while :; do
+    on 0 follow "$lines" || true
+    lines=20
+    status=""
+    if [ -n "$dry_run" ]; then
+      on 0 report
+      status=0
+    elif on 0 report >"$scratch/report"; then
+      read -r status <"$scratch/report" || true
+    fi
+    case "$status" in
+      running) misses=0 ;;
+      gone) return 1 ;;
+      [0-9]*)
+        [ "$status" = 0 ] || [ "$status" = 2 ] || survived || return 1
+        [ -n "$dry_run" ] || tail -n +2 "$scratch/report"
+        return 0
+        ;;
+      *)
+        ! look || [ "$state" = ready ] || return 1
+        note "worker 0 does not answer, once more"
+        missed "worker 0 of $name does not answer"
+        ;;
+    esac
+  done
+}
+
+run_on_slice() {
+  trap 'note "$name goes on; the same command shows it again, --stop ends it"; exit 130' INT
+  run git -C "$root" archive --format=tar.gz "--output=$scratch/tpo_jax.tar.gz" "$commit"
+  while :; do
+    provision
+    note "installing $commit on $name"
+    attempt copy || continue
+    attempt on all install "$commit" ${buckets[@]+"${buckets[@]}"} || continue
+    attempt on all start "$commit" "${job[@]}" || continue
+    watch || continue
+    break
+  done
+  [ "$status" = 0 ] || note "the door left with exit code $status"
+  [ -z "$delete_when_done" ] || delete_slice
+  return "$status"
+}
+
+# --- GKE -----------------------------------------------------------------------------------------
+
+run_on_gke() {
+  local bucket command storage=()
+  run mkdir -p "$scratch/source"
+  run git -C "$root" archive "--output=$scratch/source.tar" "$commit"
+  run tar -xf "$scratch/source.tar" -C "$scratch/source"
+  run cp "$root/launch/tpu_worker.sh" "$scratch/source/"
+  command="$(printf '%q ' bash tpu_worker.sh container "${job[@]}")"
+  for bucket in ${buckets[@]+"${buckets[@]}"}; do storage+=("--storage=$bucket"); done
+  run xpk workload create "--workload=$name" "--cluster=$cluster" "${where[@]}" \
+    "--tpu-type=$accelerator" --num-slices=1 --base-docker-image=python:3.11 \
+    "--script-dir=$scratch/source" --max-restarts=50 "--command=${command% }" \
+    ${storage[@]+"${storage[@]}"} ${create_flags[@]+"${create_flags[@]}"} ||
+    fail 1 "xpk refused $name, see above"
+}
+
+# --- main ----------------------------------------------------------------------------------------
+
+if [ "$action" = run ]; then
+  check_accelerator
+  read_job "$@"
+elif [ $# -gt 0 ]; then
+  fail 2 "--$action takes no command"
+fi
+case "$backend/$action" in
+  xpk/run) run_on_gke ;;
+  xpk/delete)
+    run xpk workload delete "--workload=$name" "--cluster=$cluster" "${where[@]}" --force
+    ;;
+  tpu-vm/run) run_on_slice ;;
+  *)
+    look || fail 1 "gcloud cannot say what $name is, see above; logged in? right project and zone?"
+    if [ "$state" = absent ] && [ -z "$dry_run" ]; then
+      note "there is no $name in $zone"
+    elif [ "$action" = stop ]; then
+      on all stop
+    else
+      delete_slice
+    fi
+    ;;
+esac

@@ -1,0 +1,144 @@
+#!/usr/bin/env bash
+# The half of launch/tpu_run.sh that runs on a TPU worker, in the home directory it is copied to.
+#
+#   install COMMIT [BUCKET…]                      mounts, source, environment
+#   start COMMIT [NAME=VALUE…] -- DOOR [ARG…]     in the background, whatever becomes of the connection
+#   follow LINES                                  the log on standard error, until the door ends
+#   report                                        "running", "gone", or exit status and then its output
+#   stop                                          SIGTERM, then wait for the end
+#   container [NAME=VALUE…] -- DOOR [ARG…]        the door itself, here (GKE)
+set -euo pipefail
+
+SOURCE="$HOME/tpo_jax" RUN="$HOME/tpo_jax_run" MOUNTS=/mnt/gcs
+
+running() { [ -s "$RUN/pid" ] && kill -0 "$(cat "$RUN/pid")" 2>/dev/null; }
+
+install_gcsfuse() {
+  local key=/usr/share/keyrings/cloud.google.asc host=https://packages.cloud.google.com/apt codename
+  codename="$(. /etc/os-release && echo "$VERSION_CODENAME")"
+  curl -fsSL "$host/doc/apt-key.gpg" | sudo tee "$key" >/dev/null
+  echo "deb [signed-by=$key] $host gcsfuse-$codename main" |
+    sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+  # A fresh machine updates itself for some minutes and holds the lock meanwhile.
+  sudo apt-get -qq -o DPkg::Lock::Timeout=600 update
+  sudo apt-get -qq -o DPkg::Lock::Timeout=600 install -y gcsfuse
+}
+
+mount_bucket() { # BUCKET
+  local point="$MOUNTS/$1"
+  mountpoint -q "$point" && return
+  command -v gcsfuse >/dev/null || install_gcsfuse
+  sudo mkdir -p "$point"
+  sudo chown "$(id -u):$(id -g)" "$point"
+  # On TPU machines GCSFuse caches metadata for ever unless told; the hosts of a slice must see at
+  # once what one of them writes.
+  gcsfuse --implicit-dirs --rename-dir-limit=200000 --metadata-cache-ttl-secs=0 \
+    --metadata-cache-negative-ttl-secs=0 "$1" "$point" >&2
+}
+
+install() { # COMMIT [BUCKET…]
+  local bucket commit="$1"
+  shift
+  for bucket; do mount_bucket "$bucket"; done
+  running && return # `start` says whether that is the same command
+  mkdir -p "$SOURCE"
+  if [ "$(cat "$SOURCE/.commit" 2>/dev/null)" != "$commit" ]; then
+    find "$SOURCE" -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} +
+    tar -xzf "$HOME/tpo_jax.tar.gz" -C "$SOURCE"
+    echo "$commit" >"$SOURCE/.commit"
+  fi
+  cd "$SOURCE"
+  # shellcheck source=launch/env.sh
+  source launch/env.sh
+  if ! find_python >/dev/null 2>&1; then
+    # The images of TPU VMs come with Python 3.10.
+    python3 -m pip install --quiet --user uv >&2
+    "$HOME/.local/bin/uv" python install 3.11 >&2
+    PYTHON="$("$HOME/.local/bin/uv" python find 3.11)"
+    export PYTHON
+  fi
+  make_env tpu
+}
+
+start() { # COMMIT [NAME=VALUE…] -- DOOR [ARG…]
+  local job
+  job="$(printf '%q ' "$@")"
+  mkdir -p "$RUN"
+  if running; then
+    [ "$(cat "$RUN/job")" != "$job" ] || return 0
+    echo "tpu_run: $(hostname) is busy with: $(cat "$RUN/job"). Wait, or end it with --stop" >&2
+    return 2
+  fi
+  rm -f "$RUN/status"
+  echo "$job" >"$RUN/job"
+  setsid nohup bash "$0" run "$@" </dev/null >"$RUN/out" 2>"$RUN/log" &
+  echo $! >"$RUN/pid"
+}
+
+# Runs a door and returns its exit status; 143 when it was told to stop, even if it left with 0.
+door() { # [NAME=VALUE…] -- DOOR [ARG…]
+  local child module status=0 stopped=""
+  while [ "$1" != -- ]; do
+    export "${1?}"
+    shift
+  done
+  module="tpo_jax.$2"
+  shift 2
+  # shellcheck source=launch/env.sh
+  source launch/env.sh
+  make_env tpu || return
+  python -m "$module" "$@" &
+  child=$!
+  trap 'stopped=yes; kill -TERM "$child" 2>/dev/null || true' TERM
+  wait "$child" || status=$?
+  while kill -0 "$child" 2>/dev/null; do # the signal ended `wait`, not the door
+    status=0
+    wait "$child" || status=$?
+  done
+  [ -z "$stopped" ] || status=143
+  return "$status"
+}
+
+run() { # COMMIT [NAME=VALUE…] -- DOOR [ARG…]
+  local status=0
+  shift
+  cd "$SOURCE"
+  door "$@" || status=$?
+  echo "$status" >"$RUN/status.partial"
+  mv "$RUN/status.partial" "$RUN/status"
+}
+
+follow() { tail -n "$1" -f --pid="$(cat "$RUN/pid")" "$RUN/log" >&2; }
+
+report() {
+  if [ -f "$RUN/status" ]; then
+    cat "$RUN/status" "$RUN/out"
+  elif running; then
+    echo running
+  else
+    echo gone
+  fi
+}
+
+stop() {
+  running || return 0
+  kill -TERM "$(cat "$RUN/pid")"
+  while running; do sleep 1; done
+}
+
+main() { # ACTION [ARG…]
+  local action="$1"
+  shift
+  case "$action" in
+    install) install "$@" ;;
+    start) start "$@" ;;
+    run) run "$@" ;;
+    follow) follow "$@" ;;
+    report) report ;;
+    stop) stop ;;
+    container) door "$@" ;;
+  esac
+}
+
+# On one line, and read to the end before it runs: a newer copy may replace this file meanwhile.
+{ main "$@"; exit; }
