@@ -21,7 +21,7 @@ for arguments in json.loads(sys.argv[2]):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            run_door(door.main)
+            run_door(getattr(door, "COMMANDS", None) or door.main)
             code = 0
         except SystemExit as end:
             code = end.code or 0
@@ -38,10 +38,12 @@ class Result(NamedTuple):
     err: str
 
 
-def call(door: str, *calls: dict) -> list[Result]:
-    """Runs `python -m tpo_jax.<door>` once per mapping of flags; a list repeats a flag."""
+def call(door: str, *calls: dict, command: str = "") -> list[Result]:
+    """Runs `python -m tpo_jax.<door> [command]` per mapping of flags; a list repeats a flag."""
+    first = [command] if command else []
     arguments = [
-        [f"--{k}={v}" for k, values in flags.items() for v in _listed(values)] for flags in calls
+        [*first, *(f"--{k}={v}" for k, values in flags.items() for v in _listed(values))]
+        for flags in calls
     ]
     command = [sys.executable, "-c", _CHILD, f"tpo_jax.{door}", json.dumps(arguments)]
     child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

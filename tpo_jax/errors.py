@@ -1,7 +1,7 @@
 """The error of wrong input, and how a door reports it."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from absl import app, flags, logging
 
@@ -12,17 +12,25 @@ class InputError(ValueError):
     """
 
 
-def run_door(main: Callable[[], int | None]) -> None:
+def run_door(main: Callable[[], int | None] | Mapping[str, Callable[[], int | None]]) -> None:
     """Runs a command: flags parsed, wrong input reported as one line on standard error with exit
-    code 2.
+    code 2. Where a door has several, by name, the first argument says which.
     """
 
     def guarded(arguments: list[str]) -> int | None:
         logging.set_verbosity(logging.WARNING)  # Orbax and Grain tell their whole story otherwise
         try:
-            if len(arguments) > 1:
-                raise InputError(f"unexpected argument {arguments[1]!r}; see --help")
-            return main()
+            rest, command = arguments[1:], main
+            if isinstance(command, Mapping):
+                name = rest.pop(0) if rest else ""
+                if name not in command:
+                    raise InputError(
+                        f"the first argument must be one of {', '.join(command)}, not {name!r}"
+                    )
+                command = command[name]
+            if rest:
+                raise InputError(f"unexpected argument {rest[0]!r}; see --help")
+            return command()
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
         except OSError as error:  # a file that cannot be read or written; ml_collections adds lines
@@ -30,6 +38,7 @@ def run_door(main: Callable[[], int | None]) -> None:
         return 2
 
     def parse(arguments: list[str]) -> list[str]:
+        flags.FLAGS.set_gnu_getopt()  # flags may stand behind the name of a command
         try:
             return flags.FLAGS(arguments)
         except flags.Error as error:

@@ -1,0 +1,159 @@
+"""Generated predictions, and how often the scorers agree with the published lmms-eval on them.
+
+    python tests/evaluation/agreement.py
+
+writes docs/results/evaluation.md. `LMMS_EVAL` and `LMMS_EVAL_PAPER_ERA` name the folders of the
+unpacked packages, `pip install --no-deps --target=DIR lmms-eval==VERSION`; several folders of one
+era are separated by a colon.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from importlib.metadata import distributions
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tpo_jax.evaluation.scorers import ERAS, MLVU_TASKS, Scorer
+
+HERE = Path(__file__).resolve().parent
+TABLE = HERE.parents[1] / "docs/results/evaluation.md"
+VARIABLES = dict(zip(ERAS, ("LMMS_EVAL", "LMMS_EVAL_PAPER_ERA"), strict=True))
+
+PIECES = (
+    *("A", "B", "C", "D", "E", "F", "a", "b", "(A)", "(B)", "(C)", "(D)", "(E)", "(b)", "B)"),
+    *("A.", "B.", "C:", "D)", "**B**", "$\\boxed{C}$", "AB", "BA", "CD", "Ｂ", "𝐀", "É", "A1"),
+    *("The answer is", "the answer is", "THE ANSWER IS", "Answer:", "answer is", "The answer"),
+    *("The best answer is", "The correct answer is", "The best option is", "Best answer:"),
+    *("The correct option is", "Best option:", "The best option isThe correct option is"),
+    *("Best answer:Best option:", "I choose", "i pick", "I select", "my choice is", "choice is"),
+    *("옵션", "정답은", "답은", "답:", "答案是", "答案为", "选", "答えは", "答案:"),
+    *("A man", "A dog.", "Because", "Blue", "Definitely", "dog", "none", "FAILED", "Option", "not"),
+    *("<think>A or C</think>", "</think>", "[LMMS_EVAL_REQUEST_FAILED", "/data/AbC.mp4"),
+    *("İ", "ß", "ﬁ", "\u200b", "\ud800", "\x00", "\u2028", "\x85", "\u3000", "\u00a0"),
+    *(",", ".", "!", "?", ";", ":", "'", '"', "(", ")", "-", "\n", "\t", " ", "  ", "\n\n", "1"),
+)
+STRINGS = (
+    *("", " ", "\n", ".", "'\"'", ". A .", "'A'", '"B".', "A,B", "A.B", "A. B.", ".;A;.", "A" * 50),
+    *("ABCD", "DCBA", "The answer is B. A dog", "(C) Because of A", "I think it is B because C"),
+    *("Not A. Not B. It must be D", "A. Yellow\nB. Red\nC. Green\nD. Blue", "Both A and B"),
+    *("The options are A, B, C, D. The answer is B", "İİİ the answer is B C", "answer isA"),
+    *("Video /data/videomme/data/AbCdEf.mp4 can not load, check the source", "E", "(F) green"),
+    *("The answer is The answer is", "The The answeranswer is C", "B是正确的", "Best answer: D"),
+)
+
+
+def generate(seed: int, count: int) -> list[str]:
+    """Predictions: the fixed ones, then random strings of pieces, then random characters."""
+    draw = random.Random(seed)
+    predictions = list(STRINGS)
+    alphabet = "ABCDEabcde()., :;!?'\"\n*isanwer的选"
+    while len(predictions) < count:
+        if draw.random() < 0.8:
+            glue = draw.choice(("", " ", " ", "\n"))
+            predictions.append(glue.join(draw.choices(PIECES, k=draw.randint(1, 7))))
+        else:
+            predictions.append("".join(draw.choices(alphabet, k=draw.randint(1, 30))))
+    return predictions[:count]
+
+
+def make_docs(benchmark: str, seed: int, count: int) -> list[dict]:
+    """Rows of a benchmark, as far as scoring looks at them."""
+    draw = random.Random(seed)
+    docs: list[dict] = []
+    for i in range(count):
+        answer = draw.choice("ABCD")
+        if benchmark.startswith("videomme"):
+            doc = {
+                "question_id": f"{i:03}-1",
+                "videoID": f"v{i // 3}",
+                "duration": draw.choice(("short", "medium", "long")),
+                "domain": draw.choice(("Knowledge", "Life Record", "Multilingual")),
+                "sub_category": draw.choice(("Law", "Food", "Multilingual")),
+                "task_type": draw.choice(("OCR Problems", "Temporal Reasoning")),
+                "answer": answer,
+            }
+        elif benchmark.startswith("mlvu"):
+            task = draw.choice(MLVU_TASKS[benchmark])
+            doc = {"question": f"What {i}?", "task_type": task, "answer": answer}
+        elif benchmark.startswith("longvideobench"):
+            options = draw.randint(2, 5)
+            doc = {f"option{k}": f"o{k}" if k < options else "N/A" for k in range(5)}
+            doc |= {
+                "id": f"x_{i}",
+                "correct_choice": draw.randrange(options),
+                "duration_group": draw.choice((15, 60, 600, 3600)),
+                "question_category": draw.choice(("S2E", "T2A", "SSS")),
+            }
+        elif benchmark == "lvbench":
+            doc = {"uid": i, "answer": answer}
+        else:
+            doc = {
+                "video_id": f"v{i}",
+                "question": "What?\nA. walk\nB. run\nC. sit\nD. lie",
+                "answer": {"A": "A. walk", "B": "B. run", "C": "C. sit", "D": "D. lie"}[answer],
+                "dim": draw.choice(("action", "direction", "speed", "order", "attribute_change")),
+            }
+        docs.append(doc)
+    return docs
+
+
+def packages(era: str) -> str:
+    """Folders with the era's package, from the environment or what is installed; else skips."""
+    variable = VARIABLES[era]
+    if variable in os.environ:
+        return os.environ[variable]
+    if era == ERAS[0] and (spec := find_spec("lmms_eval")):
+        assert spec.origin
+        return str(Path(spec.origin).parents[1])
+    pytest.skip(f"lmms-eval is not there: {variable} must name the folder of the package")
+
+
+def versions(folders: str) -> str:
+    """Of the packages in those folders."""
+    found = distributions(path=folders.split(os.pathsep))
+    return ", ".join(sorted({d.version for d in found if d.metadata["Name"] == "lmms_eval"}))
+
+
+class Oracle:
+    """`oracle.py` as a child process, as long as the `with` block lasts."""
+
+    def __init__(self, era: str, **environment: str):
+        self.child = subprocess.Popen(
+            [sys.executable, str(HERE / "oracle.py"), packages(era)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment,
+        )
+
+    def __enter__(self) -> "Oracle":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.child.communicate()
+
+    def __call__(self, task: str, kind: str, **arguments):
+        print(json.dumps([task, kind, arguments]), file=self.child.stdin, flush=True)
+        line = self.child.stdout.readline()
+        assert line, "the oracle broke down, see standard error"
+        return json.loads(line)
+
+
+def differences(oracle: Oracle, era: str, name: str, docs: list[dict], predictions: list[str]):
+    """Predictions for which any logged value is another one, and how far the means are apart."""
+    theirs = oracle(name, "process", docs=docs, predictions=predictions)
+    scorer = Scorer(name, era)
+    verdicts = [scorer.judge(d, p) for d, p in zip(docs, predictions, strict=True)]
+    wrong = [
+        prediction
+        for prediction, verdict, logged in zip(predictions, verdicts, theirs["logged"], strict=True)
+        if json.loads(json.dumps(verdict.metrics)) != logged
+    ]
+    results = scorer.summary(docs, verdicts)["results"][name]
+    totals = theirs["totals"].items()
+    return wrong, max(abs(results[f"{metric},none"] - value) for metric, value in totals)

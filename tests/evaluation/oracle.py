@@ -1,0 +1,154 @@
+"""The published lmms-eval, asked in a process of its own: python oracle.py DIR[:DIR].
+
+Every DIR holds one unpacked version of the package; a task is taken from the first that has it.
+Only the modules of the tasks are executed: what they import and do not use here need not be there.
+Every line of standard input is a JSON list `[task, kind, arguments]`, every line of standard output
+what came of it.
+"""
+
+import functools
+import importlib
+import importlib.machinery
+import io
+import json
+import os
+import random
+import sys
+import types
+from contextlib import redirect_stdout
+from pathlib import Path
+from unittest import mock
+
+import yaml
+
+MODULES = ("videomme", "mlvu", "longvideobench", "lvbench", "tempcompass")
+UNUSED = ("datasets", "decord", "loguru", "openai", "requests", "torch", "tqdm")
+
+
+class _Absent:
+    """Finder of what is imported and not used."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] not in UNUSED:
+            return None
+        return importlib.machinery.ModuleSpec(name, _Absent)
+
+    @staticmethod
+    def create_module(spec):
+        module = mock.MagicMock(name=spec.name)
+        module.__spec__ = spec
+        return module
+
+    @staticmethod
+    def exec_module(module):
+        pass
+
+
+@functools.cache
+def load(directories: tuple[Path, ...], task: str):
+    """The `utils` of a task, and the folder of its package."""
+    folder = next(name for name in MODULES if task.startswith(name))
+    root = next(d for d in directories if (d / "lmms_eval/tasks" / folder / "utils.py").is_file())
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lmms_eval"]:
+        del sys.modules[name]
+    for name in ("lmms_eval", "lmms_eval.tasks", "lmms_eval.tasks._task_utils"):
+        package = types.ModuleType(name)
+        package.__path__ = [str(root / name.replace(".", "/"))]
+        sys.modules[name] = package
+    paths = types.ModuleType("lmms_eval.utils")  # the real one imports half of the world
+    paths.resolve_cache_dir = lambda cache_dir, base_dir: os.path.join(base_dir, cache_dir)
+    sys.modules["lmms_eval.utils"] = sys.modules["lmms_eval"].utils = paths
+    return importlib.import_module(f"lmms_eval.tasks.{folder}.utils"), root
+
+
+def settings(root: Path, task: str) -> dict:
+    """The default `lmms_eval_specific_kwargs` of a task's YAML file."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+
+    def read(path: Path) -> dict:
+        config = yaml.load(path.read_text(), Loader)
+        if "include" in config:
+            config = read(path.parent / config["include"]) | config
+        return config
+
+    for path in (root / "lmms_eval/tasks").glob("*/*.yaml"):
+        if f"task: {task}\n" in (text := path.read_text() + "\n") or f'task: "{task}"\n' in text:
+            return (read(path).get("lmms_eval_specific_kwargs") or {}).get("default")
+    raise LookupError(task)
+
+
+def process(module, task: str, docs: list[dict], predictions: list[str]) -> dict:
+    """Logged values of every prediction, and the aggregates of every metric."""
+    random.seed(0)
+    if task.startswith("tempcompass"):
+        module.get_eval_result = lambda *_, **__: (None, 0)  # no key for GPT
+        judge = module.tempcompass_process_results_multi_choice
+        aggregates = dict.fromkeys(
+            ("avg", "speed", "direction", "action", "order", "attribute_change"),
+            lambda items: module.tempcompass_aggregate_rating(items, None),
+        )
+        aggregates = {f"{name}_accuracy": f for name, f in aggregates.items()}
+    elif task.startswith("videomme"):
+        judge = module.videomme_process_results
+        aggregates = {"videomme_perception_score": module.videomme_aggregate_results}
+    elif task.startswith("mlvu"):
+        judge = module.mlvu_process_results
+        if hasattr(module, "mlvu_aggregate_results"):
+            # The tasks of the data of that time had other names.
+            module.TASK_TYPES = list({doc["task_type"] for doc in docs})
+            aggregates = {"mlvu_perception_score": module.mlvu_aggregate_results}
+        else:
+            split = task.removeprefix("mlvu_")
+            aggregates = {
+                "mlvu_percetion_score": getattr(module, f"mlvu_aggregate_results_{split}")
+            }
+    elif task.startswith("lvbench"):
+        judge = module.lvbench_process_results
+        aggregates = {"lvbench_score": lambda items: sum(items) / len(items)}
+    else:
+        judge = module.longvideobench_process_results
+        aggregates = {"lvb_acc": module.longvideobench_aggregate_results}
+    # `ConfigurableTask.process_results` strips what the model said.
+    logged = [judge(doc, [p.strip()]) for doc, p in zip(docs, predictions, strict=True)]
+    totals = {}
+    for name, aggregate in aggregates.items():
+        items = [values[name] for values in logged if name in values]
+        if items:
+            totals[name] = aggregate(items)
+    return {"logged": logged, "totals": totals}
+
+
+def prompt(module, root: Path, task: str, docs: list[dict]) -> list[str]:
+    """The prompt of every row."""
+    family = next(name for name in MODULES if task.startswith(name))
+    name = f"{family}_doc_to_text"
+    if task.endswith("w_subtitle"):
+        name += "_subtitle"
+    if family == "tempcompass":
+        name += "_multi_choice"
+    function, arguments = getattr(module, name), settings(root, task)
+    return [function(doc, arguments) for doc in docs]
+
+
+def main() -> None:
+    sys.meta_path.insert(0, _Absent)
+    os.environ.setdefault("HF_HOME", os.getcwd())
+    directories = tuple(Path(p) for p in sys.argv[1].split(os.pathsep))
+    for line in sys.stdin:
+        task, kind, arguments = json.loads(line)
+        with redirect_stdout(io.StringIO()):
+            module, root = load(directories, task)
+            if kind == "process":
+                result = process(module, task, **arguments)
+            else:
+                result = prompt(module, root, task, **arguments)
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The letter in an answer, by the rules of lmms-eval, for any string.
+
+Rules changed with lmms-eval 0.7.2 for all benchmarks but LongVideoBench and TempCompass. `ranked`
+is today's, `first` that of the versions before, which LongVideoBench still uses.
+"""
+
+import re
+from collections.abc import Sequence
+
+# What lmms-eval 0.7 looks for in the lower-cased answer: behind it may stand the letter.
+_PHRASES = tuple(
+    the + phrase
+    for phrase in (
+        *("answer is", "correct answer is", "best answer is", "correct option is"),
+        *("best option is", "choice is", "correct choice is"),
+    )
+    for the in ("the ", "")
+) + (
+    *("i choose", "i select", "i pick", "my answer is", "my choice is"),
+    *("옵션", "정답은", "답은", "답:", "答案是", "答案为", "选", "答えは"),
+)
+_START, _END, _PHRASE, _FALLBACK = 10, 9, 7, 0
+_FORMS = (("({})", 6), ("{}.", 5), ("{}:", 4), ("{})", 3), ("{} ", 2))
+
+OPENINGS = ("The best answer is", "The correct answer is", "The answer is", "The answer")
+LONGVIDEOBENCH_OPENINGS = (
+    *OPENINGS,
+    *("The best option is", "The correct option is", "Best answer:", "Best option:"),
+)
+# Two commas were forgotten in the original: nobody writes these two.
+PAPER_ERA_OPENINGS = (
+    *OPENINGS,
+    *("The best option isThe correct option is", "Best answer:Best option:"),
+)
+
+
+def ranked(text: str, letters: str = "ABCD") -> str:
+    """The letter that stands in the most telling place, the rightmost among equals.
+
+    Places from most to least telling: opening the text, closing it, behind a phrase such as "the
+    answer is", `(A)`, `A.`, `A:`, `A)`, `A` before a blank, anywhere.
+
+    Args:
+        text: the answer.
+        letters: upper case; lower case never counts.
+
+    Returns:
+        One of `letters`, or an empty string.
+    """
+    text = text.strip()
+    for mark in ",.!?;:'\"":
+        text = text.strip(mark)
+    bare, text = text.strip(), f" {text} "
+    if not bare:
+        return ""
+    found = [
+        (rank, position, letter)
+        for letter in letters
+        for form, rank in _FORMS
+        if (position := text.rfind(form.format(letter))) >= 0
+    ]
+    lowered = text.lower()  # positions in it are used for `text`, as the original does
+    for phrase in _PHRASES:
+        if (position := lowered.find(phrase)) >= 0:
+            behind = [(text.find(letter, position + len(phrase)), letter) for letter in letters]
+            found += [(_PHRASE, *place) for place in behind if place[0] >= 0]
+    if bare[0] in letters and not bare[1:2].isalpha():
+        found.append((_START, 0, bare[0]))
+    if bare[-1] in letters and not bare[-2:-1].isalpha():
+        found.append((_END, len(text), bare[-1]))
+    if not found:
+        found = [(_FALLBACK, text.rfind(letter), letter) for letter in letters if letter in text]
+    return max(found)[2] if found else ""
+
+
+def first(text: str, letters: str, openings: Sequence[str]) -> str:
+    """The first of `letters` after all `openings` are taken out, or an empty string."""
+    text = text.strip()
+    for opening in openings:
+        text = text.replace(opening, "")
+    match = re.search(f"[{letters}]", text)
+    return match[0] if match else ""
+
+
+def tempcompass(text: str, answer: str) -> str:
+    """The letter of an answer to a multiple choice: `B`, `B.…`, `B)…`, or all of `answer`.
+
+    lmms-eval asks GPT about any other text, and counts it as wrong where it cannot: here it is an
+    empty string.
+    """
+    if text == answer:
+        return answer[:1]
+    if text in ("A", "B", "C", "D") or re.match(r"[ABCD][.)]", text):
+        return text[0]
+    return ""

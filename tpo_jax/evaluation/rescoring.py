@@ -1,0 +1,75 @@
+"""Stored predictions, scored without a model."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tpo_jax.errors import InputError
+from tpo_jax.evaluation.scorers import Scorer
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON Lines file, each with its place, `file:line`.
+
+    Raises:
+        InputError: a line that is no JSON object; blank ones are skipped.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}:{number}"
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{where}: not JSON: {error}") from error
+            if not isinstance(value, dict):
+                raise InputError(f"{where}: not a JSON object")
+            yield where, value
+
+
+def rescore(scorer: Scorer, predictions: Path, output: Path) -> dict[str, Any]:
+    """Scores a file of predictions.
+
+    Args:
+        scorer: of the benchmark.
+        predictions: JSON Lines; `doc`, the row of the benchmark, and `prediction`, a text.
+        output: the same lines in the same order, `extracted` and `score` added.
+
+    Returns:
+        `Scorer.summary`.
+
+    Raises:
+        InputError: a line that cannot be scored, named by its place; nothing is written then.
+    """
+    if not output.parent.is_dir():
+        raise InputError(f"--output={output}: no such directory {output.parent}")
+    docs, verdicts = [], []
+    temporary = output.with_name(f".{output.name}.partial")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            for where, line in read_lines(predictions):
+                doc, prediction = line.get("doc"), line.get("prediction", 0)
+                if not isinstance(doc, dict):
+                    raise InputError(f"{where}: 'doc' must be an object")
+                if not isinstance(prediction, str | None):
+                    raise InputError(f"{where}: 'prediction' must be a text")
+                try:
+                    verdict = scorer.judge(doc, prediction)
+                except InputError as error:
+                    raise InputError(f"{where}: {error}") from error
+                file.write(
+                    json.dumps(line | {"extracted": verdict.extracted, "score": verdict.score})
+                )
+                file.write("\n")
+                docs.append(doc)
+                verdicts.append(verdict)
+        try:
+            summary = scorer.summary(docs, verdicts)
+        except InputError as error:
+            raise InputError(f"{predictions}: {error}") from error
+        temporary.rename(output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return summary
