@@ -24,7 +24,16 @@ def base() -> ConfigDict:
                 "workers": 2,
                 "reference": "",
             },
-            "objective": {"beta": 0.1, "alpha": 0.5, "dpo_weight": 1.0, "label_smoothing": 0.0},
+            "objective": {
+                "loss": "sigmoid",
+                "beta": 0.1,
+                "alpha": 0.5,
+                "dpo_weight": 1.0,
+                "label_smoothing": 0.0,
+                "margin": 0.5,
+                "reference_free": False,
+                "token_kl": 0.0,
+            },
             "compute": {
                 "dtype": "bfloat16",
                 "remat": "full",

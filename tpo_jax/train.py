@@ -88,6 +88,7 @@ def identity(config: ConfigDict, model: ModelConfig, params, pipeline: Pipeline,
 def reference_logps(config: ConfigDict, compute: Compute, model, params, pipeline, mesh, key: dict):
     """The cached log-probabilities of the initial weights, computed if nobody did so before."""
     data = pipeline.config
+    key = key | ({"phrases": True} if data.phrases else {})
     given = config.data.reference
     path = Path(given) if given else reference.cache_path(Path(data.shards), key)
     # Hosts whose disks differ must still agree on who computes.
@@ -153,6 +154,7 @@ def train(config: ConfigDict, workdir: Path) -> Path | None:
             seed=config.train.seed,
             num_epochs=0 if config.train.num_steps else config.train.num_epochs,
             answers=2 if objective.uses_pairs else 1,
+            phrases=objective.uses_phrases,
         ),
         model,
         load_tokenizer(tokenizer, model.decoder.vocab_size),
@@ -198,7 +200,7 @@ def train(config: ConfigDict, workdir: Path) -> Path | None:
     with contextlib.closing(checkpoints), contextlib.closing(iter(pipeline)) as batches:
         if saved := checkpoints.latest_meta():
             check_same_run(saved, meta)
-        if objective.uses_pairs:
+        if objective.uses_reference:
             logps = reference_logps(config, compute, model, params, pipeline, mesh, key)
         if saved:
             del params  # the state that is read takes their place on the devices

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from tpo_jax.data import images, prompts, sampling
 from tpo_jax.data.order import epoch_order, select
+from tpo_jax.data.phrases import phrase_mask
 from tpo_jax.data.records import PairRecord
 from tpo_jax.data.shards import MANIFEST, Shards, open_shards
 from tpo_jax.data.video import VideoError
@@ -35,6 +36,7 @@ class DataConfig:
     batch_size: int = 64  # pairs of all hosts, B * Q
     pairs_per_row: int = 1  # Q: pairs of one video that share its row
     answers: int = 2  # A: 2, or 1 for the chosen answer only
+    phrases: bool = False  # whether batches say in which tokens the answers differ
     sampling: str = "uniform"
     time_instruction: str = "none"
     seed: int = 0
@@ -60,6 +62,8 @@ class DataConfig:
             raise InputError(f"data.sampling={self.sampling!r} must be one of {known}")
         if self.answers not in (1, 2):
             raise InputError(f"data.answers={self.answers} must be 1 or 2")
+        if self.phrases and self.answers == 1:
+            raise InputError("data.phrases needs data.answers=2")
         if self.batch_size % self.pairs_per_row:
             raise InputError(
                 f"batch_size={self.batch_size} is no multiple of pairs_per_row={self.pairs_per_row}"
@@ -140,7 +144,9 @@ class Pipeline:
         config, side = self.config, self.model.tower.image_size
         frames = np.zeros((config.num_frames, side, side, 3), np.uint8)
         if not (used := positions[positions >= 0].tolist()):
-            return {"frames": frames, **self._empty_texts(), "pair_index": _int32(positions)}
+            return self._with_phrases(
+                {"frames": frames, **self._empty_texts(), "pair_index": _int32(positions)}
+            )
         record = self.shards[used[0]]
         clip, timestamps, duration = self._read_frames(record)
         frames[: len(clip)] = images.preprocess(clip, self.model.tower)
@@ -154,6 +160,11 @@ class Pipeline:
         absent = config.pairs_per_row - len(used)
         for name in ("input_ids", "input_mask", "target_ids", "target_mask"):
             row[name] = np.pad(row[name], ((0, absent), (0, 0), (0, 0)))
+        return self._with_phrases(row)
+
+    def _with_phrases(self, row: Batch) -> Batch:
+        if self.config.phrases:
+            row["phrase_mask"] = phrase_mask(row["target_ids"], row["target_mask"])
         return row
 
     def _read_frames(self, record: PairRecord) -> tuple[np.ndarray, Sequence[float], float]:

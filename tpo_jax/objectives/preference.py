@@ -1,53 +1,114 @@
-"""DPO plus a weighted supervised term: the TPO objective.
+"""A preference loss plus a weighted supervised term; the defaults are the TPO objective.
 
-`loss = dpo_weight * mean over pairs of dpo + alpha * mean over chosen tokens of -log pi`, the
-formulas of the original trainer (`reference/models.md` section 6.5; TPO paper section 3.3). Both
-means are written as sums over a given denominator, so that micro-batches add up to the full batch
-exactly.
+`total = dpo_weight * preference + alpha * sft + token_kl * KL`, where `preference` is a mean over
+pairs of one loss of `losses.py` or a weighted sum of several, `sft` a mean over chosen tokens of
+`-log pi` and `KL` a mean over chosen answers of the divergence from the reference, summed over
+their tokens. TPO (section 3.3; `reference/models.md` section 6.5) is `sigmoid` with `alpha`.
+
+Every mean is written as a sum over a given denominator, so that micro-batches add up to the full
+batch exactly.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 
+from tpo_jax.errors import InputError
+from tpo_jax.objectives.losses import LOSSES, WITH_SMOOTHING, WITHOUT_REFERENCE, Pairs
+
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Weights of the loss; `alpha` is the paper's weight of the supervised term, `gamma` in the
-    original code.
+    """Losses and their weights; `alpha` is the paper's weight of the supervised term, `gamma` in
+    the original code.
     """
 
     beta: float = 0.1
     alpha: float = 0.5
     dpo_weight: float = 1.0
     label_smoothing: float = 0.0
+    loss: str = "sigmoid"  # of `LOSSES`, or a sum: 0.8*sigmoid+0.2*ipo
+    margin: float = 0.5  # of simpo
+    reference_free: bool = False  # the reference's log-probabilities count as 0
+    token_kl: float = 0.0  # weight of KL(reference || policy) at the chosen answer's tokens
+
+    def __post_init__(self):
+        if not 0 < self.beta < math.inf:
+            raise InputError(f"objective.beta={self.beta} must be above 0")
+        for name in ("alpha", "dpo_weight", "margin", "token_kl"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"objective.{name}={getattr(self, name)} must not be negative")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise InputError(
+                f"objective.label_smoothing={self.label_smoothing} must be at least 0 and below 0.5"
+            )
+        if not (self.alpha or self.dpo_weight or self.token_kl):
+            raise InputError(
+                "objective.alpha and objective.dpo_weight are both 0: nothing to train"
+            )
+        if not set(self.terms) & set(WITH_SMOOTHING) and self.label_smoothing:
+            raise InputError(
+                f"objective.label_smoothing={self.label_smoothing} is nothing to objective.loss="
+                f"{self.loss!r}; it is for {', '.join(WITH_SMOOTHING)}"
+            )
+        if self.reference_free and self.token_kl:
+            raise InputError("objective.reference_free leaves objective.token_kl no reference")
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """Weight of every loss in the sum."""
+        return parse(self.loss)
 
     @property
     def uses_pairs(self) -> bool:
-        """Whether rejected answers and a reference are needed at all."""
+        """Whether rejected answers are needed at all."""
         return self.dpo_weight != 0
 
+    @property
+    def uses_reference(self) -> bool:
+        """Whether log-probabilities of the answers under a reference are needed."""
+        names = set(self.terms) - set(WITHOUT_REFERENCE)
+        return self.uses_pairs and not self.reference_free and bool(names)
 
-def dpo(
-    policy: jax.Array, reference: jax.Array, beta: float, label_smoothing: float = 0.0
-) -> jax.Array:
-    """Sigmoid DPO loss of every pair (arXiv 2305.18290, eq. 7; label smoothing as cDPO).
+    @property
+    def uses_phrases(self) -> bool:
+        """Whether it matters in which tokens the answers differ."""
+        return self.uses_pairs and "rrpo" in self.terms
 
-    Args:
-        policy: float32 `[..., 2]`, summed log-probabilities of chosen and rejected answers.
-        reference: the same under the reference model.
-        beta: inverse temperature.
-        label_smoothing: probability that the preference is flipped.
+    @property
+    def uses_mean_gains(self) -> bool:
+        """Whether a pair's loss depends on the mean gain of its batch."""
+        return self.uses_pairs and "kto_pair" in self.terms
 
-    Returns:
-        float32 `[...]`; ln 2 where policy and reference agree.
+
+def parse(loss: str) -> dict[str, float]:
+    """Weights by name of `ipo`, `0.8*sigmoid+0.2*ipo` and the like.
+
+    Raises:
+        InputError: it is no sum of known losses with weights above 0.
     """
-    gain = policy - reference
-    h = beta * (gain[..., 0] - gain[..., 1])
-    return -(
-        (1 - label_smoothing) * jax.nn.log_sigmoid(h) + label_smoothing * jax.nn.log_sigmoid(-h)
-    )
+    terms: dict[str, float] = {}
+    for term in loss.split("+"):
+        number, _, name = term.strip().rpartition("*")
+        if name not in LOSSES:
+            raise InputError(
+                f"objective.loss={loss!r}: no loss {name!r}; there are {', '.join(LOSSES)}, and "
+                "sums such as 0.8*sigmoid+0.2*ipo"
+            )
+        try:
+            weight = float(number or 1)
+        except ValueError:
+            weight = math.nan
+        if not 0 < weight < math.inf:
+            raise InputError(
+                f"objective.loss={loss!r}: the weight of {name} must be a number above 0"
+            )
+        if name in terms:
+            raise InputError(f"objective.loss={loss!r} names {name} twice")
+        terms[name] = weight
+    return terms
 
 
 def denominators(target_mask: jax.Array) -> dict[str, jax.Array]:
@@ -66,22 +127,51 @@ def denominators(target_mask: jax.Array) -> dict[str, jax.Array]:
     }
 
 
+def mean_gains(
+    token_logps: jax.Array,
+    target_mask: jax.Array,
+    reference: jax.Array | None,
+    totals: dict[str, jax.Array],
+) -> jax.Array:
+    """Mean gains of chosen and rejected answers as a (micro-)batch's share of the whole batch.
+
+    Args:
+        token_logps: float32 `[B, Q, 2, R]`, zero where not labelled.
+        target_mask: bool `[B, Q, 2, R]`.
+        reference: float32 `[B, Q, 2 or more]`, None: zeros.
+        totals: `denominators` of the whole batch.
+
+    Returns:
+        float32 `[2]`; summed over the micro-batches, `totals["mean_gains"]` of `tpo_loss`.
+    """
+    gains = token_logps.sum(-1) - (0 if reference is None else reference[..., :2])
+    present = target_mask.any(-1).all(-1)
+    return jnp.where(present[..., None], gains, 0.0).sum((0, 1)) / totals["pairs"]
+
+
 def tpo_loss(
     token_logps: jax.Array,
     target_mask: jax.Array,
     reference: jax.Array | None,
     objective: Objective,
     totals: dict[str, jax.Array],
+    phrase_mask: jax.Array | None = None,
+    token_kl: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss of a (micro-)batch as its share of the whole batch, and the metrics likewise.
 
     Args:
         token_logps: float32 `[B, Q, A, R]`, zero where not labelled.
         target_mask: bool `[B, Q, A, R]`.
-        reference: float32 `[B, Q, 2]`, or None when the objective uses no pairs (`A` may then be
-            1).
-        objective: weights.
-        totals: `denominators` of the whole batch.
+        reference: float32 `[B, Q, 2]`, summed log-probabilities; `[B, Q, 4]` when the objective
+            uses phrases: their sums behind. None when it uses no reference (`A` may be 1 when it
+            uses no pairs).
+        objective: losses and weights.
+        totals: `denominators` of the whole batch; `mean_gains`, too, where this is a part of it
+            and the objective uses them.
+        phrase_mask: bool `[B, Q, 2, R]`, tokens in which the answers differ.
+        token_kl: float32 `[B, Q, R]`, divergence from the reference at every labelled token of the
+            chosen answers, zero elsewhere; None when `objective.token_kl` is 0.
 
     Returns:
         The loss and a dict of metrics, float32 scalars; summed over the micro-batches of a batch
@@ -97,30 +187,78 @@ def tpo_loss(
         return jnp.where(present, values, 0.0).sum() / totals["pairs"]
 
     metrics["lengths/chosen"] = mean(lengths[..., 0])
+    if objective.token_kl:
+        if token_kl is None:
+            raise ValueError("token_kl needs the divergence of every token")
+        divergence = mean(token_kl.sum(-1))
+        loss = loss + objective.token_kl * divergence
+        metrics["losses/token_kl"] = divergence
     if objective.uses_pairs:
-        if reference is None:
-            raise ValueError(
-                "an objective with a preference term needs reference log-probabilities"
+        pairs = _pairs(token_logps, lengths, present, reference, objective, phrase_mask)
+        if objective.uses_mean_gains:
+            whole = totals.get("mean_gains")
+            if whole is None:
+                whole = mean_gains(token_logps, target_mask, reference, totals)
+            pairs = pairs._replace(mean_gains=whole)
+        preference = jnp.float32(0)
+        for name, weight in objective.terms.items():
+            values = mean(
+                LOSSES[name](
+                    pairs,
+                    beta=objective.beta,
+                    label_smoothing=objective.label_smoothing,
+                    margin=objective.margin,
+                )
             )
-        policy = token_logps.sum(-1)
-        losses = mean(dpo(policy, reference, objective.beta, objective.label_smoothing))
-        loss = loss + objective.dpo_weight * losses
-        policy = jax.lax.stop_gradient(policy)
-        rewards = objective.beta * (policy - reference)
+            preference += weight * values
+            # The original trainer's name.
+            metrics["losses/dpo" if name == "sigmoid" else f"losses/{name}"] = values
+        loss = loss + objective.dpo_weight * preference
+        metrics |= _records(jax.lax.stop_gradient(pairs), lengths, objective, mean)
+    return loss, metrics | {"losses/total": loss}
+
+
+def _pairs(token_logps, lengths, present, reference, objective, phrase_mask) -> Pairs:
+    """What the losses see; absent pairs have values at which every loss has a gradient."""
+    policy = jnp.where(present[..., None], token_logps.sum(-1), -1.0)
+    phrases = None
+    if objective.uses_reference:
+        if reference is None:
+            raise ValueError(f"{objective.loss} needs reference log-probabilities")
+        whole = jnp.where(present[..., None], reference[..., :2], -1.0)
+    else:
+        whole = jnp.zeros_like(policy)
+    if objective.uses_phrases:
+        if phrase_mask is None:
+            raise ValueError(f"{objective.loss} needs the tokens in which answers differ")
+        phrases = jnp.where(phrase_mask, token_logps, 0.0).sum(-1)
+        if objective.uses_reference:
+            phrases -= reference[..., 2:]
+    return Pairs(policy, whole, jnp.maximum(lengths, 1.0), phrase_gains=phrases)
+
+
+def _records(pairs: Pairs, lengths, objective: Objective, mean) -> dict[str, jax.Array]:
+    """Metrics of the pairs."""
+    policy, reference = pairs.policy, pairs.reference
+    # Losses that know no reference reward the mean log-probability.
+    per_token = set(objective.terms) <= set(WITHOUT_REFERENCE)
+    rewards = objective.beta * (policy / pairs.lengths if per_token else pairs.gains)
+    metrics = {
+        "rewards/chosen": mean(rewards[..., 0]),
+        "rewards/rejected": mean(rewards[..., 1]),
+        "rewards/margins": mean(rewards[..., 0] - rewards[..., 1]),
+        "rewards/accuracies": mean((rewards[..., 0] > rewards[..., 1]).astype(jnp.float32)),
+        "logps/chosen": mean(policy[..., 0]),
+        "logps/rejected": mean(policy[..., 1]),
+        "lengths/rejected": mean(lengths[..., 1]),
+    }
+    if objective.uses_reference:
         metrics |= {
-            "losses/dpo": losses,
-            "rewards/chosen": mean(rewards[..., 0]),
-            "rewards/rejected": mean(rewards[..., 1]),
-            "rewards/margins": mean(rewards[..., 0] - rewards[..., 1]),
-            "rewards/accuracies": mean((rewards[..., 0] > rewards[..., 1]).astype(jnp.float32)),
-            "logps/chosen": mean(policy[..., 0]),
-            "logps/rejected": mean(policy[..., 1]),
             "ref_logps/chosen": mean(reference[..., 0]),
             "ref_logps/rejected": mean(reference[..., 1]),
             # The answers are samples of the reference: an estimate of KL(reference || policy) per
             # answer.
             "kl/chosen": mean(reference[..., 0] - policy[..., 0]),
             "kl/rejected": mean(reference[..., 1] - policy[..., 1]),
-            "lengths/rejected": mean(lengths[..., 1]),
         }
-    return loss, metrics | {"losses/total": loss}
+    return metrics

@@ -54,7 +54,7 @@ def run(
         state: on the mesh; donated.
         batches: this host's part of every batch, standing where the state stands.
         pairs: of the shards, to name them by `pair_index`.
-        reference: float32 `[pairs, 2]` by `pair_index`, None if the objective needs none.
+        reference: float32 `[pairs, 2 or 4]` by `pair_index`, None if the objective needs no cache.
         mesh: devices.
         checkpoints: where to save.
         meta: saved with every checkpoint.

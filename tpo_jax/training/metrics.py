@@ -43,14 +43,7 @@ class MetricsWriter:
 class Progress:
     """The console's line: step, time left, and the few numbers one looks at."""
 
-    SHOWN = (
-        "losses/total",
-        "losses/dpo",
-        "losses/sft",
-        "rewards/margins",
-        "rewards/accuracies",
-        "pairs/s",
-    )
+    SHOWN = ("rewards/margins", "rewards/accuracies", "pairs/s")
 
     def __init__(self, first_step: int, num_steps: int):
         self._first, self._num_steps, self._start = first_step, num_steps, time.monotonic()
@@ -59,9 +52,10 @@ class Progress:
         """Prints one line on standard error."""
         per_step = (time.monotonic() - self._start) / max(step - self._first, 1)
         left = int(per_step * (self._num_steps - step))
+        losses = ["losses/total", *sorted(n for n in scalars if n.startswith("losses/"))]
         shown = "  ".join(
             f"{n.removeprefix('losses/').removeprefix('rewards/')} {scalars[n]:.4g}"
-            for n in self.SHOWN
+            for n in dict.fromkeys([*losses, *self.SHOWN])
             if n in scalars
         )
         eta = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"

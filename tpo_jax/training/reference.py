@@ -50,7 +50,7 @@ def cache_path(directory: Path, key: dict) -> Path:
 
 
 def load(path: Path, key: dict, num_pairs: int) -> np.ndarray:
-    """float32 `[num_pairs, 2]` of a cache file.
+    """float32 `[num_pairs, 2]` of a cache file, `[num_pairs, 4]` with phrases (`compute`).
 
     Raises:
         InputError: unreadable, or computed under another key; the message names what differs.
@@ -66,7 +66,7 @@ def load(path: Path, key: dict, num_pairs: int) -> np.ndarray:
             f"{path}: stale, computed with other {', '.join(differs)}; remove it or leave "
             "data.reference empty to compute the right one"
         )
-    if logps.shape != (num_pairs, 2):
+    if len(logps) != num_pairs:
         raise InputError(f"{path}: holds {logps.shape[0]} pairs, the shards {num_pairs}")
     return logps
 
@@ -81,22 +81,27 @@ def compute(
     """Scores every pair once.
 
     Args:
-        score: `(params, batch)` to float32 `[B, Q, 2]`.
+        score: `(params, batch)` to float32 `[B, Q, 2]`, or `[B, Q, 4]` with the sums over the
+            phrases of both answers behind.
         params: of the reference.
         batches: global batches that hold every pair; `pair_index` is -1 for padding.
         num_pairs: pairs in the shards.
         mesh: of the batches.
 
     Returns:
-        float32 `[num_pairs, 2]`, the same on all hosts; NaN for pairs that no batch held.
+        float32 `[num_pairs, 2 or 4]`, the same on all hosts; NaN for pairs that no batch held.
     """
     everywhere = jax.NamedSharding(mesh, P())
     jitted = jax.jit(lambda p, b: (score(p, b), b["pair_index"]), out_shardings=everywhere)
-    logps = np.full((num_pairs, 2), np.nan, np.float32)
+    logps = None
     with jax.set_mesh(mesh):
         for batch in batches:
             values, index = jax.device_get(jitted(params, batch))
+            if logps is None:
+                logps = np.full((num_pairs, values.shape[-1]), np.nan, np.float32)
             logps[index[index >= 0]] = values[index >= 0]
+    if logps is None:
+        raise ValueError("no batch to score")
     return logps
 
 

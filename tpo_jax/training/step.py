@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from tpo_jax.errors import InputError
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.qwen2 import remat_policy
 from tpo_jax.models.vlm import bind, cast
-from tpo_jax.objectives.preference import Objective, denominators, tpo_loss
+from tpo_jax.objectives.preference import Objective, denominators, mean_gains, tpo_loss
 from tpo_jax.parallel.attention import BACK_ENDS
 
 DTYPES = ("bfloat16", "float32")
@@ -57,42 +58,45 @@ def make_step(
         optimizer: of the trainable parameters.
     """
 
-    def loss_fn(trainable, frozen, batch, totals):
-        params = cast(trainable | frozen, compute.dtype)
-        logps = bind(model, params).token_logps(
+    def token_logps(trainable, frozen, batch):
+        return bind(model, cast(trainable | frozen, compute.dtype)).token_logps(
             batch,
             remat=compute.remat,
             chunk=compute.head_chunk,
             freeze_tower="tower" in frozen,
             attention=compute.attention,
         )
-        reference = batch.get("reference_logps")
-        return tpo_loss(logps, batch["target_mask"], reference, objective, totals)
+
+    def loss_fn(trainable, frozen, batch, totals):
+        return tpo_loss(
+            token_logps(trainable, frozen, batch),
+            batch["target_mask"],
+            batch.get("reference_logps"),
+            objective,
+            totals,
+            batch.get("phrase_mask"),
+        )
 
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
     def step(state, batch):
         totals = denominators(batch["target_mask"])
 
+        def gains(part):
+            logps = token_logps(state["params"], state["frozen"], part)
+            return mean_gains(logps, part["target_mask"], part.get("reference_logps"), totals)
+
         def micro(part):
             (_, metrics), grads = gradient(state["params"], state["frozen"], part, totals)
             return grads, metrics
 
-        n = compute.micro_batches
-        if n == 1:
+        if compute.micro_batches == 1:
             grads, metrics = micro(batch)
         else:
-            # Strided split: every device keeps rows of its own in every micro-batch.
-            parts = jax.tree.map(
-                lambda x: x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1), batch
-            )
-            zeros = jax.tree.map(
-                lambda x: jnp.zeros(x.shape, x.dtype),
-                jax.eval_shape(micro, jax.tree.map(lambda x: x[0], parts)),
-            )
-            (grads, metrics), _ = jax.lax.scan(
-                lambda total, part: (jax.tree.map(jnp.add, total, micro(part)), None), zeros, parts
-            )
+            if objective.uses_mean_gains:
+                # Every part's loss depends on the whole batch: one more forward pass.
+                totals["mean_gains"] = sum_over_parts(gains, batch, compute.micro_batches)
+            grads, metrics = sum_over_parts(micro, batch, compute.micro_batches)
 
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], updates)
@@ -111,15 +115,32 @@ def make_step(
     return step
 
 
+def sum_over_parts(function: Callable[[dict], Any], batch: dict, n: int) -> Any:
+    """Sum of a function's values over `n` micro-batches of a batch, one after the other."""
+    # Strided split: every device keeps rows of its own in every micro-batch.
+    parts = jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts)),
+    )
+    return jax.lax.scan(
+        lambda total, part: (jax.tree.map(jnp.add, total, function(part)), None), zeros, parts
+    )[0]
+
+
 def make_scorer(model: ModelConfig, compute: Compute) -> Callable[[dict, dict], jax.Array]:
     """Builds `score(params, batch) -> float32 [B, Q, A]`, summed log-probabilities of every
-    answer.
+    answer; `[B, Q, 2 * A]`, the sums over their phrases behind, of a batch with `phrase_mask`.
     """
 
     def score(params, batch):
         logps = bind(model, cast(params, compute.dtype)).token_logps(
             batch, chunk=compute.head_chunk, attention=compute.attention
         )
-        return logps.sum(-1)
+        phrases = [batch["phrase_mask"]] if "phrase_mask" in batch else []
+        sums = [logps.sum(-1), *(jnp.where(mask, logps, 0.0).sum(-1) for mask in phrases)]
+        return jnp.concatenate(sums, axis=-1)
 
     return score
