@@ -64,7 +64,9 @@ def base() -> ConfigDict:
 
 
 def apply_variant(config: ConfigDict, variant: str | None) -> ConfigDict:
-    """The paper's baselines and ablations, as changes of the full method.
+    """The paper's baselines and ablations and its peers, as changes of the full method.
+
+    `docs/objectives.md` says where the numbers come from.
 
     Raises:
         ValueError: no such variant.
@@ -78,9 +80,24 @@ def apply_variant(config: ConfigDict, variant: str | None) -> ConfigDict:
     elif variant == "sft_self":
         config.objective.dpo_weight = 0.0
         config.objective.alpha = 1.0
+    elif variant == "hound_dpo":
+        config.objective.beta = 0.1
+        config.objective.alpha = 0.0
+        config.train.learning_rate = 5e-7
+        config.train.num_epochs = 3
+        config.train.freeze = ()
+    elif variant == "rrpo":
+        config.objective.loss = "rrpo"
+        config.objective.beta = 0.1
+        config.objective.alpha = 0.0
+        config.objective.token_kl = 0.01
+    elif variant == "leanpo":
+        config.objective.loss = "leanpo"
+        config.objective.beta = 2.0
+        config.objective.alpha = 0.0
     elif variant not in (None, "", "tpo"):
         raise ValueError(
-            f"unknown variant {variant!r}; there are tpo, localized_only, comprehensive_only, dpo "
-            "and sft_self"
+            f"unknown variant {variant!r}; there are tpo, localized_only, comprehensive_only, dpo, "
+            "sft_self, hound_dpo, rrpo and leanpo"
         )
     return config

@@ -4,7 +4,8 @@ python -m tpo_jax.train --config=configs/longva_tpo.py --workdir=DIR \
   --config.model.checkpoint=LongVA-7B --config.data.shards=SHARDS
 
 Variants: `:localized_only` and `:comprehensive_only` (Table 4), `:dpo` (no supervised term) and
-`:sft_self` (supervised on the chosen answers; Table 1). Not run at 7B yet: no score to report.
+`:sft_self` (supervised on the chosen answers; Table 1); peers: `:hound_dpo`, `:rrpo` and `:leanpo`
+(`docs/objectives.md`). Not run at 7B yet: no score to report.
 """
 
 from configs import common

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -10,18 +11,24 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from configs import common, llava_video_tpo, longva_tpo, tiny
 from tests.tiny_run import tiny_config
 from tpo_jax import train as door
 from tpo_jax.data.pipeline import DataConfig
+from tpo_jax.objectives.losses import LOSSES
 from tpo_jax.objectives.preference import Objective
 from tpo_jax.parallel.mesh import AXES
 from tpo_jax.training.step import Compute
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs/configs.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| `(\w+\.\w+)`( \*)? \| `(.*?)` \| (.+?) \|$", TEXT, re.MULTILINE)
-VARIANTS = ("tpo", "localized_only", "comprehensive_only", "dpo", "sft_self")
+VARIANTS = (
+    *("tpo", "localized_only", "comprehensive_only", "dpo", "sft_self"),
+    *("hound_dpo", "rrpo", "leanpo"),
+)
 
 
 def flat(config: ml_collections.ConfigDict) -> dict:
@@ -55,8 +62,52 @@ def test_variants_change_what_their_name_says(file):
     assert changed["comprehensive_only"] == {"data.mixing": (0.0, 1.0)}
     assert changed["dpo"] == {"objective.alpha": 0.0}
     assert changed["sft_self"]["objective.dpo_weight"] == 0.0
+    for variant in ("rrpo", "leanpo"):
+        assert changed[variant]["objective.loss"] == variant
+        assert all(name.startswith("objective.") for name in changed[variant])
+        assert flat(file.get_config(variant))["objective.alpha"] == 0.0
+    assert changed["rrpo"]["objective.token_kl"] == 0.01
+    assert (
+        changed["hound_dpo"].items()
+        >= {
+            "objective.alpha": 0.0,
+            "train.learning_rate": 5e-7,
+            "train.freeze": (),
+        }.items()
+    )
+    for variant in VARIANTS:
+        Objective(**file.get_config(variant).objective)
     with pytest.raises(ValueError, match="unknown variant 'other'; there are tpo, "):
         file.get_config("other")
+
+
+COMMANDS = re.findall(
+    r"^python -m tpo_jax\.train ((?:.+\\\n)*.+)$",
+    (Path(__file__).resolve().parents[1] / "docs/objectives.md").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_objectives_parse(command, monkeypatch):
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    arguments = shlex.split(command.replace("\\\n", ""))
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])  # where it looks for the overrides
+    assert values(sys.argv) == ["train"]
+    objective = Objective(**config.value.objective)
+    for name, value in re.findall(r"objective\.(\w+)=(\S+)", " ".join(arguments)):
+        found = getattr(objective, name)
+        assert found == type(found)(value if name == "loss" else ast.literal_eval(value))
+
+
+def test_every_loss_has_a_row_and_a_command():
+    text = (Path(__file__).resolve().parents[1] / "docs/objectives.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \| .* \|.*arxiv\.org.*\|$", text, re.MULTILINE) == [*LOSSES]
+    commands = " ".join(COMMANDS)
+    assert all(name in commands for name in LOSSES)
 
 
 def test_papers_settings():

@@ -213,6 +213,30 @@ def test_supervised_training_reads_chosen_answers_only(supervised, tmp_path, mon
     assert not [name for name in records[0] if "rejected" in name or "rewards" in name]
 
 
+@pytest.mark.parametrize("token_kl", [0.0, 0.1])
+def test_phrase_rewards_from_the_cache_and_from_a_live_reference(
+    supervised, tiny_world, tmp_path, monkeypatch, token_kl
+):
+    config, kept = supervised, []
+    config.objective.loss, config.objective.token_kl = "rrpo", token_kl
+    config.objective.dpo_weight, config.objective.alpha = 1.0, 0.0
+    config.train.num_steps, config.train.log_every = 2, 1
+    monkeypatch.setattr(reference, "save", lambda path, key, logps: kept.append(logps))
+    train(config, tmp_path)
+    first, second = metrics(tmp_path)
+    # The first step starts from the reference.
+    assert first["losses/rrpo"] == pytest.approx(np.log(2), abs=1e-5)
+    assert first["kl/chosen"] == pytest.approx(0, abs=1e-4)
+    assert second["losses/rrpo"] < first["losses/rrpo"] - 1e-3
+    if token_kl:
+        assert not kept
+        assert first["losses/token_kl"] == pytest.approx(0, abs=1e-5)
+        assert second["losses/token_kl"] > 1e-4
+    else:
+        (logps,) = kept
+        assert logps.shape[1] == 4 and np.isfinite(logps).all()
+
+
 def test_what_is_not_finite_stops_with_step_pairs_and_checkpoint(
     supervised, small_model, tiny_world, tmp_path
 ):
@@ -235,6 +259,8 @@ def test_what_is_not_finite_stops_with_step_pairs_and_checkpoint(
         ({"compute.micro_batches": 2}, "8 rows .* data.fsdp.micro_batches=16"),
         ({"compute.remat": "some"}, "compute.remat='some' is unknown"),
         ({"compute.dtype": "float8"}, "compute.dtype='float8' must be one of"),
+        ({"objective.beta": 0.0}, "objective.beta=0.0 must be above 0"),
+        ({"objective.loss": "dpo"}, "objective.loss='dpo': no loss 'dpo'; there are sigmoid"),
         ({"train.num_epochs": 0}, "one of train.num_steps and train.num_epochs"),
         ({"train.log_every": 0}, "train.log_every=0 must be above 0"),
         ({"train.freeze": ("towers",)}, "train.freeze names .'towers'."),
@@ -250,7 +276,7 @@ def test_what_is_not_finite_stops_with_step_pairs_and_checkpoint(
 def test_wrong_configs_are_named_before_anything_is_written(config, tmp_path, changes, message):
     with config.unlocked():
         config.update_from_flattened_dict(changes)
-    config.objective.dpo_weight = 0.0
+    config.objective.dpo_weight, config.objective.alpha = 0.0, 1.0
     with pytest.raises(InputError, match=message) as error:
         train(config, tmp_path)
     assert "\n" not in str(error.value)

@@ -8,12 +8,14 @@ that every other command takes. On several hosts the same command runs on each, 
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
@@ -31,7 +33,12 @@ from tpo_jax.parallel import distributed
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import check_rows, parameter_shardings, to_global
 from tpo_jax.training import loop, reference
-from tpo_jax.training.state import learning_rate_schedule, make_optimizer, new_state
+from tpo_jax.training.state import (
+    learning_rate_schedule,
+    make_optimizer,
+    new_state,
+    split_params,
+)
 from tpo_jax.training.step import Compute, make_scorer, make_step
 
 # What may differ between a checkpoint and the run that continues it: where and how fast, never
@@ -105,6 +112,12 @@ def reference_logps(config: ConfigDict, compute: Compute, model, params, pipelin
     if not path.exists():
         reference.save(path, key, logps)
     return logps
+
+
+def frozen_copy(params: dict, dtype: str) -> dict:
+    """Parameters in another dtype, on the same devices, that outlive a donation of these."""
+    copy = lambda p: jax.tree.map(lambda x: jnp.array(x, dtype, copy=True), p)  # noqa: E731
+    return jax.jit(copy, out_shardings=jax.tree.map(lambda x: x.sharding, params))(params)
 
 
 def check_same_run(saved: dict, meta: dict) -> None:
@@ -200,7 +213,10 @@ def train(config: ConfigDict, workdir: Path) -> Path | None:
     with contextlib.closing(checkpoints), contextlib.closing(iter(pipeline)) as batches:
         if saved := checkpoints.latest_meta():
             check_same_run(saved, meta)
-        if objective.uses_reference:
+        if objective.uses_live_reference:
+            trained, _ = split_params(params, freeze)
+            step = functools.partial(step, reference=frozen_copy(trained, compute.dtype))
+        elif objective.uses_reference:
             logps = reference_logps(config, compute, model, params, pipeline, mesh, key)
         if saved:
             del params  # the state that is read takes their place on the devices

@@ -7,6 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tpo_jax.data import images, preparation, prompts, sampling
+from tpo_jax.data.phrases import phrase_mask
 from tpo_jax.data.pipeline import DataConfig, Pipeline
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import PRESETS, preset, visual_tokens
@@ -187,6 +188,15 @@ def test_supervised_training_has_the_chosen_answer_only(config, tokenizer):
     width = one["input_ids"].shape[-1]
     assert one["input_ids"].shape[2] == 1
     assert (one["target_ids"] == both["target_ids"][:, :, :1, :width]).all()
+
+
+def test_phrases_are_where_the_answers_differ(config, tokenizer):
+    batch = make(config, tokenizer, phrases=True)[0]
+    assert "phrase_mask" not in make(config, tokenizer)[0]
+    expected = phrase_mask(batch["target_ids"], batch["target_mask"])
+    assert (batch["phrase_mask"] == expected).all() and expected.any()
+    with pytest.raises(InputError, match="data.phrases needs data.answers=2"):
+        make(config, tokenizer, phrases=True, answers=1)
 
 
 def test_missing_frames_leave_their_tokens_out(config, tokenizer):

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from tests.batches import SMALL, random_batch
+from tpo_jax.data.phrases import phrase_mask
 from tpo_jax.models import classic
 from tpo_jax.models.vlm import bind, init_params
 from tpo_jax.objectives.preference import Objective, denominators, tpo_loss
@@ -75,6 +76,74 @@ def test_shared_prefix_equals_two_rows(shape, freeze):
     )
     np.testing.assert_allclose(fast[0], slow[0], atol=1e-5)
     assert_same(fast[1], slow[1])
+
+
+# Every path of the step beyond sigmoid DPO: reference-free, a mean over the batch, phrases, and a
+# live reference.
+MIXED = Objective(0.3, 0.5, 0.8, loss="0.5*ipo+kto_pair+rrpo+0.3*orpo", token_kl=0.2)
+LEAN = Objective(2.0, 0.0, loss="leanpo", label_smoothing=0.1)
+
+
+@functools.cache
+def other_weights():
+    trainable, _ = split_params(params(), ("tower",))
+    noise = np.random.default_rng(1)
+    return jax.tree.map(lambda x: x * noise.normal(1, 0.2, x.shape).astype(np.float32), trainable)
+
+
+def pairs_batch(objective):
+    batch = random_batch(B=4, Q=2, absent=True)
+    del batch["reference_logps"]
+    if objective.uses_phrases:
+        batch["phrase_mask"] = phrase_mask(batch["target_ids"], batch["target_mask"])
+    return jax.tree.map(jnp.asarray, batch)
+
+
+@functools.cache
+def classic_gradient(objective):
+    """Loss and gradient from whole distributions of the two-row layout."""
+    batch = pairs_batch(objective)
+    trainable, frozen = split_params(params(), ("tower",))
+    mask, chosen = batch["target_mask"], batch["target_mask"][:, :, 0]
+    optional = {}
+    if objective.uses_live_reference:
+        reference = bind(SMALL, other_weights() | frozen)
+        anchor = jax.jit(lambda b: classic.log_probabilities(reference, b))(batch)
+        taken = jnp.take_along_axis(anchor, batch["target_ids"][..., None], -1)[..., 0]
+        sums = [jnp.where(m, taken, 0.0).sum(-1) for m in (mask, batch["phrase_mask"])]
+        optional = {"phrase_mask": batch["phrase_mask"]}
+
+    def loss(trainable):
+        logps = classic.log_probabilities(bind(SMALL, trainable | frozen), batch)
+        taken = jnp.take_along_axis(logps, batch["target_ids"][..., None], -1)[..., 0]
+        reference = None
+        if optional:
+            reference = jnp.concatenate(sums, -1)
+            kl = (jnp.exp(anchor) * (anchor - logps)).sum(-1)[:, :, 0]
+            optional["token_kl"] = jnp.where(chosen, kl, 0.0)
+        return tpo_loss(
+            jnp.where(mask, taken, 0.0), mask, reference, objective, denominators(mask), **optional
+        )[0]
+
+    return jax.jit(jax.value_and_grad(loss))(trainable)
+
+
+PARTS = Compute("float32", micro_batches=2, head_chunk=4)
+
+
+@pytest.mark.parametrize(("objective", "compute"), [(MIXED, EXACT), (MIXED, PARTS), (LEAN, PARTS)])
+def test_any_objective_equals_two_rows(objective, compute):
+    optimizer = optax.sgd(1.0)
+    before, _ = split_params(params(), ("tower",))
+    state = new_state(params(), optimizer, ("tower",))
+    step = jax.jit(make_step(SMALL, objective, compute, optimizer))
+    reference = other_weights() if objective.uses_live_reference else None
+    after, metrics = step(state, pairs_batch(objective), reference)
+    loss, gradient = classic_gradient(objective)
+    np.testing.assert_allclose(metrics["losses/total"], loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-5)
+    moved = jax.tree.map(lambda a, b: a - b, before, after["params"])
+    assert_same(moved, gradient, 2e-5)  # the difference of weights rounds once more
 
 
 def test_padding_changes_nothing():

@@ -24,6 +24,15 @@ def token_logps(
     Returns:
         float32 `[B, Q, A, R]`, zero where `target_mask` is false.
     """
+    logps = log_probabilities(model, batch, remat=remat, freeze_tower=freeze_tower)
+    logps = jnp.take_along_axis(logps, batch["target_ids"][..., None], axis=-1)[..., 0]
+    return jnp.where(batch["target_mask"], logps, 0.0)
+
+
+def log_probabilities(
+    model: VideoLanguageModel, batch: dict, *, remat: str = "none", freeze_tower: bool = False
+) -> jax.Array:
+    """Of every token of the vocabulary, at every answer position: float32 `[B, Q, A, R, W]`."""
     B, Q, A, R = batch["input_ids"].shape
     M, P = Q * A, batch["prefix_ids"].shape[1]
 
@@ -39,6 +48,4 @@ def token_logps(
     mask = jnp.concatenate([per_answer("prefix_mask"), flat("input_mask")], axis=1)
     hidden = model.decoder.sequence(x, mask, remat=remat)
     logits = model.decoder.head(hidden).astype(jnp.float32)
-    logps = jax.nn.log_softmax(logits, axis=-1)[:, P:]
-    logps = jnp.take_along_axis(logps, flat("target_ids")[..., None], axis=-1)[..., 0]
-    return jnp.where(flat("target_mask"), logps, 0.0).reshape(B, Q, A, R)
+    return jax.nn.log_softmax(logits, axis=-1)[:, P:].reshape(B, Q, A, R, -1)

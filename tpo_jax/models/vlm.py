@@ -160,27 +160,24 @@ class VideoLanguageModel(nnx.Module):
         taken = constrain(taken, ROWS, None, WITHIN_ROW)
         return jnp.where(visual_index[..., None] >= 0, taken.astype(text.dtype), text)
 
-    def token_logps(
+    def hidden_states(
         self,
         batch: dict,
         *,
         remat: str = "none",
-        chunk: int = 0,
         freeze_tower: bool = False,
         attention: str = "auto",
     ) -> jax.Array:
-        """Log-probability of every labelled token of every continuation.
+        """What the head is applied to at every token of every continuation.
 
         Args:
             batch: see `docs/architecture.md`, "The batch".
             remat: policy name for the decoder layers.
-            chunk: response positions per application of the head, 0 for all at once; must divide
-                `R`.
             freeze_tower: see `encode_frames`.
             attention: back end of `prefix_attention`.
 
         Returns:
-            float32 `[B, Q, A, R]`, zero where `target_mask` is false.
+            `[B, Q, A, R, D]`.
         """
         B, Q, A, R = batch["input_ids"].shape
 
@@ -193,8 +190,28 @@ class VideoLanguageModel(nnx.Module):
         hidden = self.decoder.row(
             x, batch["prefix_mask"], y, flat("input_mask"), remat=remat, back_end=attention
         )
-        logps = gather_logps(hidden, self.decoder.head.kernel[...], flat("target_ids"), chunk)
-        return jnp.where(flat("target_mask"), logps, 0.0).reshape(B, Q, A, R)
+        return hidden.reshape(B, Q, A, R, -1)
+
+    def gather(self, hidden: jax.Array, batch: dict, chunk: int = 0) -> jax.Array:
+        """`token_logps` from `hidden_states`."""
+        B, Q, A, R = batch["target_ids"].shape
+        flat = hidden.reshape(B, Q * A, R, -1), batch["target_ids"].reshape(B, Q * A, R)
+        logps = gather_logps(flat[0], self.decoder.head.kernel[...], flat[1], chunk)
+        return jnp.where(batch["target_mask"], logps.reshape(B, Q, A, R), 0.0)
+
+    def token_logps(self, batch: dict, *, chunk: int = 0, **how) -> jax.Array:
+        """Log-probability of every labelled token of every continuation.
+
+        Args:
+            batch: see `docs/architecture.md`, "The batch".
+            chunk: response positions per application of the head, 0 for all at once; must divide
+                `R`.
+            **how: of `hidden_states`.
+
+        Returns:
+            float32 `[B, Q, A, R]`, zero where `target_mask` is false.
+        """
+        return self.gather(self.hidden_states(batch, **how), batch, chunk)
 
 
 @functools.cache
@@ -243,24 +260,63 @@ def gather_logps(
         float32 `[..., R]`.
     """
 
-    @jax.checkpoint
     def logps(hidden, targets):
-        logits = jnp.einsum("...d,dw->...w", hidden, head, preferred_element_type=jnp.float32)
-        logits = constrain(logits, "data", *[None] * (logits.ndim - 2), VOCABULARY)
+        logits = _logits(hidden, head)
         at_target = jnp.where(jnp.arange(head.shape[1]) == targets[..., None], logits, 0).sum(-1)
         return at_target - jax.nn.logsumexp(logits, axis=-1)
 
-    R = targets.shape[-1]
+    return _in_chunks(logps, targets.ndim - 1, chunk, hidden, targets)
+
+
+def token_divergence(
+    hidden: jax.Array,
+    head: jax.Array,
+    reference_hidden: jax.Array,
+    reference_head: jax.Array,
+    chunk: int = 0,
+) -> jax.Array:
+    """KL(reference || policy) of the next-token distributions over the whole vocabulary.
+
+    Args:
+        hidden: `[..., R, D]` of the policy.
+        head: `[D, W]` of the policy.
+        reference_hidden: `[..., R, D]` of the reference.
+        reference_head: `[D, W]` of the reference.
+        chunk: as for `gather_logps`.
+
+    Returns:
+        float32 `[..., R]`.
+    """
+
+    def divergence(hidden, reference_hidden):
+        policy = jax.nn.log_softmax(_logits(hidden, head))
+        reference = jax.nn.log_softmax(_logits(reference_hidden, reference_head))
+        return (jnp.exp(reference) * (reference - policy)).sum(-1)
+
+    return _in_chunks(divergence, hidden.ndim - 2, chunk, hidden, reference_hidden)
+
+
+def _logits(hidden, head):
+    logits = jnp.einsum("...d,dw->...w", hidden, head, preferred_element_type=jnp.float32)
+    return constrain(logits, "data", *[None] * (logits.ndim - 2), VOCABULARY)
+
+
+def _in_chunks(function, axis: int, chunk: int, *arrays: jax.Array) -> jax.Array:
+    """`function` of arrays `[..., R, ...]` with positions at `axis`, `chunk` of them at a time;
+    what it computes on the way is recomputed in the backward pass.
+    """
+    function, R = jax.checkpoint(function), arrays[0].shape[axis]
     if chunk in (0, R):
-        return logps(hidden, targets)
+        return function(*arrays)
     if R % chunk:
         raise ValueError(f"the head's chunk of {chunk} positions does not divide R={R}")
-    split = targets.shape[:-1] + (R // chunk, chunk)
     parts = jax.lax.map(
-        lambda part: logps(*part),
-        (
-            jnp.moveaxis(hidden.reshape(*split, hidden.shape[-1]), -3, 0),
-            jnp.moveaxis(targets.reshape(split), -2, 0),
-        ),
+        lambda part: function(*part),
+        [
+            jnp.moveaxis(
+                x.reshape(*x.shape[:axis], R // chunk, chunk, *x.shape[axis + 1 :]), axis, 0
+            )
+            for x in arrays
+        ],
     )
-    return jnp.moveaxis(parts, 0, -2).reshape(targets.shape)
+    return jnp.moveaxis(parts, 0, axis).reshape(arrays[0].shape[: axis + 1])

@@ -73,6 +73,13 @@ class Objective:
         return self.uses_pairs and not self.reference_free and bool(names)
 
     @property
+    def uses_live_reference(self) -> bool:
+        """Whether the reference's whole next-token distributions are needed, which no cache
+        holds.
+        """
+        return self.token_kl > 0
+
+    @property
     def uses_phrases(self) -> bool:
         """Whether it matters in which tokens the answers differ."""
         return self.uses_pairs and "rrpo" in self.terms
@@ -187,7 +194,7 @@ def tpo_loss(
         return jnp.where(present, values, 0.0).sum() / totals["pairs"]
 
     metrics["lengths/chosen"] = mean(lengths[..., 0])
-    if objective.token_kl:
+    if objective.uses_live_reference:
         if token_kl is None:
             raise ValueError("token_kl needs the divergence of every token")
         divergence = mean(token_kl.sum(-1))

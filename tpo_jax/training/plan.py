@@ -96,12 +96,18 @@ def devices_of(topology: str, slices: int = 1) -> list:
 
 
 def abstract_batch(
-    model: ModelConfig, rows: int, pairs: int, frames: int, prefix: int, response: int
+    model: ModelConfig,
+    objective: Objective,
+    rows: int,
+    pairs: int,
+    frames: int,
+    prefix: int,
+    response: int,
 ) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Shape and dtype of every array of a batch, `docs/architecture.md`."""
     B, Q, S = rows, pairs, model.tower.image_size
     texts = (B, Q, 2, response)
-    return {
+    batch: dict[str, tuple[tuple[int, ...], Any]] = {
         "frames": ((B, frames, S, S, 3), jnp.uint8),
         "prefix_ids": ((B, prefix), jnp.int32),
         "prefix_mask": ((B, prefix), jnp.bool_),
@@ -111,15 +117,27 @@ def abstract_batch(
         "target_ids": (texts, jnp.int32),
         "target_mask": (texts, jnp.bool_),
         "pair_index": ((B, Q), jnp.int32),
-        "reference_logps": ((B, Q, 2), jnp.float32),
     }
+    if objective.uses_phrases:
+        batch["phrase_mask"] = (texts, jnp.bool_)
+    if objective.uses_reference and not objective.uses_live_reference:
+        sums = 4 if objective.uses_phrases else 2
+        batch["reference_logps"] = ((B, Q, sums), jnp.float32)
+    return batch
 
 
 def minimum_flops(
-    model: ModelConfig, rows: int, pairs: int, frames: int, prefix: int, response: int
+    model: ModelConfig,
+    rows: int,
+    pairs: int,
+    frames: int,
+    prefix: int,
+    response: int,
+    live_reference: bool = False,
 ) -> float:
     """FLOPs of a step that computes nothing twice: forward once, backward twice of it, the frozen
-    tower forward only; attention causal, the head at the answers only.
+    tower forward only; attention causal, the head at the answers only. A live reference is one
+    more forward pass behind the tower.
     """
     d, t = model.decoder, model.tower
     D, C = d.width, d.head_dim
@@ -132,7 +150,8 @@ def minimum_flops(
     block = 2 * N * (4 * W**2 + 2 * W * t.mlp_width) + 4 * N**2 * W
     tower = t.layers * block + 2 * N * W * 3 * t.patch_size**2
     projector = 2 * N * (W * D + D * D)
-    return rows * (3 * (linear + attention + frames * projector) + frames * tower)
+    passes = 4 if live_reference else 3
+    return rows * (passes * (linear + attention + frames * projector) + frames * tower)
 
 
 def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
@@ -152,7 +171,7 @@ def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
     """
     devices = devices_of(topology, slices)
     mesh = make_mesh(config.mesh.to_dict(), devices)
-    compute = Compute(**config.compute)
+    objective, compute = Objective(**config.objective), Compute(**config.compute)
     if compute.attention == "auto":
         compute = dataclasses.replace(compute, attention="splash")
     pairs = config.data.pairs_per_row
@@ -186,8 +205,13 @@ def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
     sizes = (rows, pairs, frames, prefix, response)
     batch = {
         name: placed(shape, dtype, batch_sharding(mesh))
-        for name, (shape, dtype) in abstract_batch(model, *sizes).items()
+        for name, (shape, dtype) in abstract_batch(model, objective, *sizes).items()
     }
+    reference = None
+    if objective.uses_live_reference:
+        reference = jax.tree.map(
+            lambda x: placed(x.shape, jnp.dtype(compute.dtype), x.sharding), state["params"]
+        )
     chip = CHIPS[topology.split(":")[0]]
     plan = Plan(
         topology if slices == 1 else f"{slices} x {topology}",
@@ -200,15 +224,15 @@ def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
         fits=False,
         limit=chip.hbm * GIB,
         peak=0.0,
-        minimum_flops=minimum_flops(model, *sizes),
+        minimum_flops=minimum_flops(model, *sizes, objective.uses_live_reference),
     )
     with jax.set_mesh(mesh):
         step = jax.jit(
-            make_step(model, Objective(**config.objective), compute, optimizer),
+            make_step(model, objective, compute, optimizer),
             donate_argnums=0,
             out_shardings=(shardings, jax.NamedSharding(mesh, jax.P())),
         )
-        lowered = step.lower(state, batch)
+        lowered = step.lower(state, batch, reference)
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:

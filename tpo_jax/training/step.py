@@ -11,7 +11,7 @@ import optax
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.qwen2 import remat_policy
-from tpo_jax.models.vlm import bind, cast
+from tpo_jax.models.vlm import bind, cast, token_divergence
 from tpo_jax.objectives.preference import Objective, denominators, mean_gains, tpo_loss
 from tpo_jax.parallel.attention import BACK_ENDS
 
@@ -45,11 +45,14 @@ def make_step(
     objective: Objective,
     compute: Compute,
     optimizer: optax.GradientTransformation,
-) -> Callable[[dict, dict], tuple[dict, dict]]:
-    """Builds `step(state, batch) -> (state, metrics)`, ready for `jax.jit` with the state donated.
+) -> Callable[..., tuple[dict, dict]]:
+    """Builds `step(state, batch, reference=None) -> (state, metrics)`, ready for `jax.jit` with the
+    state donated.
 
     Gradients, their sum over micro-batches and the optimizer are float32. The loss of every
     micro-batch is its share of the whole batch's means, so accumulation equals the full batch.
+    `reference` holds what is trained as it was at the beginning, for an objective that uses it
+    live; it runs in every step, instead of the cache.
 
     Args:
         model: config of the model.
@@ -58,36 +61,54 @@ def make_step(
         optimizer: of the trainable parameters.
     """
 
-    def token_logps(trainable, frozen, batch):
-        return bind(model, cast(trainable | frozen, compute.dtype)).token_logps(
+    def forward(trainable, frozen, batch, reference):
+        """What the loss reads of a batch, the arguments of `tpo_loss`."""
+        policy = bind(model, cast(trainable | frozen, compute.dtype))
+        hidden = policy.hidden_states(
             batch,
             remat=compute.remat,
-            chunk=compute.head_chunk,
             freeze_tower="tower" in frozen,
             attention=compute.attention,
         )
+        found = {
+            "token_logps": policy.gather(hidden, batch, compute.head_chunk),
+            "target_mask": batch["target_mask"],
+            "reference": batch.get("reference_logps"),
+            "phrase_mask": batch.get("phrase_mask"),
+        }
+        if objective.uses_live_reference:
+            other = bind(model, cast(reference | frozen, compute.dtype))
+            states = other.hidden_states(batch, attention=compute.attention)
+            logps = other.gather(states, batch, compute.head_chunk)
+            divergence = token_divergence(
+                hidden[:, :, 0],
+                policy.decoder.head.kernel[...],
+                states[:, :, 0],
+                other.decoder.head.kernel[...],
+                compute.head_chunk,
+            )
+            found["reference"] = answer_sums(logps, batch)
+            found["token_kl"] = jnp.where(batch["target_mask"][:, :, 0], divergence, 0.0)
+        return found
 
-    def loss_fn(trainable, frozen, batch, totals):
-        return tpo_loss(
-            token_logps(trainable, frozen, batch),
-            batch["target_mask"],
-            batch.get("reference_logps"),
-            objective,
-            totals,
-            batch.get("phrase_mask"),
-        )
+    def loss_fn(trainable, frozen, batch, totals, reference):
+        found = forward(trainable, frozen, batch, reference)
+        return tpo_loss(objective=objective, totals=totals, **found)
 
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def step(state, batch):
+    def step(state, batch, reference=None):
         totals = denominators(batch["target_mask"])
+        weights = state["params"], state["frozen"]
 
         def gains(part):
-            logps = token_logps(state["params"], state["frozen"], part)
-            return mean_gains(logps, part["target_mask"], part.get("reference_logps"), totals)
+            found = forward(*weights, part, reference)
+            return mean_gains(
+                found["token_logps"], found["target_mask"], found["reference"], totals
+            )
 
         def micro(part):
-            (_, metrics), grads = gradient(state["params"], state["frozen"], part, totals)
+            (_, metrics), grads = gradient(*weights, part, totals, reference)
             return grads, metrics
 
         if compute.micro_batches == 1:
@@ -115,6 +136,16 @@ def make_step(
     return step
 
 
+def answer_sums(token_logps: jax.Array, batch: dict) -> jax.Array:
+    """`[B, Q, A, R]` to sums `[B, Q, A]` over answers; `[B, Q, 2 * A]`, sums over their phrases
+    behind, for a batch with `phrase_mask`.
+    """
+    sums = [token_logps.sum(-1)]
+    if "phrase_mask" in batch:
+        sums.append(jnp.where(batch["phrase_mask"], token_logps, 0.0).sum(-1))
+    return jnp.concatenate(sums, axis=-1)
+
+
 def sum_over_parts(function: Callable[[dict], Any], batch: dict, n: int) -> Any:
     """Sum of a function's values over `n` micro-batches of a batch, one after the other."""
     # Strided split: every device keeps rows of its own in every micro-batch.
@@ -131,16 +162,12 @@ def sum_over_parts(function: Callable[[dict], Any], batch: dict, n: int) -> Any:
 
 
 def make_scorer(model: ModelConfig, compute: Compute) -> Callable[[dict, dict], jax.Array]:
-    """Builds `score(params, batch) -> float32 [B, Q, A]`, summed log-probabilities of every
-    answer; `[B, Q, 2 * A]`, the sums over their phrases behind, of a batch with `phrase_mask`.
-    """
+    """Builds `score(params, batch)`: log-probabilities, summed as `answer_sums` does."""
 
     def score(params, batch):
         logps = bind(model, cast(params, compute.dtype)).token_logps(
             batch, chunk=compute.head_chunk, attention=compute.attention
         )
-        phrases = [batch["phrase_mask"]] if "phrase_mask" in batch else []
-        sums = [logps.sum(-1), *(jnp.where(mask, logps, 0.0).sum(-1) for mask in phrases)]
-        return jnp.concatenate(sums, axis=-1)
+        return answer_sums(logps, batch)
 
     return score
