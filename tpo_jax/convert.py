@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from tpo_jax.checkpoints import huggingface_export as export
-from tpo_jax.checkpoints.models import KEPT, Loaded, is_native, load_model, save_model
+from tpo_jax.checkpoints.models import KEPT, Loaded, is_native, open_model, save_model
 from tpo_jax.data.prompts import load_tokenizer
 from tpo_jax.errors import InputError, run_door
 from tpo_jax.models.config import NEWLINES, POOLINGS
@@ -64,22 +64,22 @@ def main() -> None:
         raise InputError(f"--{min(settings)} is for Hugging Face input; {source} is native")
     if not native and _DTYPE.value:
         raise InputError(f"--dtype is for native input; {source} is a Hugging Face checkpoint")
-    loaded = load_model(source, dtype=None, **settings)
-    _check_tokenizer(loaded)
+    opened = open_model(source, **settings)
+    _check_tokenizer(opened)
     if native:
-        _export(source, output, loaded)
+        _export(source, output, opened)
     else:
-        save_model(output, loaded.config, loaded.params, source)
+        save_model(output, opened.config, opened.params, source)
     print(output)
 
 
-def _check_tokenizer(loaded: Loaded) -> None:
-    directory = loaded.tokenizer_directory
+def _check_tokenizer(opened: Loaded) -> None:
+    directory = opened.tokenizer_directory
     if (directory / "tokenizer.json").is_file():
-        load_tokenizer(directory, loaded.config.decoder.vocab_size)
+        load_tokenizer(directory, opened.config.decoder.vocab_size)
 
 
-def _export(source: Path, output: Path, loaded: Loaded) -> None:
+def _export(source: Path, output: Path, opened: Loaded) -> None:
     temporary = output.with_name(f".{output.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -87,7 +87,7 @@ def _export(source: Path, output: Path, loaded: Loaded) -> None:
         export.copy_files(source, temporary, export.SIDE_FILES)
         kept = source / KEPT
         export.export_model(
-            temporary, loaded.config, loaded.params, kept if kept.is_dir() else None, _DTYPE.value
+            temporary, opened.config, opened.params, kept if kept.is_dir() else None, _DTYPE.value
         )
         temporary.rename(output)
     except BaseException:

@@ -78,7 +78,7 @@ def test_refuses_to_replace_something_else(tmp_path, params):
 
 def test_failed_save_leaves_nothing(tmp_path, params):
     class Stubborn:
-        shape = params["newline"].shape
+        shape, dtype = params["newline"].shape, params["newline"].dtype
 
     with pytest.raises(ValueError):
         save_model(tmp_path / "model", CONFIG, {**params, "newline": Stubborn()}, None)

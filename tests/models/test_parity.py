@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from tests import originals
-from tpo_jax.checkpoints.huggingface import table
-from tpo_jax.checkpoints.huggingface_export import tensor_reader
+from tpo_jax.checkpoints.huggingface import flatten, table
+from tpo_jax.checkpoints.huggingface_export import to_torch
 from tpo_jax.checkpoints.models import load_model
 from tpo_jax.models import vlm
 from tpo_jax.models.config import visual_tokens
@@ -237,7 +237,10 @@ def test_loss_and_gradients(family, agree, record_property):
         for leaf in table(config).values()
         for name in leaf.names
     }
-    read = tensor_reader(config, jax.tree.map(np.asarray, gradients), None)
+    leaves, ours = flatten(gradients), {}
+    for path, leaf in table(config).items():
+        tensors = to_torch(leaf, np.asarray(leaves[path]), config.tower)
+        ours |= dict(zip(leaf.names, tensors, strict=True))
     worst = (0.0, "")
     for tensor, grad in theirs.items():
         norm = grad.norm().item()
@@ -245,7 +248,7 @@ def test_loss_and_gradients(family, agree, record_property):
             # Softmax does not see a constant added to all keys: this gradient is zero but for
             # rounding, so it is measured against that of the same projection's weight.
             norm = theirs[tensor.replace("bias", "weight")].norm().item()
-        worst = max(worst, (np.linalg.norm(read(tensor) - grad.numpy()) / norm, tensor))
+        worst = max(worst, (np.linalg.norm(ours[tensor] - grad.numpy()) / norm, tensor))
     shape = f"{len(theirs)} tensors"
     record_property(
         "parity", (f"{name} gradients, over their norm", shape, float(worst[0]), GRADIENT)

@@ -4,6 +4,7 @@ One table pairs PyTorch names with parameter paths. Reading goes slice by slice,
 own part of the model and little more; no pickle is ever loaded.
 """
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable
@@ -11,19 +12,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import safetensors
 
 from tpo_jax.checkpoints import huggingface_config as hf_config
+from tpo_jax.checkpoints.safetensors_files import DTYPES, Shards
 from tpo_jax.errors import InputError
 from tpo_jax.models import vlm
 from tpo_jax.models.config import ModelConfig, TowerConfig
 
-INDEX = "model.safetensors.index.json"
 _EMBEDDING = "model.embed_tokens.weight"
 _VISION = "model.vision_tower.vision_tower.vision_model."
-DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
 
 
 class Leaf(NamedTuple):
@@ -32,6 +30,21 @@ class Leaf(NamedTuple):
     names: tuple[str, ...]
     stacked: bool
     kind: str  # same; transposed: [out, in] to [in, out]; patch: [D, 3, p, p] to [p * p * 3, D]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A parameter that is still on disk; `np.asarray` reads it.
+
+    `read` takes an index of slices, one per dimension, to that part of the parameter.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[tuple[slice, ...]], np.ndarray]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self.read((slice(None),) * len(self.shape)).astype(dtype or self.dtype, copy=False)
 
 
 def _linear(path: str, name: str) -> dict:
@@ -145,80 +158,6 @@ def _may_be_there(config: ModelConfig) -> re.Pattern:
     return re.compile("|".join(names))
 
 
-class Shards:
-    """The safetensors files of a directory, opened lazily and read by slice.
-
-    Raises:
-        InputError: no such files, a truncated one, an index that does not match them.
-    """
-
-    def __init__(self, directory: Path):
-        self.directory = directory
-        index = directory / INDEX
-        if index.is_file():
-            indexed = hf_config.read_json(index).get("weight_map")
-            if not isinstance(indexed, dict) or not all(type(f) is str for f in indexed.values()):
-                raise InputError(f"{index}: weight_map must name the file of every tensor")
-            files = sorted(set(indexed.values()))
-        else:
-            indexed, files = {}, sorted(path.name for path in directory.glob("*.safetensors"))
-        if not files:
-            raise InputError(
-                f"{directory}: no .safetensors files (pickled .bin files are never loaded; "
-                "store the weights as safetensors first)"
-            )
-        self.files: dict[str, list[str]] = {}
-        self._open = {}
-        self._of: dict[str, str] = {}
-        for file in files:
-            if Path(file).name != file or not (directory / file).is_file():
-                raise InputError(f"{index} names {file}, which does not exist")
-            try:
-                self._open[file] = safetensors.safe_open(directory / file, "numpy")
-            except (safetensors.SafetensorError, OSError) as error:
-                raise InputError(
-                    f"{directory / file}: not a whole safetensors file ({error})"
-                ) from error
-            self.files[file] = list(self._open[file].keys())
-            for name in self.files[file]:
-                if name in self._of:
-                    raise InputError(f"{directory}: {name} is in both {self._of[name]} and {file}")
-                self._of[name] = file
-        for name, file in indexed.items():
-            if self._of.get(name) != file:
-                raise InputError(f"{index} says that {name} is in {file}; it is not")
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._of
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
-        return tuple(self._slice(name).get_shape())
-
-    def dtype(self, name: str) -> str:
-        """Dtype of a tensor, as safetensors names it."""
-        return self._slice(name).get_dtype()
-
-    def metadata(self, file: str) -> dict | None:
-        """Metadata in the header of a file."""
-        return self._open[file].metadata()
-
-    def _slice(self, name):
-        return self._open[self._of[name]].get_slice(name)
-
-    def read(self, name: str, index: tuple = ()) -> np.ndarray:
-        """A tensor, or a rectangle of it.
-
-        Raises:
-            InputError: NaN or infinity in what was read.
-        """
-        file = self._open[self._of[name]]
-        values = file.get_slice(name)[index] if index else file.get_tensor(name)
-        if jnp.issubdtype(values.dtype, jnp.floating) and not np.isfinite(values).all():
-            raise InputError(f"{self.directory / self._of[name]}: {name} holds NaN or infinity")
-        return values
-
-
 def read_config(directory: Path, settings: dict) -> ModelConfig:
     """The config of a checkpoint; see `huggingface_config.to_config`."""
     shards = Shards(directory)
@@ -250,7 +189,7 @@ def check_tensors(shards: Shards, config: ModelConfig) -> list[str]:
     return unused
 
 
-def _leaf_reader(shards: Shards, leaf: Leaf, shape: tuple[int, ...], dtype) -> Callable:
+def _reader(shards: Shards, leaf: Leaf, shape: tuple[int, ...], dtype) -> Callable:
     """A function from an index into the parameter to that part of it."""
 
     def part(name, index):
@@ -260,45 +199,56 @@ def _leaf_reader(shards: Shards, leaf: Leaf, shape: tuple[int, ...], dtype) -> C
             return _to_patch_kernel(shards.read(name))[index]
         return shards.read(name, index)
 
-    @functools.cache  # devices that hold the same part share one read
-    def read(bounds):
-        index = tuple(slice(*b) for b in bounds)
+    def read(index):
         if not leaf.stacked:
             return part(leaf.names[0], index).astype(dtype)
         names = leaf.names[index[0]]
-        out = np.empty((len(names), *(b[1] - b[0] for b in bounds[1:])), dtype)
+        rest = (len(range(*s.indices(n))) for s, n in zip(index[1:], shape[1:], strict=True))
+        out = np.empty((len(names), *rest), dtype)
         for i, name in enumerate(names):
             out[i] = part(name, index[1:])
         return out
 
-    return lambda index: read(tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True)))
+    return read
 
 
 def _to_patch_kernel(weight: np.ndarray) -> np.ndarray:
     return weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0])
 
 
-def read_params(directory: Path, config: ModelConfig, shardings: dict, dtype) -> dict:
-    """Parameters as `vlm.abstract_params(config)`, each array already in its sharding.
+def open_params(directory: Path, config: ModelConfig, dtype=None) -> dict:
+    """Parameters as `vlm.abstract_params(config)`, every leaf a `Stored`.
 
     Args:
         directory: the checkpoint.
         config: from `read_config`.
-        shardings: tree of shardings.
-        dtype: of the result; None: as stored (float32 where stacked layers differ).
+        dtype: of the parameters; None: as stored (float32 where stacked layers differ).
 
     Raises:
-        InputError: a missing, unused, wrongly shaped or not finite tensor.
+        InputError: a missing, unused or wrongly shaped tensor; when read, one that is not finite.
     """
     shards = Shards(directory)
     check_tensors(shards, config)
     rows = table(config)
 
-    def load(path, abstract, sharding):
+    def stored(path, abstract):
         leaf = rows[jax.tree_util.keystr(path, simple=True, separator="/")]
-        stored = {DTYPES[shards.dtype(name)] for name in leaf.names}
-        to = dtype or (stored.pop() if len(stored) == 1 else np.float32)
-        reader = _leaf_reader(shards, leaf, abstract.shape, to)
-        return jax.make_array_from_callback(abstract.shape, sharding, reader)
+        dtypes = {DTYPES[shards.dtype(name)] for name in leaf.names}
+        own = dtypes.pop() if len(dtypes) == 1 else np.float32
+        to = np.dtype(dtype or own)
+        return Stored(abstract.shape, to, _reader(shards, leaf, abstract.shape, to))
 
-    return jax.tree_util.tree_map_with_path(load, vlm.abstract_params(config), shardings)
+    return jax.tree_util.tree_map_with_path(stored, vlm.abstract_params(config))
+
+
+def place(stored: Stored, sharding: jax.sharding.Sharding) -> jax.Array:
+    """The parameter in a sharding; a host reads the parts of its own devices."""
+
+    @functools.cache  # devices that hold the same part share one read
+    def read(bounds):
+        return stored.read(tuple(slice(*b) for b in bounds))
+
+    def part(index):
+        return read(tuple(s.indices(n)[:2] for s, n in zip(index, stored.shape, strict=True)))
+
+    return jax.make_array_from_callback(stored.shape, sharding, part)

@@ -5,26 +5,18 @@ Import then export gives the same tensors, byte by byte, under the same names an
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from tpo_jax.checkpoints import huggingface_config as hf_config
-from tpo_jax.checkpoints.huggingface import (
-    DTYPES,
-    INDEX,
-    Shards,
-    check_tensors,
-    expected_shapes,
-    flatten,
-    table,
-)
+from tpo_jax.checkpoints.huggingface import Leaf, check_tensors, expected_shapes, flatten, table
+from tpo_jax.checkpoints.safetensors_files import DTYPES, INDEX, Entry, SafetensorsWriter, Shards
 from tpo_jax.errors import InputError
-from tpo_jax.models.config import ModelConfig
+from tpo_jax.models.config import ModelConfig, TowerConfig
 
 SIDE_FILES = (
     "tokenizer.json",
@@ -53,7 +45,7 @@ def keep(source: Path, target: Path, config: ModelConfig) -> None:
     copy_tower_config(source, target)
     layout = {
         file: {
-            "metadata": shards.metadata(file),
+            "metadata": shards.metadata[file],
             "tensors": {name: shards.dtype(name) for name in names},
         }
         for file, names in shards.files.items()
@@ -78,34 +70,13 @@ def copy_tower_config(source: Path, target: Path) -> None:
         copy_files(folder, copy, ("config.json", "preprocessor_config.json"))
 
 
-def tensor_reader(config: ModelConfig, params: dict, kept: Path | None) -> Callable:
-    """A function from a PyTorch name to the tensor, in the dtype of the parameter."""
-    leaves, tower = flatten(params), config.tower
-    place = {
-        name: (path, layer, leaf)
-        for path, leaf in table(config).items()
-        for layer, name in enumerate(leaf.names)
-    }
-    unused = safetensors.safe_open(kept / "unused.safetensors", "numpy") if kept else None
-    expected = expected_shapes(config)
-
-    def read(name):
-        if name in place:
-            path, layer, leaf = place[name]
-            values = np.asarray(leaves[path])
-            values = values[layer] if leaf.stacked else values
-            if leaf.kind == "patch":
-                p = tower.patch_size
-                values = values.reshape(p, p, 3, tower.width).transpose(3, 2, 0, 1)
-            return values.T if leaf.kind == "transposed" else values
-        if unused and name in unused.keys():  # noqa: SIM118, not a mapping
-            return unused.get_tensor(name)
-        if name in expected:
-            # No output depends on it, but the original modules own it and strict loaders want it.
-            return np.zeros(expected[name], leaves["tower/position"].dtype)
-        raise InputError(f"{kept}: tensor {name} is in layout.json and nowhere else")
-
-    return read
+def to_torch(leaf: Leaf, values: np.ndarray, tower: TowerConfig) -> Iterator[np.ndarray]:
+    """The tensors of a parameter, one for each of `leaf.names`."""
+    for part in values if leaf.stacked else (values,):
+        if leaf.kind == "patch":
+            p = tower.patch_size
+            part = part.reshape(p, p, 3, tower.width).transpose(3, 2, 0, 1)
+        yield part.T if leaf.kind == "transposed" else part
 
 
 def _new_layout(config: ModelConfig, itemsize: int) -> dict:
@@ -128,27 +99,43 @@ def _new_layout(config: ModelConfig, itemsize: int) -> dict:
     }
 
 
-def _in_dtype(values: np.ndarray, recorded: str | None, forced: str | None) -> np.ndarray:
-    """In the forced dtype, or else in the recorded one if that loses nothing."""
-    if values.dtype not in DTYPES.values():
-        return values
+def _dtypes(
+    leaf: Leaf, parameter, recorded: dict[str, str | None], forced: str | None
+) -> dict[str, str]:
+    """Dtype of every tensor of a parameter: the forced one, or else the recorded one if that loses
+    nothing. The values are read only where that depends on them.
+    """
+    own = _name(parameter.dtype)
     if forced:
-        values = values.astype(forced)
-    elif recorded and recorded in DTYPES:
-        cast = values.astype(DTYPES[recorded])
-        values = cast if np.array_equal(cast.astype(values.dtype), values) else values
-    return np.ascontiguousarray(values)  # save_file writes the buffer, whatever the strides
+        return dict.fromkeys(leaf.names, _name(jnp.dtype(forced)))
+    if all(recorded[name] in (own, None) for name in leaf.names):
+        return dict.fromkeys(leaf.names, own)
+    dtypes = dict.fromkeys(leaf.names, own)
+    values = np.asarray(parameter)
+    for name, part in zip(leaf.names, values if leaf.stacked else (values,), strict=True):
+        cast = part.astype(DTYPES.get(recorded[name] or "", part.dtype))
+        if np.array_equal(cast.astype(part.dtype), part):
+            dtypes[name] = _name(cast.dtype)
+    return dtypes
+
+
+def _entry(dtype: str, shape: tuple[int, ...]) -> Entry:
+    return Entry(dtype, shape, DTYPES[dtype].itemsize)
+
+
+def _name(dtype) -> str:
+    return next(name for name, known in DTYPES.items() if known == dtype)
 
 
 def export_model(
     directory: Path, config: ModelConfig, params: dict, kept: Path | None, dtype: str | None = None
 ) -> None:
-    """Writes a Hugging Face checkpoint, one file in memory at a time.
+    """Writes a Hugging Face checkpoint, one parameter in memory at a time.
 
     Args:
         directory: where to; exists and is empty.
         config: of the model.
-        params: as `vlm.abstract_params(config)`, addressable from this process.
+        params: as `vlm.abstract_params(config)`, addressable from this process or `Stored`.
         kept: what `keep` wrote; None: the model did not come from a checkpoint, and names, files
             and `config.json` are made up as the originals would.
         dtype: of every tensor; None: the checkpoint's where that loses nothing, else the params'.
@@ -175,19 +162,48 @@ def export_model(
             own = hf_config.tower_values(config.tower)
             hf_config.write_json(directory / "vision_tower" / "config.json", own)
 
-    read = tensor_reader(config, params, kept)
-    total = 0
+    expected, rows, leaves = expected_shapes(config), table(config), flatten(params)
+    recorded = {name: t for file in layout.values() for name, t in file["tensors"].items()}
+    if missing := expected.keys() - recorded.keys():
+        raise InputError(f"{kept}/layout.json: tensor {min(missing)} has no file")
+    dtypes: dict[str, str] = {}
+    for path, leaf in rows.items():
+        dtypes |= _dtypes(leaf, leaves[path], recorded, dtype)
+    entries = {name: _entry(dtypes[name], expected[name]) for name in dtypes}
+
+    others = load_file(kept / "unused.safetensors") if kept else {}
+    for name in recorded.keys() - dtypes.keys():
+        if name not in others and name not in expected:
+            raise InputError(f"{kept}: tensor {name} is in layout.json and nowhere else")
+        if name not in others:
+            # No output depends on it, but the original modules own it and strict loaders want it.
+            others[name] = np.zeros(expected[name], leaves["tower/position"].dtype)
+        tensor, code = others[name], recorded[name]
+        if tensor.dtype in DTYPES.values():
+            others[name] = tensor = tensor.astype(dtype or tensor.dtype)
+            code = _name(tensor.dtype)
+        entries[name] = Entry(str(code), tensor.shape, tensor.itemsize)
+
+    writers: dict[str, SafetensorsWriter] = {}
     weight_map: dict[str, str] = {}
     for file, content in layout.items():
-        tensors = {
-            name: _in_dtype(read(name), recorded, dtype)
-            for name, recorded in content["tensors"].items()
-        }
-        save_file(tensors, directory / file, metadata=content["metadata"])
-        total += sum(values.nbytes for values in tensors.values())
-        weight_map |= dict.fromkeys(tensors, file)
-    missing = expected_shapes(config).keys() - weight_map.keys()
-    if missing:
-        raise InputError(f"{kept}/layout.json: tensor {min(missing)} has no file")
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        if Path(file).name != file:
+            raise InputError(f"{kept}/layout.json: {file!r} is not the name of a file")
+        inside = {name: entries[name] for name in content["tensors"]}
+        writer = SafetensorsWriter(directory / file, inside, content["metadata"])
+        writers |= dict.fromkeys(inside, writer)
+        weight_map |= dict.fromkeys(inside, file)
+    for name, tensor in others.items():
+        writers[name].write(name, tensor)
+
+    def write(leaf, values):
+        for name, part in zip(leaf.names, to_torch(leaf, values, config.tower), strict=True):
+            writers[name].write(name, part.astype(DTYPES[dtypes[name]], copy=False))
+
+    for path, leaf in rows.items():
+        write(leaf, np.asarray(leaves[path]))
+    index = {
+        "metadata": {"total_size": sum(entry.nbytes for entry in entries.values())},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
     hf_config.write_json(directory / INDEX, index)

@@ -12,9 +12,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
-from orbax.checkpoint import v1 as ocp
 
-from tpo_jax.checkpoints import huggingface
+from tpo_jax.checkpoints import huggingface, native
 from tpo_jax.checkpoints import huggingface_config as hf_config
 from tpo_jax.checkpoints import huggingface_export as export
 from tpo_jax.errors import InputError
@@ -30,8 +29,9 @@ KEPT = "huggingface"
 class Loaded:
     """A model directory's contents.
 
-    `params` is the nested dict of `vlm.abstract_params(config)`; `tokenizer_directory` is where the
-    tokenizer's files lie and what `save_model` takes as `tokenizer`.
+    `params` is the nested dict of `vlm.abstract_params(config)`, arrays from `load_model` and
+    `huggingface.Stored` from `open_model`; `tokenizer_directory` is where the tokenizer's files lie
+    and what `save_model` takes as `tokenizer`.
     """
 
     config: ModelConfig
@@ -108,47 +108,28 @@ def load_model(
     else:
         shardings = parameter_shardings(mesh, abstract)
     if is_native(directory):
-        params = _read_native(directory, config, shardings, dtype)
+        params = native.read_params(directory / "params", config, shardings, dtype)
     else:
-        params = huggingface.read_params(directory, config, shardings, dtype)
+        stored = huggingface.open_params(directory, config, dtype)
+        params = jax.tree.map(huggingface.place, stored, shardings)
     return Loaded(config, params, directory)
 
 
-def _read_native(directory: Path, config: ModelConfig, shardings: dict, dtype) -> dict:
-    folder = directory / "params"
-    if not folder.is_dir():
-        raise InputError(f"{directory}: no params/; the directory is incomplete")
-    try:
-        stored = ocp.metadata(folder).metadata
-    except ValueError as error:
-        raise InputError(f"{folder}: not a complete Orbax checkpoint") from error
-    _check_tree(str(folder), stored, config)
-    abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=s), stored, shardings
-    )
-    try:
-        params = ocp.load(folder, abstract)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{folder}: {str(error).splitlines()[0]}") from error
-    finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))(params)
-    for name, good in huggingface.flatten(finite).items():
-        if not good:
-            raise InputError(f"{folder}: parameter {name} holds NaN or infinity")
-    return params
+def open_model(directory: str | Path, **settings) -> Loaded:
+    """A model whose parameters stay on disk, in their own dtypes, until they are read.
 
+    Args:
+        directory: native or Hugging Face model directory.
+        **settings: see `load_config`.
 
-def _check_tree(where: str, params, config: ModelConfig) -> None:
-    """Raises InputError unless names and shapes are those of the config."""
-    found, wanted = (huggingface.flatten(tree) for tree in (params, vlm.abstract_params(config)))
-    for name in sorted(wanted.keys() ^ found.keys()):
-        state = "is missing" if name in wanted else "is unknown to the config"
-        raise InputError(f"{where}: parameter {name} {state}")
-    for name, leaf in wanted.items():
-        if found[name].shape != leaf.shape:
-            raise InputError(
-                f"{where}: parameter {name} has shape {found[name].shape}, "
-                f"the config says {leaf.shape}"
-            )
+    Raises:
+        InputError: what is wrong with the directory; values are checked when they are read.
+    """
+    directory = Path(directory)
+    config = load_config(directory, **settings)
+    if is_native(directory):
+        return Loaded(config, native.open_params(directory / "params", config), directory)
+    return Loaded(config, huggingface.open_params(directory, config), directory)
 
 
 def save_model(
@@ -157,12 +138,13 @@ def save_model(
     """Writes a native model directory; every process calls it, arrays may be sharded over all.
 
     Everything is written under a temporary name and renamed at the end. A native model directory of
-    the same name is replaced.
+    the same name is replaced. Parameters that are still on disk are read and written one by one.
 
     Args:
         directory: where to.
         config: of the model.
-        params: as `vlm.abstract_params(config)`, any float dtype, stored as it is.
+        params: as `vlm.abstract_params(config)`, arrays or `huggingface.Stored`, any float dtype,
+            stored as it is.
         tokenizer: directory to copy the tokenizer's files from, for instance
             `Loaded.tokenizer_directory`. If it is a model directory of the same shapes, what a
             Hugging Face export needs beyond the parameters is copied along.
@@ -175,10 +157,13 @@ def save_model(
         raise InputError(
             f"{directory} exists and is not a native model directory; choose another name"
         )
-    _check_tree("params", params, config)
+    native.check_tree("params", params, config)
     temporary = directory.with_name(f".{directory.name}.partial")
+    if jax.process_index() == 0:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a save that was killed
+    multihost_utils.sync_global_devices(f"saving {directory}")
     try:
-        ocp.save(temporary / "params", params, overwrite=True)
+        native.write_params(temporary / "params", params)
         if jax.process_index() == 0:
             values = {"format": FORMAT, "version": VERSION, "model": to_dict(config)}
             hf_config.write_json(temporary / "config.json", values)

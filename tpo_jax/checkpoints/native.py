@@ -1,0 +1,141 @@
+"""Parameters of a native model directory, `params/`: a tree of arrays, written by Orbax."""
+
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from tpo_jax.checkpoints.huggingface import Stored, flatten, place
+from tpo_jax.errors import InputError
+from tpo_jax.models import vlm
+from tpo_jax.models.config import ModelConfig
+
+# Parameters written at a time, unless one alone is larger; what is read at least, of a large one.
+_GROUP_BYTES, _CHUNK_BYTES = 2**26, 2**26
+
+
+def _metadata(folder: Path, config: ModelConfig) -> dict:
+    """Shapes and dtypes of the parameters on disk, which are those of the config."""
+    if not folder.is_dir():
+        raise InputError(f"{folder.parent}: no params/; the directory is incomplete")
+    try:
+        stored = ocp.metadata(folder).metadata
+    except ValueError as error:
+        raise InputError(f"{folder}: not a complete Orbax checkpoint") from error
+    check_tree(str(folder), stored, config)
+    return stored
+
+
+def read_params(folder: Path, config: ModelConfig, shardings: dict, dtype) -> dict:
+    """All parameters, laid out as `shardings` says; a host reads its own parts.
+
+    Args:
+        folder: what `write_params` wrote.
+        config: of the model.
+        shardings: tree of shardings.
+        dtype: of the result; None: as stored.
+
+    Raises:
+        InputError: not a complete checkpoint, not of this config, or a value that is not finite.
+    """
+    stored = _metadata(folder, config)
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=s), stored, shardings
+    )
+    params = _restore(folder, abstract)
+    finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))(params)
+    for name, good in flatten(finite).items():
+        if not good:
+            raise InputError(f"{folder}: parameter {name} holds NaN or infinity")
+    return params
+
+
+def _restore(folder: Path, abstract: dict) -> dict:
+    """The parameters that `abstract` names, of those in the folder."""
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    try:
+        with context:
+            return ocp.load(folder, abstract)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{folder}: {str(error).splitlines()[0]}") from error
+
+
+def open_params(folder: Path, config: ModelConfig) -> dict:
+    """Parameters as `vlm.abstract_params(config)`, every leaf a `Stored`.
+
+    Raises:
+        InputError: as `read_params`; values are checked when they are read.
+    """
+
+    def stored(path, leaf):
+        def read(index):
+            abstract = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_one_device())
+            part = _restore(folder, _nested({path: abstract}))
+            values = np.asarray(flatten(part)[path])
+            if not all(np.isfinite(row).all() for row in values):
+                raise InputError(f"{folder}: parameter {path} holds NaN or infinity")
+            return values[index]
+
+        return Stored(tuple(leaf.shape), np.dtype(leaf.dtype), read)
+
+    leaves = flatten(_metadata(folder, config))
+    return _nested({path: stored(path, leaf) for path, leaf in leaves.items()})
+
+
+def _nested(leaves: dict) -> dict:
+    """The tree of leaves by path; `flatten` the other way round."""
+    tree: dict = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def check_tree(where: str, params, config: ModelConfig) -> None:
+    """Raises InputError unless names and shapes are those of the config."""
+    found, wanted = (flatten(tree) for tree in (params, vlm.abstract_params(config)))
+    for name in sorted(wanted.keys() ^ found.keys()):
+        state = "is missing" if name in wanted else "is unknown to the config"
+        raise InputError(f"{where}: parameter {name} {state}")
+    for name, leaf in wanted.items():
+        if found[name].shape != leaf.shape:
+            raise InputError(
+                f"{where}: parameter {name} has shape {found[name].shape}, "
+                f"the config says {leaf.shape}"
+            )
+
+
+def write_params(folder: Path, params: dict) -> None:
+    """Writes parameters in groups of `_GROUP_BYTES`, so that no more of what is on disk is held."""
+    context = ocp.Context()
+    context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
+    groups: list[dict] = []
+    size = _GROUP_BYTES
+    for path, leaf in flatten(params).items():
+        bytes_ = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+        if size + bytes_ > _GROUP_BYTES:
+            groups.append({})
+            size = 0
+        groups[-1][path] = leaf
+        size += bytes_
+    with context:
+        for group in groups:
+            _write_group(folder, group)
+        ocp.partial.finalize(folder)
+
+
+def _write_group(folder: Path, group: dict) -> None:
+    # Orbax writes from the buffer of a JAX array, and from a copy of a NumPy array.
+    read = {p: place(x, _one_device()) if isinstance(x, Stored) else x for p, x in group.items()}
+    ocp.partial.save(folder, _nested(read))
+
+
+def _one_device() -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -1,0 +1,152 @@
+"""Safetensors files, read slice by slice and written tensor by tensor."""
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from tpo_jax.checkpoints.huggingface_config import read_json
+from tpo_jax.errors import InputError
+
+INDEX = "model.safetensors.index.json"
+DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
+
+
+class _Tensor(NamedTuple):
+    file: str
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors names it
+
+
+class Shards:
+    """The safetensors files of a directory, read by slice.
+
+    A file is open only while it is read: its pages are given back, and a model of many files takes
+    no more memory than the part asked for.
+
+    Raises:
+        InputError: no such files, a truncated one, an index that does not match them.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        index = directory / INDEX
+        if index.is_file():
+            indexed = read_json(index).get("weight_map")
+            if not isinstance(indexed, dict) or not all(type(f) is str for f in indexed.values()):
+                raise InputError(f"{index}: weight_map must name the file of every tensor")
+            files = sorted(set(indexed.values()))
+        else:
+            indexed, files = {}, sorted(path.name for path in directory.glob("*.safetensors"))
+        if not files:
+            raise InputError(
+                f"{directory}: no .safetensors files (pickled .bin files are never loaded; "
+                "store the weights as safetensors first)"
+            )
+        self.files: dict[str, list[str]] = {}  # names in the order of their bytes
+        self.metadata: dict[str, dict | None] = {}  # of the files' headers
+        self._tensors: dict[str, _Tensor] = {}
+        for file in files:
+            if Path(file).name != file or not (directory / file).is_file():
+                raise InputError(f"{index} names {file}, which does not exist")
+            with self._open(file) as opened:
+                self.files[file], self.metadata[file] = opened.offset_keys(), opened.metadata()
+                for name in self.files[file]:
+                    if name in self:
+                        both = f"{self._tensors[name].file} and {file}"
+                        raise InputError(f"{directory}: {name} is in both {both}")
+                    part = opened.get_slice(name)
+                    self._tensors[name] = _Tensor(file, tuple(part.get_shape()), part.get_dtype())
+        for name, file in indexed.items():
+            if name not in self or self._tensors[name].file != file:
+                raise InputError(f"{index} says that {name} is in {file}; it is not")
+
+    def _open(self, file: str):
+        try:
+            return safetensors.safe_open(self.directory / file, "numpy")
+        except (safetensors.SafetensorError, OSError) as error:
+            raise InputError(
+                f"{self.directory / file}: not a whole safetensors file ({error})"
+            ) from error
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._tensors[name].shape
+
+    def dtype(self, name: str) -> str:
+        """Dtype of a tensor, as safetensors names it."""
+        return self._tensors[name].dtype
+
+    def read(self, name: str, index: tuple = ()) -> np.ndarray:
+        """A tensor, or a rectangle of it.
+
+        Raises:
+            InputError: NaN or infinity in what was read.
+        """
+        file = self._tensors[name].file
+        with self._open(file) as opened:
+            values = opened.get_slice(name)[index] if index else opened.get_tensor(name)
+        if jnp.issubdtype(values.dtype, jnp.floating) and not np.isfinite(values).all():
+            raise InputError(f"{self.directory / file}: {name} holds NaN or infinity")
+        return values
+
+
+class Entry(NamedTuple):
+    """A tensor that a file has room for."""
+
+    dtype: str  # as safetensors names it
+    shape: tuple[int, ...]
+    itemsize: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * self.itemsize
+
+
+class SafetensorsWriter:
+    """Makes a file, header first, and fills it tensor by tensor in any order.
+
+    The library's own writer wants every tensor of a file in memory at once. What is not written
+    stays zero.
+    """
+
+    def __init__(self, path: Path, entries: dict[str, Entry], metadata: dict | None):
+        """Writes the header.
+
+        Args:
+            path: of the new file.
+            entries: tensors in their order; as the library does, larger dtypes come first.
+            metadata: text by text, for the header.
+        """
+        header: dict = {"__metadata__": metadata} if metadata else {}
+        self._path, self._starts, end = path, {}, 0
+        for name in sorted(entries, key=lambda name: -entries[name].itemsize):
+            entry = entries[name]
+            self._starts[name] = end
+            end += entry.nbytes
+            header[name] = {
+                "dtype": entry.dtype,
+                "shape": entry.shape,
+                "data_offsets": [self._starts[name], end],
+            }
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        self._data = 8 + len(text)
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(self._data + end)
+
+    def write(self, name: str, values: np.ndarray) -> None:
+        """Puts a tensor, in its entry's dtype and shape, in its place."""
+        with self._path.open("r+b") as file:
+            file.seek(self._data + self._starts[name])
+            file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
