@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from configs import tiny
 from tpo_jax.data import preparation
 from tpo_jax.data.pipeline import DataConfig, Pipeline
-from tpo_jax.data.prompts import load_tokenizer
+from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.models.config import preset
 from tpo_jax.models.vlm import init_params
 from tpo_jax.objectives.preference import Objective

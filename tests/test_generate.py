@@ -10,6 +10,7 @@ from PIL import Image
 from tests.doors import ROOT, call
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.data import images, prompts, sampling
+from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.generation.generator import Generator
 from tpo_jax.models import vlm
 from tpo_jax.models.config import preset, visual_tokens
@@ -48,7 +49,7 @@ def flags(folder):
 def expected(folder):
     """Answers to both questions."""
     config, params, _ = vars(load_model(folder / "model")).values()
-    tokenizer = prompts.load_tokenizer(folder / "model")
+    tokenizer = load_tokenizer(folder / "model")
     frames, times, duration = sampling.read_frames(folder / "video", "uniform", 4)
     opening = prompts.time_opening("newline", times.tolist(), duration)
     visual = visual_tokens(config, 4)

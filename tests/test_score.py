@@ -9,6 +9,7 @@ from PIL import Image
 from tests.doors import call
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.data import images, prompts, sampling
+from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.models import classic, vlm
 from tpo_jax.models.config import preset, visual_tokens
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
@@ -46,7 +47,7 @@ def folder(tmp_path_factory):
 
 def logps(function, loaded, folder, pair):
     """[2] sums by one of the model's layouts, one pair at a time."""
-    tokenizer = prompts.load_tokenizer(folder / "model")
+    tokenizer = load_tokenizer(folder / "model")
     config = loaded.config
     frames, times, duration = sampling.read_frames(folder / "videos" / pair["video"], "uniform", 4)
     row = prompts.build_row(

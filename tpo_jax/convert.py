@@ -11,7 +11,7 @@ from absl import flags
 
 from tpo_jax.checkpoints import huggingface_export as export
 from tpo_jax.checkpoints.models import KEPT, Loaded, is_native, open_model, save_model
-from tpo_jax.data.prompts import load_tokenizer
+from tpo_jax.data.tokenizer import has_tokenizer, load_tokenizer
 from tpo_jax.errors import InputError, run_door
 from tpo_jax.models.config import NEWLINES, POOLINGS
 
@@ -74,9 +74,8 @@ def main() -> None:
 
 
 def _check_tokenizer(opened: Loaded) -> None:
-    directory = opened.tokenizer_directory
-    if (directory / "tokenizer.json").is_file():
-        load_tokenizer(directory, opened.config.decoder.vocab_size)
+    if has_tokenizer(opened.tokenizer_directory):
+        load_tokenizer(opened.tokenizer_directory, opened.config.decoder.vocab_size)
 
 
 def _export(source: Path, output: Path, opened: Loaded) -> None:

@@ -11,6 +11,7 @@ from absl import flags
 
 from tpo_jax.checkpoints.models import load_config, load_model
 from tpo_jax.data import images, prompts, sampling
+from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.data.video import VideoError
 from tpo_jax.errors import InputError, run_door
 from tpo_jax.generation.generator import Generator, check_context
@@ -47,7 +48,7 @@ def main() -> None:
     settings.check()
     questions = [prompts.strip_placeholder(prompt) for prompt in _PROMPT.value]
     config = load_config(_CHECKPOINT.value)
-    tokenizer = prompts.load_tokenizer(_CHECKPOINT.value, config.decoder.vocab_size)
+    tokenizer = load_tokenizer(_CHECKPOINT.value, config.decoder.vocab_size)
     try:
         frames, timestamps, duration = sampling.read_frames(
             _VIDEO.value, _SAMPLING.value, _NUM_FRAMES.value

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from tpo_jax.checkpoints.models import load_config, load_model
 from tpo_jax.data import images, prompts, sampling
 from tpo_jax.data.pairs import Pair, read_pairs
+from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.data.video import VideoError
 from tpo_jax.errors import InputError, run_door
 from tpo_jax.models import vlm
@@ -177,7 +178,7 @@ def main() -> None:
         more = f" (and {len(rejections) - 1} more)" if len(rejections) > 1 else ""
         raise InputError(f"{rejections[0].where}: {rejections[0].reason}{more}")
     config = load_config(_CHECKPOINT.value)
-    tokenizer = prompts.load_tokenizer(_CHECKPOINT.value, config.decoder.vocab_size)
+    tokenizer = load_tokenizer(_CHECKPOINT.value, config.decoder.vocab_size)
     read = functools.partial(
         read_row,
         config=config,

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict, config_flags
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.checkpoints.train_state import TrainCheckpoints
 from tpo_jax.data.pipeline import DataConfig, Pipeline
-from tpo_jax.data.prompts import load_tokenizer
+from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, run_door
 from tpo_jax.models.config import ModelConfig, preset, to_dict
 from tpo_jax.models.vlm import init_params
@@ -77,7 +77,7 @@ def load_weights(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[ModelConf
     return model, jax.jit(init, out_shardings=shardings)(), Path(given.tokenizer)
 
 
-def identity(config: ConfigDict, model: ModelConfig, params, pipeline: Pipeline, tokenizer: Path):
+def identity(config: ConfigDict, model: ModelConfig, params, pipeline: Pipeline):
     """What a run's numbers depend on beyond its config: hashes of weights, shards and texts."""
     data = pipeline.config
     return {
@@ -87,7 +87,7 @@ def identity(config: ConfigDict, model: ModelConfig, params, pipeline: Pipeline,
         "pairs": hashlib.sha256(pipeline.pairs.tobytes()).hexdigest(),
         "sampling": [data.sampling, data.num_frames],
         "template": [data.time_instruction, data.pairs_per_row > 1],
-        "tokenizer": hashlib.sha256((tokenizer / "tokenizer.json").read_bytes()).hexdigest(),
+        "tokenizer": hashlib.sha256(pipeline.tokenizer.to_str().encode()).hexdigest(),
         "dtype": config.compute.dtype,
     }
 
@@ -202,7 +202,7 @@ def train(config: ConfigDict, workdir: Path) -> Path | None:
         out_shardings=(shardings, jax.NamedSharding(mesh, jax.P())),
     )
 
-    key, logps = identity(config, model, params, pipeline, tokenizer), None
+    key, logps = identity(config, model, params, pipeline), None
     meta = {"config": json.loads(config.to_json_best_effort()), "identity": key}
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = TrainCheckpoints(

@@ -1,4 +1,4 @@
-"""Tokenizer, chat template and labels: texts become the prefix and the continuations of a row.
+"""Chat template and labels: texts become the prefix and the continuations of a row.
 
 The template is `qwen_1_5` of the originals, rendered around one visual placeholder:
 
@@ -11,17 +11,16 @@ label in the prompt.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from tpo_jax.data.tokenizer import IM_END, IM_START
 from tpo_jax.errors import InputError
 
 TIME_INSTRUCTIONS = ("none", "inline", "newline")
 PLACEHOLDERS = ("<image>", "<video>")
-IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 HEAD = f"{IM_START}system\nYou are a helpful assistant.{IM_END}\n{IM_START}user\n"
 TURN = f"{IM_END}\n{IM_START}assistant\n"
 
@@ -36,38 +35,6 @@ class Row(NamedTuple):
     input_mask: np.ndarray  # bool [Q, A, R]
     target_ids: np.ndarray  # int32 [Q, A, R]
     target_mask: np.ndarray  # bool [Q, A, R]
-
-
-def load_tokenizer(directory: str | Path, vocab_size: int | None = None) -> Tokenizer:
-    """The tokenizer of a checkpoint directory's `tokenizer.json`.
-
-    Args:
-        directory: where the file lies.
-        vocab_size: embedding rows of the model that is to read its ids; None: not checked.
-
-    Raises:
-        InputError: no such file, not a tokenizer, a chat marker or the newline is not one id, or an
-            id has no embedding row.
-    """
-    path = Path(directory) / "tokenizer.json"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; the directory must hold the tokenizer")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise InputError(f"{path}: not a tokenizer: {error}") from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    for marker in (IM_START, IM_END, "\n"):
-        if len(ids := _encode(tokenizer, marker)) != 1:
-            raise InputError(f"{path}: {marker!r} must be one id of the template, but is {ids}")
-    largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
-    if vocab_size is not None and largest >= vocab_size:
-        raise InputError(
-            f"{path}: id {largest} exceeds the {vocab_size} embedding rows; the tokenizer belongs "
-            "to another model"
-        )
-    return tokenizer
 
 
 def strip_placeholder(question: str) -> str:
@@ -129,7 +96,7 @@ def build_row(
     """Prefix and continuations of one video's `Q` questions with `A` answers each.
 
     Args:
-        tokenizer: of `load_tokenizer`.
+        tokenizer: of `data.tokenizer.load_tokenizer`.
         questions: `Q` questions without placeholder.
         answers: `[Q][A]` texts; labelled are their tokens, `<|im_end|>` and the newline after it.
         num_visual_tokens: visual tokens of the video.

@@ -21,7 +21,7 @@ from configs import tiny
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.curation.self_training import Conditions, Query, ask, self_pairs
 from tpo_jax.data import images, preparation, sampling
-from tpo_jax.data.prompts import load_tokenizer
+from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import report
 from tpo_jax.evaluation.scoring import exact

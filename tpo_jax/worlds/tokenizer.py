@@ -39,7 +39,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> tokenizers.T
 
 
 def save_tokenizer(tokenizer: tokenizers.Tokenizer, directory: str | os.PathLike) -> pathlib.Path:
-    """Writes `tokenizer.json` into `directory`, where `data.prompts.load_tokenizer` finds it."""
+    """Writes `tokenizer.json` into `directory`, where `data.tokenizer.load_tokenizer` finds it."""
     path = pathlib.Path(directory) / "tokenizer.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path))
