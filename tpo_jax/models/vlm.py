@@ -17,11 +17,11 @@ from tpo_jax.models.vision import Tower
 from tpo_jax.parallel.sharding import (
     ALL,
     ROWS,
-    VOCABULARY,
     WEIGHTS,
     WITHIN_ROW,
     axis_size,
     constrain,
+    vocabulary_axes,
 )
 
 _FRAMES_AT_ONCE = 8  # of a row and chip, through the tower
@@ -298,7 +298,7 @@ def token_divergence(
 
 def _logits(hidden, head):
     logits = jnp.einsum("...d,dw->...w", hidden, head, preferred_element_type=jnp.float32)
-    return constrain(logits, "data", *[None] * (logits.ndim - 2), VOCABULARY)
+    return constrain(logits, "data", *[None] * (logits.ndim - 2), vocabulary_axes(head.shape[1]))
 
 
 def _in_chunks(function, axis: int, chunk: int, *arrays: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ chips should carry their share of the state) and, inside a layer, over `tensor`.
 are split over `data` and `fsdp`.
 """
 
+import contextlib
 import math
 import re
 
@@ -20,10 +21,11 @@ ALL = ROWS + WITHIN_ROW
 VOCABULARY = ("fsdp", "context", "tensor")
 
 # First match wins. Paths are those of the parameter tree, `decoder/layers/q/kernel`; the leading
-# None of stacked layers is the axis `L`.
-PARAMETERS: tuple[tuple[str, P], ...] = (
-    (r"decoder/embed/embedding", P("tensor", WEIGHTS)),
-    (r"decoder/head/kernel", P(None, VOCABULARY)),
+# None of stacked layers is the axis `L`. A second layout is for sizes that the first does not
+# divide: the 151,646 rows of a vocabulary cut to its tokenizer.
+PARAMETERS: tuple[tuple[str | P, ...], ...] = (
+    (r"decoder/embed/embedding", P("tensor", WEIGHTS), P(None, WEIGHTS)),
+    (r"decoder/head/kernel", P(None, VOCABULARY), P(WEIGHTS, None)),
     (r"decoder/layers/(q|k|v|gate|up)/kernel", P(None, WEIGHTS, "tensor")),
     (r"decoder/layers/(o|down)/kernel", P(None, "tensor", WEIGHTS)),
     (r"decoder/layers/(q|k|v)/bias", P(None, "tensor")),
@@ -54,6 +56,11 @@ def constrain(x: jax.Array, *spec) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(*spec))
 
 
+def vocabulary_axes(size: int) -> tuple[str, ...] | None:
+    """What logits are split over on the mesh in context; None where it does not divide them."""
+    return None if size % math.prod(map(axis_size, VOCABULARY)) else VOCABULARY
+
+
 def _check(mesh: jax.sharding.Mesh, path: str, shape: tuple[int, ...], spec: P) -> None:
     for size, names in zip(shape, spec, strict=False):
         axes = (names,) if isinstance(names, str) else names or ()
@@ -66,11 +73,17 @@ def _check(mesh: jax.sharding.Mesh, path: str, shape: tuple[int, ...], spec: P) 
             )
 
 
-def _spec(name: str) -> P:
-    for pattern, spec in PARAMETERS:
-        if re.search(f"(^|/){pattern}$", name):
+def _spec(mesh, name: str, shape: tuple[int, ...]) -> P:
+    rows = (row for row in PARAMETERS if re.search(f"(^|/){row[0]}$", name))
+    specs = next(rows, (None,))[1:]
+    if not specs:
+        raise KeyError(f"no sharding rule for parameter {name!r}")
+    for spec in specs[:-1]:
+        with contextlib.suppress(InputError):
+            _check(mesh, name, shape, spec)
             return spec
-    raise KeyError(f"no sharding rule for parameter {name!r}")
+    _check(mesh, name, shape, specs[-1])
+    return specs[-1]
 
 
 def constrain_layer(weights, path: str):
@@ -79,12 +92,13 @@ def constrain_layer(weights, path: str):
     It changes the backward pass: each chip then gets its part of the sum of a gradient over the
     rows (reduce-scatter) and not all of it (all-reduce).
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return weights
 
     def leaf(keys, x):
         name = jax.tree_util.keystr(keys, simple=True, separator="/").removesuffix("/value")
-        return constrain(x, *_spec(f"{path}/{name}")[1:])
+        return constrain(x, *_spec(mesh, f"{path}/{name}", (1, *x.shape))[1:])
 
     return jax.tree_util.tree_map_with_path(leaf, weights)
 
@@ -102,9 +116,7 @@ def parameter_shardings(mesh: jax.sharding.Mesh, tree):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if leaf.ndim == 0:
             return jax.NamedSharding(mesh, P())
-        spec = _spec(name)
-        _check(mesh, name, leaf.shape, spec)
-        return jax.NamedSharding(mesh, spec)
+        return jax.NamedSharding(mesh, _spec(mesh, name, leaf.shape))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 

@@ -1,0 +1,168 @@
+"""The convert door, and the doors on what it makes: one model in two layouts gives the same output;
+memory is bounded by a parameter; wrong input is one line and leaves nothing behind.
+"""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors
+from PIL import Image
+from safetensors.numpy import save_file
+
+from tests.doors import ROOT, call
+from tpo_jax.checkpoints import huggingface_config as hf_config
+from tpo_jax.checkpoints.huggingface import expected_shapes
+from tpo_jax.checkpoints.huggingface_export import export_model
+from tpo_jax.models import vlm
+from tpo_jax.models.config import DecoderConfig, preset
+from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
+
+PAIRS = [
+    {"id": "a", "video": "v0", "prompt": "What?", "chosen": "A ball", "rejected": "Nothing here"},
+    {"id": "b", "video": "v1", "prompt": "<image>\nWho?", "chosen": "é", "rejected": "Nobody."},
+]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Two videos, a list of pairs and a tokenizer."""
+    folder = tmp_path_factory.mktemp("inputs")
+    texts = [text for pair in PAIRS for text in pair.values()]
+    save_tokenizer(train_tokenizer(texts, vocab_size=270), folder / "tokenizer")
+    draws = np.random.default_rng(0)
+    for name in ("v0", "v1"):
+        (folder / "videos" / name).mkdir(parents=True)
+        for i in range(6):
+            frame = Image.fromarray(draws.integers(0, 256, (40, 32, 3), np.uint8))
+            frame.save(folder / "videos" / name / f"{i}.png")
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    return folder
+
+
+def write_source(directory, inputs, name="tiny_longva", dtype="bfloat16"):
+    """A random checkpoint in the layout of the family, with a tokenizer."""
+    directory.mkdir()
+    config = preset(name)
+    export_model(directory, config, vlm.init_params(config, 0), None, dtype)
+    shutil.copy(inputs / "tokenizer" / "tokenizer.json", directory)
+    (directory / "generation_config.json").write_text('{"repetition_penalty": 1.05}')
+
+
+def tensors(directory):
+    """(file, dtype, bytes) of every tensor by name."""
+    found = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        with safetensors.safe_open(file, "numpy") as shard:
+            for name in shard.keys():  # noqa: SIM118
+                values = shard.get_tensor(name)
+                found[name] = (file.name, values.dtype, values.shape, values.tobytes())
+    return found
+
+
+@pytest.mark.parametrize("family", ["tiny_longva", "tiny_llava_video"])
+def test_one_model_in_two_layouts(family, inputs, tmp_path):
+    source, native, back = (tmp_path / name for name in ("source", "native", "back"))
+    write_source(source, inputs, family)
+    there, home = call(
+        "convert", {"input": source, "output": native}, {"input": native, "output": back}
+    )
+    assert (there.code, there.out) == (0, f"{native}\n"), there.err
+    assert (home.code, home.out) == (0, f"{back}\n"), home.err
+    original = tensors(source)
+    assert tensors(back) == original
+    assert original.keys() == expected_shapes(preset(family)).keys()
+    for file in source.iterdir():
+        assert (back / file.name).is_dir() or (back / file.name).read_bytes() == file.read_bytes()
+
+    flags = {"pairs": inputs / "pairs.jsonl", "videos": inputs / "videos", "num_frames": 4}
+    scores = [tmp_path / f"{name}.jsonl" for name in ("source", "native", "back")]
+    results = call(
+        "score",
+        *(
+            flags | {"checkpoint": path, "output": output}
+            for path, output in zip((source, native, back), scores, strict=True)
+        ),
+    )
+    assert [result.code for result in results] == [0, 0, 0], results[0].err
+    assert scores[0].read_bytes() == scores[1].read_bytes() == scores[2].read_bytes()
+    assert len(scores[0].read_text().splitlines()) == len(PAIRS)
+
+    flags = {"video": inputs / "videos" / "v0", "num_frames": 4, "max_new_tokens": 12}
+    for question in (["What?"], ["What?", "Who is there?"]):
+        results = call(
+            "generate",
+            *(flags | {"prompt": question, "checkpoint": path} for path in (source, native, back)),
+        )
+        assert [result.code for result in results] == [0, 0, 0], results[0].err
+        assert results[0].out == results[1].out == results[2].out
+        assert results[0].out.strip()
+
+
+_PEAKS = """
+import json, sys
+from absl import flags
+from tpo_jax import convert
+from tpo_jax.errors import run_door
+
+def now(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
+
+peaks = []
+for source, output in json.loads(sys.argv[1]):
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    sys.argv = ["convert", f"--input={source}", f"--output={output}"]
+    open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+    before = now("VmRSS")
+    try:
+        run_door(convert.main)
+    except SystemExit as end:
+        assert not end.code, end.code
+    peaks.append(now("VmHWM") - before)
+print(json.dumps(peaks))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="measures memory through /proc")
+def test_memory_is_bounded_by_a_parameter(inputs, tmp_path):
+    """600 MB in four files, of which the largest parameter, all layers of it, is a fifth."""
+    decoder = DecoderConfig(
+        vocab_size=32768,
+        width=768,
+        layers=12,
+        heads=12,
+        kv_heads=2,
+        head_dim=64,
+        mlp_width=3072,
+        rope_theta=1e6,
+    )
+    config = dataclasses.replace(preset("tiny_longva"), decoder=decoder)
+    small, source = tmp_path / "small", tmp_path / "source"
+    write_source(small, inputs)
+    source.mkdir()
+    shapes, draws = expected_shapes(config), np.random.default_rng(0).standard_normal(2**18)
+    for i in range(4):
+        part = {n: np.resize(draws.astype(np.float32), shapes[n]) for n in list(shapes)[i::4]}
+        save_file(part, source / f"model-{i}.safetensors")
+    hf_config.write_json(
+        source / "config.json", hf_config.new_values(config, "vision_tower", "float32")
+    )
+    shutil.copytree(small / "vision_tower", source / "vision_tower")
+
+    total = sum(file.stat().st_size for file in source.glob("*.safetensors"))
+    largest = 12 * 768 * 3072 * 4
+    native, back = tmp_path / "native", tmp_path / "back"
+    pairs = [(small, tmp_path / "warm"), (tmp_path / "warm", tmp_path / "cold")]
+    pairs += [(source, native), (native, back)]  # the first two load what is loaded late
+    command = [sys.executable, "-c", _PEAKS, json.dumps([list(map(str, pair)) for pair in pairs])]
+    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr
+    _, _, there, home = json.loads(child.stdout.splitlines()[-1])
+    assert there < 0.7 * total and home < 0.7 * total, (there, home, largest, total)
