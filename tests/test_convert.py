@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from tests.doors import ROOT, call
 from tpo_jax.checkpoints import huggingface_config as hf_config
@@ -166,3 +166,81 @@ def test_memory_is_bounded_by_a_parameter(inputs, tmp_path):
     assert child.returncode == 0, child.stderr
     _, _, there, home = json.loads(child.stdout.splitlines()[-1])
     assert there < 0.7 * total and home < 0.7 * total, (there, home, largest, total)
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_tensors(directory, change):
+    (file,) = directory.glob("*.safetensors")
+    read = load_file(file)
+    read = {name: values.copy() for name, values in read.items()}
+    change(read)
+    save_file(read, file)
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def nan(read):
+    read["model.norm.weight"][3] = np.nan
+
+
+def truncate_array(directory):
+    file = max((directory / "params").rglob("*"), key=lambda path: path.stat().st_size)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+SHARD, INDEX = "model-00001-of-00001.safetensors", "model.safetensors.index.json"
+MODEL = {"tower": {}, "decoder": {"width": "wide"}}
+SOURCES = {
+    "no config": (lambda d: (d / "config.json").unlink(), "config.json does not exist"),
+    "architecture": (lambda d: edit_json(d / "config.json", model_type="llama"), "'llama'"),
+    "truncated": (lambda d: cut(d / SHARD), "not a whole safetensors file"),
+    "no file": (lambda d: (d / SHARD).unlink(), f"names {SHARD}, which does not exist"),
+    "no tensors": (lambda d: [f.unlink() for f in d.glob("model*")], "no .safetensors files"),
+    "missing": (lambda d: edit_tensors(d, lambda t: t.pop("model.norm.weight")), "norm.weight"),
+    "nan": (lambda d: edit_tensors(d, nan), "model.norm.weight holds NaN"),
+    "no tokenizer": (lambda d: (d / "tokenizer.json").write_text("{"), "not a tokenizer"),
+    "ids": (
+        lambda d: (d / "added_tokens.json").write_text('{"<|im_end|>": 7}'),
+        "the added tokens beside it say 7",
+    ),
+}
+NATIVES = {
+    "types": (lambda d: edit_json(d / "config.json", model=MODEL), "config.json"),
+    "list": (lambda d: edit_json(d / "config.json", model=[1]), "config.json"),
+    "version": (lambda d: edit_json(d / "config.json", version=9), "version 9"),
+    "no params": (lambda d: shutil.rmtree(d / "params"), "no params/"),
+    "truncated": (truncate_array, "params"),
+    # What only an export needs:
+    "kept": (lambda d: (d / "huggingface" / "layout.json").unlink(), "layout.json"),
+}
+
+
+@pytest.mark.parametrize("layout", ["source", "native"])
+def test_wrong_models_are_one_line_and_leave_nothing(layout, inputs, tmp_path):
+    write_source(tmp_path / "source", inputs, dtype="float32")
+    if layout == "native":
+        call("convert", {"input": tmp_path / "source", "output": tmp_path / "native"})
+    cases = SOURCES if layout == "source" else NATIVES
+    for name, (change, _) in cases.items():
+        shutil.copytree(tmp_path / layout, tmp_path / name)
+        change(tmp_path / name)
+    before = set(tmp_path.iterdir())
+    score = {"pairs": inputs / "pairs.jsonl", "videos": inputs / "videos", "num_frames": 2}
+    question = {"video": inputs / "videos" / "v0", "prompt": "What?", "num_frames": 2}
+    for door, model, flags in (
+        ("convert", "input", {"output": tmp_path / "out"}),
+        ("score", "checkpoint", score | {"output": tmp_path / "out"}),
+        ("generate", "checkpoint", question | {"max_new_tokens": 1}),
+    ):
+        tried = [name for name in cases if door == "convert" or name != "kept"]
+        results = call(door, *(flags | {model: tmp_path / name} for name in tried))
+        for name, result in zip(tried, results, strict=True):
+            assert (result.code, result.out) == (2, ""), (door, name, result)
+            (line,) = result.err.splitlines()
+            assert line.startswith("error: ") and cases[name][1] in line, (door, name)
+        assert set(tmp_path.iterdir()) == before

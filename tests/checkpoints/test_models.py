@@ -2,6 +2,8 @@
 
 import json
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,3 +126,30 @@ def test_missing_params(saved):
     (saved / "params").mkdir()
     with pytest.raises(InputError, match="not a complete Orbax checkpoint"):
         load_model(saved)
+
+
+ANYTHING = st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(max_size=3)
+
+
+@pytest.fixture(scope="module")
+def native_config(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("native")
+    values = {"format": "tpo_jax", "version": 1, "model": models.to_dict(CONFIG)}
+    return directory, values
+
+
+@hypothesis.given(data=st.data())
+def test_any_config_is_read_or_refused_in_one_line(native_config, data):
+    directory, values = native_config
+    values = json.loads(json.dumps(values))
+    part = data.draw(st.sampled_from((values, values["model"], *values["model"].values())))
+    part = part if isinstance(part, dict) else values["model"]
+    for key in data.draw(st.sets(st.sampled_from(sorted(part)), min_size=1, max_size=2)):
+        part[key] = data.draw(ANYTHING | st.lists(ANYTHING, max_size=2), key)
+    (directory / "config.json").write_text(json.dumps(values))
+    try:
+        config = load_config(directory)
+    except InputError as error:
+        assert str(directory) in str(error) and "\n" not in str(error)
+    else:
+        vlm.abstract_params(config)

@@ -60,8 +60,9 @@ def _restore(folder: Path, abstract: dict) -> dict:
     try:
         with context:
             return ocp.load(folder, abstract)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{folder}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # Orbax raises nothing narrower where an array is not whole
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise InputError(f"{folder}: {reason}") from error
 
 
 def open_params(folder: Path, config: ModelConfig) -> dict:

@@ -17,6 +17,18 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+def _check_types(config, name: str) -> None:
+    """Raises ValueError unless texts are texts and numbers positive numbers."""
+    for field in dataclasses.fields(config):
+        value, kind = getattr(config, field.name), field.type
+        if kind not in (str, int, float):
+            continue
+        right = isinstance(value, (int, float) if kind is float else kind)
+        if isinstance(value, bool) or not right or (kind is not str and not 0 < value < math.inf):
+            expected = {str: "a text", int: "a positive integer", float: "a positive number"}[kind]
+            raise ValueError(f"{name}.{field.name}={value!r} must be {expected}")
+
+
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
     """A CLIP or SigLIP vision tower; `layers` counts the blocks that are run and stored.
@@ -34,6 +46,12 @@ class TowerConfig:
     mlp_width: int
 
     def __post_init__(self):
+        _check_types(self, "tower")
+        if self.width % self.heads or self.patch_size > self.image_size:
+            raise ValueError(
+                f"tower.width={self.width} must be a multiple of heads={self.heads}, "
+                f"patch_size={self.patch_size} at most image_size={self.image_size}"
+            )
         if self.kind not in ("clip", "siglip"):
             raise ValueError(f"tower.kind must be 'clip' or 'siglip', not {self.kind!r}")
 
@@ -68,6 +86,7 @@ class DecoderConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self):
+        _check_types(self, "decoder")
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"decoder.heads={self.heads} is no multiple of kv_heads={self.kv_heads}"
@@ -88,6 +107,7 @@ class ModelConfig:
     time_instruction: str = "none"  # what `config.json` asks for: none, inline or newline
 
     def __post_init__(self):
+        _check_types(self, "model")
         if self.pooling not in POOLINGS:
             raise ValueError(f"model.pooling must be one of {POOLINGS}, not {self.pooling!r}")
         if self.newline not in NEWLINES:
