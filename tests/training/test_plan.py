@@ -77,6 +77,21 @@ def test_step_of_a_slice(libtpu):
 
 
 @pytest.mark.tpu_compiler
+@pytest.mark.slow
+def test_a_live_reference_is_in_the_plan(libtpu):
+    changes = {"objective__loss": "rrpo", "objective__token_kl": 0.01}
+    live, cached = (
+        compile_step(experiment(**c), SLICE, "v5e:2x4")[0]
+        for c in (changes, {"objective__loss": "rrpo"})
+    )
+    trained = {k: v for k, v in abstract_params(SLICE).items() if k != "tower"}
+    copy = 2 * sum(x.size for x in jax.tree.leaves(trained)) / 8  # bf16, over the chips
+    more = live.memory["argument"] - cached.memory["argument"]
+    assert copy <= more <= 1.2 * copy
+    assert live.flops > 1.1 * cached.flops
+
+
+@pytest.mark.tpu_compiler
 def test_work_of_a_known_program(libtpu):
     mesh = make_mesh({"data": 1, "fsdp": 8, "tensor": 1, "context": 1}, devices_of("v5e:2x4"))
     L, n = 5, 1024
