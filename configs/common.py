@@ -53,6 +53,7 @@ def base() -> ConfigDict:
                 "eps": 1e-8,
                 "weight_decay": 0.0,
                 "max_grad_norm": 1.0,
+                "moments": "float32",
                 "freeze": ("tower",),
                 "log_every": 10,
                 "checkpoint_every": 100,

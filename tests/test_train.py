@@ -258,6 +258,7 @@ def test_what_is_not_finite_stops_with_step_pairs_and_checkpoint(
         ({"train.batch_size": 12}, "12 rows per batch do not divide over data.fsdp=8; use 8 or 16"),
         ({"compute.micro_batches": 2}, "8 rows .* data.fsdp.micro_batches=16"),
         ({"compute.remat": "some"}, "compute.remat='some' is unknown"),
+        ({"compute.remat": "qkv:disk"}, "places save, offload, recompute"),
         ({"compute.dtype": "float8"}, "compute.dtype='float8' must be one of"),
         ({"objective.beta": 0.0}, "objective.beta=0.0 must be above 0"),
         ({"objective.loss": "dpo"}, "objective.loss='dpo': no loss 'dpo'; there are sigmoid"),

@@ -202,6 +202,7 @@ def updated(compute, sizes=(1, 1, 1, 1)):
     [
         Compute("float32", remat="full"),
         Compute("float32", remat="dots"),
+        Compute("float32", remat="qkv:save,attention:save,residual:recompute,mlp:offload"),
         Compute("float32", remat="none", head_chunk=2),
         Compute("float32", remat="none", micro_batches=4),
         Compute("float32", remat="full", micro_batches=2, head_chunk=4),

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import DecoderConfig
@@ -17,28 +18,44 @@ from tpo_jax.parallel.attention import continuation_attention, prefix_attention
 from tpo_jax.parallel.sharding import ROWS, axis_size, constrain, constrain_layer
 from tpo_jax.parallel.splash import zigzag_positions
 
-# What a named policy keeps of a layer for the backward pass; everything else is recomputed.
+# What of a layer a table may name, in the order it is computed: `qkv` rotated queries, keys and
+# values, `attention` what attention returns, `residual` the stream between attention and MLP,
+# `mlp` the MLP's two inner products.
+REMAT_TENSORS = ("qkv", "attention", "residual", "mlp")
 REMAT_POLICIES: dict[str, Callable | None] = {
     "none": jax.checkpoint_policies.everything_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    # What the splash kernel returned: as large as the residual stream, and the whole cost of a
-    # layer at several 100,000 tokens.
-    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
 }
 
 
 def remat_policy(name: str) -> Callable | None:
-    """The named policy for `jax.checkpoint`.
+    """What the backward pass of a layer finds and what it computes again, for `jax.checkpoint`.
+
+    Args:
+        name: one of `REMAT_POLICIES`, or a table, `attention:save,mlp:offload`: tensors of
+            `REMAT_TENSORS` to keep on the device or in the memory of its host; the others, and
+            those marked `recompute`, are computed again.
 
     Raises:
-        InputError: no such policy.
+        InputError: no such policy, tensor or place.
     """
-    if name not in REMAT_POLICIES:
+    if name in REMAT_POLICIES:
+        return REMAT_POLICIES[name]
+    table = dict(entry.partition(":")[::2] for entry in name.split(","))
+    places = ("save", "offload", "recompute")
+    if set(table) - set(REMAT_TENSORS) or set(table.values()) - set(places):
         raise InputError(
-            f"compute.remat={name!r} is unknown; choose one of {sorted(REMAT_POLICIES)}"
+            f"compute.remat={name!r} is unknown; choose one of {sorted(REMAT_POLICIES)}, or a "
+            f"table TENSOR:PLACE,… with tensors {', '.join(REMAT_TENSORS)} "
+            f"and places {', '.join(places)}"
         )
-    return REMAT_POLICIES[name]
+    return jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[k for k, place in table.items() if place == "save"],
+        names_which_can_be_offloaded=[k for k, place in table.items() if place == "offload"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
 
 
 def rotary(positions: jax.Array, head_dim: int, theta: float, dtype) -> tuple[jax.Array, jax.Array]:
@@ -108,12 +125,14 @@ class Block(nnx.Module):
         q, k, v = (
             y.reshape(*x.shape[:-1], -1, self.head_dim) for y in (self.q(x), self.k(x), self.v(x))
         )
-        return _rotate(q, *rope) * self.head_dim**-0.5, _rotate(k, *rope), v
+        q, k = _rotate(q, *rope) * self.head_dim**-0.5, _rotate(k, *rope)
+        return tuple(checkpoint_name(y, "qkv") for y in (q, k, v))
 
     def _finish(self, x, attended):
-        x = x + self.o(attended.reshape(*x.shape[:-1], -1))
+        x = checkpoint_name(x + self.o(attended.reshape(*x.shape[:-1], -1)), "residual")
         y = self.mlp_norm(x)
-        return x + self.down(jax.nn.silu(self.gate(y)) * self.up(y))
+        gate, up = (checkpoint_name(part(y), "mlp") for part in (self.gate, self.up))
+        return x + self.down(jax.nn.silu(gate) * up)
 
     def prefix(self, x, rope, mask, back_end="auto", zigzag=False):
         """`[B, P, D]` to (`[B, P, D]`, keys `[B, P, K, C]`, values `[B, P, K, C]`)."""
@@ -192,7 +211,7 @@ class Decoder(nnx.Module):
             prefix_mask: bool `[B, P]`.
             y: `[B, M, R, D]` embedded continuations.
             input_mask: bool `[B, M, R]`.
-            remat: name in `REMAT_POLICIES`.
+            remat: see `remat_policy`.
             back_end: of `prefix_attention`.
 
         Returns:

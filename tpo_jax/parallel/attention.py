@@ -6,6 +6,7 @@ key/value head `h // G`, as Qwen2 does. Softmax is in float32.
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from tpo_jax.parallel.sharding import axis_size
 from tpo_jax.parallel.splash import LANES, splash_attention, zigzag_positions
@@ -36,7 +37,8 @@ def prefix_attention(
         zigzag: slots are in the order of `splash.zigzag_positions` over the `context` axis.
 
     Returns:
-        `[B, P, H, C]` in the dtype of `v`; padded positions hold finite values of no meaning.
+        `[B, P, H, C]` in the dtype of `v`, named `attention` for `jax.checkpoint`; padded positions
+        hold finite values of no meaning.
     """
     if back_end == "auto":
         on_tpu = jax.default_backend() == "tpu"
@@ -53,7 +55,8 @@ def prefix_attention(
         visible = positions[:, None] >= positions[None, :]
     visible = visible & mask[:, None, None, None, :]
     weights = jax.nn.softmax(jnp.where(visible, logits, _MASKED), axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgqt,btkc->bqkgc", weights, v).reshape(B, P, H, C)
+    out = jnp.einsum("bkgqt,btkc->bqkgc", weights, v).reshape(B, P, H, C)
+    return checkpoint_name(out, "attention")
 
 
 def continuation_attention(

@@ -43,26 +43,71 @@ def make_optimizer(config, schedule: Callable) -> optax.GradientTransformation:
     """AdamW with clipping by global norm; no decay on norms and biases.
 
     Args:
-        config: `max_grad_norm`, `b1`, `b2`, `eps`, `weight_decay`.
+        config: `max_grad_norm`, `b1`, `b2`, `eps`, `weight_decay`, `moments`.
         schedule: step to learning rate.
+
+    Raises:
+        InputError: moments of another dtype than float32 or bfloat16.
     """
+    if config.moments not in ("float32", "bfloat16"):
+        raise InputError(f"train.moments={config.moments!r} must be 'float32' or 'bfloat16'")
 
     def decayed(params):
         return jax.tree_util.tree_map_with_path(
             lambda path, _: path[-1].key in ("kernel", "embedding"), params
         )
 
+    adamw = optax.adamw(
+        schedule,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=decayed,
+    )
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adamw(
-            schedule,
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=decayed,
-        ),
+        adamw if config.moments == "float32" else stored_as_bfloat16(adamw),
     )
+
+
+def stored_as_bfloat16(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same optimizer, computing in float32, its moments kept in bfloat16.
+
+    They are rounded up or down by chance, so that they are right on average: a step changes the
+    second moment by 1 - b2 of the difference, less than half a digit of bfloat16, and rounding to
+    nearest would leave it where it began. The chance depends on the step alone.
+    """
+
+    def narrow(state, count):
+        leaves, tree = jax.tree.flatten(state)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), count), len(leaves))
+        return tree.unflatten(
+            _round_by_chance(key, x) if x.dtype == jnp.float32 else x
+            for key, x in zip(keys, leaves, strict=True)
+        )
+
+    def widen(state):
+        return jax.tree.map(
+            lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, state
+        )
+
+    def init(params):
+        return narrow(optimizer.init(params), 0)
+
+    def update(gradients, state, params=None):
+        updates, state = optimizer.update(gradients, widen(state), params)
+        return updates, narrow(state, optax.tree.get(state[0], "count"))
+
+    return optax.GradientTransformation(init, update)
+
+
+def _round_by_chance(key: jax.Array, x: jax.Array) -> jax.Array:
+    """float32 to one of the two nearest bfloat16, each as likely as it is near."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    kept = (bits + noise) & jnp.uint32(0xFFFF0000)
+    return jax.lax.bitcast_convert_type(kept, jnp.float32).astype(jnp.bfloat16)
 
 
 def new_state(params: dict, optimizer, freeze: tuple[str, ...]) -> dict:
