@@ -18,14 +18,16 @@ from configs import llava_video_tpo, longva_tpo
 from tpo_jax.models.config import preset
 from tpo_jax.training.plan import GIB, Plan, compile_step
 
-# model, config, frames, topology, (fsdp, context), prefix tokens come in multiples of
+# What is kept where memory allows; everything else is recomputed.
+_KEPT, _MORE = "attention:save", "qkv:save,attention:save,residual:save"
+# model, config, frames, topology, (fsdp, context), prefix tokens come in multiples of, remat
 ROWS = (
-    ("llava_video_7b", llava_video_tpo, 32, "v5e:4x4", (16, 1), 512),
-    ("llava_video_7b", llava_video_tpo, 64, "v5e:4x4", (16, 1), 512),
-    ("llava_video_7b", llava_video_tpo, 128, "v5e:4x8", (16, 2), 2048),
-    ("llava_video_7b", llava_video_tpo, 512, "v5e:8x8", (4, 16), 16384),
-    ("longva_7b", longva_tpo, 1024, "v5e:8x8", (2, 32), 32768),
-    ("longva_7b", longva_tpo, 3000, "v5e:8x8", (1, 64), 65536),
+    ("llava_video_7b", llava_video_tpo, 32, "v5e:4x4", (16, 1), 512, _KEPT),
+    ("llava_video_7b", llava_video_tpo, 64, "v5e:4x4", (16, 1), 512, _KEPT),
+    ("llava_video_7b", llava_video_tpo, 128, "v5e:4x8", (16, 2), 1024, _KEPT),
+    ("llava_video_7b", llava_video_tpo, 512, "v5e:8x8", (4, 16), 8192, _MORE),
+    ("longva_7b", longva_tpo, 1024, "v5e:8x8", (2, 32), 16384, _MORE),
+    ("longva_7b", longva_tpo, 3000, "v5e:8x8", (1, 64), 32768, _MORE),
 )
 HEAD = """# Which experiments fit which slice
 
@@ -49,11 +51,12 @@ _WHICH = flags.DEFINE_list("rows", [], "numbers of the rows to compile; empty: a
 
 def compiled(row) -> Plan:
     """The plan of a row."""
-    name, experiment, frames, topology, (fsdp, context), unit = row
+    name, experiment, frames, topology, (fsdp, context), unit, remat = row
     config = experiment.get_config()
     config.data.num_frames = frames
     config.data.prefix_multiple = unit
     config.mesh.fsdp, config.mesh.context = fsdp, context
+    config.compute.remat = remat
     config.train.batch_size = fsdp
     # LLaVA-Video was trained on 32,768 positions, which the compiler does not mind.
     settings = dataclasses.replace(preset(name), max_length=2**20)
@@ -62,7 +65,7 @@ def compiled(row) -> Plan:
 
 def line(row, plan: Plan) -> str:
     """A row of the table."""
-    name, _, frames, topology, (fsdp, context), _ = row
+    name, _, frames, topology, (fsdp, context), _, remat = row
     cells = [name, f"{frames:,}", topology, f"{fsdp} x {context}", f"{plan.prefix:,}"]
     cells += [f"{plan.peak / GIB:.2f}", f"{plan.limit / GIB:.2f}"]
     if plan.fits:

@@ -40,6 +40,7 @@ def base() -> ConfigDict:
                 "head_chunk": 0,
                 "micro_batches": 1,
                 "attention": "auto",
+                "scan": True,
             },
             "train": {
                 "batch_size": 64,

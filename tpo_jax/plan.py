@@ -1,13 +1,17 @@
 """Whether an experiment fits a TPU slice, and what a step costs there, before renting one:
 `python -m tpo_jax.plan --config=FILE[:variant] --topology=v5e:4x4 [--config.a.b=…] [--json]`.
 
+`--search=frames` finds the most frames that fit the slice, `--search=topology` the smallest slice
+of a kind (`--topology=v5e`) that the experiment fits.
+
 The step that `train` runs is compiled by the TPU compiler (`pip install libtpu`), on any Linux
-machine; a model of 7B parameters takes minutes. Exit code 1: it does not fit.
+machine; a model of 7B parameters takes a minute or more. Exit code 1: it does not fit.
 """
 
 import dataclasses
 import json
 import os
+import sys
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -15,7 +19,9 @@ from ml_collections import ConfigDict, config_flags
 from tpo_jax.checkpoints.models import load_config
 from tpo_jax.errors import InputError, run_door
 from tpo_jax.models.config import ModelConfig, preset
-from tpo_jax.training.plan import GIB, Plan, compile_step
+from tpo_jax.parallel.mesh import AXES, mesh_shape
+from tpo_jax.training.plan import GIB, Plan, compile_step, devices_of
+from tpo_jax.training.plan_search import most_frames, smallest_slice
 
 
 def model_of(config: ConfigDict) -> ModelConfig:
@@ -70,22 +76,75 @@ def report(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """The command."""
-    # Nothing of this runs on the machine; libtpu would look for one of its own for minutes.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    config = _CONFIG.value
-    plan, compiled = compile_step(config, model_of(config), _TOPOLOGY.value, _SLICES.value)
+def tell(line: str) -> None:
+    """Progress."""
+    print(f"plan: {line}", file=sys.stderr, flush=True)
+
+
+def planned(config: ConfigDict, topology: str, **changes) -> Plan:
+    """The plan of an experiment with some fields changed."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(changes)
+    plan, compiled = compile_step(config, model_of(config), topology, _SLICES.value)
     if compiled and _HLO.value:
         with open(_HLO.value, "w", encoding="utf-8") as file:
             file.write(compiled.as_text())
+    tell(
+        f"{plan.topology}, {plan.frames} frames: peak {plan.peak / GIB:.2f} GiB of "
+        f"{plan.limit / GIB:.2f} per chip"
+    )
+    return plan
+
+
+def search_frames(config: ConfigDict, topology: str) -> Plan:
+    """The plan of the most frames that fit; of the fewest where none do."""
+    if config.data.max_prefix:
+        raise InputError("--search=frames needs data.max_prefix=0: the prefix grows with it")
+    model = model_of(config)
+    devices = len(devices_of(topology, _SLICES.value))
+    context = mesh_shape(config.mesh.to_dict(), devices)[AXES.index("context")]
+    best, beyond = most_frames(
+        lambda frames: planned(config, topology, **{"data.num_frames": frames}),
+        model,
+        config.data.prefix_multiple,
+        context,
+        config.data.num_frames,
+    )
+    end = f"{beyond.frames} do not" if beyond else "the model's context ends there"
+    tell(f"{best.frames} frames fit, {end}" if best else "no number of frames fits")
+    plan = best or beyond
+    assert plan is not None  # one of the two was compiled
+    return plan
+
+
+def search_topology(config: ConfigDict, kind: str) -> Plan:
+    """The plan on the smallest slice of a kind that fits."""
+    plan = smallest_slice(lambda topology: planned(config, topology), kind, tell)
+    if plan is None:
+        raise InputError(f"--topology={kind}: the experiment fits no slice of this kind")
+    return plan
+
+
+def main() -> int:
+    """The command."""
+    # Nothing of this runs on the machine: libtpu need not look for a TPU of its own, for minutes,
+    # nor keep others from loading it.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    search = {"": planned, "frames": search_frames, "topology": search_topology}[_SEARCH.value]
+    plan = search(_CONFIG.value, _TOPOLOGY.value)
     print(json.dumps(dataclasses.asdict(plan), indent=2) if _JSON.value else report(plan))
     return 0 if plan.fits else 1
 
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment", lock_config=True)
-    _TOPOLOGY = flags.DEFINE_string("topology", "", "of a slice: v5e:4x4, v5p:2x2x1, v6e:2x4 …")
+    _TOPOLOGY = flags.DEFINE_string(
+        "topology",
+        "",
+        "of a slice: v5e:4x4, v5p:2x2x1, v6e:2x4 …; of a search: v5e",
+    )
+    _SEARCH = flags.DEFINE_enum("search", "", ["", "frames", "topology"], "what to look for")
     _SLICES = flags.DEFINE_integer("slices", 1, "how many slices", lower_bound=1)
     _JSON = flags.DEFINE_bool("json", False, "print JSON")
     _HLO = flags.DEFINE_string("hlo", "", "also write the compiled program to this file")

@@ -49,6 +49,7 @@ FREE = (
     "compute.head_chunk",
     "compute.micro_batches",
     "compute.attention",
+    "compute.scan",
     "data.workers",
     "data.reference",
     "train.log_every",

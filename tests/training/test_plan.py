@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import pytest
@@ -12,11 +14,12 @@ from jax import P
 
 from configs import common
 from tpo_jax.errors import InputError
-from tpo_jax.models.config import DecoderConfig, TowerConfig, preset
+from tpo_jax.models.config import DecoderConfig, TowerConfig, preset, visual_tokens
 from tpo_jax.models.vlm import abstract_params
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.training import hlo
-from tpo_jax.training.plan import compile_step, devices_of, minimum_flops
+from tpo_jax.training.plan import Plan, compile_step, devices_of, minimum_flops
+from tpo_jax.training.plan_search import frames_of, most_frames, smallest_slice
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -143,3 +146,48 @@ def test_door_refuses_in_one_line():
     )
     assert result.returncode == 2
     assert "--topology=nowhere is not of the form" in result.stderr.splitlines()[-1]
+
+
+@hypothesis.given(st.integers(1, 4000), st.floats(0.2, 1.3), st.integers(1, 600), st.booleans())
+@hypothesis.settings(max_examples=200, deadline=None)
+def test_search_finds_the_most_frames_that_fit(most, bend, start, shared):
+    """Of a made-up chip whose memory grows with a power of the frames."""
+    model, asked = preset("longva_7b"), []
+
+    def compile_at(frames):
+        asked.append(frames)
+        peak = 10.0 + 90 * (frames / most) ** bend
+        return Plan("", 1, {}, 1, frames, 0, 0, fits=frames <= most, limit=100.0, peak=peak)
+
+    context = 8 if shared else 1
+    best, beyond = most_frames(compile_at, model, 512, context, start)
+    assert len(set(asked)) == len(asked) <= 24
+    unit = 2048 if shared else 512
+    assert best is None or best.frames <= most
+    assert beyond is None or beyond.frames > most
+    frames = [plan.frames if plan else None for plan in (best, beyond)]
+    if None not in frames:  # neighbours: not one prefix lies between them
+        assert (
+            frames_of(model, unit * (-(-(visual_tokens(model, frames[0]) + 100) // unit)))
+            == (frames[0])
+        )
+        assert visual_tokens(model, frames[1]) - visual_tokens(model, frames[0]) <= unit + 144
+    elif best is None:
+        assert beyond.frames == frames_of(model, unit)
+    else:
+        assert visual_tokens(model, best.frames) + unit + 144 + 256 > model.max_length
+
+
+def test_smallest_slice_passes_over_what_cannot_run():
+    told = []
+
+    def compile_on(topology):
+        if topology == "v5e:2x4":
+            raise InputError("rows do not divide")
+        fits = topology in ("v5e:4x8", "v5e:8x8")
+        return Plan(topology, 1, {}, 1, 1, 1, 1, fits=fits, limit=1.0, peak=1.0)
+
+    assert smallest_slice(compile_on, "v5e", told.append).topology == "v5e:4x8"
+    assert told == ["v5e:2x2: does not fit", "v5e:2x4: rows do not divide", "v5e:4x4: does not fit"]
+    with pytest.raises(InputError, match="--topology=v5e:4x4: a search over slices takes one of"):
+        smallest_slice(compile_on, "v5e:4x4", told.append)

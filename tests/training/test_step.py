@@ -203,7 +203,7 @@ def updated(compute, sizes=(1, 1, 1, 1)):
         Compute("float32", remat="full"),
         Compute("float32", remat="dots"),
         Compute("float32", remat="qkv:save,attention:save,residual:recompute,mlp:offload"),
-        Compute("float32", remat="none", head_chunk=2),
+        Compute("float32", remat="full", head_chunk=2, scan=False),
         Compute("float32", remat="none", micro_batches=4),
         Compute("float32", remat="full", micro_batches=2, head_chunk=4),
     ],
@@ -214,7 +214,7 @@ def test_remat_chunks_and_accumulation_change_nothing(compute):
 
 @pytest.mark.parametrize(
     "sizes",
-    [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (2, 2, 1, 2)],
+    [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (2, 2, 1, 2), (1, 1, 1, 4), (1, 2, 2, 2)],
 )
 def test_any_mesh_gives_the_same_step(sizes):
     assert_same(updated(EXACT, sizes), updated(EXACT))

@@ -185,7 +185,7 @@ class Decoder(nnx.Module):
         """Rotary tables for int `[...]` positions."""
         return rotary(positions, self.config.head_dim, self.config.rope_theta, dtype)
 
-    def _scan(self, body, carry, xs=(), remat="none"):
+    def _scan(self, body, carry, xs=(), remat="none", scan=True):
         definition, layers = nnx.split(self.layers)
 
         def layer(carry, inputs):
@@ -198,9 +198,9 @@ class Decoder(nnx.Module):
 
         if remat != "none":
             layer = jax.checkpoint(layer, policy=remat_policy(remat), prevent_cse=False)
-        return jax.lax.scan(layer, carry, (layers, xs))
+        return jax.lax.scan(layer, carry, (layers, xs), unroll=not scan)
 
-    def row(self, x, prefix_mask, y, input_mask, *, remat="none", back_end="auto"):
+    def row(self, x, prefix_mask, y, input_mask, *, remat="none", back_end="auto", scan=True):
         """Both streams of a row through all layers; keeps nothing but the residual streams.
 
         Over a `context` axis the prefix is put in zig-zag order first: only attention and the
@@ -213,6 +213,7 @@ class Decoder(nnx.Module):
             input_mask: bool `[B, M, R]`.
             remat: see `remat_policy`.
             back_end: of `prefix_attention`.
+            scan: layers in a loop; otherwise one after the other, slower to compile.
 
         Returns:
             `[B, M, R, D]`, normed hidden states of the continuations.
@@ -233,7 +234,7 @@ class Decoder(nnx.Module):
             x, k, v = block.prefix(x, rope_x, prefix_mask, back_end, zigzag)
             return (x, block.continuation(y, rope_y, k, v, prefix_mask, own_mask)), None
 
-        (_, y), _ = self._scan(body, (x, y), remat=remat)
+        (_, y), _ = self._scan(body, (x, y), remat=remat, scan=scan)
         return self.norm(y)
 
     def sequence(self, x, mask, *, remat="none"):

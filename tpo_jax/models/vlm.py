@@ -167,6 +167,7 @@ class VideoLanguageModel(nnx.Module):
         remat: str = "none",
         freeze_tower: bool = False,
         attention: str = "auto",
+        scan: bool = True,
     ) -> jax.Array:
         """What the head is applied to at every token of every continuation.
 
@@ -175,6 +176,7 @@ class VideoLanguageModel(nnx.Module):
             remat: policy name for the decoder layers.
             freeze_tower: see `encode_frames`.
             attention: back end of `prefix_attention`.
+            scan: decoder layers in a loop.
 
         Returns:
             `[B, Q, A, R, D]`.
@@ -188,7 +190,13 @@ class VideoLanguageModel(nnx.Module):
         x = self.embed_prefix(batch["prefix_ids"], visual, batch["visual_index"])
         y = self.decoder.embed(flat("input_ids"))
         hidden = self.decoder.row(
-            x, batch["prefix_mask"], y, flat("input_mask"), remat=remat, back_end=attention
+            x,
+            batch["prefix_mask"],
+            y,
+            flat("input_mask"),
+            remat=remat,
+            back_end=attention,
+            scan=scan,
         )
         return hidden.reshape(B, Q, A, R, -1)
 

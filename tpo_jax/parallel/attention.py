@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from tpo_jax.errors import InputError
 from tpo_jax.parallel.sharding import axis_size
 from tpo_jax.parallel.splash import LANES, splash_attention, zigzag_positions
 
-BACK_ENDS = ("auto", "xla", "splash")
+BACK_ENDS = ("auto", "xla", "splash", "cudnn")
 
 _MASKED = -1e30  # finite, so that a row with no visible key gives zeros and not NaN
 
@@ -32,8 +33,8 @@ def prefix_attention(
         k: `[B, P, K, C]`, rotated.
         v: `[B, P, K, C]`.
         mask: bool `[B, P]`, real tokens.
-        back_end: `xla` runs anywhere and holds all scores; `splash` is a TPU kernel; `auto` takes
-            splash on TPUs where `P` is a multiple of 128.
+        back_end: `xla` runs anywhere and holds all scores; `splash` is a TPU kernel, `cudnn` one of
+            NVIDIA's; `auto` takes the kernel of the device where it takes these shapes.
         zigzag: slots are in the order of `splash.zigzag_positions` over the `context` axis.
 
     Returns:
@@ -41,10 +42,16 @@ def prefix_attention(
         hold finite values of no meaning.
     """
     if back_end == "auto":
-        on_tpu = jax.default_backend() == "tpu"
-        back_end = "splash" if on_tpu and q.shape[1] % LANES == 0 else "xla"
+        device = jax.default_backend()
+        back_end = "xla"
+        if device == "tpu" and q.shape[1] % LANES == 0:
+            back_end = "splash"
+        elif device == "gpu" and q.dtype != jnp.float32 and not zigzag and q.shape[-1] <= 128:
+            back_end = "cudnn"
     if back_end == "splash":
         return splash_attention(q, k, v, mask, zigzag=zigzag)
+    if back_end == "cudnn":
+        return fused_attention(q, k, v, mask, zigzag=zigzag, implementation="cudnn")
     B, P, H, C = q.shape
     K = k.shape[2]
     q = q.reshape(B, P, K, H // K, C)
@@ -56,6 +63,36 @@ def prefix_attention(
     visible = visible & mask[:, None, None, None, :]
     weights = jax.nn.softmax(jnp.where(visible, logits, _MASKED), axis=-1).astype(v.dtype)
     out = jnp.einsum("bkgqt,btkc->bqkgc", weights, v).reshape(B, P, H, C)
+    return checkpoint_name(out, "attention")
+
+
+def fused_attention(q, k, v, mask, *, zigzag: bool, implementation: str) -> jax.Array:
+    """See `prefix_attention`; padding only to the right of a row, which its length tells.
+
+    Args:
+        q: `[B, P, H, C]`; k, v: `[B, P, K, C]`; mask: bool `[B, P]`.
+        zigzag: not possible here.
+        implementation: of `jax.nn.dot_product_attention`: `cudnn`; `xla` is for comparison.
+
+    Raises:
+        InputError: the prefix is split over chips.
+    """
+    if zigzag:
+        raise InputError(
+            f"compute.attention=cudnn needs whole prefixes: mesh.context must be 1, not "
+            f"{axis_size('context')}; use fsdp and tensor, or compute.attention=xla"
+        )
+    lengths = mask.sum(axis=1, dtype=jnp.int32)
+    out = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        scale=1.0,
+        is_causal=True,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation=implementation,
+    )
     return checkpoint_name(out, "attention")
 
 

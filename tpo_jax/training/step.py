@@ -26,7 +26,8 @@ class Compute:
     remat: str = "full"
     head_chunk: int = 0  # response positions per application of the head, 0: all
     micro_batches: int = 1
-    attention: str = "auto"  # of the prefix: auto, xla or splash
+    attention: str = "auto"  # of the prefix: auto, xla, splash or cudnn
+    scan: bool = True  # decoder layers in a loop
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
@@ -69,6 +70,7 @@ def make_step(
             remat=compute.remat,
             freeze_tower="tower" in frozen,
             attention=compute.attention,
+            scan=compute.scan,
         )
         found = {
             "token_logps": policy.gather(hidden, batch, compute.head_chunk),

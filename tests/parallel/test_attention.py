@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tpo_jax.errors import InputError
-from tpo_jax.parallel.attention import prefix_attention
+from tpo_jax.parallel.attention import fused_attention, prefix_attention
 from tpo_jax.parallel.mesh import AXES, make_mesh
 from tpo_jax.parallel.splash import splash_attention, zigzag_positions
 
@@ -78,6 +78,20 @@ def test_zigzag_of_plain_attention():
         )
     for a, b in zip(found, expected(2, length), strict=True):
         np.testing.assert_allclose(a, b[:, order], atol=1e-5)
+
+
+def test_attention_by_lengths_equals_plain_attention():
+    """The form in which cuDNN is asked, computed by XLA."""
+    fused = functools.partial(fused_attention, zigzag=False, implementation="xla")
+    found = jax.jit(functools.partial(value_and_gradients, fused))(*inputs(3, 192))
+    for name, a, b in zip(("out", "dq", "dk", "dv"), found, expected(3, 192), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b), name
+
+
+def test_cudnn_takes_whole_prefixes():
+    q, k, v, mask, _ = inputs(1, 128)
+    with pytest.raises(InputError, match="mesh.context must be 1"):
+        prefix_attention(q, k, v, mask, back_end="cudnn", zigzag=True)
 
 
 @pytest.mark.parametrize("chips", [1, 2, 8])
