@@ -52,6 +52,7 @@ setup(
         "Pillow>=13,<14",
         "PyYAML>=6,<7",
         "tqdm>=4.70,<5",
+        "pyarrow>=26,<27",
         "numpy>=2.4,<3",
     ],
     extras_require={

@@ -67,6 +67,20 @@ def tiny_world(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def benchmark_folders(tmp_path_factory) -> Path:
+    """All benchmarks with seven questions on three rendered videos; not to be written to."""
+    from tests.evaluation.folders import make_folders
+    from tpo_jax.data.video import probe
+    from tpo_jax.worlds.world import make_videos
+
+    root = tmp_path_factory.mktemp("benchmarks")
+    made = make_videos(root / "made", seed=2, seconds=[12, 40, 20], workers=1)
+    videos = [Path(video.path) for video in made]
+    make_folders(root, videos, [probe(video).duration for video in videos])
+    return root
+
+
+@pytest.fixture(scope="session")
 def compiled(tmp_path_factory) -> Iterator[Path]:
     """Keeps what is compiled while it is in use, for other runs of the same step."""
     directory = tmp_path_factory.mktemp("compiled")

@@ -1,12 +1,22 @@
-"""The evaluate door: stored predictions."""
+"""The evaluate door: stored predictions, and whole runs on small folders."""
 
 import json
+import shutil
 
 import pytest
 
 from tests.doors import call
 from tests.evaluation.agreement import generate, make_docs
+from tests.evaluation.folders import FOLDERS
+from tpo_jax.checkpoints.models import load_model, save_model
+from tpo_jax.data import images, prompts, sampling
+from tpo_jax.data.tokenizer import load_tokenizer
+from tpo_jax.evaluation.benchmarks import ask
 from tpo_jax.evaluation.scorers import Scorer
+from tpo_jax.generation.generator import Generator
+from tpo_jax.models import vlm
+from tpo_jax.models.config import preset, visual_tokens
+from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 
 
 @pytest.fixture
@@ -82,3 +92,141 @@ def test_wrong_input_of_score(predictions, tmp_path) -> None:
     assert not list(tmp_path.glob("*out.jsonl*")) and not list(tmp_path.glob(".*"))
     (unknown,) = call("evaluate", flags, command="sore")
     assert unknown.code == 2 and "score" in unknown.err
+
+
+@pytest.fixture(autouse=True, scope="module")
+def same_programs(compiled):
+    """What one call of the door compiles the next finds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(compiled))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, benchmark_folders):
+    """Two random models whose tokenizer knows the prompts."""
+    folder = tmp_path_factory.mktemp("models")
+    texts = [
+        question.prompt
+        for name in ("videomme_w_subtitle", "mlvu_dev")
+        for question in ask(benchmark_folders / FOLDERS[name], name)[0]
+    ]
+    save_tokenizer(train_tokenizer(texts, vocab_size=500), folder / "tokenizer")
+    for seed in (0, 1):
+        config = preset("tiny_longva")
+        params = vlm.init_params(config, seed)
+        save_model(folder / str(seed), config, params, folder / "tokenizer")
+    return folder
+
+
+def run_flags(models, folders, output, **more) -> dict:
+    return {
+        "benchmark": "videomme",
+        "data": folders / "videomme",
+        "checkpoint": models / "0",
+        "output": output,
+        "num_frames": 4,
+        "dtype": "float32",
+        "batch_size": 2,
+    } | more
+
+
+def read_samples(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(models, benchmark_folders, tmp_path_factory):
+    """The folder of a whole run, and what it printed."""
+    folder = tmp_path_factory.mktemp("finished") / "out"
+    (result,) = call("evaluate", run_flags(models, benchmark_folders, folder), command="run")
+    assert result.code == 0, result.err
+    assert "videomme: 100%" in result.err
+    return folder, json.loads(result.out)
+
+
+def test_answers_are_those_to_one_question_at_a_time(finished, models, benchmark_folders) -> None:
+    folder, _ = finished
+    config, params, _ = vars(load_model(models / "0")).values()
+    tokenizer = load_tokenizer(models / "0")
+    generator = Generator(config, params, tokenizer, max_new_tokens=16)
+    samples = read_samples(folder)
+    questions, _ = ask(benchmark_folders / "videomme", "videomme")
+    assert [sample["doc_id"] for sample in samples] == list(range(7))
+    for sample, question in list(zip(samples, questions, strict=True))[::3]:
+        frames, _, _ = sampling.read_frames(question.video, "uniform", 4)
+        row = prompts.build_prompts(tokenizer, [question.prompt], visual_tokens(config, 4))
+        pixels = images.preprocess(frames, config.tower)[None]
+        ((expected,),) = generator.answer(pixels, [row])
+        assert sample["filtered_resps"] == expected
+        assert sample["input"] == question.prompt
+        assert sample["target"] == question.doc["answer"]
+
+
+def test_results_are_those_of_score(finished, benchmark_folders, tmp_path) -> None:
+    folder, printed = finished
+    results = json.loads((folder / "results.json").read_text())
+    assert results["results"] == printed["results"]
+    assert results["n-samples"] == {"videomme": {"original": 7, "effective": 7}}
+    rows = [
+        {"doc": question.doc, "prediction": sample["filtered_resps"]}
+        for question, sample in zip(
+            ask(benchmark_folders / "videomme", "videomme")[0], read_samples(folder), strict=True
+        )
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = {"benchmark": "videomme", "predictions": tmp_path / "p.jsonl"}
+    (scored,) = call("evaluate", flags | {"output": tmp_path / "o.jsonl"}, command="score")
+    assert json.loads(scored.out) == printed
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_killed_runs_go_on(finished, models, benchmark_folders, tmp_path, kept) -> None:
+    folder, printed = finished
+    lines = (folder / "answers.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "answers.jsonl").write_bytes(b"".join(lines[:kept]) + lines[kept][:-5])
+    (result,) = call("evaluate", run_flags(models, benchmark_folders, tmp_path), command="run")
+    assert result.code == 0, result.err
+    assert json.loads(result.out) == printed
+    now = (tmp_path / "answers.jsonl").read_bytes().splitlines(keepends=True)
+    assert now[:kept] == lines[:kept]
+    assert sorted(now) == sorted(lines)
+    assert (tmp_path / "samples.jsonl").read_text() == (folder / "samples.jsonl").read_text()
+
+
+def test_partial_runs_and_wrong_input(finished, models, benchmark_folders, tmp_path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(benchmark_folders / "videomme", data)
+    (data / "data/v1.mp4").unlink()
+    (data / "data/v2.mp4").write_bytes(b"no video")
+    flags = run_flags(models, benchmark_folders, tmp_path / "out", data=data)
+    used = tmp_path / "used"
+    shutil.copytree(finished[0], used)
+    missing, broken, *wrong = call(
+        "evaluate",
+        flags,
+        flags | {"allow_missing": True},
+        run_flags(models, benchmark_folders, used, checkpoint=models / "1"),
+        run_flags(models, benchmark_folders, used, num_frames=5),
+        run_flags(models, benchmark_folders, used, benchmark="mlvu_dev"),
+        run_flags(models, benchmark_folders, used, data=tmp_path / "nowhere"),
+        run_flags(models, benchmark_folders, used, checkpoint=tmp_path / "nowhere"),
+        run_flags(models, benchmark_folders, used, data=""),
+        run_flags(models, benchmark_folders, tmp_path / "long", num_frames=1000),
+        command="run",
+    )
+    assert missing.code == 2
+    assert "3 of 7 questions cannot be asked" in missing.err and "v1.mp4" in missing.err
+    assert broken.code == 0, broken.err
+    summary = json.loads(broken.out)
+    assert summary["partial"] and summary["missing"] == 4 and summary["questions"] == 3
+    assert broken.err.count("v1.mp4") == 3 and broken.err.count("v2.mp4") == 1
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["tpo_jax"]["partial"]
+    messages = ("weights", "num_frames 4, not 5", "'video_name'", "nowhere", "nowhere")
+    messages += ("--data", "frames would fit")
+    for result, message in zip(wrong, messages, strict=True):
+        assert (result.code, result.out) == (2, ""), message
+        assert message in (line := result.err.splitlines()[-1]) and line.startswith("error: ")
+    assert (used / "answers.jsonl").read_bytes() == (finished[0] / "answers.jsonl").read_bytes()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tpo_jax.evaluation.scorers import ERAS, MLVU_TASKS, Scorer
+from tpo_jax.evaluation.scorers import BENCHMARKS, ERAS, MLVU_TASKS, Scorer
 
 HERE = Path(__file__).resolve().parent
 TABLE = HERE.parents[1] / "docs/results/evaluation.md"
@@ -157,3 +157,36 @@ def differences(oracle: Oracle, era: str, name: str, docs: list[dict], predictio
     results = scorer.summary(docs, verdicts)["results"][name]
     totals = theirs["totals"].items()
     return wrong, max(abs(results[f"{metric},none"] - value) for metric, value in totals)
+
+
+HEAD = """# Agreement with lmms-eval
+
+{count} predictions per benchmark and era, generated and adversarial, each with a row of its own:
+letters in all forms, phrases of the extractor in four scripts, case-changing and invisible
+characters, nothing at all. Compared is everything that lmms-eval logs for a prediction and the
+value of every metric. TempCompass without a key for GPT, LongVideoBench with seed 0. LVBench was
+not in 0.3.0; its old rules are compared with those of 0.7.1. The tasks of 0.3.0's MLVU had other
+names; they are put in place of its list.
+
+Written by `python tests/evaluation/agreement.py`.
+
+| era | lmms-eval | benchmark | predictions | different | metrics apart by |
+|---|---|---|---|---|---|
+"""
+
+
+def main(count: int = 5000) -> None:
+    """Writes the table."""
+    lines = []
+    for era in ERAS:
+        with Oracle(era) as oracle:
+            for i, name in enumerate(BENCHMARKS):
+                docs, predictions = make_docs(name, i, count), generate(i, count)
+                wrong, apart = differences(oracle, era, name, docs, predictions)
+                cells = era, versions(packages(era)), name, count, len(wrong), f"{apart:.1g}"
+                lines.append("| " + " | ".join(map(str, cells)) + " |")
+    TABLE.write_text(HEAD.format(count=count) + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

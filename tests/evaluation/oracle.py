@@ -131,8 +131,19 @@ def prompt(module, root: Path, task: str, docs: list[dict]) -> list[str]:
         name += "_subtitle"
     if family == "tempcompass":
         name += "_multi_choice"
+    if hasattr(module, "mlvu_aggregate_results"):
+        task = "mlvu"  # it was one then
     function, arguments = getattr(module, name), settings(root, task)
     return [function(doc, arguments) for doc in docs]
+
+
+def video(module, task: str, docs: list[dict]) -> list[str]:
+    """The file of every row."""
+    family = next(name for name in MODULES if task.startswith(name))
+    suffix = {"longvideobench": "_v", "mlvu": task.removeprefix("mlvu")}.get(family, "")
+    name = f"{family}_doc_to_visual"
+    function = getattr(module, name + suffix, None) or getattr(module, name)
+    return [function(doc)[0] for doc in docs]
 
 
 def main() -> None:
@@ -145,8 +156,10 @@ def main() -> None:
             module, root = load(directories, task)
             if kind == "process":
                 result = process(module, task, **arguments)
-            else:
+            elif kind == "prompt":
                 result = prompt(module, root, task, **arguments)
+            else:
+                result = video(module, task, **arguments)
         print(json.dumps(result), flush=True)
 
 

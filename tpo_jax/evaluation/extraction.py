@@ -93,3 +93,16 @@ def tempcompass(text: str, answer: str) -> str:
     if text in ("A", "B", "C", "D") or re.match(r"[ABCD][.)]", text):
         return text[0]
     return ""
+
+
+def without_reasoning(text: str) -> str:
+    """The text without what stands between `<think>` or `<analysis>` and their ends, or before an
+    end alone; surrounding blanks removed.
+    """
+    for tag in ("think", "analysis"):
+        opening, closing = f"<{tag}>", f"</{tag}>"
+        while (start := text.find(opening)) >= 0 and (end := text.find(closing, start)) >= 0:
+            text = text[:start] + text[end + len(closing) :]
+        if opening not in text:
+            text = text.rpartition(closing)[2]
+    return text.strip()

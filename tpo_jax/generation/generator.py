@@ -80,6 +80,7 @@ class Generator:
             its place in the row, not on what else is in the batch.
         batch_rows: videos at a time, at most; rounded up to what the mesh asks for.
         mesh: rows are split over it; None for the default device.
+        question_multiple: lengths of questions are rounded up to multiples of it.
 
     Raises:
         InputError: a setting out of range.
@@ -96,13 +97,14 @@ class Generator:
         seed: int = 0,
         batch_rows: int = 16,
         mesh: jax.sharding.Mesh | None = None,
+        question_multiple: int = QUESTION_MULTIPLE,
     ):
         sampling.check()
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens={max_new_tokens} must be 1 or more")
         self.config, self.params, self.tokenizer = config, params, tokenizer
         self.max_new_tokens, self.sampling = max_new_tokens, sampling
-        self.seed, self.mesh = seed, mesh
+        self.seed, self.mesh, self.question_multiple = seed, mesh, question_multiple
         self.parts = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
         self.batch_rows = round_up(batch_rows, self.parts)
         known = (tokenizer.token_to_id(token) for token in STOP_TOKENS)
@@ -185,7 +187,7 @@ class Generator:
         P = max(int(row.prefix_mask.sum()) for row in prompts)
         R = max(int(row.input_mask.sum(-1).max()) for row in prompts)
         M = max(len(row.input_ids) for row in prompts)
-        return round_up(P, PREFIX_MULTIPLE), M, round_up(R, QUESTION_MULTIPLE)
+        return round_up(P, PREFIX_MULTIPLE), M, round_up(R, self.question_multiple)
 
     def _batch(self, frames, prompts, seeds, shape, rows) -> dict[str, jax.Array]:
         """`prefill`'s batch of `rows` rows; those that no prompt fills are empty."""

@@ -1,0 +1,135 @@
+"""Prompts are those of the published lmms-eval; what is missing or broken is named."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from tests.evaluation.agreement import Oracle
+from tests.evaluation.folders import FOLDERS, write_srt
+from tpo_jax.errors import InputError
+from tpo_jax.evaluation.benchmarks import BENCHMARKS, ask, read_rows
+from tpo_jax.evaluation.scorers import ERAS
+from tpo_jax.evaluation.subtitles import interleave, read_srt, shown_lines
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_prompts_are_those_of_lmms_eval(era, benchmark_folders) -> None:
+    old = benchmark_folders / "longvideobench"  # where the paper's version looks
+    old.is_symlink() or old.symlink_to(benchmark_folders / FOLDERS["longvideobench_val_v"])
+    with Oracle(era, HF_HOME=str(benchmark_folders)) as oracle:
+        for benchmark, folder in FOLDERS.items():
+            if era == "paper_era" and benchmark in ("mlvu_test", "videomme_long_w_subtitle"):
+                continue  # not there yet
+            questions, problems = ask(benchmark_folders / folder, benchmark, era)
+            assert not problems
+            assert len(questions) == (4 if "long_" in benchmark else 7)
+            docs = [question.doc for question in questions]
+            theirs = oracle(benchmark, "prompt", docs=docs)
+            assert [question.prompt for question in questions] == theirs
+            videos = [Path(name).resolve() for name in oracle(benchmark, "video", docs=docs)]
+            assert [question.video for question in questions] == videos
+
+
+def test_many_lines_are_not_in_the_order_of_time(benchmark_folders, tmp_path) -> None:
+    video = benchmark_folders / "videomme/data/v1.mp4"
+    write_srt(tmp_path / "a.srt", 40, 400)
+    lines = shown_lines(tmp_path / "a.srt", video)
+    numbers = [int(line.split()[1]) for line in lines]
+    assert 20 < len(numbers) <= 64
+    assert numbers != sorted(numbers)
+    assert shown_lines(tmp_path / "a.srt", video.with_suffix(".mkv")) == []
+
+
+def test_rows_in_other_files(benchmark_folders, tmp_path) -> None:
+    rows = read_rows(benchmark_folders / "mlvu", "mlvu_dev")
+    assert len(rows) == 7
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert read_rows(tmp_path, "mlvu_dev") == rows
+    rows = read_rows(benchmark_folders / FOLDERS["longvideobench_val_v"], "longvideobench_val_v")
+    listed = []
+    for row in rows:
+        options = [row[f"option{i}"] for i in range(5)]
+        rest = {k: v for k, v in row.items() if not k.startswith("option")}
+        listed.append(rest | {"candidates": [text for text in options if text != "N/A"]})
+    (tmp_path / "lvb_val.json").write_text(json.dumps(listed))
+    read = read_rows(tmp_path, "longvideobench_val_v")
+    assert [{k: v for k, v in row.items() if k != "candidates"} for row in read] == rows
+
+
+def test_missing_and_broken_files_are_named(benchmark_folders, tmp_path) -> None:
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        read_rows(tmp_path / "nowhere", "videomme")
+    with pytest.raises(InputError, match=r"no rows of videomme \(videomme/test-\*.parquet"):
+        read_rows(tmp_path, "videomme")
+    folder = tmp_path / "videomme"
+    shutil.copytree(benchmark_folders / "videomme", folder)
+    (folder / "data/v1.mp4").unlink()
+    questions, problems = ask(folder, "videomme")
+    assert [q.doc_id for q in questions] == [0, 1, 2, 6]
+    assert [p.split(":")[0] for p in problems] == ["row 3", "row 4", "row 5"]
+    assert all("v1.mp4: no such video" in problem for problem in problems)
+    srt = folder / "subtitle/v2.srt"
+    srt.write_text(srt.read_text().replace("00:00:01,000", "1.0 s", 1))
+    _, problems = ask(folder, "videomme_w_subtitle")
+    assert len(problems) == 4 and "v2.srt:" in problems[-1]
+    assert problems[-1].endswith("is no time range H:M:S,ms --> H:M:S,ms")
+    (folder / "videomme/test-00000-of-00002.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="test-00000-of-00002.parquet: cannot be read"):
+        read_rows(folder, "videomme")
+    shutil.rmtree(folder / "videomme")
+    rows = [{"videoID": "v0", "question": "What?"}]
+    (folder / "videomme").mkdir()
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist(rows), folder / "videomme/test-00000-of-00001.parquet"
+    )
+    assert ask(folder, "videomme")[1] == [
+        "row 0: a column is missing or of the wrong type: 'options'"
+    ]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        "00:00:01,000 -> 00:00:02,000",
+        "00:00:01.000 --> 00:00:02.000",
+        "00:01,000 --> 00:02,000",
+        "a:b:c,d --> 00:00:02,000",
+    ],
+)
+def test_srt_with_broken_times(times, tmp_path) -> None:
+    path = tmp_path / "a.srt"
+    path.write_text(f"1\n00:00:00,000 --> 00:00:01,000\nfirst\nmore\n\n2\n{times}\nsecond\n")
+    with pytest.raises(InputError, match=r"a\.srt:7: "):
+        read_srt(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "3",
+        '[{"timestamp": [1.0]}]',
+        '[{"timestamp": [null, 2.0], "text": "a"}]',
+        '[{"start": "1", "end": "2", "line": "a"}]',
+        '[{"text": "a"}]',
+        '["timestamp"]',
+    ],
+)
+def test_subtitle_lists_with_broken_times(content, tmp_path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"a\.json: "):
+        interleave(path, 20.0, 0.0, 16)
+
+
+def test_frames_of_the_paper() -> None:
+    longva = {name: spec.num_frames[0] for name, spec in BENCHMARKS.items()}
+    llava_video = {name: spec.num_frames[1] for name, spec in BENCHMARKS.items()}
+    assert longva["videomme"] == longva["mlvu_dev"] == longva["longvideobench_val_v"] == 128
+    assert llava_video["mlvu_dev"] == llava_video["longvideobench_val_v"] == 128
+    assert longva["videomme_w_subtitle"] == llava_video["videomme_w_subtitle"] == 96
+    assert llava_video["videomme"] == 96

@@ -1,0 +1,255 @@
+"""Where a benchmark's rows, videos and subtitles lie, and what it asks: as lmms-eval does.
+
+The layouts are those of the published data sets with their archives unpacked:
+
+| benchmark | rows | videos | subtitles |
+|---|---|---|---|
+| Video-MME | `videomme/test-*.parquet` | `data/ID.mp4` | `subtitle/ID.srt` |
+| MLVU dev, test | `data/test-*.parquet` | `NAME` | |
+| LongVideoBench | `validation-*.parquet` or `lvb_val.json` | `videos/NAME` | `subtitles/NAME` |
+| LVBench | `data/train-*.parquet` | `NAME` | |
+| TempCompass | `multi-choice/test-*.parquet` | `videos/ID.mp4` | |
+
+Rows may also be `.jsonl` or `.json`; where no folder is named, they may lie in any.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow
+import pyarrow.parquet
+
+from tpo_jax.errors import InputError
+from tpo_jax.evaluation import subtitles
+from tpo_jax.evaluation.rescoring import read_lines
+from tpo_jax.evaluation.scorers import ERAS
+
+INTERLEAVED_FRAMES = 16
+
+_VIDEOMME = (
+    "Select the best answer to the following multiple-choice question based on the video and the "
+    "subtitles. Respond with only the letter (A, B, C, or D) of the correct option."
+)
+_DIRECTLY = "Answer with the option's letter from the given choices directly."
+
+
+class Question(NamedTuple):
+    """One row: its place in the benchmark, the row, what is asked, and about which file."""
+
+    doc_id: int
+    doc: dict[str, Any]
+    prompt: str
+    video: Path
+
+
+class Benchmark(NamedTuple):
+    """What is asked and how.
+
+    Attributes:
+        split: of the rows; their files' names begin with it.
+        subset: folder of the rows, where the data set has several.
+        prompt: row, folder and era to the text behind the video.
+        files: row to the names that the video may have, the first found counts.
+        target: column of the gold answer.
+        num_frames: of the paper's evaluation of LongVA and of LLaVA-Video; 128 where it had none.
+        max_new_tokens: longest answer. All decoding is greedy.
+        keep: rows that belong to it.
+    """
+
+    split: str
+    subset: str
+    prompt: Callable[[dict, Path, str], str]
+    files: Callable[[dict], Sequence[str]]
+    target: str = "answer"
+    num_frames: tuple[int, int] = (128, 128)
+    max_new_tokens: int = 16
+    keep: Callable[[dict], bool] = lambda doc: True
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether frames stand as images between subtitles, not as one video in front."""
+        return self.prompt is _longvideobench_interleaved
+
+
+def read_rows(folder: Path, benchmark: str) -> list[dict[str, Any]]:
+    """The rows of a benchmark, in the order of its published files.
+
+    Raises:
+        InputError: no folder, no rows in it, or a file that cannot be read.
+    """
+    spec = BENCHMARKS[benchmark]
+    if not folder.is_dir():
+        raise InputError(f"--data={folder}: no such folder; it must hold the data of {benchmark}")
+    # Beside a subset may lie others, with files of the same names.
+    places = [f"{spec.subset}/"] if spec.subset else ["", "data/", "*/"]
+    names = [
+        f"{spec.split}-*.parquet",
+        *(f"{spec.split}.{x}" for x in ("parquet", "jsonl", "json")),
+    ]
+    if spec.split == "validation":
+        names.append("lvb_val.json")
+    for name in names:
+        for place in places:
+            if files := sorted(folder.glob(place + name)):
+                rows = [row for file in files for row in _read(file)]
+                return [row for row in map(_complete, rows) if spec.keep(row)]
+    raise InputError(f"--data={folder}: no rows of {benchmark} ({places[0]}{names[0]} or .jsonl)")
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    if file.suffix == ".jsonl":
+        return [row for _, row in read_lines(file)]
+    try:
+        if file.suffix == ".parquet":
+            return pyarrow.parquet.read_table(file).to_pylist()
+        rows = json.loads(file.read_bytes())
+    except (ValueError, pyarrow.ArrowException) as error:
+        raise InputError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{file}: not a list of rows")
+    return rows
+
+
+def _complete(row: dict) -> dict:
+    """LongVideoBench's JSON has a list of candidates where its tables have five columns."""
+    if "candidates" in row and "correct_choice" in row and "option0" not in row:
+        candidates = [*row["candidates"], *["N/A"] * 5][:5]
+        row |= {f"option{i}": text for i, text in enumerate(candidates)}
+    return row
+
+
+def ask(
+    folder: Path, benchmark: str, era: str = ERAS[0], limit: int = 0
+) -> tuple[list[Question], list[str]]:
+    """The questions of a benchmark, and one line on each that cannot be asked.
+
+    Args:
+        folder: with the data.
+        benchmark: its name.
+        era: of the prompts; MLVU's and LVBench's have changed.
+        limit: only the first so many rows; 0: all.
+
+    Raises:
+        InputError: of `read_rows`.
+    """
+    spec = BENCHMARKS[benchmark]
+    questions, problems = [], []
+    for doc_id, doc in enumerate(read_rows(folder, benchmark)[: limit or None]):
+        try:
+            candidates = [folder / name for name in spec.files(doc)]
+            video = next((path for path in candidates if path.is_file()), None)
+            if video is None:
+                raise InputError(f"{candidates[0]}: no such video")
+            questions.append(Question(doc_id, doc, spec.prompt(doc, folder, era), video))
+        except InputError as error:
+            problems.append(f"row {doc_id}: {error}")
+        except (KeyError, TypeError) as error:
+            problems.append(f"row {doc_id}: a column is missing or of the wrong type: {error}")
+    return questions, problems
+
+
+def _videomme(doc: dict, folder: Path, era: str) -> str:
+    options = "\n".join(doc["options"])
+    return f"{_VIDEOMME}\n{doc['question']}\n{options}\n\n{_DIRECTLY}"
+
+
+def _videomme_subtitled(doc: dict, folder: Path, era: str) -> str:
+    path = folder / "subtitle" / f"{doc['videoID']}.srt"
+    lines = ["No subtitles available"]
+    if path.is_file():
+        lines = subtitles.shown_lines(path, folder / "data" / f"{doc['videoID']}.mp4")
+    return "\n".join(
+        (
+            "This video's subtitles are listed below: ",
+            *("\n".join(lines), _VIDEOMME, doc["question"]),
+            *("\n".join(doc["options"]), "The best answer is:"),
+        )
+    )
+
+
+def _mlvu_dev(doc: dict, folder: Path, era: str) -> str:
+    if era == ERAS[0]:
+        return f"{doc['question']}\nOnly give the best option.\nBest option: ("
+    return f"\n{doc['question']}\nOnly give the best option.\n\nBest option: ("
+
+
+def _mlvu_test(doc: dict, folder: Path, era: str) -> str:
+    return doc["question"] if era == ERAS[0] else _mlvu_dev(doc, folder, era)
+
+
+def _longvideobench(doc: dict, folder: Path, era: str) -> str:
+    texts = [doc[f"option{i}"] for i in range(5)]
+    options = [text for text in texts if text != "N/A"]
+    lines = [". ".join(pair) for pair in zip("ABCDE", options, strict=False)]
+    return "\n".join((doc["question"], *lines, _DIRECTLY, ""))
+
+
+def _longvideobench_interleaved(doc: dict, folder: Path, era: str) -> str:
+    if doc["duration"] < 1:
+        raise InputError(f"a video of {doc['duration']} seconds has no frame per second")
+    text = subtitles.interleave(
+        folder / "subtitles" / doc["subtitle_path"],
+        doc["duration"],
+        doc["starting_timestamp_for_subtitles"],
+        INTERLEAVED_FRAMES,
+    )
+    return f"{text}\n{_longvideobench(doc, folder, era)}"
+
+
+def _lvbench(doc: dict, folder: Path, era: str) -> str:
+    options = doc.get("options") or [] if era == ERAS[0] else []
+    letters = (chr(ord("A") + i) for i in range(len(options)))
+    lines = [f"({letter}) {text}" for letter, text in zip(letters, options, strict=True)]
+    return "\n".join((doc["question"], *lines, "Answer the question with the option letter"))
+
+
+def _tempcompass(doc: dict, folder: Path, era: str) -> str:
+    return f"{doc['question']}\nPlease directly give the best option:"
+
+
+def _videomme_files(doc: dict) -> list[str]:
+    return [f"data/{doc['videoID']}.{suffix}" for suffix in ("mp4", "MP4", "mkv")]
+
+
+def _mlvu_files(doc: dict) -> list[str]:
+    # Some names of the published rows lack the suffix.
+    return [doc["video_name"], f"{doc['video_name']}.mp4"]
+
+
+def _longvideobench_files(doc: dict) -> list[str]:
+    return [f"videos/{doc['video_path']}"]
+
+
+def _lvbench_files(doc: dict) -> list[str]:
+    return [doc["video_path"]]
+
+
+def _tempcompass_files(doc: dict) -> list[str]:
+    return [f"videos/{doc['video_id']}.mp4"]
+
+
+_SUBTITLED = Benchmark(
+    "test", "videomme", _videomme_subtitled, _videomme_files, num_frames=(96, 96)
+)
+_LONGVIDEOBENCH = Benchmark(
+    *("validation", "", _longvideobench, _longvideobench_files, "correct_choice"),
+    max_new_tokens=32,
+)
+BENCHMARKS: dict[str, Benchmark] = {
+    "videomme": _SUBTITLED._replace(prompt=_videomme, num_frames=(128, 96)),
+    "videomme_w_subtitle": _SUBTITLED,
+    "videomme_long_w_subtitle": _SUBTITLED._replace(keep=lambda doc: doc.get("duration") == "long"),
+    "mlvu_dev": Benchmark("test", "", _mlvu_dev, _mlvu_files),
+    "mlvu_test": Benchmark("test", "", _mlvu_test, _mlvu_files),
+    "longvideobench_val_v": _LONGVIDEOBENCH,
+    "longvideobench_val_i": _LONGVIDEOBENCH._replace(
+        prompt=_longvideobench_interleaved, num_frames=(INTERLEAVED_FRAMES,) * 2
+    ),
+    "lvbench": Benchmark("train", "", _lvbench, _lvbench_files),
+    # Its task sets no length, and the wrapper of LongVA then allows this many tokens.
+    "tempcompass_multi_choice": Benchmark(
+        *("test", "multi-choice", _tempcompass, _tempcompass_files), max_new_tokens=1024
+    ),
+}

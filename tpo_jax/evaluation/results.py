@@ -1,0 +1,100 @@
+"""What a run leaves behind, in the shapes of lmms-eval: `results.json` and `samples.jsonl`."""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tpo_jax.evaluation import extraction
+from tpo_jax.evaluation.benchmarks import BENCHMARKS, Question
+from tpo_jax.evaluation.scorers import ERAS, Scorer, Verdict
+
+
+def write_results(
+    folder: Path,
+    scorer: Scorer,
+    answered: Sequence[tuple[Question, str]],
+    settings: dict[str, Any],
+    problems: Sequence[str],
+    seconds: float,
+) -> dict[str, Any]:
+    """Scores the answers and writes both files.
+
+    Args:
+        folder: where to.
+        scorer: of the benchmark.
+        answered: questions and answers, in the order of the benchmark.
+        settings: of the run, for `config`.
+        problems: one line per question that could not be asked: the score is partial then.
+        seconds: what the run took.
+
+    Returns:
+        `Scorer.summary`, and with problems `partial`, `missing` and the first of them.
+    """
+    benchmark, spec = scorer.benchmark, BENCHMARKS[scorer.benchmark]
+    verdicts, lines = [], []
+    for question, raw in answered:
+        # The command line of lmms-eval takes reasoning out since there are tags for it.
+        text = extraction.without_reasoning(raw) if scorer.era == ERAS[0] else raw
+        verdicts.append(scorer.judge(question.doc, text))
+        lines.append(_sample(question, raw, text, verdicts[-1], spec.target))
+    summary = scorer.summary([question.doc for question, _ in answered], verdicts)
+    if problems:
+        summary |= {"partial": True, "missing": len(problems), "missing_first": problems[:10]}
+    metrics = [name for name in summary["results"][benchmark] if name.endswith(",none")]
+    results = {
+        "results": summary["results"],
+        "group_subtasks": {benchmark: []},
+        "configs": {
+            benchmark: {
+                "task": benchmark,
+                "test_split": spec.split,
+                "output_type": "generate_until",
+                "generation_kwargs": {
+                    "max_new_tokens": spec.max_new_tokens,
+                    "temperature": 0.0,
+                    "do_sample": False,
+                },
+            }
+        },
+        "versions": {benchmark: "Yaml"},
+        "n-shot": {benchmark: 0},
+        "higher_is_better": {
+            benchmark: {name[:-5]: True for name in metrics if "_stderr" not in name}
+        },
+        "n-samples": {
+            benchmark: {"original": len(answered) + len(problems), "effective": len(answered)}
+        },
+        "config": {"model": "tpo_jax", **settings},
+        "date": time.strftime("%Y%m%d_%H%M%S"),
+        "model_source": "tpo_jax",
+        "model_name": settings["pretrained"],
+        "model_name_sanitized": settings["pretrained"].replace("/", "__"),
+        "total_evaluation_time_seconds": str(seconds),
+        "tpo_jax": {name: value for name, value in summary.items() if name != "results"},
+    }
+    _write(folder / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    _write(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    return summary
+
+
+def _sample(question: Question, raw: str, text: str, verdict: Verdict, target: str) -> dict:
+    doc = json.dumps(question.doc, default=str, sort_keys=True)
+    return {
+        "doc_id": question.doc_id,
+        "target": str(question.doc[target]),
+        **({} if raw == text else {"resps": raw}),
+        "filtered_resps": text,
+        "token_counts": [None],
+        "doc_hash": hashlib.sha256(doc.encode()).hexdigest(),
+        **verdict.metrics,
+        "input": question.prompt,
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.rename(path)

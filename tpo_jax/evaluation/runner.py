@@ -1,0 +1,128 @@
+"""Answers to all questions of a benchmark: batches of videos, each encoded once for all its own."""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from tpo_jax.data import images, prompts, sampling
+from tpo_jax.data.prompts import Row
+from tpo_jax.data.video import VideoError
+from tpo_jax.errors import InputError
+from tpo_jax.evaluation.benchmarks import Question
+from tpo_jax.generation.generator import Generator, check_context, round_up
+from tpo_jax.models.config import ModelConfig, visual_tokens
+
+# More questions than this on one video are split over several rows; rows of a batch have a power of
+# two of them, and prompts of like length: few programs are compiled.
+MOST_QUESTIONS, PROMPT_MULTIPLE = 16, 64
+
+
+T = TypeVar("T")
+
+
+class Group(NamedTuple):
+    """Questions on one video that are answered in one row, and the shape of that row."""
+
+    questions: tuple[Question, ...]
+    shape: tuple[int, int]  # questions, tokens of the longest prompt; both rounded up
+
+
+def _parts(items: Sequence[T], size: int) -> list[tuple[T, ...]]:
+    return [tuple(items[i : i + size]) for i in range(0, len(items), size)]
+
+
+Read = Callable[[Group], tuple[np.ndarray, Row]]
+
+
+def make_groups(questions: Sequence[Question], tokenizer: Tokenizer) -> list[Group]:
+    """Questions by video, ordered so that rows of one shape follow one another, the large first."""
+    videos = defaultdict(list)
+    for question in questions:
+        videos[question.video].append(question)
+    groups = []
+    for asked in videos.values():
+        for part in _parts(asked, MOST_QUESTIONS):
+            texts = [f"\n{q.prompt}{prompts.TURN}" for q in part]
+            longest = max(len(tokenizer.encode(t, add_special_tokens=False).ids) for t in texts)
+            count = 1 << (len(part) - 1).bit_length()
+            groups.append(Group(part, (count, round_up(longest, PROMPT_MULTIPLE))))
+    return sorted(groups, key=lambda g: (*g.shape, -g.questions[0].doc_id), reverse=True)
+
+
+def make_reader(
+    config: ModelConfig, tokenizer: Tokenizer, num_frames: int, time_instruction: str
+) -> Read:
+    """What decodes a group's video and tokenises its prompts: frames uint8 `[F, S, S, 3]` and a row
+    with as many continuations as the shape of the group says, those without a question empty.
+
+    It raises `InputError` for a video or a prompt that cannot be used.
+    """
+
+    def read(group: Group) -> tuple[np.ndarray, Row]:
+        video = group.questions[0].video
+        try:
+            frames, times, duration = sampling.read_frames(video, "uniform", num_frames)
+            row = prompts.build_prompts(
+                tokenizer,
+                [q.prompt for q in group.questions],
+                visual_tokens(config, num_frames),
+                opening=prompts.time_opening(time_instruction, times.tolist(), duration),
+                cut="video",
+            )
+            check_context(config, row)
+        except VideoError as error:
+            raise InputError(str(error)) from error
+        except InputError as error:
+            raise InputError(f"{video}: {error}") from error
+        missing = group.shape[0] - len(group.questions)
+        padding = ((0, missing), (0, 0), (0, 0))
+        row = row._replace(
+            input_ids=np.pad(row.input_ids, padding), input_mask=np.pad(row.input_mask, padding)
+        )
+        return images.preprocess(frames, config.tower), row
+
+    return read
+
+
+def answer(
+    groups: Sequence[Group], read: Read, generator: Generator
+) -> Iterator[tuple[list[tuple[int, str, str]], list[str]]]:
+    """Per batch: (row, prompt, answer) of its questions, and one line per question that cannot be
+    asked. The next batch is decoded while the device works.
+    """
+    batches = [
+        part
+        for _, same in itertools.groupby(groups, key=lambda group: group.shape)
+        for part in _parts(list(same), generator.batch_rows)
+    ]
+    with ThreadPoolExecutor() as pool:
+        ahead: list[list[Future]] = []
+        try:
+            for number, batch in enumerate(batches):
+                while len(ahead) < 2 and number + len(ahead) < len(batches):
+                    ahead.append([pool.submit(read, g) for g in batches[number + len(ahead)]])
+                ready, problems = [], []
+                for group, future in zip(batch, ahead.pop(0), strict=True):
+                    try:
+                        ready.append((group, *future.result()))
+                    except InputError as error:
+                        problems += [f"row {q.doc_id}: {error}" for q in group.questions]
+                yield _answer(ready, generator) if ready else [], problems
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _answer(ready: list[tuple[Group, Any, Row]], generator: Generator) -> list:
+    # A short batch is filled up, for another size would be another program.
+    full = (ready * generator.batch_rows)[: max(generator.batch_rows, len(ready))]
+    texts = generator.answer(np.stack([frames for _, frames, _ in full]), [row for *_, row in full])
+    return [
+        (question.doc_id, question.prompt, text)
+        for (group, *_), answers in zip(ready, texts, strict=False)
+        for question, text in zip(group.questions, answers, strict=False)
+    ]

@@ -1,0 +1,135 @@
+"""Subtitles in prompts, as lmms-eval chooses and places them.
+
+What looks odd here is part of the prompts that published numbers were measured with: the order of
+Video-MME's lines, and that only what stands in a certain font tag is shown.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from tpo_jax.errors import InputError
+
+# Of a Video-MME file, so many evenly spaced frames choose the lines, whatever the model sees.
+FRAMES = 32
+_TAG = re.compile(r'<font color="white" size=".72c">(.*?)</font>')
+
+
+def read_srt(path: Path) -> dict[tuple[float, float], str]:
+    """Texts of a SubRip file by their time (start, end), seconds, in the order of the file.
+
+    A repeated time keeps its place and has the last text. Blocks of fewer than three lines are
+    skipped, as lmms-eval does.
+
+    Raises:
+        InputError: a time that cannot be read, or a file that is not text.
+    """
+    try:
+        blocks = path.read_text(encoding="utf-8").split("\n\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: no subtitles to read: {error}") from error
+    texts, line = {}, 1
+    for block in blocks:
+        lines = block.split("\n")
+        if block.strip() and len(lines) >= 3:
+            try:
+                start, end = map(_seconds, lines[1].split(" --> ")[:2])
+            except ValueError as error:
+                raise InputError(
+                    f"{path}:{line + 1}: {lines[1]!r} is no time range H:M:S,ms --> H:M:S,ms"
+                ) from error
+            texts[start, end] = " ".join(lines[2:])
+        line += len(lines) + 1
+    return texts
+
+
+def _seconds(time: str) -> float:
+    hours, minutes, rest = time.split(":")
+    seconds, milliseconds = rest.split(",")
+    return int(hours) * 3600 + int(minutes) * 60 + int(seconds) + int(milliseconds) / 1000
+
+
+def shown_lines(path: Path, video: Path, num_frames: int = FRAMES) -> list[str]:
+    """The lines of Video-MME's prompt: those shown at evenly spaced frames.
+
+    Args:
+        path: of the SubRip file.
+        video: an MP4; lmms-eval looks at no other file, so another kind of video has no lines.
+        num_frames: how many frames choose lines.
+
+    Raises:
+        InputError: of `read_srt`.
+    """
+    capture = cv2.VideoCapture(str(video)) if video.is_file() else None
+    # By OpenCV's own word, not as `data.video` counts: the prompts depend on it.
+    fps = capture.get(cv2.CAP_PROP_FPS) if capture else 0.0
+    total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture else 0
+    entries = [
+        (int(start * fps), int(end * fps), text) for (start, end), text in read_srt(path).items()
+    ]
+    found = [
+        index
+        for frame in np.linspace(0, total - 1, num_frames, dtype=int).tolist()
+        for index, (start, end, _) in enumerate(entries)
+        if start <= frame < end
+    ]
+    # The order of a set of integers, not of time: so it is in lmms-eval.
+    tagged = (_TAG.findall(entries[index][2]) for index in list(set(found)))
+    return [matches[0] for matches in tagged if matches]
+
+
+def interleave(path: Path, duration: float, offset: float, num_frames: int) -> str:
+    """LongVideoBench's text of frames, one `<image>` each, and the subtitles between them.
+
+    Args:
+        path: JSON list of subtitles: `timestamp` [start, end] and `text`, or `start`, `end` as
+            H:M:S and `line`.
+        duration: of the video, seconds.
+        offset: `starting_timestamp_for_subtitles`, seconds.
+        num_frames: how many frames at most.
+
+    Raises:
+        InputError: not such a list, or a time that cannot be read.
+    """
+    if duration > num_frames:
+        times = [duration / num_frames * i for i in range(num_frames)]
+    else:
+        times = list(map(float, range(int(duration))))
+    try:
+        subtitles = list(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: no list of subtitles to read: {error}") from error
+    pieces, placed = [], 0
+    for number, subtitle in enumerate(subtitles):
+        try:
+            start, end, text = _entry(subtitle, duration)
+            start, end = start - offset, end - offset
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path}: subtitle {number} has no readable times: {subtitle!r}"
+            ) from error
+        middle = (start + end) / 2
+        while placed < len(times) and times[placed] <= middle:
+            pieces.append("<image>")
+            placed += 1
+        if end - start < 1:
+            start, end = middle - 0.5, middle + 0.5
+        if any(start < time < end for time in times):
+            pieces.append(text)
+    return "\n".join(pieces + ["<image>"] * (len(times) - placed))
+
+
+def _entry(subtitle: dict, duration: float) -> tuple[float, float, str]:
+    if "timestamp" in subtitle:
+        start, end = subtitle["timestamp"]
+        # Whole numbers, too, count as an open end.
+        return float(start), end if isinstance(end, float) else duration, str(subtitle["text"])
+    return _clock(subtitle["start"]), _clock(subtitle["end"]), str(subtitle["line"])
+
+
+def _clock(time: str) -> float:
+    hours, minutes, seconds = time.split(":")
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
