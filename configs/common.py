@@ -13,6 +13,7 @@ def base() -> ConfigDict:
                 "num_frames": 32,
                 "sampling": "uniform",
                 "time_instruction": "",
+                "prompt_style": "inference",
                 "pairs_per_row": 1,
                 "mixing": (),
                 "limit": 0,

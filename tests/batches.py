@@ -38,10 +38,12 @@ def random_batch(
     R=8,
     seed=0,
     absent=False,
+    within=False,
 ) -> dict:
     """A batch of `docs/architecture.md` with random contents.
 
-    With `absent`, the last pair of the last row is missing, as in the last batch of an epoch.
+    With `absent`, the last pair of the last row is missing, as in the last batch of an epoch; with
+    `within`, some labels lie in the prefix, as the original trainer's.
     """
     rng = np.random.default_rng(seed)
     S, W, n = model.tower.image_size, model.decoder.vocab_size, configs.visual_tokens(model, F)
@@ -63,14 +65,20 @@ def random_batch(
     pair_index = np.arange(B * Q, dtype=np.int32).reshape(B, Q)
     if absent:
         target_mask[-1, -1], pair_index[-1, -1] = False, -1
+    extra = {}
+    if within:
+        places = rng.integers(0, prefix_mask.sum(-1).reshape(B, 1, 1, 1), input_mask.shape)
+        extra["target_at"] = np.where(input_mask, -1, places).astype(np.int32)
+        target_mask |= ~input_mask & (rng.random(input_mask.shape) < 0.8)
     return {
+        **extra,
         "frames": rng.integers(0, 256, (B, F, S, S, 3)).astype(np.uint8),
         "prefix_ids": prefix_ids,
         "prefix_mask": prefix_mask,
         "visual_index": visual_index,
         "input_ids": np.where(input_mask, ids[..., :-1], 0),
         "input_mask": input_mask,
-        "target_ids": np.where(input_mask, ids[..., 1:], 0),
+        "target_ids": np.where(input_mask | within, ids[..., 1:], 0),
         "target_mask": target_mask,
         "pair_index": pair_index,
         "reference_logps": rng.normal(-20, 3, (B, Q, 2)).astype(np.float32),

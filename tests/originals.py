@@ -5,10 +5,12 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch", reason="the parity tests compare with PyTorch")
 transformers = pytest.importorskip(
@@ -114,8 +116,67 @@ def place_newlines(x, newline, position):
     return torch.cat([x, newline[None]]) if position == "one_token" else x
 
 
+def best_resolution(size, pinpoints):
+    """Of (width, height): the largest effective area, then the least waste, then the first."""
+    best, most, least = None, 0, float("inf")
+    for width, height in pinpoints:
+        scale = min(width / size[0], height / size[1])
+        scaled = int(size[0] * scale) * int(size[1] * scale)
+        effective = min(scaled, size[0] * size[1])
+        wasted = width * height - effective
+        if effective > most or (effective == most and wasted < least):
+            best, most, least = (width, height), effective, wasted
+    return best
+
+
+def anyres_views(image, side, pinpoints):
+    """PIL image to uint8 [1 + tiles, S, S, 3]: squashed, then cut; `models.md` section 1.4."""
+    width, height = best_resolution(image.size, pinpoints)
+    w, h = width / image.width, height / image.height
+    if w < h:
+        size = width, min(math.ceil(image.height * w), height)
+    else:
+        size = min(math.ceil(image.width * h), width), height
+    padded = Image.new("RGB", (width, height), (0, 0, 0))
+    padded.paste(image.resize(size), ((width - size[0]) // 2, (height - size[1]) // 2))
+    tiles = [
+        padded.crop((x, y, x + side, y + side))
+        for y in range(0, height, side)
+        for x in range(0, width, side)
+    ]
+    return np.stack([np.asarray(view) for view in (image.resize((side, side)), *tiles)])
+
+
+def merge_unires(x):
+    """[1 + tiles, N, D] to [n, D]: no thumbnail, 2x2 averages, tile after tile."""
+    return pool(x[1:], "average").reshape(-1, x.shape[-1])
+
+
+def merge_spatial_unpad(x, newline, size, side, pinpoints, max_tiles):
+    """[1 + tiles, N, D] to [n, D]; `models.md` section 2.6."""
+    base, x = x[0], x[1:]
+    g, D = round(base.shape[0] ** 0.5), x.shape[-1]
+    width, height = best_resolution(size, pinpoints)
+    x = x.reshape(height // side, width // side, g, g, D)
+    x = x.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)
+    H, W = x.shape[1:]
+    if size[0] / size[1] > W / H:
+        padding = (H - int(size[1] * (W / size[0]))) // 2
+        x = x[:, padding : H - padding]
+    else:
+        padding = (W - int(size[0] * (H / size[1]))) // 2
+        x = x[:, :, padding : W - padding]
+    H, W = x.shape[1:]
+    times = math.sqrt(H * W / (max_tiles * g**2))
+    if times > 1.1:
+        shrunk = [int(H // times), int(W // times)]
+        x = torch.nn.functional.interpolate(x[None], shrunk, mode="bilinear")[0]
+    x = torch.cat([x, newline[:, None, None].expand(D, x.shape[1], 1)], dim=-1)
+    return torch.cat([base, x.flatten(1, 2).T])
+
+
 class Original(torch.nn.Module):
-    """`LlavaQwenForCausalLM` for one video: text, visual tokens, text."""
+    """`LlavaQwenForCausalLM` for one video, or some images, between texts."""
 
     def __init__(self, config: ModelConfig, seed: int = 0):
         super().__init__()
@@ -151,11 +212,25 @@ class Original(torch.nn.Module):
         newline = self.model.image_newline if self.config.has_newline else None
         return place_newlines(x, newline, self.config.newline)
 
+    def encode_image(self, image, pinpoints):
+        """PIL image to visual tokens [n, D]."""
+        side = self.config.tower.image_size
+        views = torch.tensor(anyres_views(image, side, pinpoints))
+        x = self.model.mm_projector(self.model.vision_tower(views))
+        if self.config.tower.kind == "clip":
+            return merge_unires(x)
+        newline = self.model.image_newline
+        return merge_spatial_unpad(x, newline, image.size, side, pinpoints, max_tiles=9)
+
     def hidden(self, frames, before, after):
         """Normed hidden states [len(before) + n + len(after), D]; the texts are lists of ids."""
-        text = [self.model.embed_tokens(torch.tensor(ids)) for ids in (before, after)]
-        x = torch.cat([text[0], self.encode(frames), text[1]])[None]
-        return self.model(inputs_embeds=x).last_hidden_state[0]
+        return self.hidden_of([before, self.encode(frames), after])
+
+    def hidden_of(self, parts):
+        """Normed hidden states [n, D] of ids and visual tokens [m, D] in turn."""
+        embed = self.model.embed_tokens
+        x = [embed(torch.tensor(part)) if isinstance(part, list) else part for part in parts]
+        return self.model(inputs_embeds=torch.cat(x)[None]).last_hidden_state[0]
 
     def forward(self, frames, before, after):
         """Logits [len(before) + n + len(after), W]."""
@@ -190,6 +265,8 @@ class Original(torch.nn.Module):
             "mm_projector_type": "mlp2x_gelu",
             "mm_patch_merge_type": "unires" if longva else "spatial_unpad",
             "mm_newline_position": self.config.newline,
+            "image_aspect_ratio": self.config.images.aspect,
+            "image_grid_pinpoints": [list(pair) for pair in self.config.images.pinpoints],
             "mm_spatial_pool_mode": self.config.pooling,
             "mm_spatial_pool_stride": 2,
             "tokenizer_model_max_length": self.config.max_length,

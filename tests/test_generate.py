@@ -30,6 +30,8 @@ def folder(tmp_path_factory):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 36, 48, 3), np.uint8)
     for i, frame in enumerate(pixels):
         Image.fromarray(frame).save(folder / "video" / f"{i}.png")
+    Image.fromarray(pixels[0, :, :20]).save(folder / "tall.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     return folder
 
 
@@ -64,6 +66,50 @@ def test_one_answer_and_nothing_else(flags, expected) -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout == expected[0] + "\n"
+
+
+def test_images_and_text_alone(flags, folder) -> None:
+    stills = {name: flags[name] for name in ("checkpoint", "max_new_tokens")}
+    tall, wide = folder / "tall.png", folder / "video" / "1.png"
+    between = "First <image>, then <image>: what changed?"
+    calls = [
+        {"image": wide, "prompt": QUESTIONS[0]},
+        {"image": f"{tall},{wide}", "prompt": [between, between + " Why?"]},
+        {"prompt": QUESTIONS},
+        {"image": tall, "prompt": QUESTIONS[0], "prompt_style": "dpo_trainer"},
+    ]
+    wrong = [
+        ({"image": wide, "prompt": between}, "2 <image> placeholders for 1 images"),
+        ({"prompt": "<image>\nWho?"}, "1 <image> placeholders for 0 images"),
+        ({"image": f"{tall},{folder / 'broken.jpg'}"}, "broken.jpg: cannot be read as an image"),
+        ({"image": "nothing.png"}, "nothing.png: cannot be read as an image: No such file"),
+        ({"image": wide, "video": folder / "video"}, "one of --video and --image"),
+        ({"image": wide, "time_instruction": "inline"}, "--time_instruction=inline"),
+        ({"prompt_style": "dpo_trainer"}, "one video or one image"),
+        ({"image": ",".join([str(tall)] * 60)}, "use fewer or smaller images"),
+    ]
+    results = call(
+        "generate",
+        *(stills | flags for flags in calls),
+        *(stills | {"prompt": QUESTIONS[0]} | flags for flags, _ in wrong),
+    )
+    config, params, _ = vars(load_model(folder / "model")).values()
+    tokenizer = load_tokenizer(folder / "model")
+    generator = Generator(config, params, tokenizer, max_new_tokens=16)
+    for arguments, result in zip(calls, results, strict=False):
+        paths = str(arguments.get("image", "")).split(",") if "image" in arguments else []
+        pictures = images.read_pictures(paths, config)
+        questions = arguments["prompt"]
+        questions = questions if isinstance(questions, list) else [questions]
+        style = arguments.get("prompt_style", "inference")
+        row = prompts.build_prompts(tokenizer, questions, pictures.tokens, style=style, cut="video")
+        (answers,) = generator.answer([pictures], [row])
+        assert (result.code, result.out) == (0, "\n\n".join(answers) + "\n"), result.err
+    assert len({result.out for result in results[: len(calls)]}) == len(calls)
+    for (_, message), result in zip(wrong, results[len(calls) :], strict=True):
+        assert (result.code, result.out) == (2, ""), message
+        (line,) = result.err.splitlines()
+        assert line.startswith("error: ") and message in line
 
 
 def test_several_prompts_and_wrong_input(flags, expected) -> None:

@@ -12,6 +12,7 @@ from tpo_jax.data import images, prompts, sampling
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.models import classic, vlm
 from tpo_jax.models.config import preset, visual_tokens
+from tpo_jax.models.images import stack_pictures
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 
 PAIRS = [
@@ -41,11 +42,41 @@ def folder(tmp_path_factory):
         for i in range(6):
             frame = Image.fromarray(draws.integers(0, 256, (40, 32, 3), np.uint8))
             frame.save(folder / "videos" / name / f"{i}.png")
+    tall = Image.fromarray(draws.integers(0, 256, (80, 30, 3), np.uint8))
+    tall.save(folder / "videos" / "tall.png")
+    (folder / "mixed.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in MIXED))
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
     return folder
 
 
-def logps(function, loaded, folder, pair):
+MIXED = [
+    {**PAIRS[0], "id": "text", "video": None},
+    PAIRS[1],
+    {**PAIRS[2], "id": "one", "video": None, "image": "v0/1.png"},
+    {
+        **PAIRS[2],
+        "id": "two",
+        "video": None,
+        "images": ["v0/1.png", "tall.png"],
+        "prompt": "From <image> to <image>?",
+    },
+]
+
+
+def still_logps(loaded, folder, pair):
+    """[2] sums by the classic layout, for a pair without a video."""
+    config, tokenizer = loaded.config, load_tokenizer(folder / "model")
+    paths = pair.get("images") or [pair[name] for name in ("image",) if name in pair]
+    pictures = images.read_pictures([folder / "videos" / path for path in paths], config)
+    answers = [[pair["chosen"], pair["rejected"]]]
+    row = prompts.build_row(tokenizer, [pair["prompt"]], answers, pictures.tokens).arrays()
+    batch = {name: values[None] for name, values in row.items()}
+    batch |= stack_pictures([pictures], 1, row["prefix_ids"].size)
+    logps = classic.token_logps(vlm.bind(config, loaded.params), batch)
+    return np.asarray(logps.sum(axis=(1, 3))[0])
+
+
+def logps(function, loaded, folder, pair, style="inference"):
     """[2] sums by one of the model's layouts, one pair at a time."""
     tokenizer = load_tokenizer(folder / "model")
     config = loaded.config
@@ -56,11 +87,13 @@ def logps(function, loaded, folder, pair):
         [[pair["chosen"], pair["rejected"]]],
         visual_tokens(config, 4),
         opening=prompts.time_opening("inline", times.tolist(), duration),
+        style=style,
     )
-    batch = {"frames": images.preprocess(frames, config.tower), **row._asdict()}
+    batch = {"frames": images.preprocess(frames, config.tower), **row.arrays()}
     batch = {name: values[None] for name, values in batch.items()}
     sums = function(vlm.bind(config, loaded.params), batch).sum(axis=(1, 3))[0]
-    tokens = [len(tokenizer.encode(pair[name]).ids) + 2 for name in ("chosen", "rejected")]
+    labels = 8 if style == "dpo_trainer" else 2
+    tokens = [len(tokenizer.encode(pair[name]).ids) + labels for name in ("chosen", "rejected")]
     return np.asarray(sums), tokens
 
 
@@ -79,30 +112,54 @@ def test_scores_and_wrong_input(folder, tmp_path) -> None:
     invalid = [PAIRS[0], {**PAIRS[1], "prompt": "<image> <image>"}]
     (tmp_path / "invalid.jsonl").write_text("".join(json.dumps(p) + "\n" for p in invalid))
     failed = tmp_path / "failed.jsonl"
+    counts = [{**MIXED[3], "prompt": "<image> <image> <image>?"}]
+    (tmp_path / "counts.jsonl").write_text("".join(json.dumps(p) + "\n" for p in counts))
+    broken = [{**MIXED[2], "image": "../pairs.jsonl"}, {**MIXED[2], "image": "none.png"}]
+    for name, pair in zip(("outside", "absent"), broken, strict=True):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(pair) + "\n")
     wrong = [
         ({"pairs": tmp_path / "missing.jsonl"}, "missing.jsonl:4"),
         ({"pairs": tmp_path / "invalid.jsonl"}, "invalid.jsonl:2"),
         ({"num_frames": 0}, "num_frames"),
+        ({"pairs": tmp_path / "counts.jsonl"}, "counts.jsonl:1: prompt: 3 <image> placeholders"),
+        ({"pairs": tmp_path / "outside.jsonl"}, "must be a path inside"),
+        ({"pairs": tmp_path / "absent.jsonl"}, "none.png: cannot be read as an image"),
         ({"num_frames": 2000, "time_instruction": "none"}, "frames would fit"),
         ({"output": tmp_path / "nowhere" / "scores.jsonl"}, "nowhere"),
         ({"checkpoint": folder}, "config.json"),
     ]
-    good, one, *results = call(
+    good, one, trainer, mixed, *results = call(
         "score",
         flags,
         flags | {"batch_size": 1, "output": tmp_path / "one.jsonl"},
+        flags | {"prompt_style": "dpo_trainer", "output": tmp_path / "trainer.jsonl"},
+        flags | {"pairs": folder / "mixed.jsonl", "output": tmp_path / "mixed.jsonl"},
         *(flags | {"output": failed} | change for change, _ in wrong),
     )
-    assert good.code == one.code == 0, good.err + one.err
+    assert good.code == one.code == trainer.code == 0, good.err + one.err + trainer.err
     loaded = load_model(folder / "model")
-    lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").open()]
-    assert [line["id"] for line in lines] == [pair["id"] for pair in PAIRS]
-    for pair, line in zip(PAIRS, lines, strict=True):
-        scored = [line["chosen_logp"], line["rejected_logp"]]
-        for function in (vlm.VideoLanguageModel.token_logps, classic.token_logps):
-            sums, tokens = logps(function, loaded, folder, pair)
-            np.testing.assert_allclose(scored, sums, atol=1e-4, rtol=0)
-            assert [line["chosen_tokens"], line["rejected_tokens"]] == tokens
+    both = (vlm.VideoLanguageModel.token_logps, classic.token_logps)
+    for name, style, layouts in (
+        ("trainer", "dpo_trainer", both[1:]),
+        ("scores", "inference", both),
+    ):
+        lines = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()]
+        assert [line["id"] for line in lines] == [pair["id"] for pair in PAIRS]
+        for pair, line in zip(PAIRS, lines, strict=True):
+            scored = [line["chosen_logp"], line["rejected_logp"]]
+            for function in layouts:
+                sums, tokens = logps(function, loaded, folder, pair, style)
+                np.testing.assert_allclose(scored, sums, atol=1e-4, rtol=0)
+                assert [line["chosen_tokens"], line["rejected_tokens"]] == tokens
+    assert mixed.code == 0, mixed.err
+    scored = [json.loads(line) for line in (tmp_path / "mixed.jsonl").open()]
+    assert [line["id"] for line in scored] == [pair["id"] for pair in MIXED]
+    assert scored[1] == pytest.approx(lines[1], abs=1e-4)
+    for pair, line in zip(MIXED, scored, strict=True):
+        if not pair["video"]:
+            found = [line["chosen_logp"], line["rejected_logp"]]
+            sums = still_logps(loaded, folder, pair)
+            np.testing.assert_allclose(found, sums, atol=1e-4, rtol=0)
     for line, other in zip(lines, (tmp_path / "one.jsonl").open(), strict=True):
         assert json.loads(other) == pytest.approx(line, abs=1e-4)
 

@@ -149,6 +149,9 @@ def test_the_reference_is_computed_once_and_a_stale_one_refused(
     config.data.num_frames = 4
     with pytest.raises(InputError, match="stale, computed with other sampling, weights;"):
         train(config, tmp_path)
+    config.data.prompt_style = "dpo_trainer"
+    with pytest.raises(InputError, match="stale, computed with other sampling, template, weights;"):
+        train(config, tmp_path)
     config.data.reference = str(tiny_world / "pairs.jsonl")
     with pytest.raises(InputError, match=r"pairs\.jsonl: not a cache of reference log-prob"):
         train(config, tmp_path)

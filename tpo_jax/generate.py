@@ -1,26 +1,34 @@
-"""Answers to questions about a video.
+"""Answers to questions about a video, about images, or about neither.
 
     python -m tpo_jax.generate --checkpoint=DIR --video=FILE --prompt=TEXT --num_frames=32
+    python -m tpo_jax.generate --checkpoint=DIR --image=FILE[,FILE] --prompt=TEXT
 
 The answer goes to standard output, piece by piece as it comes. With several `--prompt` the video is
-encoded once and the answers follow one another, a blank line between them.
+encoded once and the answers follow one another, a blank line between them. Images stand in front of
+the question, or where it has as many `<image>`.
 """
 
+import functools
+
 import jax
+import numpy as np
 from absl import flags
 
 from tpo_jax.checkpoints.models import load_config, load_model
 from tpo_jax.data import images, prompts, sampling
+from tpo_jax.data.rows import Row
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.data.video import VideoError
 from tpo_jax.errors import InputError, run_door
 from tpo_jax.generation.generator import Generator, check_context
 from tpo_jax.generation.sampling import Sampling
-from tpo_jax.models.config import visual_tokens
+from tpo_jax.models.config import ModelConfig, visual_tokens
+from tpo_jax.models.images import Pictures
 from tpo_jax.parallel.mesh import make_mesh
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model directory.", required=True)
-_VIDEO = flags.DEFINE_string("video", None, "Video file or directory of frames.", required=True)
+_VIDEO = flags.DEFINE_string("video", None, "Video file or directory of frames.")
+_IMAGE = flags.DEFINE_list("image", [], "Image files instead of a video; none: text alone.")
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "Question; may be repeated.", required=True)
 _NUM_FRAMES = flags.DEFINE_integer("num_frames", 32, "Frames sampled.", lower_bound=1)
 _SAMPLING = flags.DEFINE_enum("sampling", "uniform", sampling.RULES, "Which frames are sampled.")
@@ -30,6 +38,12 @@ _TIME = flags.DEFINE_enum(
     prompts.TIME_INSTRUCTIONS,
     "Sentence on the frames' times: none, directly behind the video, or on the next line. Default: "
     "what the checkpoint asks for.",
+)
+_STYLE = flags.DEFINE_enum(
+    "prompt_style",
+    "inference",
+    prompts.STYLES,
+    "Prompts: of the original inference code, or those of the original DPO trainer.",
 )
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Longest answer, in tokens.", 1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: greedy.")
@@ -42,29 +56,38 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", lower_bound=0)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
 
 
-def main() -> None:
-    """Prints the answers."""
-    settings = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _PENALTY.value)
-    settings.check()
+def read_input(config: ModelConfig, tokenizer) -> tuple[np.ndarray | Pictures, Row]:
+    """Frames uint8 `[F, S, S, 3]` or images, and the questions about them."""
+    build = functools.partial(prompts.build_prompts, tokenizer, style=_STYLE.value, cut="video")
+    if not _VIDEO.value:
+        if _TIME.value not in (None, "none"):
+            raise InputError(f"--time_instruction={_TIME.value} is for a --video")
+        pictures = images.read_pictures(_IMAGE.value, config)
+        return pictures, build(_PROMPT.value, pictures.tokens)
+    if _IMAGE.value:
+        raise InputError("give one of --video and --image")
     questions = [prompts.strip_placeholder(prompt) for prompt in _PROMPT.value]
-    config = load_config(_CHECKPOINT.value)
-    tokenizer = load_tokenizer(_CHECKPOINT.value, config.decoder.vocab_size)
     try:
         frames, timestamps, duration = sampling.read_frames(
             _VIDEO.value, _SAMPLING.value, _NUM_FRAMES.value
         )
     except VideoError as error:
         raise InputError(f"--video: {error}") from error
-    row = prompts.build_prompts(
-        tokenizer,
-        questions,
-        visual_tokens(config, len(frames)),
-        opening=prompts.time_opening(
-            _TIME.value or config.time_instruction, timestamps.tolist(), duration
-        ),
-        cut="video",
-    )
-    check_context(config, row)
+    mode = _TIME.value or config.time_instruction
+    opening = prompts.time_opening(mode, timestamps.tolist(), duration)
+    tokens = visual_tokens(config, len(frames))
+    row = build(questions, tokens, opening=opening)
+    return images.preprocess(frames, config.tower), row
+
+
+def main() -> None:
+    """Prints the answers."""
+    settings = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _PENALTY.value)
+    settings.check()
+    config = load_config(_CHECKPOINT.value)
+    tokenizer = load_tokenizer(_CHECKPOINT.value, config.decoder.vocab_size)
+    visual, row = read_input(config, tokenizer)
+    check_context(config, row, video=bool(_VIDEO.value))
 
     # One video cannot be split by rows: all devices share the weights.
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": -1})
@@ -78,14 +101,14 @@ def main() -> None:
         seed=_SEED.value,
         mesh=mesh,
     )
-    pixels = images.preprocess(frames, config.tower)
     with jax.default_matmul_precision("highest" if _DTYPE.value == "float32" else "default"):
-        if len(questions) == 1:
-            for piece in generator.stream(pixels, row):
+        if len(row.input_ids) == 1:
+            for piece in generator.stream(visual, row):
                 print(piece, end="", flush=True)
             print()
         else:
-            print("\n\n".join(generator.answer(pixels[None], [row])[0]))
+            rows = [visual] if isinstance(visual, Pictures) else visual[None]
+            print("\n\n".join(generator.answer(rows, [row])[0]))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@ r"""Summed log-probabilities of both answers of every pair of a list.
     python -m tpo_jax.score --checkpoint=DIR --pairs=FILE --videos=DIR --output=FILE.jsonl \
         --num_frames=32
 
+A pair may have `image` or `images`, paths in the same folder, in place of `video`, or none of them.
 One line per pair, in the order of the list: `id, chosen_logp, rejected_logp, chosen_tokens,
-rejected_tokens`. An answer's tokens are its own, `<|im_end|>` and the newline after it.
+rejected_tokens`. An answer's tokens are its own, `<|im_end|>` and the newline after it; with
+`--prompt_style=dpo_trainer`, also the six of the template that the original trainer labels.
 """
 
 import functools
@@ -12,6 +14,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -21,11 +24,13 @@ from tokenizers import Tokenizer
 from tpo_jax.checkpoints.models import load_config, load_model
 from tpo_jax.data import images, prompts, sampling
 from tpo_jax.data.pairs import Pair, read_pairs
+from tpo_jax.data.rows import CONTINUATION
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.data.video import VideoError
 from tpo_jax.errors import InputError, run_door
 from tpo_jax.models import vlm
-from tpo_jax.models.config import ModelConfig, visual_tokens
+from tpo_jax.models.config import ModelConfig, frames_that_fit, visual_tokens
+from tpo_jax.models.images import Pictures, stack_pictures
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import ROWS, to_global
 
@@ -33,7 +38,9 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model directory.", requir
 _PAIRS = flags.DEFINE_string(
     "pairs", None, "List of pairs: .jsonl, .json, .csv, .yaml or .yml.", required=True
 )
-_VIDEOS = flags.DEFINE_string("videos", None, "Folder the pairs' videos lie in.", required=True)
+_VIDEOS = flags.DEFINE_string(
+    "videos", None, "Folder the pairs' videos and images lie in.", required=True
+)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON Lines file to write.", required=True)
 _NUM_FRAMES = flags.DEFINE_integer("num_frames", 32, "Frames sampled per video.", lower_bound=1)
 _SAMPLING = flags.DEFINE_enum("sampling", "uniform", sampling.RULES, "Which frames are sampled.")
@@ -43,6 +50,12 @@ _TIME = flags.DEFINE_enum(
     prompts.TIME_INSTRUCTIONS,
     "Sentence on the frames' times: none, directly behind the video, or on the next line. Default: "
     "what the checkpoint asks for.",
+)
+_STYLE = flags.DEFINE_enum(
+    "prompt_style",
+    "inference",
+    prompts.STYLES,
+    "Prompts and labels: of the original inference code, or those of the original DPO trainer.",
 )
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 8, "Pairs at a time, rounded up to a multiple of the devices.", lower_bound=1
@@ -64,6 +77,13 @@ def _sums(config: ModelConfig, params: dict, batch: dict) -> jax.Array:
     )
 
 
+class Row(NamedTuple):
+    """One pair, without `B` and without padding of the texts."""
+
+    visual: np.ndarray | Pictures  # frames uint8 [F, S, S, 3], or images
+    texts: dict[str, np.ndarray]
+
+
 def read_row(
     pair: Pair,
     config: ModelConfig,
@@ -72,55 +92,77 @@ def read_row(
     num_frames: int,
     rule: str = "uniform",
     time_instruction: str = "none",
-) -> dict[str, np.ndarray]:
-    """One pair as a row of a batch, `Q` = 1, without `B` and without padding of the texts.
+    style: str = "inference",
+) -> Row:
+    """One pair as a row of a batch, `Q` = 1.
 
     Raises:
-        InputError: the video or the texts; the message begins with the place of the pair.
+        InputError: the video, an image or the texts; the message begins with the place of the pair.
     """
+    root = Path(videos)
     try:
-        clip, timestamps, duration = sampling.read_frames(
-            Path(videos) / pair.video, rule, num_frames
-        )
+        if not pair.video:
+            pictures = images.read_pictures([root / image for image in pair.images], config)
+            texts = _texts(pair, tokenizer, pictures.tokens, style)
+            _check_length(config, texts, "use fewer or smaller images")
+            return Row(pictures, texts)
+        clip, timestamps, duration = sampling.read_frames(root / pair.video, rule, num_frames)
         opening = prompts.time_opening(time_instruction, timestamps.tolist(), duration)
         visual = visual_tokens(config, len(clip))
-        row = prompts.build_row(
-            tokenizer, [pair.question], [[pair.chosen, pair.rejected]], visual, opening=opening
-        )
+        texts = _texts(pair, tokenizer, visual, style, opening)
+        fit = frames_that_fit(config, config.max_length - _length(texts) + visual)
+        _check_length(config, texts, f"{fit} frames would fit (--num_frames)")
     except (InputError, VideoError) as error:
         raise InputError(f"{pair.where}: {error}") from error
-    used = row.prefix_ids.size + row.input_ids.shape[-1]
-    if used > config.max_length:
-        fit = (config.max_length - used + visual) // config.tokens_per_frame
-        raise InputError(
-            f"{pair.where}: prompt and answer take {used} tokens, the model's context holds "
-            f"{config.max_length}; {max(fit, 0)} frames would fit (--num_frames)"
-        )
     side, missing = config.tower.image_size, num_frames - len(clip)
     frames = np.zeros((num_frames, side, side, 3), np.uint8)
     frames[: len(clip)] = images.preprocess(clip, config.tower)
     # A newline token behind the whole video comes after the frames that are not there, too.
-    row.visual_index[row.visual_index >= len(clip) * config.tokens_per_frame] += (
-        missing * config.tokens_per_frame
-    )
-    return {"frames": frames, **row._asdict()}
+    index = texts["visual_index"]
+    index[index >= len(clip) * config.tokens_per_frame] += missing * config.tokens_per_frame
+    return Row(frames, texts)
 
 
-def stack(rows: list[dict[str, np.ndarray]], size: int) -> dict[str, np.ndarray]:
-    """A batch of `size` rows, texts padded to one length; rows beyond those given are empty."""
-    P = max(len(row["prefix_ids"]) for row in rows)
-    R = max(row["input_ids"].shape[-1] for row in rows)
-    lengths = {"prefix": -(-P // _PREFIX_MULTIPLE) * _PREFIX_MULTIPLE}
-    lengths["response"] = -(-R // _RESPONSE_MULTIPLE) * _RESPONSE_MULTIPLE
-    batch = {}
-    for name, first in rows[0].items():
-        shape, value = first.shape, -1 if name == "visual_index" else 0
-        if name != "frames":
-            kind = "response" if name.startswith(("input", "target")) else "prefix"
-            shape = (*shape[:-1], lengths[kind])
-        batch[name] = np.full((size, *shape), value, first.dtype)
+def _texts(pair: Pair, tokenizer, visuals, style, opening="") -> dict[str, np.ndarray]:
+    answers = [[pair.chosen, pair.rejected]]
+    return prompts.build_row(
+        tokenizer, [pair.question], answers, visuals, opening=opening, style=style
+    ).arrays()
+
+
+def _length(texts: dict[str, np.ndarray]) -> int:
+    return texts["prefix_ids"].size + int(texts["input_mask"].sum(-1).max())
+
+
+def _check_length(config: ModelConfig, texts: dict[str, np.ndarray], advice: str) -> None:
+    if (used := _length(texts)) > config.max_length:
+        raise InputError(
+            f"prompt and answer take {used} tokens, the model's context holds {config.max_length}; "
+            + advice
+        )
+
+
+def stack(rows: list[Row], size: int) -> dict[str, np.ndarray]:
+    """A batch of `size` rows, texts padded to one length; rows beyond those given are empty.
+
+    Args:
+        rows: all of videos, or none.
+        size: B.
+    """
+    P = max(row.texts["prefix_ids"].size for row in rows)
+    R = max(row.texts["input_ids"].shape[-1] for row in rows)
+    P, R = (-(-n // m) * m for n, m in ((P, _PREFIX_MULTIPLE), (R, _RESPONSE_MULTIPLE)))
+    if pictures := [row.visual for row in rows if isinstance(row.visual, Pictures)]:
+        batch = stack_pictures(pictures, size, P)
+    else:
+        clips = np.stack([row.visual for row in rows if isinstance(row.visual, np.ndarray)])
+        batch = {"frames": np.pad(clips, [(0, size - len(rows))] + [(0, 0)] * 4)}
+    for name, first in rows[0].texts.items():
+        shape = (*first.shape[:-1], R if name in CONTINUATION else P)
+        fill = -1 if name in ("visual_index", "target_at") else 0
+        batch[name] = np.full((size, *shape), fill, first.dtype)
         for target, row in zip(batch[name], rows, strict=False):
-            target[..., : row[name].shape[-1]] = row[name]
+            target[..., : row.texts[name].shape[-1]] = row.texts[name]
     return batch
 
 
@@ -137,7 +179,7 @@ def score(
     Args:
         config: of the model.
         params: in the compute dtype, laid out over `mesh`.
-        pairs: to be scored.
+        pairs: to be scored, all on videos or none.
         read: a pair to its row, as `read_row`.
         mesh: rows of a batch are split over it.
         batch_size: pairs at a time, rounded up to what the mesh asks for.
@@ -149,7 +191,7 @@ def score(
         for start in range(0, len(pairs), size):
             rows = list(pool.map(read, pairs[start : start + size]))
             sums = _sums(config, params, to_global(stack(rows, size), mesh))
-            counts = [row["target_mask"].sum(axis=(0, 2)) for row in rows]
+            counts = [row.texts["target_mask"].sum(axis=(0, 2)) for row in rows]
             running.append((pairs[start : start + size], sums, counts))
             if len(running) > 1:
                 yield from _results(*running.pop(0))
@@ -173,7 +215,7 @@ def main() -> None:
     output = Path(_OUTPUT.value)
     if not output.parent.is_dir():
         raise InputError(f"--output={output}: no such directory {output.parent}")
-    pairs, rejections = read_pairs(_PAIRS.value)
+    pairs, rejections = read_pairs(_PAIRS.value, stills=True)
     if rejections:
         more = f" (and {len(rejections) - 1} more)" if len(rejections) > 1 else ""
         raise InputError(f"{rejections[0].where}: {rejections[0].reason}{more}")
@@ -187,6 +229,7 @@ def main() -> None:
         num_frames=_NUM_FRAMES.value,
         rule=_SAMPLING.value,
         time_instruction=_TIME.value or config.time_instruction,
+        style=_STYLE.value,
     )
     read(pairs[0])  # what is wrong with all pairs shows before the weights are read
     mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1, "context": 1})
@@ -197,11 +240,15 @@ def main() -> None:
             jax.default_matmul_precision("highest" if _DTYPE.value == "float32" else "default"),
             temporary.open("w", encoding="utf-8") as file,
         ):
-            results = score(config, loaded.params, pairs, read, mesh, _BATCH_SIZE.value)
-            for number, result in enumerate(results, 1):
-                file.write(json.dumps(result) + "\n")
-                if number % 100 == 0:
-                    logging.info("%d of %d pairs", number, len(pairs))
+            # A batch is of videos or has none.
+            results = {}
+            for video in (True, False):
+                part = [pair for pair in pairs if bool(pair.video) == video]
+                for result in score(config, loaded.params, part, read, mesh, _BATCH_SIZE.value):
+                    results[result["id"]] = result
+                    if len(results) % 100 == 0:
+                        logging.info("%d of %d pairs", len(results), len(pairs))
+            file.writelines(json.dumps(results[pair.id]) + "\n" for pair in pairs)
         temporary.rename(output)
     finally:
         temporary.unlink(missing_ok=True)

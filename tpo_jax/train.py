@@ -87,7 +87,7 @@ def identity(config: ConfigDict, model: ModelConfig, params, pipeline: Pipeline)
         "shards": pipeline.shards.fingerprint,
         "pairs": hashlib.sha256(pipeline.pairs.tobytes()).hexdigest(),
         "sampling": [data.sampling, data.num_frames],
-        "template": [data.time_instruction, data.pairs_per_row > 1],
+        "template": [data.time_instruction, data.prompt_style, data.pairs_per_row > 1],
         "tokenizer": hashlib.sha256(pipeline.tokenizer.to_str().encode()).hexdigest(),
         "dtype": config.compute.dtype,
     }

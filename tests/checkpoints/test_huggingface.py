@@ -179,6 +179,8 @@ BREAKS = {
     "outside": (lambda d: edit_config(d, mm_vision_tower="../other"), "mm_vision_tower"),
     "pooling": (lambda d: edit_config(d, mm_spatial_pool_mode="median"), "pooling"),
     "stride": (lambda d: edit_config(d, mm_spatial_pool_stride=4), "mm_spatial_pool_stride=4"),
+    "faster video": (lambda d: edit_config(d, add_faster_video=True), "add_faster_video=True"),
+    "tiles": (lambda d: edit_config(d, image_grid_pinpoints=[7]), "image_grid_pinpoints"),
     "index": (lambda d: (d / "model.safetensors.index.json").write_text("{}"), "weight_map"),
     "type": (lambda d: edit_config(d, hidden_size="wide"), "config.json"),
     "missing file": (
@@ -221,6 +223,35 @@ def source_of_configs(tmp_path_factory, longva):
         longva.config_values(),
         json.loads((directory / "vision_tower" / "config.json").read_text()),
     )
+
+
+@pytest.mark.parametrize(
+    "ignored",
+    # The originals' video path never asks the resampler, and they set rope_scaling to none.
+    [{"mm_resampler_type": "spatial_pool"}, {"rope_scaling": {"type": "linear", "factor": 4.0}}],
+)
+def test_what_the_originals_ignore(source_of_configs, ignored):
+    directory, values, _ = source_of_configs
+    (directory / "config.json").write_text(json.dumps(values | ignored))
+    assert load_config(directory) == originals.LONGVA
+
+
+def test_what_config_json_says_on_images(source_of_configs):
+    directory, values, _ = source_of_configs
+    open_ = {k: v for k, v in values.items() if not k.startswith("image_")}
+    given = open_ | {"image_aspect_ratio": "pad", "image_grid_pinpoints": "(1x1),...,(2x2)"}
+    for found, wanted in (
+        (open_, configs.unires(24)),
+        (open_ | {"mm_patch_merge_type": "spatial_unpad"}, configs.spatial_unpad(24)),
+        (
+            given,
+            configs.ImageConfig("unires", "pad", ((24, 24), (24, 48), (48, 24), (48, 48))),
+        ),
+    ):
+        (directory / "config.json").write_text(json.dumps(found))
+        config = load_config(directory)
+        assert config.images == wanted
+        assert configs.from_dict(json.loads(json.dumps(configs.to_dict(config)))) == config
 
 
 ANYTHING = st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(max_size=3)

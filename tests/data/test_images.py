@@ -1,5 +1,6 @@
 """Pixels are those of the Hugging Face processors' Pillow back ends, to the bit."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,9 +8,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
+from transformers import (
+    CLIPImageProcessorPil,
+    LlavaOnevisionImageProcessorPil,
+    SiglipImageProcessorPil,
+)
 
-from tpo_jax.data.images import preprocess
+from tpo_jax.data.images import cut, preprocess, read_pictures
+from tpo_jax.errors import InputError
+from tpo_jax.models.config import preset
+from tpo_jax.models.images import layout
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 sides = st.integers(1, 160)
@@ -72,6 +80,71 @@ def test_padding_keeps_the_whole_picture(height, width):
     square[top : top + height, left : left + width] = image
     ours = preprocess(image[None], tower("clip", 32), pad=True)
     np.testing.assert_array_equal(ours[0], processed("clip", 32, square))
+
+
+@pytest.mark.parametrize("name", ["longva_7b", "llava_video_7b"])
+@settings(max_examples=12)
+@given(height=sides, width=sides)
+@example(height=900, width=1600)
+@example(height=1500, width=130)
+def test_views_of_a_still_image(name, height, width):
+    """Those of the originals, to the bit; and of transformers' reading of the same algorithm."""
+    from tests.originals import anyres_views  # skips where PyTorch is not there
+
+    config = preset(name)
+    config = dataclasses.replace(config, tower=dataclasses.replace(config.tower, image_size=56))
+    side, image = 56, Image.fromarray(picture(height, width))
+    try:
+        laid = layout(config, width, height)
+    except InputError:
+        assert max(width / height, height / width) > 50
+        return
+    ours, theirs = cut(image, laid, config), anyres_views(image, side, config.images.pinpoints)
+    np.testing.assert_array_equal(ours, theirs[0 if laid.whole else 1 :])
+
+    processor = LlavaOnevisionImageProcessorPil(
+        size={"height": side, "width": side},
+        # It takes height before width.
+        image_grid_pinpoints=[[h, w] for w, h in config.images.pinpoints],
+        do_rescale=False,
+        do_normalize=False,
+    )
+    batch = processor(image, return_tensors="np")["pixel_values"][0]
+    np.testing.assert_array_equal(theirs, batch.transpose(0, 2, 3, 1))
+
+
+def test_pictures_of_files(tmp_path):
+    config = preset("tiny_llava_video")
+    first, second = picture(40, 70), picture(64, 32, seed=1)
+    Image.fromarray(first).save(tmp_path / "a.png")
+    alpha = np.concatenate([second, second[..., :1]], axis=-1)
+    Image.fromarray(alpha, "RGBA").save(tmp_path / "b.png")
+    pictures = read_pictures([tmp_path / "a.png", tmp_path / "b.png"], config)
+    layouts = [layout(config, 70, 40), layout(config, 32, 64)]
+    views = [
+        cut(Image.fromarray(x), laid, config)
+        for x, laid in zip((first, second), layouts, strict=True)
+    ]
+    np.testing.assert_array_equal(pictures.views, np.concatenate(views))
+    assert pictures.tokens == tuple(len(laid.patch_index) for laid in layouts)
+    # The patches of the second image come after all of the first's.
+    n, skipped = pictures.tokens[0], len(views[0]) * config.tower.grid**2
+    index = layouts[1].patch_index
+    np.testing.assert_array_equal(pictures.patch_index[n:], np.where(index, index + skipped, 0))
+    nothing = read_pictures([], config)
+    assert nothing.tokens == () and len(nothing.views) == len(nothing.patch_index) == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", "half"])
+def test_a_file_that_is_no_image_is_named(tmp_path, content):
+    path = tmp_path / "a.png"
+    Image.fromarray(picture(90, 90)).save(path)
+    path.write_bytes(path.read_bytes()[:300] if content == "half" else content)
+    with pytest.raises(InputError, match=r"a\.png: cannot be read as an image: ") as error:
+        read_pictures([path], preset("tiny_longva"))
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="nothing.png: cannot be read as an image: No such file"):
+        read_pictures([tmp_path / "nothing.png"], preset("tiny_longva"))
 
 
 def test_frames_do_not_know_each_other():

@@ -130,3 +130,46 @@ def test_no_jsonl_escapes(tmp_path, lines):
     except InputError:
         return
     assert not pairs and all(isinstance(r, Rejection) for r in rejections)
+
+
+STILL = {k: v for k, v in GOOD.items() if k != "video"}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "yaml"])
+def test_images_and_text_alone_where_they_are_asked_for(tmp_path, suffix):
+    records = [
+        {**GOOD, "id": "v", "prompt": "<video> Who?"},
+        {**STILL, "id": "t"},
+        {**STILL, "id": "i", "image": "a.png", "prompt": "Who? <image>"},
+    ]
+    if suffix != "csv":
+        records.append({**STILL, "id": "ii", "images": ["a.png", "b.png"]})
+    path = write(tmp_path / f"p.{suffix}", records)
+    pairs, rejections = read_pairs(path, stills=True)
+    assert not rejections
+    assert [p.images for p in pairs] == [(), (), ("a.png",), ("a.png", "b.png")][: len(records)]
+    assert [p.video for p in pairs] == ["a.mp4", "", "", ""][: len(records)]
+    assert [p.question for p in pairs][:3] == ["Who?", "Who?", "Who? <image>"]
+    pairs, rejections = read_pairs(path)
+    assert [p.id for p in pairs] == ["v"]
+    assert ["video" in r.reason for r in rejections] == [True] * (len(records) - 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"image": "a.png", "prompt": "<image> <image>"}, "2 <image> placeholders for 1 images"),
+        ({"prompt": "<image> Who?"}, "1 <image> placeholders for 0 images"),
+        ({"image": "a.png", "prompt": "<video> Who?"}, "only the template may set"),
+        ({"image": "a.png", "video": "a.mp4"}, "both a video and images"),
+        ({"image": "a.png", "images": ["b.png"]}, "both image and images"),
+        ({"images": []}, "images is empty"),
+        ({"images": [7]}, "image must be text"),
+        ({"image": "/a.png"}, "inside the video folder"),
+        ({"images": ["a.png", "../b.png"]}, "inside the video folder"),
+    ],
+)
+def test_what_is_wrong_with_images(tmp_path, change, reason):
+    path = write(tmp_path / "p.jsonl", [{**STILL, **change}])
+    pairs, (rejection,) = read_pairs(path, stills=True)
+    assert not pairs and reason in rejection.reason

@@ -87,9 +87,10 @@ def test_batches_keep_the_contract(config, tokenizer):
         }
 
 
-@pytest.mark.parametrize("encoding", ["clip", "png"])
-def test_rows_are_the_video_and_its_texts(config, world, tokenizer, encoding):
-    pipeline = make(config, tokenizer, shards=str(world / encoding), time_instruction="inline")
+@pytest.mark.parametrize(("encoding", "style"), [("clip", "inference"), ("png", "dpo_trainer")])
+def test_rows_are_the_video_and_its_texts(config, world, tokenizer, encoding, style):
+    changes = {"time_instruction": "inline", "prompt_style": style}
+    pipeline = make(config, tokenizer, shards=str(world / encoding), **changes)
     seen = set()
     for batch in list(pipeline)[: pipeline.batches_per_epoch]:
         for row in range(2):
@@ -104,10 +105,11 @@ def test_rows_are_the_video_and_its_texts(config, world, tokenizer, encoding):
                 [(f"It is {'so ' * i}good.", f"No {i}.")],
                 visual_tokens(MODEL, FRAMES),
                 opening=prompts.time_opening("inline", times, duration),
+                style=style,
                 max_prefix=pipeline.max_prefix,
                 max_response=pipeline.max_response,
             )
-            assert all((batch[k][row] == v).all() for k, v in texts._asdict().items())
+            assert all((batch[k][row] == v).all() for k, v in texts.arrays().items())
     assert seen == set(range(7))
 
 

@@ -44,6 +44,114 @@ def plain(tokenizer, question, answer, opening, visual):
     return [*before, *[VISUAL] * visual, *after]
 
 
+def trainer(tokenizer, question, answer, visual):
+    """Ids and labels of the original DPO trainer, -100 where there is none; `models.md` 5.3."""
+
+    def ids(text):
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    none, start, end, nl = -100, 151644, 151645, ids("\n")
+    system = [start, *ids("system"), *nl, *ids("You are a helpful assistant."), end, *nl]
+    labels = [start, *[none] * (len(system) - 3), end, *nl]
+    prompt = "<image>\n" + question.replace("<image>", "").strip()
+    user = ids("<|im_start|>user") + nl + [VISUAL] + nl + ids(prompt[len("<image>") :]) + [end] + nl
+    labels += [start, *[none] * (len(user) - 3), end, *nl]
+    turn = ids("<|im_start|>assistant") + nl
+    labels += [start, *[none] * (len(turn) - 1), *ids(answer), end, *nl]
+    sequence = system + user + turn + ids(answer) + [end] + nl
+    at = sequence.index(VISUAL)
+    sequence[at : at + 1], labels[at : at + 1] = [VISUAL] * visual, [none] * visual
+    return sequence, labels
+
+
+@settings(max_examples=60)
+@given(
+    questions=st.lists(text, min_size=1, max_size=3),
+    answers=st.lists(text, min_size=6, max_size=6),
+    cut=st.sampled_from(["answer", "video"]),
+    padding=st.integers(0, 3),
+)
+def test_trainer_style_has_the_original_ids_and_labels(qwen, questions, answers, cut, padding):
+    questions = questions[:1] if cut == "answer" else questions
+    markers = (*prompts.PLACEHOLDERS, prompts.IM_START, prompts.IM_END)
+    assume(not any(m in t for t in (*questions, *answers) for m in markers))
+    pairs = [(answers[2 * q], answers[2 * q + 1]) for q in range(len(questions))]
+    stripped = [prompts.strip_placeholder(question) for question in questions]
+    arguments = {"style": "dpo_trainer", "cut": cut}
+    row = prompts.build_row(qwen, stripped, pairs, 5, **arguments)
+    size = {"max_response": row.input_ids.shape[-1] + padding}
+    row = prompts.build_row(qwen, stripped, pairs, 5, **arguments, **size)
+    P = row.prefix_mask.sum()
+    for q, (question, group) in enumerate(zip(questions, pairs, strict=True)):
+        for a, answer in enumerate(group):
+            ids, labels = trainer(qwen, question, answer, 5)
+            assert sequence(row, q, a)[:P] == ids[:P]
+            assert row.input_ids[q, a][row.input_mask[q, a]].tolist() == ids[P:-1]
+            # A place of the whole sequence predicts the token behind it.
+            wanted = [(p - 1, i) for p, i in enumerate(labels) if p and i != -100]
+            places = np.where(
+                row.target_at[q, a] >= 0,
+                row.target_at[q, a],
+                P + np.arange(row.input_ids.shape[-1]),
+            )
+            mask = row.target_mask[q, a]
+            assert sorted(zip(places[mask], row.target_ids[q, a][mask], strict=True)) == wanted
+            assert len(wanted) == 6 + len(qwen.encode(answer).ids) + 2
+
+
+def test_trainer_style_is_for_one_visual():
+    tokenizer = tiny_tokenizer()
+    for visuals in ((), (3, 4)):
+        with pytest.raises(InputError, match="one video or one image"):
+            prompts.build_prompts(tokenizer, ["Who?"], visuals, style="dpo_trainer")
+    one = prompts.build_row(tokenizer, ["<image> Who?"], [["a"]], (4,), style="dpo_trainer")
+    video = prompts.build_row(tokenizer, ["Who?"], [["a"]], 4, style="dpo_trainer")
+    assert all((one.arrays()[name] == value).all() for name, value in video.arrays().items())
+    prompt = prompts.build_prompts(tokenizer, ["Who?"], 4, style="dpo_trainer")
+    assert prompt.target_at is None and not prompt.target_mask.any()
+    assert (prompt.prefix_ids == video.prefix_ids).all()
+    with pytest.raises(InputError, match="prompt_style='other'"):
+        prompts.build_prompts(tokenizer, ["Who?"], 4, style="other")
+
+
+@settings(max_examples=40)
+@given(
+    pieces=st.lists(text, min_size=1, max_size=4),
+    placed=st.booleans(),
+    cut=st.sampled_from(["answer", "video"]),
+)
+def test_images_stand_where_the_prompt_says(qwen, pieces, placed, cut):
+    """As the originals' `tokenizer_image_token` has it; in front, as lmms-eval puts them."""
+    markers = (*prompts.PLACEHOLDERS, prompts.IM_START, prompts.IM_END)
+    assume(not any(m in t for t in pieces for m in markers))
+    images = len(pieces) - 1
+    question = "<image>".join(pieces) if placed else "".join(pieces)
+    assume(placed or "<image>" not in question)
+    visuals = [3 + i for i in range(images)]
+    row = prompts.build_row(qwen, [question], [["An answer."]], visuals, cut=cut)
+    if not placed and images:
+        question = " ".join(["<image>"] * images) + "\n" + question
+    chunks = (prompts.HEAD + question + prompts.TURN).split("<image>")
+    wanted = qwen.encode(chunks[0]).ids
+    for n, chunk in zip(visuals, chunks[1:], strict=True):
+        wanted += [VISUAL] * n + qwen.encode(chunk).ids
+    assert sequence(row, 0, 0) == [*wanted, *qwen.encode("An answer.<|im_end|>\n").ids]
+    index = row.visual_index[row.visual_index >= 0]
+    assert index.tolist() == list(range(sum(visuals)))
+
+
+def test_placeholders_agree_with_the_images():
+    tokenizer = tiny_tokenizer()
+    for question, images in (("<image> <image> Who?", 1), ("<image> Who?", 0), ("<image>", 2)):
+        with pytest.raises(InputError, match=f"<image> placeholders for {images} images"):
+            prompts.build_prompts(tokenizer, [question], [2] * images)
+    for bad in ("<image> <video>", "<image> <|im_end|>"):
+        with pytest.raises(InputError, match="only the template may set"):
+            prompts.build_prompts(tokenizer, [bad], [2])
+    with pytest.raises(InputError, match="in the same places"):
+        prompts.build_prompts(tokenizer, ["<image> Who?", "Who? <image>"], [2], cut="video")
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     questions=st.lists(text, min_size=1, max_size=3),
@@ -56,7 +164,8 @@ def test_any_cut_leaves_the_plain_sequence(qwen, questions, answers, cut, openin
     questions = questions[:1] if cut == "answer" else questions
     # Tokenised in one go, a leading newline of the answer would melt with the template's.
     assume(not any(a[0].isspace() for a in answers))
-    assume(not any(m in t for t in (*questions, *answers) for m in prompts.PLACEHOLDERS))
+    markers = (*prompts.PLACEHOLDERS, prompts.IM_START, prompts.IM_END)
+    assume(not any(m in t for t in (*questions, *answers) for m in markers))
     pairs = [(answers[2 * q], answers[2 * q + 1]) for q in range(len(questions))]
     row = prompts.build_row(qwen, questions, pairs, 5, opening=opening, cut=cut)
     p, r = row.prefix_ids.shape[0] + padding, row.input_ids.shape[-1] + padding

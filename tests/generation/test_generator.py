@@ -13,6 +13,7 @@ from tpo_jax.generation.generator import Generator
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.models import vlm
 from tpo_jax.models.config import preset, visual_tokens
+from tpo_jax.models.images import assemble, layout
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import parameter_shardings
 
@@ -65,6 +66,26 @@ def test_answers_do_not_depend_on_the_batch(longva, videos, prompt, tokenizer) -
     sharded = jax.device_put(params, parameter_shardings(mesh, params))
     generator = Generator(config, sharded, tokenizer, mesh=mesh, **arguments)
     assert generator.answer(videos, rows) == together
+
+
+def test_images_and_text_do_not_depend_on_the_batch(model, tokenizer) -> None:
+    """Rows of several images, one, and none, each padded to the longest."""
+    if not model[0].has_newline:
+        pytest.skip("images with newline tokens are made of everything; one family will do")
+    config, params = model
+    rng = np.random.default_rng(0)
+    pictures, rows = [], []
+    for sizes in ([(70, 40), (32, 90)], [(90, 90)], []):
+        laid = [layout(config, *size) for size in sizes]
+        S, views = config.tower.image_size, [w.whole + w.grid[0] * w.grid[1] for w in laid]
+        frames = [rng.integers(0, 256, (n, S, S, 3), np.uint8) for n in views]
+        pictures.append(assemble(frames, laid, config))
+        rows.append(build_prompts(tokenizer, QUESTIONS[:2], pictures[-1].tokens, cut="video"))
+    generator = Generator(config, params, tokenizer, max_new_tokens=8, sampling=Sampling(0.8))
+    together = generator.answer(pictures, rows)
+    for i in range(3):
+        assert generator.answer(pictures[i : i + 1], rows[i : i + 1], [i]) == together[i : i + 1]
+    assert together[0] != together[1] != together[2]
 
 
 def test_an_answer_ends_at_the_stop_token(chain, tokenizer, videos) -> None:

@@ -9,13 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests import originals
 from tpo_jax.checkpoints.huggingface import flatten, table
 from tpo_jax.checkpoints.huggingface_export import to_torch
 from tpo_jax.checkpoints.models import load_model
+from tpo_jax.data.images import cut
 from tpo_jax.models import vlm
 from tpo_jax.models.config import visual_tokens
+from tpo_jax.models.images import assemble, layout, stack_pictures
 from tpo_jax.models.qwen2 import RMSNorm, rotary
 from tpo_jax.objectives.preference import Objective, denominators, tpo_loss
 
@@ -93,7 +96,8 @@ def test_visual_tokens(newline, tmp_path, agree):
     original = originals.Original(config)
     originals.write_checkpoint(tmp_path, original)
     model, frames = load_model(tmp_path), random_frames(config, 3)
-    assert model.config == config
+    # A model without the newline vector keeps in mind that its images need it.
+    assert dataclasses.replace(model.config, stills=None) == config
     ours = jax.jit(lambda p, f: vlm.bind(config, p).encode_frames(f))(model.params, frames[None])
     assert ours.shape[1] == visual_tokens(config, 3)
     with torch.no_grad():
@@ -157,6 +161,65 @@ def test_logits(family, agree):
     agree(f"{name} whole model, logits", logits[0], theirs, LOGITS)
 
 
+def random_image(width, height, seed=0):
+    shape = (height, width, 3)
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, np.uint8))
+
+
+def pictures_of(config, *pictures):
+    layouts = [layout(config, *picture.size) for picture in pictures]
+    views = [cut(p, laid, config) for p, laid in zip(pictures, layouts, strict=True)]
+    return assemble(views, layouts, config)
+
+
+# Several tiles; one; a wide one that is cut on both sides; one that is shrunk to nine tiles.
+SIZES = {
+    "LongVA": [(40, 30), (24, 24), (190, 11)],
+    "LLaVA-Video": [(150, 60), (90, 90), (460, 400)],
+}
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_image_tokens(family, number, agree):
+    name, config, original, params = family
+    size = SIZES[name][number]
+    picture = random_image(*size)
+    pictures = pictures_of(config, picture)
+    (n,) = pictures.tokens
+    batch = stack_pictures([pictures], 1, n + 5)
+    ours = jax.jit(lambda p, b: vlm.bind(config, p).encode(b))(params, batch)
+    with torch.no_grad():
+        theirs = original.encode_image(picture, config.images.pinpoints)
+    agree(f"{name} image of {size[0]}x{size[1]} to tokens", ours[0, :n], theirs, MODULE)
+
+
+@pytest.mark.parametrize("number", [2, 0], ids=["images", "text alone"])
+def test_logits_of_images(family, number, agree):
+    name, config, original, params = family
+    images = [random_image(*size, seed=i) for i, size in enumerate(SIZES[name][:number])]
+    texts = [random_ids(config, 4 + i, i) for i in range(number + 1)]
+    pictures = pictures_of(config, *images)
+    with torch.no_grad():
+        parts = [original.encode_image(image, config.images.pinpoints) for image in images]
+        order = [x for pair in zip(texts, parts, strict=False) for x in pair] + texts[-1:]
+        theirs = original.lm_head(original.hidden_of(order))
+    ids, index, seen = [*texts[0]], [-1] * len(texts[0]), 0
+    for n, text in zip(pictures.tokens, texts[1:], strict=True):
+        ids += [0] * n + text
+        index += [*range(seen, seen + n), *[-1] * len(text)]
+        seen += n
+    batch = stack_pictures([pictures], 1, len(ids))
+
+    @jax.jit
+    def ours(params, batch):
+        model = vlm.bind(config, params)
+        x = model.embed_prefix(np.array([ids]), model.encode(batch), np.array([index]))
+        return model.decoder.head(model.decoder.sequence(x, jnp.ones((1, len(ids)), bool)))
+
+    what = f"{number} images" if number else "text alone"
+    agree(f"{name} whole model, {what}, logits", ours(params, batch)[0], theirs, LOGITS)
+
+
 BETA, ALPHA = 0.1, 0.5
 
 
@@ -196,6 +259,35 @@ def their_logps(original, frames, before, after, answers):
         logps = torch.log_softmax(logits, dim=-1)
         rows.append(logps.gather(1, torch.tensor(answer)[:, None])[:, 0])
     return rows
+
+
+def test_labels_of_the_original_trainer(family, agree):
+    """It labels tokens of the template before and behind the video, too."""
+    name, config, original, params = family
+    (frames, before, after, answers), batch = pair(config)
+    n, P = visual_tokens(config, 2), batch["prefix_mask"].sum()
+    inside = [2, 4 + n + 1, P - 1]  # places in the prefix of labelled tokens, not the first one
+    theirs = []
+    for answer in answers:
+        ids = np.array([*before, *[0] * n, *after, *answer])
+        places = np.array([*inside, *range(P + 1, len(ids))])
+        with torch.no_grad():
+            logits = original(torch.tensor(frames), before, after + answer)[places - 1]
+        logps = torch.log_softmax(logits, dim=-1)
+        theirs.append(logps.gather(1, torch.tensor(ids[places])[:, None])[:, 0].sum())
+    wider = {
+        key: np.pad(batch[key], ((0, 0),) * 3 + ((0, 3),))
+        for key in ("input_ids", "input_mask", "target_ids", "target_mask")
+    }
+    at = np.full_like(wider["input_ids"], -1)
+    for i, answer in enumerate(answers):
+        slots = slice(len(answer), len(answer) + 3)
+        at[0, 0, i, slots] = [place - 1 for place in inside]
+        wider["target_ids"][0, 0, i, slots] = batch["prefix_ids"][0, inside]
+        wider["target_mask"][0, 0, i, slots] = True
+    batch |= {**wider, "target_at": at}
+    ours = jax.jit(lambda p: vlm.bind(config, p).token_logps(batch).sum(-1)[0, 0])(params)
+    agree(f"{name} summed log-probabilities, trainer's labels", ours, torch.stack(theirs), LOGPS)
 
 
 def test_loss_and_gradients(family, agree, record_property):

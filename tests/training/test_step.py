@@ -61,7 +61,9 @@ def assert_same(found, expected, tolerance=1e-5):
     jax.tree_util.tree_map_with_path(close, found, expected)
 
 
-@pytest.mark.parametrize("shape", [{"Q": 1}, {"Q": 3, "B": 2}, {"Q": 2, "absent": True}])
+@pytest.mark.parametrize(
+    "shape", [{"Q": 1}, {"Q": 3, "B": 2}, {"Q": 2, "absent": True}, {"Q": 2, "within": True}]
+)
 @pytest.mark.parametrize("freeze", [("tower",), ()])
 def test_shared_prefix_equals_two_rows(shape, freeze):
     batch = jax.tree.map(jnp.asarray, random_batch(**shape))

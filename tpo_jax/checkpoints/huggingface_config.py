@@ -2,11 +2,20 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tpo_jax.errors import InputError
-from tpo_jax.models.config import DecoderConfig, ModelConfig, TowerConfig
+from tpo_jax.models.config import (
+    DecoderConfig,
+    ImageConfig,
+    ModelConfig,
+    TowerConfig,
+    pinpoints,
+    spatial_unpad,
+    unires,
+)
 
 MODEL_TYPE = "llava_qwen"
 
@@ -162,6 +171,15 @@ def read_settings(where: str, values: dict) -> dict:
     }
 
 
+def _stills(where: str, values: dict, side: int) -> ImageConfig:
+    """What `config.json` says on images, the published default where it says nothing."""
+    merge = _value(where, values, "mm_patch_merge_type", str, "unires")
+    published = spatial_unpad(side) if merge.startswith("spatial") else unires(side)
+    aspect = _value(where, values, "image_aspect_ratio", str, published.aspect)
+    given = values.get("image_grid_pinpoints")
+    return ImageConfig(merge, aspect, pinpoints(given, side) or published.pinpoints)
+
+
 def to_config(directory: Path, vocab_size: int, settings: dict) -> ModelConfig:
     """The config of a Hugging Face directory.
 
@@ -191,7 +209,9 @@ def to_config(directory: Path, vocab_size: int, settings: dict) -> ModelConfig:
             rope_theta=settings.pop("rope_theta"),
             norm_eps=_value(where, values, "rms_norm_eps", float, 1e-6),
         )
-        return ModelConfig(_tower(directory, values), decoder, **settings)
+        config = ModelConfig(_tower(directory, values), decoder, **settings)
+        stills = _stills(where, values, config.tower.image_size)
+        return config if stills == config.images else replace(config, stills=stills)
     except InputError:
         raise
     except (TypeError, ValueError) as error:
@@ -239,13 +259,14 @@ def new_values(config: ModelConfig, tower_name: str, dtype: str) -> dict:
         "mm_vision_select_layer": -2,
         "mm_vision_select_feature": "patch",
         "mm_projector_type": "mlp2x_gelu",
-        "mm_patch_merge_type": "spatial_unpad" if config.has_newline else "unires",
+        "mm_patch_merge_type": config.images.merge,
         "mm_newline_position": config.newline,
         "mm_spatial_pool_mode": config.pooling,
         "mm_spatial_pool_stride": 2,
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
-        "image_aspect_ratio": "anyres_max_9" if config.has_newline else "anyres",
+        "image_aspect_ratio": config.images.aspect,
+        "image_grid_pinpoints": [list(pair) for pair in config.images.pinpoints],
         "tokenizer_padding_side": "right",
         "tokenizer_model_max_length": config.max_length,
         "add_time_instruction": config.time_instruction != "none",

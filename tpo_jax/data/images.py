@@ -1,14 +1,22 @@
-"""Frames to what a vision tower eats, with the pixels of the original processors to the bit.
+"""Frames and still images to what a vision tower eats, with the pixels of the original processors
+to the bit.
 
 The originals resize with Pillow's bicubic filter (antialiased, rounded to uint8 after each of its
 two passes), which no resize on the device reproduces; so that much happens on the host, and only
 `(x / 255 - mean) / std` is left for the device.
 """
 
+import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from PIL import Image
+
+from tpo_jax.errors import InputError
+from tpo_jax.models.config import ModelConfig
+from tpo_jax.models.images import Layout, Pictures, assemble, layout
 
 
 class Tower(Protocol):
@@ -55,6 +63,60 @@ def preprocess(frames: np.ndarray, tower: Tower, pad: bool = False) -> np.ndarra
             image = image.resize((side, side), Image.Resampling.BICUBIC)
         target[:] = np.asarray(image)
     return out
+
+
+def read_pictures(paths: Sequence[str | Path], config: ModelConfig) -> Pictures:
+    """Image files as one row of the model's input; no files at all for a prompt of text.
+
+    As in the originals an animation is its first picture, transparency is dropped, and a rotation
+    noted in the file is not applied.
+
+    Raises:
+        InputError: a file that is no readable image, or one that the model cannot take.
+    """
+    views: list[np.ndarray] = []
+    layouts: list[Layout] = []
+    for path in paths:
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except Exception as error:  # broken files make the library raise nearly everything
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise InputError(f"{path}: cannot be read as an image: {reason}") from error
+        try:
+            layouts.append(layout(config, *image.size))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        views.append(cut(image, layouts[-1], config))
+    return assemble(views, layouts, config)
+
+
+def cut(image: Image.Image, layout: Layout, config: ModelConfig) -> np.ndarray:
+    """The views of an RGB image, uint8 `[n, S, S, 3]`: the whole where the layout has it, then the
+    tiles in raster order.
+
+    Tiles come from the image enlarged or shrunk to fit the grid, on black; beside them the whole is
+    squashed (the originals' `process_anyres_image`).
+    """
+    side = config.tower.image_size
+    if layout.grid is None:
+        return preprocess(np.asarray(image)[None], config.tower, config.images.aspect == "pad")
+    columns, rows = layout.grid
+    width, height = columns * side, rows * side
+    across, down = width / image.width, height / image.height
+    if across < down:
+        size = width, min(math.ceil(image.height * across), height)
+    else:
+        size = min(math.ceil(image.width * down), width), height
+    canvas = Image.new("RGB", (width, height))
+    left, top = (width - size[0]) // 2, (height - size[1]) // 2
+    canvas.paste(image.resize(size, Image.Resampling.BICUBIC), (left, top))
+    tiles = np.asarray(canvas).reshape(rows, side, columns, side, 3).swapaxes(1, 2)
+    tiles = tiles.reshape(-1, side, side, 3)
+    if not layout.whole:
+        return tiles
+    whole = image.resize((side, side), Image.Resampling.BICUBIC)
+    return np.concatenate([np.asarray(whole)[None], tiles])
 
 
 def _resize_shorter(image: Image.Image, side: int) -> Image.Image:

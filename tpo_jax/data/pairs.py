@@ -11,17 +11,21 @@ from typing import Any
 
 import yaml
 
-from tpo_jax.data.prompts import check_text, strip_placeholder
+from tpo_jax.data.prompts import check_placeholders, check_text, strip_placeholder
 from tpo_jax.data.records import KINDS, Provenance
 from tpo_jax.errors import InputError
 
 REQUIRED = ("video", "prompt", "chosen", "rejected")
 OPTIONAL = ("question", "id", "video_id", "kind", "segment", "provenance")
+STILLS = ("image", "images")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One line of a list. `video` is a path inside the video folder, times are in seconds."""
+    """One line of a list. `video` is a path inside the video folder, times are in seconds.
+
+    A pair on images, or on text alone, has no video.
+    """
 
     where: str  # file and line or record, for messages
     id: str
@@ -33,6 +37,7 @@ class Pair:
     rejected: str
     segment: tuple[float, float] | None = None
     provenance: Provenance = Provenance()
+    images: tuple[str, ...] = ()  # paths inside the video folder
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,15 @@ class Rejection:
     record: Any
 
 
-def read_pairs(path: str | Path) -> tuple[list[Pair], list[Rejection]]:
+def read_pairs(path: str | Path, stills: bool = False) -> tuple[list[Pair], list[Rejection]]:
     """The pairs of a `.jsonl`, `.json`, `.csv`, `.yaml` or `.yml` list, and what is none.
 
     A record has `video`, `prompt` (or `question`), `chosen` and `rejected`, and may have `id` (else
     its number), `video_id` (else `video`), `kind`, `segment` as [start, end] in seconds, and
     `provenance` with `model`, `manipulation` and `verdict`; in CSV the last two are JSON. A single
     `<image>` or `<video>` in the prompt is taken out, as the originals do before they prepend it.
+    With `stills` it may have, in place of `video`, `image` or `images`, a path or a list of paths
+    (in CSV a path), or nothing at all; its prompt then keeps an `<image>` for every image, or none.
 
     Raises:
         InputError: the file is missing, empty, of another kind or does not parse as a whole.
@@ -65,10 +72,10 @@ def read_pairs(path: str | Path) -> tuple[list[Pair], list[Rejection]]:
         try:
             if isinstance(record, Exception):
                 raise record
-            pair = _pair(record, number, where)
+            pair = _pair(record, number, where, stills)
             if pair.id in ids:
                 raise ValueError(f"id {pair.id!r} is already that of {ids[pair.id]}")
-            if videos.get(pair.video_id, pair.video) != pair.video:
+            if pair.video and videos.get(pair.video_id, pair.video) != pair.video:
                 other = videos[pair.video_id]
                 raise ValueError(f"video_id {pair.video_id!r} is already that of video {other!r}")
         except ValueError as error:
@@ -77,7 +84,7 @@ def read_pairs(path: str | Path) -> tuple[list[Pair], list[Rejection]]:
             continue
         ids[pair.id] = where
         videos[pair.video_id] = pair.video
-        unknown |= set(record) - {*REQUIRED, *OPTIONAL}
+        unknown |= set(record) - {*REQUIRED, *OPTIONAL, *STILLS}
         pairs.append(pair)
     if not pairs and not rejections:
         raise InputError(f"{path}: holds no pair")
@@ -127,7 +134,7 @@ def _json(text: str) -> Any:
 def _csv_record(row: dict) -> Any:
     if None in row or None in row.values():
         return ValueError("the number of cells is not that of the header")
-    record: dict[str, Any] = {k: v for k, v in row.items() if v or k in REQUIRED}
+    record: dict[str, Any] = {k: v for k, v in row.items() if v or k in REQUIRED[1:]}
     for field in ("segment", "provenance"):
         if field in record:
             record[field] = _json(record[field])
@@ -136,22 +143,33 @@ def _csv_record(row: dict) -> Any:
     return record
 
 
-def _pair(record: Any, number: int, where: str) -> Pair:
+def _pair(record: Any, number: int, where: str, stills: bool) -> Pair:
     if not isinstance(record, dict):
         raise ValueError(f"must be an object with {', '.join(REQUIRED)}, not {_type(record)}")
     if "question" in record:
         if "prompt" in record:
             raise ValueError("has both prompt and question, which name the same field")
         record = {**record, "prompt": record["question"]}
-    if missing := [name for name in REQUIRED if record.get(name) is None]:
+    images = _images(record)
+    if images and not stills:
+        raise ValueError("has images; only pairs on videos can be prepared and trained on")
+    needed = REQUIRED[1:] if stills else REQUIRED
+    if missing := [name for name in needed if record.get(name) is None]:
         raise ValueError(f"has no {', '.join(missing)}")
-    video, chosen, rejected = (_text(record, name) for name in ("video", "chosen", "rejected"))
-    if Path(video).is_absolute() or ".." in Path(video).parts:
-        raise ValueError(f"video {video!r} must be a path inside the video folder")
+    chosen, rejected = (_text(record, name) for name in ("chosen", "rejected"))
+    video = "" if record.get("video") is None else _text(record, "video")
+    if video and images:
+        raise ValueError("has both a video and images")
+    for name, path in (("video", video), *(("image", image) for image in images)):
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise ValueError(f"{name} {path!r} must be a path inside the video folder")
     if chosen.strip() == rejected.strip():
         raise ValueError("chosen equals rejected")
     try:
-        question = check_text(strip_placeholder(_text(record, "prompt")))
+        prompt = _text(record, "prompt")
+        question = check_text(strip_placeholder(prompt)) if video else prompt.strip()
+        if not video:
+            check_placeholders(question, len(images))
     except InputError as error:
         raise ValueError(f"prompt: {error}") from error
     if not question:
@@ -168,14 +186,25 @@ def _pair(record: Any, number: int, where: str) -> Pair:
         where=where,
         id=_identifier(record, "id", str(number)),
         video=video,
-        video_id=_identifier(record, "video_id", video),
+        video_id=_identifier(record, "video_id", video) if video else "",
         kind=kind,
         question=question,
         chosen=chosen,
         rejected=rejected,
         segment=_segment(record.get("segment")),
         provenance=_provenance(record.get("provenance")),
+        images=images,
     )
+
+
+def _images(record: dict) -> tuple[str, ...]:
+    given = [record[name] for name in STILLS if record.get(name) is not None]
+    if len(given) > 1:
+        raise ValueError("has both image and images, which name the same field")
+    paths = given[0] if given and isinstance(given[0], list) else given
+    if given and not paths:
+        raise ValueError("images is empty")
+    return tuple(_text({"image": path}, "image") for path in paths)
 
 
 def _type(value: Any) -> str:

@@ -19,10 +19,11 @@ from tpo_jax.data import images, prompts, sampling
 from tpo_jax.data.order import epoch_order, select
 from tpo_jax.data.phrases import phrase_mask
 from tpo_jax.data.records import PairRecord
+from tpo_jax.data.rows import CONTINUATION, Row
 from tpo_jax.data.shards import MANIFEST, Shards, open_shards
 from tpo_jax.data.video import VideoError
 from tpo_jax.errors import InputError
-from tpo_jax.models.config import ModelConfig, visual_tokens
+from tpo_jax.models.config import ModelConfig, frames_that_fit, visual_tokens
 
 Batch = dict[str, np.ndarray]
 
@@ -39,6 +40,7 @@ class DataConfig:
     phrases: bool = False  # whether batches say in which tokens the answers differ
     sampling: str = "uniform"
     time_instruction: str = "none"
+    prompt_style: str = "inference"
     seed: int = 0
     shuffle: bool = True
     num_epochs: int = 1  # 0: without end
@@ -60,6 +62,9 @@ class DataConfig:
         if self.sampling not in sampling.RULES:
             known = ", ".join(sampling.RULES)
             raise InputError(f"data.sampling={self.sampling!r} must be one of {known}")
+        if self.prompt_style not in prompts.STYLES:
+            known = ", ".join(prompts.STYLES)
+            raise InputError(f"data.prompt_style={self.prompt_style!r} must be one of {known}")
         if self.answers not in (1, 2):
             raise InputError(f"data.answers={self.answers} must be 1 or 2")
         if self.phrases and self.answers == 1:
@@ -156,9 +161,9 @@ class Pipeline:
         missing = config.num_frames - len(clip)
         last = texts.visual_index >= len(clip) * self.model.tokens_per_frame
         texts.visual_index[last] += missing * self.model.tokens_per_frame
-        row: Batch = {"frames": frames, **texts._asdict(), "pair_index": _int32(positions)}
+        row: Batch = {"frames": frames, **texts.arrays(), "pair_index": _int32(positions)}
         absent = config.pairs_per_row - len(used)
-        for name in ("input_ids", "input_mask", "target_ids", "target_mask"):
+        for name in CONTINUATION & row.keys():
             row[name] = np.pad(row[name], ((0, absent), (0, 0), (0, 0)))
         return self._with_phrases(row)
 
@@ -186,7 +191,7 @@ class Pipeline:
         duration: float,
         max_prefix: int,
         max_response: int,
-    ) -> prompts.Row:
+    ) -> Row:
         config, frames = self.config, len(timestamps)
         try:
             return prompts.build_row(
@@ -195,6 +200,7 @@ class Pipeline:
                 [(pair.chosen, pair.rejected)[: config.answers] for pair in pairs],
                 visual_tokens(self.model, frames),
                 opening=prompts.time_opening(config.time_instruction, timestamps, duration),
+                style=config.prompt_style,
                 cut="answer" if config.pairs_per_row == 1 else "video",
                 num_frames=frames,
                 max_prefix=max_prefix,
@@ -210,8 +216,10 @@ class Pipeline:
         shape = (config.pairs_per_row, config.answers, self.max_response)
         ids, mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
         none = np.full(p, -1, np.int32)
-        row = prompts.Row(np.zeros(p, np.int32), np.arange(p) == 0, none, ids, mask, ids, mask)
-        return row._asdict()
+        row = Row(np.zeros(p, np.int32), np.arange(p) == 0, none, ids, mask, ids, mask)
+        if config.prompt_style == "dpo_trainer":
+            row = row._replace(target_at=ids)
+        return row.arrays()
 
     def _measure(self) -> tuple[int, int]:
         """P and R, as given or as the longest pair needs, within the model's context."""
@@ -231,10 +239,10 @@ class Pipeline:
             prefix = min(rounded, max(longest_prefix, context - response))
         if prefix + response > context:
             visual = visual_tokens(self.model, config.num_frames)
-            fit = (context - response - prefix + visual) // self.model.tokens_per_frame
+            fit = frames_that_fit(self.model, context - response - prefix + visual)
             raise InputError(
                 f"{prefix} prefix tokens ({visual} of {config.num_frames} frames) and {response} "
-                f"response tokens exceed the model's context of {context}; {max(fit, 0)} frames fit"
+                f"response tokens exceed the model's context of {context}; {fit} frames fit"
             )
         return prefix, response
 

@@ -5,36 +5,32 @@ The template is `qwen_1_5` of the originals, rendered around one visual placehol
     <|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n<|im_start|>user\\n
     [visual tokens][opening]\\n[question]<|im_end|>\\n<|im_start|>assistant\\n[answer]<|im_end|>\\n
 
-As in the originals the text before the placeholder, the text behind it and the answer are
-tokenised independently. This is their inference style: one newline before the question, and no
-label in the prompt.
+As in the originals the text before a placeholder, the text behind it and the answer are tokenised
+independently. `inference`, the style of the originals' inference code, has one newline before the
+question and labels nothing in the prompt. `dpo_trainer` gives the sequences and labels of their
+DPO trainer (`reference/models.md` section 5.3): two newlines, and six labelled tokens of the
+template besides those of the answer.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import numpy as np
 from tokenizers import Tokenizer
 
+from tpo_jax.data.rows import Row, Text, joined, pack
 from tpo_jax.data.tokenizer import IM_END, IM_START
 from tpo_jax.errors import InputError
 
 TIME_INSTRUCTIONS = ("none", "inline", "newline")
-PLACEHOLDERS = ("<image>", "<video>")
-HEAD = f"{IM_START}system\nYou are a helpful assistant.{IM_END}\n{IM_START}user\n"
+STYLES = ("inference", "dpo_trainer")
+IMAGE = "<image>"
+PLACEHOLDERS = (IMAGE, "<video>")
+SYSTEM = "You are a helpful assistant."
+HEAD = f"{IM_START}system\n{SYSTEM}{IM_END}\n{IM_START}user\n"
 TURN = f"{IM_END}\n{IM_START}assistant\n"
 
 
-class Row(NamedTuple):
-    """The texts of one video; keys, dtypes and shapes of `docs/architecture.md`, without `B`."""
-
-    prefix_ids: np.ndarray  # int32 [P]
-    prefix_mask: np.ndarray  # bool [P]
-    visual_index: np.ndarray  # int32 [P]
-    input_ids: np.ndarray  # int32 [Q, A, R]
-    input_mask: np.ndarray  # bool [Q, A, R]
-    target_ids: np.ndarray  # int32 [Q, A, R]
-    target_mask: np.ndarray  # bool [Q, A, R]
+# Texts that are tokenised one by one, and whether their tokens are labelled.
+_Pieces = list[tuple[str, bool]]
 
 
 def strip_placeholder(question: str) -> str:
@@ -48,6 +44,14 @@ def strip_placeholder(question: str) -> str:
     for placeholder in PLACEHOLDERS:
         question = question.replace(placeholder, "")
     return question.strip()
+
+
+def check_placeholders(question: str, images: int) -> None:
+    """Raises `InputError` unless a question has an `<image>` for every image, or none."""
+    for text in question.split(IMAGE):
+        check_text(text)
+    if (given := question.count(IMAGE)) not in (0, images):
+        raise InputError(f"{given} <image> placeholders for {images} images")
 
 
 def check_text(text: str) -> str:
@@ -85,46 +89,61 @@ def build_row(
     tokenizer: Tokenizer,
     questions: Sequence[str],
     answers: Sequence[Sequence[str]],
-    num_visual_tokens: int,
+    visuals: int | Sequence[int],
     *,
     opening: str = "",
+    style: str = "inference",
     cut: str = "answer",
     num_frames: int = 0,
     max_prefix: int = 0,
     max_response: int = 0,
 ) -> Row:
-    """Prefix and continuations of one video's `Q` questions with `A` answers each.
+    """Prefix and continuations of one video's, or some images', `Q` questions with `A` answers
+    each.
 
     Args:
         tokenizer: of `data.tokenizer.load_tokenizer`.
-        questions: `Q` questions without placeholder.
+        questions: `Q` questions. That on a video has no placeholder; that on images has as many
+            `<image>` as there are images, or none: then they stand in front, one blank between
+            them, as in lmms-eval.
         answers: `[Q][A]` texts; labelled are their tokens, `<|im_end|>` and the newline after it.
-        num_visual_tokens: visual tokens of the video.
+        visuals: visual tokens of the video, or a sequence of those of every image; `()` for text.
         opening: of `time_opening`.
+        style: 'inference' or 'dpo_trainer', see above.
         cut: 'answer': before the last token of the prompt, for one question; 'video': behind the
-            video and the tokens of the opening, for any number of questions.
+            last visual token and the tokens of the opening, for any number of questions.
         num_frames: of the video; only for the error that says how many would fit.
         max_prefix: P to pad to; 0: as long as it is.
         max_response: R to pad to; 0: as long as the longest.
 
     Raises:
-        InputError: a marker in a text, or a row longer than P or R.
+        InputError: a marker in a text, placeholders that do not fit the images, or a row longer
+            than P or R.
     """
-    prefix, tails = _prompts(tokenizer, questions, opening, cut)
-    end = _encode(tokenizer, IM_END) + _encode(tokenizer, "\n")
-    continuations = [
-        [(tail, _encode(tokenizer, check_text(answer)) + end) for answer in group]
-        for tail, group in zip(tails, answers, strict=True)
-    ]
-    return _row(prefix, continuations, num_visual_tokens, num_frames, max_prefix, max_response)
+    prefix, tails = _prompts(tokenizer, questions, visuals, opening, style, cut)
+    end = _text(tokenizer, [(IM_END, True), ("\n", True)])
+    continuations = []
+    for tail, group in zip(tails, answers, strict=True):
+        texts = [_text(tokenizer, [(check_text(answer), True)]) for answer in group]
+        continuations.append([joined([tail, text, end]) for text in texts])
+    return pack(
+        prefix,
+        continuations,
+        [visuals] if isinstance(visuals, int) else visuals,
+        labelled=True,
+        num_frames=num_frames,
+        max_prefix=max_prefix,
+        max_response=max_response,
+    )
 
 
 def build_prompts(
     tokenizer: Tokenizer,
     questions: Sequence[str],
-    num_visual_tokens: int,
+    visuals: int | Sequence[int],
     *,
     opening: str = "",
+    style: str = "inference",
     cut: str = "answer",
     num_frames: int = 0,
     max_prefix: int = 0,
@@ -134,29 +153,80 @@ def build_prompts(
 
     The hidden state of the last input token of a question predicts its first answer token.
     """
-    prefix, tails = _prompts(tokenizer, questions, opening, cut)
-    continuations: list = [[(tail, [])] for tail in tails]
-    return _row(prefix, continuations, num_visual_tokens, num_frames, max_prefix, max_response)
+    prefix, tails = _prompts(tokenizer, questions, visuals, opening, style, cut)
+    continuations = [[tail] for tail in tails]
+    return pack(
+        prefix,
+        continuations,
+        [visuals] if isinstance(visuals, int) else visuals,
+        labelled=False,
+        num_frames=num_frames,
+        max_prefix=max_prefix,
+        max_response=max_response,
+    )
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def _prompts(tokenizer, questions, opening, cut):
-    """(ids before the video, shared ids behind it), and the rest of every question's prompt."""
+def _text(tokenizer: Tokenizer, pieces: _Pieces) -> Text:
+    parts = [(_encode(tokenizer, text), labelled) for text, labelled in pieces]
+    return joined([Text(ids, [labelled] * len(ids)) for ids, labelled in parts])
+
+
+def _around_one(opening: str, question: str, style: str) -> list[_Pieces]:
+    """What stands before and behind one visual: the part that is common to all questions, then
+    the question and the turn to the answer.
+    """
+    if style == "inference":
+        return [[(HEAD, False)], [(opening, False)], [(f"{opening}\n{question}{TURN}", False)]]
+    head = [(IM_START, True), ("system", False), ("\n", False), (SYSTEM, False)]
+    head += [(IM_END, True), ("\n", True), (IM_START, True), ("user", False), ("\n", False)]
+    tail = [("\n", False), (f"{opening}\n{question}", False), (IM_END, True), ("\n", True)]
+    tail += [(IM_START, True), ("assistant", False), ("\n", False)]
+    return [head, [("\n", False), (opening, False)], tail]
+
+
+def _around_images(question: str, images: int) -> list[_Pieces]:
+    """What stands before, between and behind the images, as `_around_one`."""
+    check_placeholders(question, images)
+    if images and IMAGE not in question:
+        question = " ".join([IMAGE] * images) + "\n" + question
+    chunks = (HEAD + question + TURN).split(IMAGE)
+    shared = HEAD if not images else ""
+    return [[(text, False)] for text in (*chunks[:-1], shared, chunks[-1])]
+
+
+def _prompts(tokenizer, questions, visuals, opening, style, cut) -> tuple[list[Text], list[Text]]:
+    """Texts before, between and behind the visuals of the prefix; the rest of every prompt."""
     if cut not in ("answer", "video"):
         raise InputError(f"cut={cut!r} must be 'answer' or 'video'")
+    if style not in STYLES:
+        raise InputError(f"prompt_style={style!r} must be one of {STYLES}")
     if cut == "answer" and len(questions) != 1:
         raise InputError(f"cut='answer' is for one question, not {len(questions)}")
-    texts = [f"{opening}\n{check_text(question)}{TURN}" for question in questions]
-    tails = [_encode(tokenizer, text) for text in texts]
+    if isinstance(visuals, int):
+        prompts = [_around_one(opening, check_text(q), style) for q in questions]
+    elif style == "inference":
+        prompts = [_around_images(question, len(visuals)) for question in questions]
+    elif len(visuals) != 1:
+        raise InputError(
+            f"prompt_style=dpo_trainer is for one video or one image, not for {len(visuals)} images"
+        )
+    else:
+        prompts = [_around_one("", check_text(strip_placeholder(q)), style) for q in questions]
+    texts = [[_text(tokenizer, pieces) for pieces in prompt] for prompt in prompts]
+    *before, beginning, _ = texts[0]
+    if any(prompt[:-2] != before for prompt in texts):
+        raise InputError("questions of one row must put the images in the same places")
+    tails = [prompt[-1] for prompt in texts]
     if cut == "answer":
-        shared = len(tails[0]) - 1
+        shared = len(tails[0].ids) - 1
     else:
         # The last token of the opening may have swallowed the newline behind it.
-        shared = _common([_encode(tokenizer, opening), *tails])
-    return (_encode(tokenizer, HEAD), tails[0][:shared]), [tail[shared:] for tail in tails]
+        shared = _common([beginning.ids, *(tail.ids for tail in tails)])
+    return [*before, tails[0].split(shared)[0]], [tail.split(shared)[1] for tail in tails]
 
 
 def _common(sequences: list[list[int]]) -> int:
@@ -165,44 +235,3 @@ def _common(sequences: list[list[int]]) -> int:
         if len(set(ids)) > 1:
             return i
     return min(map(len, sequences))
-
-
-def _row(prefix, continuations, num_visual_tokens, num_frames, max_prefix, max_response) -> Row:
-    head, shared = prefix
-    text_tokens = len(head) + len(shared)
-    used_prefix = text_tokens + num_visual_tokens
-    used = max(len(t) + max(len(a) - 1, 0) for group in continuations for t, a in group)
-    length, response = max_prefix or used_prefix, max_response or used
-    if used_prefix > length:
-        fit = ""
-        if num_frames:
-            frames = max(0, (length - text_tokens) // (num_visual_tokens // num_frames))
-            fit = f"; {frames} frames would fit instead of {num_frames}"
-        raise InputError(
-            f"the prefix has {used_prefix} tokens ({num_visual_tokens} visual, {text_tokens} "
-            f"text), more than the {length} there is room for{fit}"
-        )
-    if used > response:
-        raise InputError(f"an answer takes {used} tokens, more than the {response} of max_response")
-
-    video = slice(len(head), len(head) + num_visual_tokens)
-    prefix_ids = np.zeros(length, np.int32)
-    prefix_ids[: len(head)] = head
-    prefix_ids[video.stop : used_prefix] = shared
-    visual_index = np.full(length, -1, np.int32)
-    visual_index[video] = np.arange(num_visual_tokens)
-
-    shape = (len(continuations), len(continuations[0]), response)
-    input_ids, target_ids = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    input_mask, target_mask = np.zeros(shape, bool), np.zeros(shape, bool)
-    for q, group in enumerate(continuations):
-        for a, (tail, answer) in enumerate(group):
-            ids = [*tail, *answer]
-            if answer:
-                target_ids[q, a, : len(ids) - 1] = ids[1:]
-                target_mask[q, a, len(tail) - 1 : len(ids) - 1] = True
-                ids = ids[:-1]
-            input_ids[q, a, : len(ids)] = ids
-            input_mask[q, a, : len(ids)] = True
-    mask = np.arange(length) < used_prefix
-    return Row(prefix_ids, mask, visual_index, input_ids, input_mask, target_ids, target_mask)

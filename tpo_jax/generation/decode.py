@@ -89,9 +89,10 @@ def prefill(
     Args:
         config: of the model.
         params: in the compute dtype.
-        batch: as in `docs/architecture.md`, "The batch": `frames`, `prefix_ids`, `prefix_mask`,
-            `visual_index`; `input_ids` and `input_mask` `[B, M, R]`; and `seeds` uint32 `[B]`. A
-            continuation without a real token is none: it is finished from the start.
+        batch: as in `docs/architecture.md`, "The batch": `frames` (of images also `patch_index`
+            and `patch_weight`), `prefix_ids`, `prefix_mask`, `visual_index`; `input_ids` and
+            `input_mask` `[B, M, R]`; and `seeds` uint32 `[B]`. A continuation without a real token
+            is none: it is finished from the start.
         sampling: settings.
         limits: where answers end.
         new_tokens: room for the answer in the cache.
@@ -103,7 +104,7 @@ def prefill(
     decoder = model.decoder
     prefix_mask, input_mask = batch["prefix_mask"], batch["input_mask"]
     B, M, R = input_mask.shape
-    visual = model.encode_frames(batch["frames"])
+    visual = model.encode(batch)
     x = model.embed_prefix(batch["prefix_ids"], visual, batch["visual_index"])
     prefix = Prefix(decoder.prefill(x, prefix_mask), prefix_mask)
 

@@ -1,4 +1,4 @@
-"""Videos and tokenised questions in, texts out: batches of one shape, streaming of one answer."""
+"""Videos or images and tokenised questions in, texts out: batches of one shape, streaming."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 from tpo_jax.errors import InputError
 from tpo_jax.generation.decode import Limits, decode, prefill
 from tpo_jax.generation.sampling import Sampling
-from tpo_jax.models.config import ModelConfig
+from tpo_jax.models.config import ModelConfig, frames_that_fit
+from tpo_jax.models.images import Pictures, stack_pictures
 from tpo_jax.parallel.sharding import ROWS, to_global
 
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
@@ -50,20 +51,20 @@ def round_up(n: int, multiple: int) -> int:
     return max(1, -(-n // multiple)) * multiple
 
 
-def check_context(config: ModelConfig, prompts: Prompts) -> None:
+def check_context(config: ModelConfig, prompts: Prompts, video: bool = True) -> None:
     """Raises `InputError` where a prompt leaves no room for an answer in the model's context.
 
-    The message says how many frames would fit.
+    The message says how many frames of a video would fit.
     """
     used = int(prompts.prefix_mask.sum() + prompts.input_mask.sum(-1).max())
     if used < config.max_length:
         return
     visual = int(prompts.visual_index.max()) + 1
-    room = config.max_length - 1 - (used - visual) - (config.newline == "one_token")
+    fit = f"{frames_that_fit(config, config.max_length - 1 - (used - visual))} frames would fit"
     raise InputError(
         f"the prompt takes {used} tokens, {visual} of them visual, and leaves no room for an "
         f"answer in the model's context of {config.max_length}; "
-        f"{max(0, room // config.tokens_per_frame)} frames would fit"
+        + (fit if video else "use fewer or smaller images")
     )
 
 
@@ -111,12 +112,15 @@ class Generator:
         self.stop_ids = np.array([i for i in known if i is not None], np.int32)
 
     def answer(
-        self, frames: np.ndarray, prompts: Sequence[Prompts], seeds: Sequence[int] | None = None
+        self,
+        frames: np.ndarray | Sequence[Pictures],
+        prompts: Sequence[Prompts],
+        seeds: Sequence[int] | None = None,
     ) -> list[list[str]]:
         """One answer to every question; a video and its prefix are encoded once.
 
         Args:
-            frames: uint8 `[n, F, S, S, 3]`, as many videos as wanted.
+            frames: uint8 `[n, F, S, S, 3]`, as many videos as wanted; or the images of `n` rows.
             prompts: `n` rows of questions; rows may differ in their number of questions.
             seeds: of the rows, their indices by default. A caller that splits its videos over
                 several calls gives every video its own.
@@ -128,7 +132,7 @@ class Generator:
             InputError: a prompt that the model's context does not hold.
         """
         seeds = range(len(prompts)) if seeds is None else seeds
-        shape = self._shape(prompts)
+        shape = self._shape(prompts, isinstance(frames, np.ndarray))
         size = min(self.batch_rows, round_up(len(prompts), self.parts))
         answers = []
         for start in range(0, len(prompts), size):
@@ -145,21 +149,24 @@ class Generator:
                 answers.append([self._text(i) for i in ids[: len(row.input_ids)]])
         return answers
 
-    def stream(self, frames: np.ndarray, prompts: Prompts, seed: int = 0) -> Iterator[str]:
+    def stream(
+        self, frames: np.ndarray | Pictures, prompts: Prompts, seed: int = 0
+    ) -> Iterator[str]:
         """Pieces of the answer to the one question of `prompts`, as they come.
 
         Joined they are what `answer` returns. A piece never ends inside a character.
 
         Args:
-            frames: uint8 `[F, S, S, 3]`.
+            frames: uint8 `[F, S, S, 3]`, or the images of the row.
             prompts: one question.
             seed: of the row.
 
         Raises:
             InputError: the prompt does not fit into the model's context.
         """
-        shape = self._shape([prompts])
-        batch = self._batch(frames[None], [prompts], [seed], shape, self.parts)
+        rows = frames[None] if isinstance(frames, np.ndarray) else [frames]
+        shape = self._shape([prompts], isinstance(frames, np.ndarray))
+        batch = self._batch(rows, [prompts], [seed], shape, self.parts)
         prefix, state, limits = self._begin(batch)
         sent = ""
         while True:
@@ -180,10 +187,10 @@ class Generator:
     def _text(self, ids: np.ndarray) -> str:
         return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()
 
-    def _shape(self, prompts: Sequence[Prompts]) -> tuple[int, int, int]:
+    def _shape(self, prompts: Sequence[Prompts], video: bool) -> tuple[int, int, int]:
         """(P, M, R) that hold all rows."""
         for row in prompts:
-            check_context(self.config, row)
+            check_context(self.config, row, video)
         P = max(int(row.prefix_mask.sum()) for row in prompts)
         R = max(int(row.input_mask.sum(-1).max()) for row in prompts)
         M = max(len(row.input_ids) for row in prompts)
@@ -192,8 +199,13 @@ class Generator:
     def _batch(self, frames, prompts, seeds, shape, rows) -> dict[str, jax.Array]:
         """`prefill`'s batch of `rows` rows; those that no prompt fills are empty."""
         P, M, R = shape
+        if isinstance(frames, np.ndarray):
+            visual = {"frames": np.zeros((rows, *frames.shape[1:]), np.uint8)}
+            visual["frames"][: len(frames)] = frames
+        else:
+            visual = stack_pictures(frames, rows, P)
         batch = {
-            "frames": np.zeros((rows, *frames.shape[1:]), np.uint8),
+            **visual,
             "prefix_ids": np.zeros((rows, P), np.int32),
             "prefix_mask": np.zeros((rows, P), bool),
             "visual_index": np.full((rows, P), -1, np.int32),
@@ -201,7 +213,6 @@ class Generator:
             "input_mask": np.zeros((rows, M, R), bool),
             "seeds": np.zeros(rows, np.uint32),
         }
-        batch["frames"][: len(frames)] = frames
         for b, (row, seed) in enumerate(zip(prompts, seeds, strict=True)):
             for name in ("prefix_ids", "prefix_mask", "visual_index"):
                 values = getattr(row, name)[:P]

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from tpo_jax.models.vlm import VideoLanguageModel
 
+VISUAL = {"frames", "patch_index", "patch_weight"}
+
 
 def token_logps(
     model: VideoLanguageModel, batch: dict, *, remat: str = "none", freeze_tower: bool = False
@@ -42,10 +44,16 @@ def log_probabilities(
     def flat(name):
         return batch[name].reshape(B * M, R)
 
-    visual = model.encode_frames(per_answer("frames"), freeze_tower=freeze_tower)
+    visual = model.encode(
+        {name: per_answer(name) for name in VISUAL & batch.keys()}, freeze_tower=freeze_tower
+    )
     x = model.embed_prefix(per_answer("prefix_ids"), visual, per_answer("visual_index"))
     x = jnp.concatenate([x, model.decoder.embed(flat("input_ids"))], axis=1)
     mask = jnp.concatenate([per_answer("prefix_mask"), flat("input_mask")], axis=1)
     hidden = model.decoder.sequence(x, mask, remat=remat)
     logits = model.decoder.head(hidden).astype(jnp.float32)
-    return jax.nn.log_softmax(logits, axis=-1)[:, P:].reshape(B, Q, A, R, -1)
+    places = jnp.broadcast_to(jnp.arange(P, P + R), (B * M, R))
+    if "target_at" in batch:
+        places = jnp.where(flat("target_at") >= 0, flat("target_at"), places)
+    logps = jnp.take_along_axis(jax.nn.log_softmax(logits), places[..., None], axis=1)
+    return logps.reshape(B, Q, A, R, -1)

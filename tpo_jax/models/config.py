@@ -8,6 +8,8 @@ pooled row).
 
 import dataclasses
 import math
+import re
+from typing import Any
 
 from tpo_jax.errors import InputError
 
@@ -94,6 +96,53 @@ class DecoderConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ImageConfig:
+    """What `config.json` says on still images; `models/images.py` reads it."""
+
+    merge: str  # mm_patch_merge_type
+    aspect: str  # image_aspect_ratio: anyres, anyres_max_N, pad or square
+    pinpoints: tuple[tuple[int, int], ...] = ()  # image_grid_pinpoints: widths, heights in pixels
+
+
+def unires(side: int) -> ImageConfig:
+    """LongVA's: every image a video of up to 49 tiles of `side` pixels."""
+    grids = [(a, b) for a in range(1, 50) for b in range(1, 50) if 1 < a * b <= 49]
+    return ImageConfig("unires", "anyres", tuple((a * side, b * side) for a, b in grids))
+
+
+def spatial_unpad(side: int) -> ImageConfig:
+    """LLaVA-Video's: up to 6x6 tiles of `side` pixels, shrunk to the tokens of nine."""
+    grids = [(a, b) for a in range(1, 7) for b in range(1, 7)]
+    pinpoints = tuple((a * side, b * side) for a, b in grids)
+    return ImageConfig("spatial_unpad", "anyres_max_9", pinpoints)
+
+
+def pinpoints(given: Any, side: int) -> tuple[tuple[int, int], ...]:
+    """`image_grid_pinpoints` in any of its spellings: `[[336, 672], ...]`, the same as text, or
+    `(1x1),...,(6x6)` in tiles of `side` pixels.
+
+    Raises:
+        ValueError: another one.
+    """
+    scale = 1
+    if isinstance(given, str):
+        scale = side if "x" in given else 1
+        pairs = re.findall(r"[(\[]\s*(\d+)\s*[,x]\s*(\d+)\s*[)\]]", given)
+        numbers = [(int(width), int(height)) for width, height in pairs]
+        if "..." in given and len(numbers) == 2:
+            (a, b), (c, d) = numbers
+            numbers = [(w, h) for w in range(a, c + 1) for h in range(b, d + 1)]
+        given = numbers or given
+    pairs = [] if given is None else given
+    good = isinstance(pairs, list) and all(
+        isinstance(pair, (list, tuple)) and [type(x) for x in pair] == [int, int] for pair in pairs
+    )
+    if not good:
+        raise ValueError(f"image_grid_pinpoints={given!r} must be a list of [width, height]")
+    return tuple((width * scale, height * scale) for width, height in pairs)
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A video language model: tower, two-layer projector, frame pooling, newline tokens,
     decoder.
@@ -105,6 +154,7 @@ class ModelConfig:
     newline: str = "no_token"
     max_length: int = 32768  # tokens of prefix and answer together
     time_instruction: str = "none"  # what `config.json` asks for: none, inline or newline
+    stills: ImageConfig | None = None  # None: as published, with or without newline tokens
 
     def __post_init__(self):
         _check_types(self, "model")
@@ -112,6 +162,12 @@ class ModelConfig:
             raise ValueError(f"model.pooling must be one of {POOLINGS}, not {self.pooling!r}")
         if self.newline not in NEWLINES:
             raise ValueError(f"model.newline must be one of {NEWLINES}, not {self.newline!r}")
+
+    @property
+    def images(self) -> ImageConfig:
+        """How still images are cut and their features put together."""
+        published = spatial_unpad if self.has_newline else unires
+        return self.stills or published(self.tower.image_size)
 
     @property
     def pooled_grid(self) -> int:
@@ -137,6 +193,11 @@ def visual_tokens(config: ModelConfig, num_frames: int) -> int:
     return num_frames * config.tokens_per_frame + (config.newline == "one_token")
 
 
+def frames_that_fit(config: ModelConfig, tokens: int) -> int:
+    """The most frames of a video that take at most so many visual tokens."""
+    return max(0, (tokens - (config.newline == "one_token")) // config.tokens_per_frame)
+
+
 def to_dict(config: ModelConfig) -> dict:
     """The config as plain JSON-able values; `from_dict` is its inverse."""
     return dataclasses.asdict(config)
@@ -149,13 +210,14 @@ def from_dict(values: dict) -> ModelConfig:
         ValueError: a field is missing, unknown or out of range.
     """
     try:
-        return ModelConfig(
-            **{
-                **values,
-                "tower": TowerConfig(**values["tower"]),
-                "decoder": DecoderConfig(**values["decoder"]),
-            }
-        )
+        parts = {
+            "tower": TowerConfig(**values["tower"]),
+            "decoder": DecoderConfig(**values["decoder"]),
+        }
+        if given := values.get("stills"):
+            pinpoints = tuple((width, height) for width, height in given["pinpoints"])
+            parts["stills"] = ImageConfig(given["merge"], given["aspect"], pinpoints)
+        return ModelConfig(**{**values, **parts})
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a model config: {error}") from error
 

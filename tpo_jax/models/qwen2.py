@@ -200,7 +200,18 @@ class Decoder(nnx.Module):
             layer = jax.checkpoint(layer, policy=remat_policy(remat), prevent_cse=False)
         return jax.lax.scan(layer, carry, (layers, xs), unroll=not scan)
 
-    def row(self, x, prefix_mask, y, input_mask, *, remat="none", back_end="auto", scan=True):
+    def row(
+        self,
+        x,
+        prefix_mask,
+        y,
+        input_mask,
+        *,
+        target_at=None,
+        remat="none",
+        back_end="auto",
+        scan=True,
+    ):
         """Both streams of a row through all layers; keeps nothing but the residual streams.
 
         Over a `context` axis the prefix is put in zig-zag order first: only attention and the
@@ -211,6 +222,8 @@ class Decoder(nnx.Module):
             prefix_mask: bool `[B, P]`.
             y: `[B, M, R, D]` embedded continuations.
             input_mask: bool `[B, M, R]`.
+            target_at: int `[B, M, R]` or None, places of the prefix whose hidden states are to
+                stand in for those of a continuation; -1: its own.
             remat: see `remat_policy`.
             back_end: of `prefix_attention`.
             scan: layers in a loop; otherwise one after the other, slower to compile.
@@ -234,7 +247,12 @@ class Decoder(nnx.Module):
             x, k, v = block.prefix(x, rope_x, prefix_mask, back_end, zigzag)
             return (x, block.continuation(y, rope_y, k, v, prefix_mask, own_mask)), None
 
-        (_, y), _ = self._scan(body, (x, y), remat=remat, scan=scan)
+        (x, y), _ = self._scan(body, (x, y), remat=remat, scan=scan)
+        if target_at is not None:
+            places = jnp.maximum(target_at, 0).reshape(len(x), -1, 1)
+            places = jnp.asarray(np.argsort(order))[places] if zigzag else places
+            there = jnp.take_along_axis(x, places, axis=1).reshape(y.shape)
+            y = jnp.where(target_at[..., None] >= 0, there, y)
         return self.norm(y)
 
     def sequence(self, x, mask, *, remat="none"):

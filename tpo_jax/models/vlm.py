@@ -84,6 +84,26 @@ class VideoLanguageModel(nnx.Module):
             init = nnx.initializers.normal(D**-0.5)
             self.newline = nnx.Param(init(rngs.params(), (D,), jnp.float32))
 
+    def encode(self, batch: dict, *, freeze_tower: bool = False, remat: str = "none") -> jax.Array:
+        """Visual tokens of a batch, `[B, n, D]`: of its videos or, where it has `patch_index`, of
+        its images, with `n` as wide as that. Arguments as of `encode_frames`.
+        """
+        if "patch_index" not in batch:
+            return self.encode_frames(batch["frames"], freeze_tower=freeze_tower, remat=remat)
+        (B, n), D = batch["frames"].shape[:2], self.config.decoder.width
+        dtype = self.decoder.norm.scale[...].dtype
+        newline = self.newline[...] if self.config.has_newline else jnp.zeros(D)
+        table = jnp.broadcast_to(newline.astype(dtype), (B, 1, D))
+        if n:
+            patches = self._features(batch["frames"], lambda x: x, freeze_tower, remat)
+            table = jnp.concatenate([table, patches], axis=1)
+
+        def part(k):
+            taken = jnp.take_along_axis(table, batch["patch_index"][..., k, None], axis=1)
+            return constrain(taken, ROWS, None, WITHIN_ROW) * batch["patch_weight"][..., k, None]
+
+        return sum(part(k) for k in range(4)).astype(dtype)
+
     def encode_frames(
         self, frames: jax.Array, *, freeze_tower: bool = False, remat: str = "none"
     ) -> jax.Array:
@@ -91,11 +111,21 @@ class VideoLanguageModel(nnx.Module):
 
         With `freeze_tower` no gradient enters the tower and none of its activations is kept.
         `remat` other than `none` keeps only what enters a tower layer and the projector.
+        """
+        x = self._features(frames, self._pooled, freeze_tower, remat)
+        if self.config.newline == "one_token":
+            newline = self.newline[...].astype(x.dtype)
+            newline = jnp.broadcast_to(newline, (len(x), 1, x.shape[-1]))
+            x = jnp.concatenate([x, newline], axis=1)
+        return x
+
+    def _features(self, frames, finish, freeze_tower, remat):
+        """uint8 `[B, F, S, S, 3]` to `[B, F * n, D]`: what `finish` makes of the projected patches
+        of frames, `[m, N, D]` to `[m, n, D]`.
 
         A few frames are encoded at a time. The frames of a row are shared out among its chips; what
         does not divide is filled up with empty frames.
         """
-        config = self.config
         B, F = frames.shape[:2]
         chips = axis_size("tensor") * axis_size("context")
         chunks = -(-F // (chips * _FRAMES_AT_ONCE))
@@ -104,42 +134,43 @@ class VideoLanguageModel(nnx.Module):
         frames = jnp.pad(frames, ((0, 0), (0, filled - F), *((0, 0),) * 3))
         frames = constrain(frames, ROWS, WITHIN_ROW, None, None, None)
         frames = frames.reshape(B, chips, chunks, size, *frames.shape[2:])
-        encode = functools.partial(self._encode, freeze_tower=freeze_tower, remat=remat)
+        encode = functools.partial(
+            self._encode, finish=finish, freeze_tower=freeze_tower, remat=remat
+        )
         if chunks == 1:
             x = encode(frames[:, :, 0])[:, :, None]
         else:
             x = jnp.moveaxis(jax.lax.map(encode, jnp.moveaxis(frames, 2, 0)), 0, 2)
         x = x.reshape(B, -1, x.shape[-1])
-        x = constrain(x, ROWS, None, WITHIN_ROW)[:, : F * config.tokens_per_frame]
-        if config.newline == "one_token":
-            newline = jnp.broadcast_to(self.newline[...].astype(x.dtype), (B, 1, x.shape[-1]))
-            x = jnp.concatenate([x, newline], axis=1)
-        return x
+        return constrain(x, ROWS, None, WITHIN_ROW)[:, : F * (x.shape[1] // filled)]
 
-    def _encode(self, frames, *, freeze_tower, remat):
-        """uint8 `[B, chips, n, S, S, 3]` to `[B, chips, n * V, D]`."""
-        config = self.config
-        B, chips, n = frames.shape[:3]
-        frames = frames.reshape(B * chips * n, *frames.shape[3:])
+    def _encode(self, frames, *, finish, freeze_tower, remat):
+        """uint8 `[B, chips, m, S, S, 3]` to `[B, chips, m * n, D]`."""
+        B, chips, m = frames.shape[:3]
+        frames = frames.reshape(B * chips * m, *frames.shape[3:])
         frames = constrain(frames, ALL, None, None, None)
 
         def project(x):
-            g = config.tower.grid
-            x = pool(self.projector(x).reshape(len(x), g, g, -1), config.pooling)
-            g, D = x.shape[1], x.shape[-1]
-            if config.has_newline:
-                newline = self.newline[...].astype(x.dtype)
-            if config.newline == "grid":
-                x = jnp.concatenate([x, jnp.broadcast_to(newline, (len(x), g, 1, D))], axis=2)
-            x = x.reshape(len(x), -1, D)
-            if config.newline == "frame":
-                x = jnp.concatenate([x, jnp.broadcast_to(newline, (len(x), 1, D))], axis=1)
-            return x
+            return finish(self.projector(x))
 
         x = self.tower(frames, remat=remat != "none" and not freeze_tower)
         x = jax.lax.stop_gradient(x) if freeze_tower else x
         x = (project if remat == "none" else jax.checkpoint(project))(x)
         return x.reshape(B, chips, -1, x.shape[-1])
+
+    def _pooled(self, x):
+        """Projected patches `[m, N, D]` to the tokens of a frame, `[m, V, D]`."""
+        config, g = self.config, self.config.tower.grid
+        x = pool(x.reshape(len(x), g, g, -1), config.pooling)
+        g, D = x.shape[1], x.shape[-1]
+        if config.has_newline:
+            newline = self.newline[...].astype(x.dtype)
+        if config.newline == "grid":
+            x = jnp.concatenate([x, jnp.broadcast_to(newline, (len(x), g, 1, D))], axis=2)
+        x = x.reshape(len(x), -1, D)
+        if config.newline == "frame":
+            x = jnp.concatenate([x, jnp.broadcast_to(newline, (len(x), 1, D))], axis=1)
+        return x
 
     def embed_prefix(self, ids: jax.Array, visual: jax.Array, visual_index: jax.Array) -> jax.Array:
         """Text embeddings with the visual tokens put in their slots.
@@ -186,7 +217,7 @@ class VideoLanguageModel(nnx.Module):
         def flat(name):
             return batch[name].reshape(B, Q * A, R)
 
-        visual = self.encode_frames(batch["frames"], freeze_tower=freeze_tower, remat=remat)
+        visual = self.encode(batch, freeze_tower=freeze_tower, remat=remat)
         x = self.embed_prefix(batch["prefix_ids"], visual, batch["visual_index"])
         y = self.decoder.embed(flat("input_ids"))
         hidden = self.decoder.row(
@@ -194,6 +225,7 @@ class VideoLanguageModel(nnx.Module):
             batch["prefix_mask"],
             y,
             flat("input_mask"),
+            target_at=flat("target_at") if "target_at" in batch else None,
             remat=remat,
             back_end=attention,
             scan=scan,

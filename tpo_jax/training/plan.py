@@ -103,6 +103,7 @@ def abstract_batch(
     frames: int,
     prefix: int,
     response: int,
+    prompt_style: str = "inference",
 ) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Shape and dtype of every array of a batch, `docs/architecture.md`."""
     B, Q, S = rows, pairs, model.tower.image_size
@@ -118,6 +119,8 @@ def abstract_batch(
         "target_mask": (texts, jnp.bool_),
         "pair_index": ((B, Q), jnp.int32),
     }
+    if prompt_style == "dpo_trainer":
+        batch["target_at"] = (texts, jnp.int32)
     if objective.uses_phrases:
         batch["phrase_mask"] = (texts, jnp.bool_)
     if objective.uses_reference and not objective.uses_live_reference:
@@ -203,9 +206,9 @@ def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
 
     state = jax.tree.map(lambda x, s: placed(x.shape, x.dtype, s), abstract, shardings)
     sizes = (rows, pairs, frames, prefix, response)
+    arrays = abstract_batch(model, objective, *sizes, config.data.prompt_style)
     batch = {
-        name: placed(shape, dtype, batch_sharding(mesh))
-        for name, (shape, dtype) in abstract_batch(model, objective, *sizes).items()
+        name: placed(shape, dtype, batch_sharding(mesh)) for name, (shape, dtype) in arrays.items()
     }
     reference = None
     if objective.uses_live_reference:

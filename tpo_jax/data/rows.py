@@ -1,0 +1,121 @@
+"""One row of a batch, without `B`: the token sequences of a prompt and its answers as arrays."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tpo_jax.errors import InputError
+
+
+class Row(NamedTuple):
+    """The texts of one video; keys, dtypes and shapes of `docs/architecture.md`, without `B`."""
+
+    prefix_ids: np.ndarray  # int32 [P]
+    prefix_mask: np.ndarray  # bool [P]
+    visual_index: np.ndarray  # int32 [P]
+    input_ids: np.ndarray  # int32 [Q, A, R]
+    input_mask: np.ndarray  # bool [Q, A, R]
+    target_ids: np.ndarray  # int32 [Q, A, R]
+    target_mask: np.ndarray  # bool [Q, A, R]
+    target_at: np.ndarray | None = None  # int32 [Q, A, R], where the prefix holds labels
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The keys of a batch that this row has."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+
+# Keys of a row that have the shape of its continuations.
+CONTINUATION = {"input_ids", "input_mask", "target_ids", "target_mask", "target_at"}
+
+
+class Text(NamedTuple):
+    """Token ids, and which of them are labelled."""
+
+    ids: list[int]
+    labels: list[bool]
+
+    def split(self, at: int) -> tuple["Text", "Text"]:
+        """What stands before, and from a place on."""
+        return Text(self.ids[:at], self.labels[:at]), Text(self.ids[at:], self.labels[at:])
+
+
+def joined(texts: Sequence[Text]) -> Text:
+    """The texts as one."""
+    return Text([i for t in texts for i in t.ids], [n for t in texts for n in t.labels])
+
+
+def pack(
+    prefix: Sequence[Text],
+    continuations: Sequence[Sequence[Text]],
+    visuals: Sequence[int],
+    *,
+    labelled: bool,
+    num_frames: int = 0,
+    max_prefix: int = 0,
+    max_response: int = 0,
+) -> Row:
+    """Puts the texts and visual tokens of a row into arrays.
+
+    Args:
+        prefix: texts before, between and behind the visuals.
+        continuations: `[Q][A]`.
+        visuals: tokens of every visual.
+        labelled: whether there are labels; else a continuation is input to its end.
+        num_frames: of a video; only for the error that says how many would fit.
+        max_prefix: P to pad to; 0: as long as it is.
+        max_response: R to pad to; 0: as long as the longest.
+
+    Raises:
+        InputError: the row is longer than P or R.
+    """
+    ids, labels, index = list(prefix[0].ids), list(prefix[0].labels), [-1] * len(prefix[0].ids)
+    seen = 0
+    for n, text in zip(visuals, prefix[1:], strict=True):
+        ids += [0] * n + text.ids
+        labels += [False] * n + text.labels
+        index += [*range(seen, seen + n), *[-1] * len(text.ids)]
+        seen += n
+    # The hidden state of a place predicts the next one; nothing predicts the first.
+    within = [(p - 1, ids[p]) for p in range(1, len(ids)) if labelled and labels[p]]
+
+    def extra(text: Text) -> list[tuple[int, int]]:
+        """Labels that places of the prefix predict, and these places."""
+        return within + ([(len(ids) - 1, text.ids[0])] if labelled and text.labels[0] else [])
+
+    used = max(len(t.ids) - labelled + len(extra(t)) for group in continuations for t in group)
+    length, response = max_prefix or len(ids), max_response or used
+    if len(ids) > length:
+        raise InputError(
+            f"the prefix has {len(ids)} tokens ({seen} visual, {len(ids) - seen} text), more than "
+            f"the {length} there is room for" + _what_fits(length - len(ids), seen, num_frames)
+        )
+    if used > response:
+        raise InputError(f"an answer takes {used} tokens, more than the {response} of max_response")
+
+    prefix_ids, visual_index = np.zeros(length, np.int32), np.full(length, -1, np.int32)
+    prefix_ids[: len(ids)], visual_index[: len(ids)] = ids, index
+    shape = (len(continuations), len(continuations[0]), response)
+    input_ids, target_ids = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    input_mask, target_mask = np.zeros(shape, bool), np.zeros(shape, bool)
+    target_at = np.full(shape, -1, np.int32)
+    for q, group in enumerate(continuations):
+        for a, text in enumerate(group):
+            n = len(text.ids) - labelled
+            input_ids[q, a, :n], input_mask[q, a, :n] = text.ids[:n], True
+            if labelled:
+                target_ids[q, a, :n], target_mask[q, a, :n] = text.ids[1:], text.labels[1:]
+            for slot, (place, label) in enumerate(extra(text), n):
+                target_at[q, a, slot] = place
+                target_ids[q, a, slot], target_mask[q, a, slot] = label, True
+    mask = np.arange(length) < len(ids)
+    row = Row(prefix_ids, mask, visual_index, input_ids, input_mask, target_ids, target_mask)
+    return row._replace(target_at=target_at) if (target_at >= 0).any() else row
+
+
+def _what_fits(missing: int, visual: int, num_frames: int) -> str:
+    if not num_frames:
+        return ""
+    per_frame = visual // num_frames
+    frames = max(0, (visual - visual % num_frames + missing) // per_frame)
+    return f"; {frames} frames would fit instead of {num_frames}"

@@ -1,0 +1,209 @@
+"""Geometry of still images: into which views one is cut, and which patches its tokens are made of.
+
+Both are functions of the image's size alone, so the data knows the length of a prompt without the
+model. Whatever a checkpoint does with the views' patches, every token is a weighted sum of at most
+four of them: pooling 2x2 and a bilinear resize read four, everything else one. The model gathers
+them; its program depends on the number of views and of tokens only (`reference/models.md`, sections
+1.4 and 2.6).
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tpo_jax.errors import InputError
+from tpo_jax.models.config import ModelConfig
+
+MERGES = ("unires", "spatial_unpad", "flat")
+# The token table of a row begins with the newline vector.
+NEWLINE = 0
+
+
+class Layout(NamedTuple):
+    """How an image is cut and put together again."""
+
+    grid: tuple[int, int] | None  # columns and rows of tiles; None: the whole image is the view
+    whole: bool  # whether the whole image is a view, before the tiles
+    patch_index: np.ndarray  # int32 [T, 4], 0: the newline vector, 1 + view * N + patch
+    patch_weight: np.ndarray  # float32 [T, 4]
+
+
+class Pictures(NamedTuple):
+    """Some images of one row, ready for the model; none at all for a row of text."""
+
+    views: np.ndarray  # uint8 [n, S, S, 3]
+    patch_index: np.ndarray  # int32 [T, 4], see `Layout`, views counted through
+    patch_weight: np.ndarray  # float32 [T, 4]
+    tokens: tuple[int, ...]  # visual tokens of every image, T together
+
+
+def layout(config: ModelConfig, width: int, height: int) -> Layout:
+    """The layout of an image of `width` x `height` pixels.
+
+    Raises:
+        InputError: the checkpoint's `config.json` asks for something that is not done here.
+    """
+    images, side = config.images, config.tower.image_size
+    aspect = images.aspect
+    if images.merge not in MERGES:
+        raise InputError(
+            f"mm_patch_merge_type={images.merge!r}: images need one of {', '.join(MERGES)}"
+        )
+    if images.merge == "spatial_unpad" and not config.has_newline:
+        raise InputError("mm_newline_position=no_token: images need the newline vector")
+    if not (anyres := re.fullmatch(r"anyres(?:_max_(\d+))?", aspect)):
+        if aspect not in ("pad", "square"):
+            raise InputError(
+                f"image_aspect_ratio={aspect!r} must be anyres, anyres_max_N, pad or square"
+            )
+        patches = 1 + np.arange(config.tower.grid**2)
+        ends = [NEWLINE] if images.merge == "spatial_unpad" else []
+        return Layout(None, True, *_single(np.append(patches, ends)))
+    if not images.pinpoints:
+        raise InputError("image_grid_pinpoints: none")
+    for pixels in images.pinpoints:
+        if any(x % side or x < 1 for x in pixels):
+            raise InputError(f"image_grid_pinpoints: {pixels} is no multiple of the tower's {side}")
+    columns, rows = (x // side for x in best_resolution(width, height, images.pinpoints))
+    grid, g = (columns, rows), config.tower.grid
+    if images.merge == "unires":
+        return Layout(grid, False, *_pooled(g, columns * rows))
+    if images.merge == "flat":
+        return Layout(grid, True, *_single(1 + np.arange((1 + columns * rows) * g * g)))
+    most = int(anyres[1]) * g * g if anyres[1] else 0
+    whole, tiles = _single(1 + np.arange(g * g)), _unpadded(g, grid, (width, height), most)
+    return Layout(grid, True, *map(np.concatenate, zip(whole, tiles, strict=True)))
+
+
+def best_resolution(
+    width: int, height: int, pinpoints: Sequence[tuple[int, int]]
+) -> tuple[int, int]:
+    """The (width, height) of `pinpoints` that keeps most of an image's pixels and, among those that
+    keep as many, wastes fewest; the first of equals.
+    """
+
+    def merits(size):
+        scale = min(size[0] / width, size[1] / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        return kept, kept - size[0] * size[1]
+
+    best = max(pinpoints, key=merits)
+    if not merits(best)[0]:
+        raise InputError(f"an image of {width}x{height} pixels is too narrow to be cut into tiles")
+    return best
+
+
+def _single(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens that are one patch each."""
+    index = np.zeros((len(patches), 4), np.int32)
+    index[:, 0] = patches
+    weight = np.zeros(index.shape, np.float32)
+    weight[:, 0] = 1
+    return index, weight
+
+
+def _pooled(g: int, views: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every view pooled 2x2, view after view; an odd last row and column are dropped."""
+    view, row, column = np.ix_(range(views), range(0, g - 1, 2), range(0, g - 1, 2))
+    first = (1 + view * g * g + row * g + column).reshape(-1, 1)
+    index = (first + np.array([0, 1, g, g + 1])).astype(np.int32)
+    return index, np.full(index.shape, 0.25, np.float32)
+
+
+def _unpadded(g: int, grid, size, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The tiles as one grid without what is padding, shrunk to about `most` patches (0: as it is)
+    where it has over a fifth more, a newline behind every row.
+    """
+    (columns, rows), (width, height) = grid, size
+    row, column = np.ix_(range(rows * g), range(columns * g))
+    tile = 1 + row // g * columns + column // g
+    patches = 1 + tile * g * g + row % g * g + column % g
+    h, w = patches.shape
+    if width / height > w / h:
+        cut = (h - int(height * (w / width))) // 2
+        patches = patches[cut : h - cut]
+    else:
+        cut = (w - int(width * (h / height))) // 2
+        patches = patches[:, cut : w - cut]
+    h, w = patches.shape
+    times = math.sqrt(h * w / most) if most else 1.0
+    if times <= 1.1:
+        return _single(np.pad(patches, ((0, 0), (0, 1)), constant_values=NEWLINE).reshape(-1))
+    # Rows and columns of the source, and how much of the second is taken.
+    (r, s), (c, t) = (_bilinear(n, int(n // times)) for n in (h, w))
+    below, right = np.minimum(r + 1, h - 1), np.minimum(c + 1, w - 1)
+    index = np.stack([patches[np.ix_(y, x)] for y in (r, below) for x in (c, right)], axis=-1)
+    weight = np.stack([np.outer(y, x) for y in (1 - s, s) for x in (1 - t, t)], axis=-1)
+    end = np.broadcast_to(np.array([NEWLINE] * 4), (len(index), 1, 4))
+    index = np.concatenate([index, end], axis=1).astype(np.int32).reshape(-1, 4)
+    once = np.broadcast_to(np.array([1, 0, 0, 0], np.float32), (len(weight), 1, 4))
+    return index, np.concatenate([weight, once], axis=1).reshape(-1, 4)
+
+
+def _bilinear(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """First place read by every place of the target, and the weight of the second, in the float32
+    arithmetic of PyTorch: half-pixel centres, no antialiasing.
+    """
+    scale = np.float32(source) / np.float32(target)
+    at = np.maximum(
+        scale * (np.arange(target, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0
+    )
+    low = np.floor(at).astype(np.int64)
+    return low, (at - low).astype(np.float32)
+
+
+def assemble(
+    views: Sequence[np.ndarray], layouts: Sequence[Layout], config: ModelConfig
+) -> Pictures:
+    """The images of one row.
+
+    Args:
+        views: of every image, uint8 `[n, S, S, 3]`.
+        layouts: of every image.
+        config: of the model.
+    """
+    N, side = config.tower.grid**2, config.tower.image_size
+    first, index = 0, [np.zeros((0, 4), np.int32)]
+    for images, laid in zip(views, layouts, strict=True):
+        index.append(np.where(laid.patch_index == NEWLINE, NEWLINE, laid.patch_index + first * N))
+        first += len(images)
+    return Pictures(
+        np.concatenate([np.zeros((0, side, side, 3), np.uint8), *views]),
+        np.concatenate(index).astype(np.int32),
+        np.concatenate([np.zeros((0, 4), np.float32), *(laid.patch_weight for laid in layouts)]),
+        tuple(len(laid.patch_index) for laid in layouts),
+    )
+
+
+def stack_pictures(pictures: Sequence[Pictures], rows: int, tokens: int) -> dict[str, np.ndarray]:
+    """`frames`, `patch_index` and `patch_weight` of a batch of `rows` rows.
+
+    Views are rounded up to 1, 2, 3, 4, 6, 8, 12, ..., so that few shapes are compiled; rows beyond
+    those given are empty.
+
+    Args:
+        pictures: of every row.
+        rows: B.
+        tokens: visual tokens to pad to.
+    """
+    views = round_views(max(len(p.views) for p in pictures))
+    batch = {
+        "frames": np.zeros((rows, views, *pictures[0].views.shape[1:]), np.uint8),
+        "patch_index": np.zeros((rows, tokens, 4), np.int32),
+        "patch_weight": np.zeros((rows, tokens, 4), np.float32),
+    }
+    for row, picture in enumerate(pictures):
+        for target, values in zip(batch.values(), picture[:3], strict=True):
+            target[row, : len(values)] = values
+    return batch
+
+
+def round_views(n: int) -> int:
+    """The next of 0, 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
+    if n < 2:
+        return n
+    power = 1 << (n - 1).bit_length()
+    return power * 3 // 4 if n <= power * 3 // 4 else power
