@@ -59,6 +59,12 @@ _TIME = flags.DEFINE_enum(
     prompts.TIME_INSTRUCTIONS,
     "run: sentence on the frames' times; the paper's evaluation had none.",
 )
+_STYLE = flags.DEFINE_enum(
+    "prompt_style",
+    "inference",
+    prompts.STYLES,
+    "run: prompts of the original inference code, or those of the original DPO trainer.",
+)
 _LIMIT = flags.DEFINE_integer("limit", 0, "run: only the first so many rows.", lower_bound=0)
 _ALLOW_MISSING = flags.DEFINE_bool(
     "allow_missing", False, "run: go on without questions whose files are missing or broken."
@@ -119,6 +125,7 @@ def run() -> None:
         "model_config": to_dict(config),
         "num_frames": num_frames,
         "time_instruction": _TIME.value,
+        "prompt_style": _STYLE.value,
         "dtype": _DTYPE.value,
     }
     settings = json.loads(json.dumps(settings))
@@ -138,7 +145,7 @@ def run() -> None:
     ):
         open_ = [q for q in questions if journal.answer(q.doc_id, q.prompt) is None]
         groups = runner.make_groups(open_, tokenizer)
-        read = runner.make_reader(config, tokenizer, num_frames, _TIME.value)
+        read = runner.make_reader(config, tokenizer, num_frames, _TIME.value, _STYLE.value)
         done = len(questions) - len(open_)
         with tqdm(total=len(questions), initial=done, unit="question", desc=name) as progress:
             for rows, unread in runner.answer(groups, read, generator):

@@ -184,6 +184,18 @@ def test_continuations_do_not_see_each_other():
     assert (a[0, 0, 1] != b[0, 0, 1]).any()
 
 
+def test_labels_of_the_prefix_in_zig_zag_order():
+    batch = random_batch(B=2, within=True)
+    assert (batch["target_at"] >= 0).any()
+    score = jax.jit(lambda p, x: bind(SMALL, p).token_logps(x))
+    plain = score(params(), batch)
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": 2}, jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        weights = jax.device_put(params(), parameter_shardings(mesh, params()))
+        split = score(weights, to_global(batch, mesh))
+    np.testing.assert_allclose(jax.device_get(split), plain, atol=1e-5)
+
+
 @functools.cache
 def updated(compute, sizes=(1, 1, 1, 1)):
     """Parameters and metrics after a step of plain SGD, whose update shows the gradient."""

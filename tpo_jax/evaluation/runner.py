@@ -55,7 +55,11 @@ def make_groups(questions: Sequence[Question], tokenizer: Tokenizer) -> list[Gro
 
 
 def make_reader(
-    config: ModelConfig, tokenizer: Tokenizer, num_frames: int, time_instruction: str
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    num_frames: int,
+    time_instruction: str,
+    style: str = "inference",
 ) -> Read:
     """What decodes a group's video and tokenises its prompts: frames uint8 `[F, S, S, 3]` and a row
     with as many continuations as the shape of the group says, those without a question empty.
@@ -72,6 +76,7 @@ def make_reader(
                 [q.prompt for q in group.questions],
                 visual_tokens(config, num_frames),
                 opening=prompts.time_opening(time_instruction, times.tolist(), duration),
+                style=style,
                 cut="video",
             )
             check_context(config, row)
