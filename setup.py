@@ -30,6 +30,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["tpo_jax", "tpo_jax.*", "configs"]),
+    entry_points={"lmms_eval.models": ["tpo_jax = tpo_jax.evaluation.lmms_plugin:manifest"]},
     package_data={"tpo_jax": ["**/*.txt", "py.typed"]},
     install_requires=[
         *jax(),

@@ -116,7 +116,8 @@ class Scorer:
                 continue
             items = [v.metrics[name] for v in verdicts if name in v.metrics]
             results[f"{name},none"] = self.family.aggregate(self.benchmark, self.era, items)
-            results |= _errors(name, items, self.era)
+            # Of Video-MME's tasks only this one names a column of clusters.
+            results |= _errors(name, items, self.era, self.benchmark == "videomme")
         summary["results"] = {self.benchmark: results}
         summary["breakdown"] = {
             column: groups
@@ -144,11 +145,11 @@ def _groups(column: str, docs: Sequence[dict], verdicts: Sequence[Verdict]) -> d
     }
 
 
-def _errors(name: str, items: list, era: str) -> dict[str, Any]:
+def _errors(name: str, items: list, era: str, by_video: bool) -> dict[str, Any]:
     """lmms-eval's standard errors: plain ones where a sample has a number, clustered by video."""
     plain = isinstance(items[0], bool)
     numbers = items if plain else [x["score"] for x in items if "score" in x]
-    videos = [] if plain else [x.get("videoID") for x in items]
+    videos = [x.get("videoID") for x in items] if by_video else []
     clt: float | str = "N/A"
     clustered: float | str = "N/A"
     if len(numbers) > 1:

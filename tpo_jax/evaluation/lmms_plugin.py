@@ -1,0 +1,143 @@
+"""The model as lmms-eval sees it: `lmms_eval --model tpo_jax --model_args pretrained=DIR …`.
+
+lmms-eval finds `manifest` through the entry point in the group `lmms_eval.models`. Its prompts, its
+scoring and its files are its own; from here come the answers.
+"""
+
+from collections import defaultdict
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from tpo_jax.checkpoints.models import load_config, load_model
+from tpo_jax.data.tokenizer import load_tokenizer
+from tpo_jax.errors import InputError
+from tpo_jax.evaluation import runner
+from tpo_jax.evaluation.benchmarks import Question
+from tpo_jax.generation.generator import Generator
+from tpo_jax.generation.sampling import Sampling
+from tpo_jax.parallel.mesh import make_mesh
+
+try:
+    from lmms_eval.api.model import lmms
+except ImportError:  # not installed: then nobody asks for the class
+    lmms = object
+
+# What lmms-eval's wrapper of LongVA takes where a task does not say.
+_MAX_NEW_TOKENS = 1024
+
+
+def manifest() -> Any:
+    """What lmms-eval registers."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest(model_id="tpo_jax", simple_class_path=f"{__name__}.TpoJax")
+
+
+class TpoJax(lmms):
+    """A checkpoint on all devices of this process; questions on one video are answered together.
+
+    Args:
+        pretrained: model directory, of either layout.
+        max_frames_num: frames per video, evenly spaced.
+        batch_size: videos at a time, rounded up to a multiple of the devices.
+        dtype: compute dtype.
+        time_instruction: none, inline or newline.
+        allow_missing: an empty answer in place of an error where a video cannot be used.
+        device: ignored, as is `max_batch_size`: lmms-eval gives them to every model.
+        max_batch_size: see `device`.
+
+    Raises:
+        InputError: what is wrong with the directory or a setting.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        pretrained: str,
+        max_frames_num: int = 128,
+        batch_size: int | str = 1,
+        dtype: str = "bfloat16",
+        time_instruction: str = "none",
+        allow_missing: bool = False,
+        device: str | None = None,
+        max_batch_size: int | None = None,
+    ):
+        super().__init__()
+        self._config = load_config(pretrained)
+        self._tokenizer = load_tokenizer(pretrained, self._config.decoder.vocab_size)
+        self._mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1, "context": 1})
+        self._params = load_model(pretrained, mesh=self._mesh, dtype=dtype).params
+        self._precision = "highest" if dtype == "float32" else "default"
+        self._batch_rows, self._allow_missing = int(batch_size), allow_missing
+        self._read = runner.make_reader(
+            self._config, self._tokenizer, max_frames_num, time_instruction
+        )
+
+    def generate_until(self, requests: list) -> list[str]:
+        """One answer per request, in their order.
+
+        A request's stop strings are ignored, as lmms-eval's wrapper of LongVA does.
+
+        Raises:
+            InputError: a request without a video, beam search, or a video that cannot be used.
+        """
+        questions = defaultdict(list)
+        for number, request in enumerate(requests):
+            prompt, settings, to_visual, doc_id, task, split = request.args
+            doc = self.task_dict[task][split][doc_id]
+            question = Question(number, doc, prompt, _video(to_visual(doc), task))
+            questions[_sampling(settings)].append(question)
+        answers = [""] * len(requests)
+        with (
+            jax.default_matmul_precision(self._precision),
+            tqdm(total=len(requests), unit="question", desc="tpo_jax") as progress,
+        ):
+            for (max_new_tokens, sampling), asked in questions.items():
+                generator = Generator(
+                    self._config,
+                    self._params,
+                    self._tokenizer,
+                    max_new_tokens=max_new_tokens,
+                    sampling=sampling,
+                    batch_rows=self._batch_rows,
+                    mesh=self._mesh,
+                    question_multiple=runner.PROMPT_MULTIPLE,
+                )
+                groups = runner.make_groups(asked, self._tokenizer)
+                for rows, problems in runner.answer(groups, self._read, generator):
+                    if problems and not self._allow_missing:
+                        raise InputError(f"{problems[0]}; allow_missing=True leaves it unanswered")
+                    for problem in problems:
+                        tqdm.write(f"missing: {problem}")
+                    for number, _, text in rows:
+                        answers[number] = text
+                    progress.update(len(rows) + len(problems))
+        return answers
+
+    def loglikelihood(self, requests: list) -> list:
+        """Tasks by likelihood are not for this model."""
+        raise InputError("tpo_jax answers tasks of the type generate_until only")
+
+    def generate_until_multi_round(self, requests: list) -> list:
+        """Tasks of several rounds are not for this model."""
+        return self.loglikelihood(requests)
+
+
+def _video(visuals: list, task: str) -> Any:
+    if len(visuals) != 1 or not isinstance(visuals[0], str):
+        raise InputError(f"task {task}: tpo_jax answers questions on one video each")
+    return visuals[0]
+
+
+def _sampling(settings: dict) -> tuple[int, Sampling]:
+    """The longest answer and how it is drawn, of a task's `generation_kwargs`."""
+    if (settings.get("num_beams") or 1) != 1:
+        raise InputError("num_beams: there is no beam search, only 1")
+    temperature = float(settings.get("temperature") or 0)
+    greedy = temperature == 0 or settings.get("do_sample") is False
+    drawn = Sampling(temperature, 0, float(settings.get("top_p") or 1.0))
+    max_new_tokens = int(settings.get("max_new_tokens") or _MAX_NEW_TOKENS)
+    return max_new_tokens, Sampling() if greedy else drawn
