@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
 
 def base() -> ConfigDict:
     """The fields; `docs/configs.md` explains each."""
@@ -61,6 +63,7 @@ def base() -> ConfigDict:
                 "checkpoint_every": 100,
                 "keep_checkpoints": 2,
             },
+            "lora": {"rank": 0, "alpha": 16.0, "targets": TARGETS},
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1, "context": 1},
         }
     )

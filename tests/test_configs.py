@@ -18,6 +18,7 @@ from configs import common, llava_video_tpo, longva_tpo, tiny
 from tests.tiny_run import tiny_config
 from tpo_jax import train as door
 from tpo_jax.data.pipeline import DataConfig
+from tpo_jax.models.lora import Lora
 from tpo_jax.objectives.losses import LOSSES
 from tpo_jax.objectives.preference import Objective
 from tpo_jax.parallel.mesh import AXES
@@ -137,6 +138,7 @@ def reads(monkeypatch, kind) -> set[str]:
 @pytest.mark.xdist_group("train")
 def test_every_field_is_read(tiny_world, compiled, tmp_path, monkeypatch):
     config = tiny_config(tiny_world)
+    config.lora.rank = 2  # the others say nothing without
     sections = {id(config[name]): name for name in config}
     seen = set()
     original = ml_collections.ConfigDict.__getitem__
@@ -156,6 +158,7 @@ def test_every_field_is_read(tiny_world, compiled, tmp_path, monkeypatch):
         "data": reads(monkeypatch, DataConfig),
         "objective": reads(monkeypatch, Objective),
         "compute": reads(monkeypatch, Compute),
+        "lora": reads(monkeypatch, Lora),
     }
     monkeypatch.setattr(ml_collections.ConfigDict, "__getitem__", spy)
     # It writes all of them down, which is no use of them.
@@ -167,7 +170,7 @@ def test_every_field_is_read(tiny_world, compiled, tmp_path, monkeypatch):
     door.train(config, tmp_path)
 
     # Whole sections become dataclasses and the mesh: what those read counts.
-    handed_on = ("data", "objective", "compute", "mesh")
+    handed_on = ("data", "objective", "compute", "lora", "mesh")
     used = {name for name in seen if name.split(".")[0] not in handed_on}
     used |= {"data.reference"} & seen | {f"mesh.{axis}" for axis in AXES}
     used |= {f"{section}.{name}" for section, names in by_kind.items() for name in names}

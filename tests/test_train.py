@@ -91,6 +91,39 @@ def test_an_interrupted_run_goes_on_to_the_bit(finished_run, config, tmp_path):
     assert same_bits(final_state(tmp_path), final_state(finished_run))
 
 
+def test_adapters_alone_train_go_on_to_the_bit_and_are_merged(config, tmp_path, finished_run):
+    config.lora.rank = 2
+    config.train.freeze = ("tower", "projector")
+    config.train.num_steps = 3
+    config.train.learning_rate = 1e-2
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(config, whole)
+    watcher = interrupt_at(parts, 1)
+    assert train(config, parts) is None
+    watcher.join()
+    assert train(config, parts) == parts / "model"
+    assert metrics(parts) == metrics(whole)
+    assert metrics(whole)[0]["losses/total"] == pytest.approx(np.log(2), abs=1e-6)
+    state = final_state(parts, 3)
+    assert same_bits(state, final_state(whole, 3))
+    assert state["params"].keys() == {"decoder"}
+
+    base = final_state(whole, 2)["frozen"]
+    assert same_bits(state["frozen"], base)
+    merged = jax.device_get(load_model(parts / "model").params)
+    layers, adapters = base["decoder"]["layers"], state["params"]["decoder"]["layers"]
+    for name, part in adapters.items():
+        product = np.einsum("lir,lro->lio", part["lora_a"], part["lora_b"]) * 16 / 2
+        expected = layers[name]["kernel"] + product
+        kernel = merged["decoder"]["layers"][name].pop("kernel")
+        np.testing.assert_allclose(kernel, expected, atol=1e-6)
+        assert np.abs(kernel - layers[name].pop("kernel")).max() > 1e-4
+    assert same_bits(merged, base)
+    files = {path.name for path in (parts / "adapters").iterdir()}
+    assert files == {"adapter_config.json", "adapter_model.safetensors"}
+    assert not (finished_run / "adapters").exists()
+
+
 def test_a_killed_run_goes_on_to_the_bit(finished_run, tiny_door, tmp_path):
     child = tiny_door(f"--workdir={tmp_path}")
     path, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 600

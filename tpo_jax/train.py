@@ -2,8 +2,9 @@
 [--config.a.b=…]`; `docs/configs.md` explains the fields.
 
 A working directory that holds a checkpoint is resumed. It ends with `model/`, a model directory
-that every other command takes. On several hosts the same command runs on each, with
-`--distributed` and with shards and working directory at the same place.
+that every other command takes; adapters are merged into it and, in PEFT's layout, in `adapters/`.
+On several hosts the same command runs on each, with `--distributed` and with shards and working
+directory at the same place.
 """
 
 import contextlib
@@ -22,11 +23,13 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
 from tpo_jax.checkpoints.models import load_model, save_model
+from tpo_jax.checkpoints.peft import save_adapters
 from tpo_jax.checkpoints.train_state import TrainCheckpoints
 from tpo_jax.data.pipeline import DataConfig, Pipeline
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, run_door
 from tpo_jax.models.config import ModelConfig, preset, to_dict
+from tpo_jax.models.lora import Lora, join, merge
 from tpo_jax.models.vlm import init_params
 from tpo_jax.objectives.preference import Objective
 from tpo_jax.parallel import distributed
@@ -154,6 +157,7 @@ def train(config: ConfigDict, workdir: Path) -> Path | None:
     None if it was asked to stop before the end.
     """
     objective, compute = Objective(**config.objective), Compute(**config.compute)
+    lora = Lora(**config.lora)
     mesh = make_mesh(config.mesh.to_dict())
     model, params, tokenizer = load_weights(config, mesh)
 
@@ -194,11 +198,11 @@ def train(config: ConfigDict, workdir: Path) -> Path | None:
     )
     optimizer = make_optimizer(config.train, schedule)
     freeze = tuple(config.train.freeze)
-    initial = lambda p: new_state(p, optimizer, freeze)  # noqa: E731
+    initial = lambda p: new_state(p, optimizer, freeze, lora, config.train.seed)  # noqa: E731
     abstract = jax.eval_shape(initial, params)
     shardings = parameter_shardings(mesh, abstract)
     step = jax.jit(
-        make_step(model, objective, compute, optimizer),
+        make_step(model, objective, compute, optimizer, lora),
         donate_argnums=0,
         out_shardings=(shardings, jax.NamedSharding(mesh, jax.P())),
     )
@@ -215,7 +219,7 @@ def train(config: ConfigDict, workdir: Path) -> Path | None:
         if saved := checkpoints.latest_meta():
             check_same_run(saved, meta)
         if objective.uses_live_reference:
-            trained, _ = split_params(params, freeze)
+            trained, _ = split_params(params, freeze, lora)
             step = functools.partial(step, reference=frozen_copy(trained, compute.dtype))
         elif objective.uses_reference:
             logps = reference_logps(config, compute, model, params, pipeline, mesh, key)
@@ -247,7 +251,11 @@ def train(config: ConfigDict, workdir: Path) -> Path | None:
     if int(state["step"]) < length.num_steps:
         print(f"stopped at step {int(state['step'])}; run again to go on", file=sys.stderr)
         return None
-    save_model(workdir / "model", model, state["params"] | state["frozen"], tokenizer)
+    trained = join(state["params"], state["frozen"])
+    if lora.rank:
+        save_adapters(workdir / "adapters", model, lora, trained, config.model.checkpoint)
+        trained = merge(trained, lora)
+    save_model(workdir / "model", model, trained, tokenizer)
     return workdir / "model"
 
 

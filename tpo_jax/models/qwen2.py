@@ -98,25 +98,49 @@ class RMSNorm(nnx.Module):
         return y.astype(x.dtype) * self.scale[...]
 
 
-class Block(nnx.Module):
-    """One decoder layer, as seen by the prefix and by a continuation."""
+class Projection(nnx.Linear):
+    """A linear layer, with a low-rank adapter beside it where `rank` is above 0."""
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, *, rank: int, **options):
+        super().__init__(inputs, outputs, **options)
+        self.rank = rank
+        if rank:
+            self.lora_a = nnx.Param(jnp.zeros((inputs, rank), jnp.float32))
+            self.lora_b = nnx.Param(jnp.zeros((rank, outputs), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = super().__call__(x)
+        return y + (x @ self.lora_a[...]) @ self.lora_b[...] if self.rank else y
+
+
+class Block(nnx.Module):
+    """One decoder layer, as seen by the prefix and by a continuation.
+
+    `ranks` are those of adapted projections, by name.
+    """
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, ranks: dict[str, int]):
         D, C = config.width, config.head_dim
 
-        def linear(inputs, outputs, bias=False):
-            init = nnx.initializers.normal(D**-0.5)
-            return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=init, rngs=rngs)
+        def linear(name, inputs, outputs, bias=False):
+            return Projection(
+                inputs,
+                outputs,
+                rank=ranks.get(name, 0),
+                use_bias=bias,
+                kernel_init=nnx.initializers.normal(D**-0.5),
+                rngs=rngs,
+            )
 
         self.input_norm = RMSNorm(D, config.norm_eps)
-        self.q = linear(D, config.heads * C, bias=True)
-        self.k = linear(D, config.kv_heads * C, bias=True)
-        self.v = linear(D, config.kv_heads * C, bias=True)
-        self.o = linear(config.heads * C, D)
+        self.q = linear("q", D, config.heads * C, bias=True)
+        self.k = linear("k", D, config.kv_heads * C, bias=True)
+        self.v = linear("v", D, config.kv_heads * C, bias=True)
+        self.o = linear("o", config.heads * C, D)
         self.mlp_norm = RMSNorm(D, config.norm_eps)
-        self.gate = linear(D, config.mlp_width)
-        self.up = linear(D, config.mlp_width)
-        self.down = linear(config.mlp_width, D)
+        self.gate = linear("gate", D, config.mlp_width)
+        self.up = linear("up", D, config.mlp_width)
+        self.down = linear("down", config.mlp_width, D)
         self.head_dim = C
 
     def _qkv(self, x, rope):
@@ -165,17 +189,17 @@ class Block(nnx.Module):
 class Decoder(nnx.Module):
     """Embedding, `L` stacked layers scanned over, final norm and head.
 
-    The head is applied by the caller, to the positions that need it.
+    The head is applied by the caller, to the positions that need it. `ranks`: see `Block`.
     """
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, ranks: dict[str, int]):
         self.config = config
         init = nnx.initializers.normal(config.width**-0.5)
         # Text enters the residual stream at the scale at which the projector puts visual tokens.
         unit = nnx.initializers.normal(1.0)
         self.embed = nnx.Embed(config.vocab_size, config.width, embedding_init=unit, rngs=rngs)
         self.embed.dtype = None  # that of the weights in use, not of those it began with
-        self.layers = nnx.vmap(lambda r: Block(config, r))(rngs.split(config.layers))
+        self.layers = nnx.vmap(lambda r: Block(config, r, ranks))(rngs.split(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = nnx.Linear(
             config.width, config.vocab_size, use_bias=False, kernel_init=init, rngs=rngs

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from tpo_jax.models.config import ModelConfig
+from tpo_jax.models.lora import adapters_of
 from tpo_jax.models.qwen2 import Decoder
 from tpo_jax.models.vision import Tower
 from tpo_jax.parallel.sharding import (
@@ -72,14 +73,14 @@ def pool(x: jax.Array, mode: str) -> jax.Array:
 
 
 class VideoLanguageModel(nnx.Module):
-    """LongVA or LLaVA-Video, by config."""
+    """LongVA or LLaVA-Video, by config; `ranks` of adapted projections of the decoder, by name."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, ranks: dict[str, int]):
         self.config = config
         D = config.decoder.width
         self.tower = Tower(config.tower, rngs)
         self.projector = Projector(config.tower.width, D, rngs)
-        self.decoder = Decoder(config.decoder, rngs)
+        self.decoder = Decoder(config.decoder, rngs, ranks)
         if config.has_newline:
             init = nnx.initializers.normal(D**-0.5)
             self.newline = nnx.Param(init(rngs.params(), (D,), jnp.float32))
@@ -255,8 +256,9 @@ class VideoLanguageModel(nnx.Module):
 
 
 @functools.cache
-def _split_abstract(config: ModelConfig):
-    definition, state = nnx.split(nnx.eval_shape(lambda: VideoLanguageModel(config, nnx.Rngs(0))))
+def _split_abstract(config: ModelConfig, ranks: tuple[tuple[str, int], ...] = ()):
+    model = nnx.eval_shape(lambda: VideoLanguageModel(config, nnx.Rngs(0), dict(ranks)))
+    definition, state = nnx.split(model)
     return definition, nnx.to_pure_dict(state)
 
 
@@ -267,14 +269,15 @@ def abstract_params(config: ModelConfig) -> dict:
 
 def init_params(config: ModelConfig, seed: int) -> dict:
     """Random float32 parameters, a pure function of `seed`."""
-    return nnx.to_pure_dict(nnx.split(VideoLanguageModel(config, nnx.Rngs(seed)))[1])
+    return nnx.to_pure_dict(nnx.split(VideoLanguageModel(config, nnx.Rngs(seed), {}))[1])
 
 
 def bind(config: ModelConfig, params: dict) -> VideoLanguageModel:
     """The model over given parameters (a nested dict as `abstract_params` describes, any float
-    dtype).
+    dtype), adapters of `models.lora` among them or not.
     """
-    return nnx.merge(_split_abstract(config)[0], params)
+    ranks = {name: part["lora_a"].shape[-1] for name, part in adapters_of(params).items()}
+    return nnx.merge(_split_abstract(config, tuple(ranks.items()))[0], params)
 
 
 def cast(params: dict, dtype) -> dict:

@@ -10,6 +10,7 @@ from jax.experimental import topologies
 
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import ModelConfig, visual_tokens
+from tpo_jax.models.lora import Lora
 from tpo_jax.models.vlm import abstract_params
 from tpo_jax.objectives.preference import Objective
 from tpo_jax.parallel.mesh import make_mesh
@@ -137,10 +138,12 @@ def minimum_flops(
     prefix: int,
     response: int,
     live_reference: bool = False,
+    frozen_decoder: bool = False,
 ) -> float:
     """FLOPs of a step that computes nothing twice: forward once, backward twice of it, the frozen
     tower forward only; attention causal, the head at the answers only. A live reference is one
-    more forward pass behind the tower.
+    more forward pass behind the tower; a frozen decoder (with adapters, whose own work is left out)
+    needs no gradient of its weights.
     """
     d, t = model.decoder, model.tower
     D, C = d.width, d.head_dim
@@ -154,7 +157,8 @@ def minimum_flops(
     tower = t.layers * block + 2 * N * W * 3 * t.patch_size**2
     projector = 2 * N * (W * D + D * D)
     passes = 4 if live_reference else 3
-    return rows * (passes * (linear + attention + frames * projector) + frames * tower)
+    linear *= passes - frozen_decoder
+    return rows * (linear + passes * (attention + frames * projector) + frames * tower)
 
 
 def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
@@ -197,8 +201,10 @@ def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
         )
 
     optimizer = make_optimizer(config.train, learning_rate_schedule(1e-6, 100, 0.1))
-    freeze = tuple(config.train.freeze)
-    abstract = jax.eval_shape(lambda p: new_state(p, optimizer, freeze), abstract_params(model))
+    freeze, lora = tuple(config.train.freeze), Lora(**config.lora)
+    abstract = jax.eval_shape(
+        lambda p: new_state(p, optimizer, freeze, lora, 0), abstract_params(model)
+    )
     shardings = parameter_shardings(mesh, abstract)
 
     def placed(shape, dtype, sharding):
@@ -213,7 +219,8 @@ def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
     reference = None
     if objective.uses_live_reference:
         reference = jax.tree.map(
-            lambda x: placed(x.shape, jnp.dtype(compute.dtype), x.sharding), state["params"]
+            lambda x: placed(x.shape, jnp.dtype(compute.dtype), x.sharding),
+            {name: part for name, part in state["params"].items() if name not in state["frozen"]},
         )
     chip = CHIPS[topology.split(":")[0]]
     plan = Plan(
@@ -227,11 +234,13 @@ def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
         fits=False,
         limit=chip.hbm * GIB,
         peak=0.0,
-        minimum_flops=minimum_flops(model, *sizes, objective.uses_live_reference),
+        minimum_flops=minimum_flops(
+            model, *sizes, objective.uses_live_reference, bool(lora.rank) or "decoder" in freeze
+        ),
     )
     with jax.set_mesh(mesh):
         step = jax.jit(
-            make_step(model, objective, compute, optimizer),
+            make_step(model, objective, compute, optimizer, lora),
             donate_argnums=0,
             out_shardings=(shardings, jax.NamedSharding(mesh, jax.P())),
         )

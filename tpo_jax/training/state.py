@@ -7,11 +7,17 @@ import jax.numpy as jnp
 import optax
 
 from tpo_jax.errors import InputError
+from tpo_jax.models.lora import NO_ADAPTERS, Lora, init_adapters, join
 from tpo_jax.parallel.sharding import parameter_shardings
 
+DECAYED = ("kernel", "embedding", "lora_a", "lora_b")
 
-def split_params(params: dict, freeze: tuple[str, ...]) -> tuple[dict, dict]:
-    """(trainable, frozen) by top-level name: `tower`, `projector`, `newline`, `decoder`.
+
+def split_params(
+    params: dict, freeze: tuple[str, ...], lora: Lora = NO_ADAPTERS
+) -> tuple[dict, dict]:
+    """(trainable, frozen) by top-level name: `tower`, `projector`, `newline`, `decoder`; a decoder
+    with adapters is frozen.
 
     Raises:
         InputError: a frozen part that the model does not have, or nothing left to train.
@@ -19,8 +25,10 @@ def split_params(params: dict, freeze: tuple[str, ...]) -> tuple[dict, dict]:
     unknown = sorted(set(freeze) - set(params))
     if unknown:
         raise InputError(f"train.freeze names {unknown}; the model has {sorted(params)}")
+    if lora.rank:
+        freeze = (*freeze, "decoder")
     trainable = {name: part for name, part in params.items() if name not in freeze}
-    if not trainable:
+    if not trainable and not lora.rank:
         raise InputError("train.freeze leaves nothing to train")
     return trainable, {name: params[name] for name in freeze}
 
@@ -53,9 +61,7 @@ def make_optimizer(config, schedule: Callable) -> optax.GradientTransformation:
         raise InputError(f"train.moments={config.moments!r} must be 'float32' or 'bfloat16'")
 
     def decayed(params):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: path[-1].key in ("kernel", "embedding"), params
-        )
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)
 
     adamw = optax.adamw(
         schedule,
@@ -110,13 +116,18 @@ def _round_by_chance(key: jax.Array, x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(kept, jnp.float32).astype(jnp.bfloat16)
 
 
-def new_state(params: dict, optimizer, freeze: tuple[str, ...]) -> dict:
-    """State at step 0: `params` (float32 masters), `frozen` (as given), `opt`, `step`.
+def new_state(
+    params: dict, optimizer, freeze: tuple[str, ...], lora: Lora = NO_ADAPTERS, seed: int = 0
+) -> dict:
+    """State at step 0: `params` (float32 masters, adapters among them), `frozen` (as given), `opt`,
+    `step`. `seed` is that of the adapters.
 
     Pure, so `jax.eval_shape` gives the abstract state.
     """
-    trainable, frozen = split_params(params, freeze)
+    trainable, frozen = split_params(params, freeze, lora)
     trainable = jax.tree.map(lambda x: x.astype(jnp.float32), trainable)
+    if lora.rank:
+        trainable = join(trainable, init_adapters(lora, params, seed))
     return {
         "params": trainable,
         "frozen": frozen,

@@ -10,6 +10,7 @@ import optax
 
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import ModelConfig
+from tpo_jax.models.lora import NO_ADAPTERS, Lora, join, scaled
 from tpo_jax.models.qwen2 import remat_policy
 from tpo_jax.models.vlm import bind, cast, token_divergence
 from tpo_jax.objectives.preference import Objective, denominators, mean_gains, tpo_loss
@@ -46,25 +47,27 @@ def make_step(
     objective: Objective,
     compute: Compute,
     optimizer: optax.GradientTransformation,
+    lora: Lora = NO_ADAPTERS,
 ) -> Callable[..., tuple[dict, dict]]:
     """Builds `step(state, batch, reference=None) -> (state, metrics)`, ready for `jax.jit` with the
     state donated.
 
     Gradients, their sum over micro-batches and the optimizer are float32. The loss of every
     micro-batch is its share of the whole batch's means, so accumulation equals the full batch.
-    `reference` holds what is trained as it was at the beginning, for an objective that uses it
-    live; it runs in every step, instead of the cache.
+    `reference` holds what is trained as it was at the beginning, without adapters, for an objective
+    that uses it live; it runs in every step, instead of the cache.
 
     Args:
         model: config of the model.
         objective: weights of the loss.
         compute: dtype, remat and batching.
         optimizer: of the trainable parameters.
+        lora: of the adapters among them.
     """
 
     def forward(trainable, frozen, batch, reference):
         """What the loss reads of a batch, the arguments of `tpo_loss`."""
-        policy = bind(model, cast(trainable | frozen, compute.dtype))
+        policy = bind(model, cast(scaled(join(trainable, frozen), lora), compute.dtype))
         hidden = policy.hidden_states(
             batch,
             remat=compute.remat,
@@ -79,7 +82,7 @@ def make_step(
             "phrase_mask": batch.get("phrase_mask"),
         }
         if objective.uses_live_reference:
-            other = bind(model, cast(reference | frozen, compute.dtype))
+            other = bind(model, cast(join(reference, frozen), compute.dtype))
             states = other.hidden_states(batch, attention=compute.attention)
             logps = other.gather(states, batch, compute.head_chunk)
             divergence = token_divergence(

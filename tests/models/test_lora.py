@@ -1,0 +1,258 @@
+"""Adapters: numbers and gradients of PyTorch, PEFT's files, and a step that trains nothing else."""
+
+import contextlib
+import copy
+import math
+import types
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import originals
+from tests.batches import SMALL, random_batch
+from tpo_jax.checkpoints.models import load_model
+from tpo_jax.checkpoints.peft import save_adapters
+from tpo_jax.errors import InputError
+from tpo_jax.models.lora import PROJECTIONS, Lora, adapters_of, init_adapters, join, merge, scaled
+from tpo_jax.models.vlm import bind, cast, init_params
+from tpo_jax.objectives.preference import Objective
+from tpo_jax.parallel.mesh import make_mesh
+from tpo_jax.parallel.sharding import parameter_shardings, to_global
+from tpo_jax.training.state import make_optimizer, new_state
+from tpo_jax.training.step import Compute, make_scorer, make_step
+
+torch, transformers = originals.torch, originals.transformers
+LORA = Lora(rank=3, alpha=7.0)
+SOME = Lora(rank=2, alpha=5.0, targets=("v_proj", "o_proj", "gate_proj", "down_proj"))
+
+
+def random_adapters(lora, params, seed=0):
+    """As after some training: no factor is zero."""
+    adapters, draws = init_adapters(lora, params, seed), np.random.default_rng(seed)
+    return jax.tree.map(lambda x: x + 0.1 * draws.standard_normal(x.shape, np.float32), adapters)
+
+
+def logits(config, params, ids):
+    decoder = bind(config, params).decoder
+    return decoder.head(decoder.sequence(decoder.embed(ids), jnp.ones(ids.shape, bool)))
+
+
+class Adapted(torch.nn.Module):
+    def __init__(self, base, a, b, scale):
+        super().__init__()
+        self.base, self.scale = base, scale
+        self.a = torch.nn.Parameter(torch.tensor(np.asarray(a)))
+        self.b = torch.nn.Parameter(torch.tensor(np.asarray(b)))
+
+    def forward(self, x):
+        return self.base(x) + self.scale * (x @ self.a) @ self.b
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    original = originals.Original(originals.LONGVA)
+    directory = tmp_path_factory.mktemp("checkpoint")
+    originals.write_checkpoint(directory, original)
+    return original, load_model(directory).params
+
+
+@pytest.mark.parametrize("lora", [LORA, SOME])
+def test_logits_and_gradients_are_those_of_torch(lora, checkpoint, record_property):
+    original, params = copy.deepcopy(checkpoint)
+    config = originals.LONGVA
+    ids = np.random.default_rng(1).integers(0, config.decoder.vocab_size, (2, 12))
+    adapters = random_adapters(lora, params)
+    weight = np.random.default_rng(2).standard_normal((*ids.shape, config.decoder.vocab_size))
+    weight = weight.astype(np.float32)
+
+    def ours(adapters):
+        return logits(config, scaled(join(params, adapters), lora), jnp.asarray(ids))
+
+    found = jax.jit(ours)(adapters)
+    gradients = jax.jit(jax.grad(lambda x: (ours(x) * weight).sum()))(adapters)
+
+    torch_adapters = {}
+    for target in lora.targets:
+        part = adapters["decoder"]["layers"][PROJECTIONS[target]]
+        for i, layer in enumerate(original.model.layers):
+            block = layer.self_attn if hasattr(layer.self_attn, target) else layer.mlp
+            module = Adapted(
+                getattr(block, target), part["lora_a"][i], part["lora_b"][i], lora.scale
+            )
+            setattr(block, target, module)
+            torch_adapters[PROJECTIONS[target], i] = module
+    theirs = original.lm_head(original.model(torch.tensor(ids)).last_hidden_state)
+    difference = np.abs(found - theirs.detach().numpy()).max()
+    record_property(
+        "parity", ("LoRA logits", "x".join(map(str, found.shape)), float(difference), 1e-4)
+    )
+    assert difference <= 1e-4
+    (theirs * torch.tensor(weight)).sum().backward()
+    for (name, i), module in torch_adapters.items():
+        for leaf, expected in (("lora_a", module.a.grad), ("lora_b", module.b.grad)):
+            gradient = np.asarray(gradients["decoder"]["layers"][name][leaf][i])
+            error = np.linalg.norm(gradient - expected.numpy()) / np.linalg.norm(expected.numpy())
+            assert error <= 1e-5, (name, i, leaf, error)
+
+
+def test_merged_and_peft(checkpoint, tmp_path):
+    """PEFT's adapters on the original decoder are ours, beside the weights or in them."""
+    original, params = checkpoint
+    config = originals.LONGVA
+    adapters = random_adapters(SOME, params)
+    ids = np.random.default_rng(1).integers(0, config.decoder.vocab_size, (2, 12))
+    beside = logits(config, scaled(join(params, adapters), SOME), jnp.asarray(ids))
+    save_adapters(tmp_path / "adapters", config, SOME, adapters, "base")
+    # The buffers of the kernels are given up.
+    merged = merge(join(jax.tree.map(jnp.copy, params), adapters), SOME)
+    assert jax.tree.structure(merged) == jax.tree.structure(params)
+    np.testing.assert_allclose(logits(config, merged, jnp.asarray(ids)), beside, atol=1e-4)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapters"]
+
+    peft = pytest.importorskip("peft", reason="compares with PEFT's own loading")
+    causal = transformers.Qwen2ForCausalLM(original.qwen_config)
+    causal.load_state_dict(
+        {"lm_head.weight": original.lm_head.weight}
+        | {
+            f"model.{name}": value
+            for name, value in original.model.state_dict().items()
+            if not name.startswith(("vision_tower", "mm_projector"))
+        }
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "error", UserWarning
+        )  # PEFT only warns of missing and unexpected tensors
+        model = peft.PeftModel.from_pretrained(causal, tmp_path / "adapters")
+    names = {name for name, _ in model.named_modules() if name.endswith("lora_A")}
+    assert len(names) == len(SOME.targets) * config.decoder.layers
+    with torch.no_grad():
+        theirs = model(torch.tensor(ids)).logits.numpy()
+        in_weights = model.merge_and_unload()(torch.tensor(ids)).logits.numpy()
+    assert np.abs(theirs - beside).max() <= 1e-5
+    assert np.abs(in_weights - theirs).max() <= 1e-4
+
+
+def test_bfloat16_kernels_are_merged_in_float32(checkpoint):
+    params = cast(checkpoint[1], jnp.bfloat16)
+    adapters = random_adapters(SOME, params)
+    before = jax.tree.map(np.asarray, params)
+    merged = jax.tree.map(np.asarray, merge(join(params, adapters), SOME))
+    changed = jax.tree.map(lambda a, b: a.tobytes() != b.tobytes(), merged, before)
+    paths = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, other in jax.tree_util.tree_leaves_with_path(changed)
+        if other
+    }
+    assert paths == {f"decoder/layers/{PROJECTIONS[target]}/kernel" for target in SOME.targets}
+    part = adapters["decoder"]["layers"]["v"]
+    product = np.einsum("lir,lro->lio", *map(np.asarray, part.values())) * SOME.scale
+    kernel = before["decoder"]["layers"]["v"]["kernel"].astype(np.float32)
+    found = merged["decoder"]["layers"]["v"]["kernel"].astype(np.float32)
+    assert np.abs(found - (kernel + product)).max() <= 2**-8 * np.abs(kernel + product).max()
+
+
+def optimizer_config(**changes):
+    return types.SimpleNamespace(
+        **{"max_grad_norm": 1.0, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
+        | {"moments": "float32"}
+        | changes
+    )
+
+
+def run(params, batch, compute, freeze, *, mesh=None, steps=2):
+    """(state at step 0, state after the steps, metrics of the first step), NumPy."""
+    optimizer = make_optimizer(optimizer_config(), lambda _: 1e-2)
+    initial = lambda p: new_state(p, optimizer, freeze, LORA, seed=3)  # noqa: E731
+    step = make_step(SMALL, Objective(beta=0.3, alpha=0.0), compute, optimizer, LORA)
+    if mesh is None:
+        state, step = jax.jit(initial)(params), jax.jit(step)
+    else:
+        shardings = parameter_shardings(mesh, jax.eval_shape(initial, params))
+        state = jax.jit(initial, out_shardings=shardings)(params)
+        step, batch = jax.jit(step, out_shardings=(shardings, None)), to_global(batch, mesh)
+    first = jax.device_get(state)
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        state, metrics = step(state, batch)
+        for _ in range(steps - 1):
+            state, _ = step(state, batch)
+    return first, jax.device_get(state), jax.device_get(metrics)
+
+
+@pytest.fixture(scope="module")
+def base():
+    """bfloat16 weights, and a batch that knows their log-probabilities."""
+    params = cast(init_params(SMALL, seed=0), jnp.bfloat16)
+    batch = random_batch(B=8, absent=True)
+    batch["reference_logps"] = np.asarray(
+        jax.jit(make_scorer(SMALL, Compute("float32", "none")))(params, batch)
+    )
+    return params, batch
+
+
+FREEZE = ("tower", "projector", "newline")
+
+
+@pytest.fixture(scope="module")
+def trained(base):
+    return run(*base, Compute("float32", "none"), FREEZE)
+
+
+def test_nothing_but_adapters_trains(base, trained):
+    params, _ = base
+    first, last, metrics = trained
+    assert metrics["losses/dpo"] == np.float32(math.log(2))
+    assert metrics["losses/total"] == np.float32(math.log(2))
+    names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(last["params"])}
+    assert names == {"lora_a", "lora_b"}
+    assert adapters_of(last["params"]).keys() == set(PROJECTIONS.values())
+    adapters = sum(x.size for x in jax.tree.leaves(last["params"]))
+    assert sum(x.size for x in jax.tree.leaves(last["opt"])) <= 2 * adapters + 4
+    for a, b in zip(jax.tree.leaves(last["frozen"]), jax.tree.leaves(first["frozen"]), strict=True):
+        assert a.dtype == jnp.bfloat16 and a.tobytes() == b.tobytes()
+    assert jax.tree.structure(last["frozen"]) == jax.tree.structure(jax.device_get(params))
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, last["params"], first["params"])
+    assert all(jax.tree.leaves(moved))
+
+
+def assert_near(found, expected):
+    """Each tensor within 1e-3 of its norm: Adam divides small gradients by themselves."""
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [Compute("float32", "full", micro_batches=4), Compute("float32", "dots", head_chunk=4)],
+)
+def test_accumulation_and_remat(base, trained, compute):
+    assert_near(run(*base, compute, FREEZE)[1]["params"], trained[1]["params"])
+
+
+def test_on_a_mesh(base, trained):
+    mesh = make_mesh({"data": 1, "fsdp": 2, "tensor": 2, "context": 2})
+    found = run(*base, Compute("float32", "full"), FREEZE, mesh=mesh)
+    assert_near(found[1]["params"], trained[1]["params"])
+    # Drawn on any mesh the same.
+    for a, b in zip(*(jax.tree.leaves(x[0]["params"]) for x in (found, trained)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_other_parts_train_beside_adapters(base):
+    _, last, _ = run(*base, Compute("float32", "none"), ("tower",), steps=1)
+    assert last["params"].keys() == {"decoder", "projector", "newline"}
+    assert last["frozen"].keys() == {"decoder", "tower"}
+
+
+def test_wrong_settings_are_named():
+    for wrong, message in (
+        ({"rank": -1}, "lora.rank=-1"),
+        ({"alpha": 0.0}, "lora.alpha=0.0"),
+        ({"targets": ("q",)}, r"lora.targets=\('q',\) must be some of q_proj"),
+        ({"targets": ()}, "lora.targets"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Lora(**wrong)
