@@ -284,9 +284,8 @@ def test_scorer_sums_what_the_step_sums():
 
 
 def test_optimizer_decays_matrices_only():
-    config = type(
-        "C", (), {"max_grad_norm": 1.0, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
-    )
+    values = {"max_grad_norm": 1.0, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
+    config = type("C", (), values | {"moments": "float32"})
     optimizer = make_optimizer(config, lambda _: 1.0)
     trainable, _ = split_params(params(), ("tower",))
     zeros = jax.tree.map(jnp.zeros_like, trainable)
