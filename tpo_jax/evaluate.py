@@ -149,7 +149,7 @@ def run() -> None:
         done = len(questions) - len(open_)
         with tqdm(total=len(questions), initial=done, unit="question", desc=name) as progress:
             for rows, unread in runner.answer(groups, read, generator):
-                journal.add(rows)
+                journal.keep(rows)
                 progress.update(len(rows) + len(unread))
                 _report(unread, total)
                 problems += unread

@@ -92,19 +92,27 @@ def read_frames(
     frame of the video, and the duration of the whole video in seconds. Raises `VideoError`, and
     `ValueError` for wrong arguments.
     """
-    name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
 
     def choose(timestamps: np.ndarray, fps: float) -> np.ndarray:
         candidates = within(timestamps, segment, exclude)
         if not len(candidates):
-            raise VideoError(name, f"no frame left by segment={segment}, exclude={exclude}")
+            reason = f"no frame left by segment={segment}, exclude={exclude}"
+            raise VideoError(_name(source), reason)
         return candidates[sample(rule, len(candidates), fps, num_frames)]
 
+    return select_frames(source, choose)
+
+
+def select_frames(
+    source: Source, choose: Callable[[np.ndarray, float], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """As `read_frames`; `choose(timestamps of all frames, frames per second)` gives the indices."""
     if not isinstance(source, bytes) and Path(source).is_dir():
         files = sorted(p for p in Path(source).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         timestamps = np.arange(len(files)) / DIRECTORY_FPS
         if not files:
-            raise VideoError(name, f"no image ({', '.join(IMAGE_SUFFIXES)}) in this directory")
+            reason = f"no image ({', '.join(IMAGE_SUFFIXES)}) in this directory"
+            raise VideoError(_name(source), reason)
         indices = choose(timestamps, DIRECTORY_FPS)
         return _read_images(files, indices), timestamps[indices], len(files) / DIRECTORY_FPS
 
@@ -114,6 +122,10 @@ def read_frames(
     with opened(source) as video:
         indices, frames = video.select(chosen)
         return frames, video.timestamps[indices], video.info.duration
+
+
+def _name(source: Source) -> str:
+    return "<bytes>" if isinstance(source, bytes) else os.fspath(source)
 
 
 def _read_images(files: list[Path], indices: np.ndarray) -> np.ndarray:

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import pyarrow
 import pyarrow.parquet
 
+from tpo_jax.data.journal import read_lines
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import subtitles
-from tpo_jax.evaluation.rescoring import read_lines
 from tpo_jax.evaluation.scorers import ERAS
 
 INTERLEAVED_FRAMES = 16

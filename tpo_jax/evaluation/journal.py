@@ -1,20 +1,14 @@
-"""Answers on disk, one line each, so that a run that was killed goes on where it stood."""
+"""Answers on disk, so that a run that was killed goes on where it stood."""
 
-import fcntl
-import json
-import os
 from pathlib import Path
 from typing import Any
 
+from tpo_jax.data import journal
 from tpo_jax.errors import InputError
-from tpo_jax.evaluation.rescoring import read_lines
 
 
-class Journal:
-    """An append-only file of answers: a first line that says whose, then `doc_id, input, answer`.
-
-    A line without its end, which a kill leaves behind, is taken away. The file is locked as long as
-    the journal is open: two runs never answer into one folder.
+class Journal(journal.Journal):
+    """A journal of answers: `doc_id`, `input`, `answer`.
 
     Args:
         path: the file; made where there is none.
@@ -25,37 +19,11 @@ class Journal:
     """
 
     def __init__(self, path: Path, owner: dict[str, Any]):
-        self.path = path
+        super().__init__(path, owner, "choose another --output")
         self.answers: dict[int, tuple[str, str]] = {}
-        self._file = path.open("a+b")
-        try:
-            self._start(owner)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _start(self, owner: dict[str, Any]) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"{self.path}: another run is writing here") from error
-        self._file.seek(0)
-        whole = self._file.read().rfind(b"\n") + 1
-        self._file.truncate(whole)
-        if not whole:
-            self._write([owner])
-            return
-        for number, (where, line) in enumerate(read_lines(self.path)):
+        for where, line in self.lines:
             try:
-                if number:
-                    self.answers[line["doc_id"]] = (line["input"], line["answer"])
-                elif line != owner:
-                    names = [k for k in owner if line.get(k) != owner[k]]
-                    was = ", ".join(f"{k} {line.get(k)!r}, not {owner[k]!r}" for k in names)
-                    raise InputError(
-                        f"{self.path.parent}: results of another run ({was}); choose another "
-                        "--output"
-                    )
+                self.answers[line["doc_id"]] = (line["input"], line["answer"])
             except KeyError as error:
                 raise InputError(f"{where}: no {error} in this line") from error
 
@@ -72,18 +40,7 @@ class Journal:
             )
         return answer
 
-    def add(self, rows: list[tuple[int, str, str]]) -> None:
+    def keep(self, rows: list[tuple[int, str, str]]) -> None:
         """Keeps (row, prompt, answer) triples; they are on disk when this returns."""
-        self._write([{"doc_id": i, "input": text, "answer": answer} for i, text, answer in rows])
+        self.add([{"doc_id": i, "input": text, "answer": answer} for i, text, answer in rows])
         self.answers |= {i: (text, answer) for i, text, answer in rows}
-
-    def _write(self, lines: list[dict]) -> None:
-        self._file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def __enter__(self) -> "Journal":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._file.close()

@@ -1,32 +1,12 @@
 """Stored predictions, scored without a model."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tpo_jax.data.journal import read_lines
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.scorers import Scorer
-
-
-def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSON Lines file, each with its place, `file:line`.
-
-    Raises:
-        InputError: a line that is no JSON object; blank ones are skipped.
-    """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path}:{number}"
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{where}: not JSON: {error}") from error
-            if not isinstance(value, dict):
-                raise InputError(f"{where}: not a JSON object")
-            yield where, value
 
 
 def rescore(scorer: Scorer, predictions: Path, output: Path) -> dict[str, Any]:
