@@ -10,6 +10,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "tpo_jax/__init__.py").read_text())[1]
+OPENAI = "openai>=3.52,<4"
 
 
 def jax(extra: str = "") -> list[str]:
@@ -69,8 +70,10 @@ setup(
             "types-PyYAML",
             "types-tqdm",
             "av>=18,<19",
+            OPENAI,
             'decord==0.6.0; platform_system == "Linux" and platform_machine == "x86_64"',
         ],
+        "curation": [OPENAI],
         "notebooks": ["jupyterlab>=4,<5", "nbclient>=0.10,<1", "ipykernel>=6,<8"],
     },
 )

@@ -1,0 +1,63 @@
+"""Rendered videos and configs of runs that take a second."""
+
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import curate_world
+from tests.curation.fake_endpoint import serve
+from tpo_jax.worlds.world import make_videos
+
+SEED = 3
+
+
+@pytest.fixture(scope="session")
+def world_videos(tmp_path_factory) -> Path:
+    """Five videos of the embedded world; not to be written to."""
+    folder = tmp_path_factory.mktemp("world") / "videos"
+    make_videos(folder, SEED, [60, 48, 96, 80, 72], workers=1)
+    return folder
+
+
+@pytest.fixture
+def world_config(world_videos) -> ConfigDict:
+    """Rules in every role."""
+    config = curate_world.get_config()
+    config.videos.folder = str(world_videos)
+    config.rules.world_seed = SEED
+    config.segments.localized = 3
+    config.segments.comprehensive = 1
+    config.shards.workers = 1
+    config.shards.num_frames = 4
+    return config
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    """An endpoint, and its key in the environment."""
+    monkeypatch.setenv("CURATION_TEST_KEY", "secret")
+    with serve() as found:
+        yield found
+
+
+@pytest.fixture
+def endpoint_config(world_config, endpoint) -> ConfigDict:
+    """The endpoint in every role, quick to try again."""
+    config = world_config
+    for name in ("captioner", "questioner", "answerer", "judge"):
+        config[name].backend = "openai"
+        config[name].num_frames = min(config[name].num_frames, 2)
+    config.questioner.num_frames = config.judge.num_frames = 0
+    config.answerer.num_frames = 4
+    config.answers.comprehensive_rejected = ("sparse:2", "other")
+    config.segments.localized = 1
+    config.questions.per_segment = 2
+    config.openai.url = endpoint.url
+    config.openai.model = "fake"
+    config.openai.key_variable = "CURATION_TEST_KEY"
+    config.openai.backoff = 0.001
+    config.openai.timeout = 0.4
+    config.openai.retries = 8
+    config.openai.image_size = 16
+    return config

@@ -1,0 +1,299 @@
+"""Whole curation runs: what they make, what a kill or another split changes (nothing)."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.curation.fake_endpoint import FAULTS
+from tpo_jax import curate as door
+from tpo_jax.curation import engine
+from tpo_jax.data import journal
+from tpo_jax.data.shards import open_shards
+from tpo_jax.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+ALL = engine.Part()
+
+
+def curate(config, workdir, part=ALL, max_cost=0.0, retry=False):
+    return door.curate(config, workdir, part, max_cost, retry)
+
+
+def pairs_of(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "pairs.jsonl").read_text().splitlines()]
+
+
+def journalled(workdir) -> dict[str, list[str]]:
+    """Per stage the lines of all parts in order of their text."""
+    found = {}
+    for path in workdir.glob("*.jsonl"):
+        stage = path.name.split(".")[0]
+        if stage not in ("pairs", "set_aside", "costs"):
+            found.setdefault(stage, []).extend(path.read_text().splitlines()[1:])
+    return {stage: sorted(lines) for stage, lines in found.items()}
+
+
+@pytest.fixture(scope="module")
+def finished(world_videos, tmp_path_factory):
+    """A whole run by rules: its directory and its report."""
+    from configs import curate_world
+    from tests.curation.conftest import SEED
+
+    config = curate_world.get_config()
+    config.videos.folder = str(world_videos)
+    config.rules.world_seed = SEED
+    config.segments.localized, config.segments.comprehensive = 3, 1
+    config.shards.workers, config.shards.num_frames = 1, 4
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    return workdir, curate(config, workdir)
+
+
+def test_pairs_become_shards_and_a_card(finished):
+    workdir, report = finished
+    pairs = pairs_of(workdir)
+    assert report["kinds"] == {"comprehensive": len(pairs) // 2, "localized": len(pairs) // 2}
+    shards = open_shards(workdir / "shards")
+    assert sorted(r.id for r in shards) == sorted(pair["id"] for pair in pairs)
+    assert {r.provenance.verdict for r in shards} == {"yes/no/yes"}
+    for pair in pairs:
+        assert (pair["segment"] is None) == (pair["kind"] == "comprehensive")
+    card = (workdir / "README.md").read_text()
+    for name, counts in report["yields"].items():
+        assert f"| {name} | {counts['units']} | {counts['items']} |" in card
+    assert report["yields"]["judged"]["dropped"] > 0
+    assert not list(workdir.glob(".*"))
+
+
+def test_the_judge_keeps_what_is_true_and_better(finished, world_videos):
+    """By rules the truth is known: every kept pair's chosen answer is true, no rejected one is."""
+    workdir, _ = finished
+    truth = {
+        item["id"]: item["reference"]
+        for line in (workdir / "questions.jsonl").read_text().splitlines()[1:]
+        for item in json.loads(line).get("items", ())
+    }
+    answered = [
+        item
+        for line in (workdir / "answers.jsonl").read_text().splitlines()[1:]
+        for item in json.loads(line).get("items", ())
+    ]
+    right = np.mean([item["chosen"] == truth[item["id"]] for item in answered])
+    assert 0.5 < right < 1
+    assert all(p["chosen"] == truth[p["id"]] != p["rejected"] for p in pairs_of(workdir))
+
+
+def test_a_finished_run_does_nothing_more(finished, world_config):
+    workdir, report = finished
+    before = {path.name: path.read_bytes() for path in workdir.glob("*.jsonl")}
+    assert curate(world_config, workdir) == report
+    assert {path.name: path.read_bytes() for path in workdir.glob("*.jsonl")} == before
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_any_number_of_parts_gives_the_same_pairs(count, finished, world_config, tmp_path):
+    for index in range(count):
+        report = curate(world_config, tmp_path / "run", engine.Part(index, count))
+        assert ("waiting" in report) == (index < count - 1)
+    assert pairs_of(tmp_path / "run") == pairs_of(finished[0])
+    assert journalled(tmp_path / "run") == journalled(finished[0])
+    one, other = (open_shards(d / "shards").fingerprint for d in (tmp_path / "run", finished[0]))
+    assert one == other
+
+
+def test_changed_settings_are_named(finished, world_config):
+    world_config.segments.localized = 4
+    with pytest.raises(InputError, match=r"segments\.jsonl: .*segments\.localized 3, not 4"):
+        curate(world_config, finished[0])
+    world_config.segments.localized = 3
+    world_config.judge.max_new_tokens = 33
+    with pytest.raises(InputError, match=r"judged\.jsonl: .*judge\.max_new_tokens 32, not 33"):
+        curate(world_config, finished[0])
+
+
+class Killed(BaseException):
+    """The end of a process, at the place where it is raised."""
+
+
+@pytest.fixture
+def lethal(monkeypatch):
+    """Lets the process die while it writes its n-th line, somewhere inside of the line."""
+    left = [0]
+
+    def add(self, lines):
+        data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        left[0] -= 1
+        if left[0] == 0:
+            self._file.write(data[: random.randrange(len(data) + 1)])
+            self._file.flush()
+            raise Killed
+        self._file.write(data)
+        self._file.flush()
+
+    monkeypatch.setattr(journal.Journal, "add", add)
+
+    def arm(lines: int) -> None:
+        left[0] = lines
+
+    return arm
+
+
+def test_kills_at_ten_random_moments(finished, world_config, tmp_path, lethal):
+    random.seed(0)
+    total = sum(map(len, journalled(finished[0]).values())) + 6
+    kills = 0
+    while not (tmp_path / "run/pairs.jsonl").exists():
+        lethal(random.randint(1, max(2, total // 7)) if kills < 10 else 0)
+        try:
+            curate(world_config, tmp_path / "run")
+        except Killed:
+            kills += 1
+    assert kills >= 5
+    assert pairs_of(tmp_path / "run") == pairs_of(finished[0])
+    assert journalled(tmp_path / "run") == journalled(finished[0])
+
+
+def test_a_real_kill(finished, world_config, world_videos, tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text(
+        "import json\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
+        f"    return ConfigDict(json.loads({world_config.to_json()!r}))\n"
+    )
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "tpo_jax.curate", f"--config={config}"]
+    command.append(f"--workdir={workdir}")
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while child.poll() is None and time.monotonic() < deadline:
+        path = workdir / "questions.jsonl"
+        if path.exists() and path.read_bytes().count(b"\n") > 4:
+            child.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    assert not (workdir / "pairs.jsonl").exists()
+    # JSON knows no tuples, the journal does not tell them apart.
+    curate(world_config, workdir)
+    assert pairs_of(workdir) == pairs_of(finished[0])
+    assert journalled(workdir) == journalled(finished[0])
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    """Pairs of an endpoint without faults, once made."""
+    return {}
+
+
+def calm_run(endpoint_config, tmp_path, undisturbed):
+    if not undisturbed:
+        curate(endpoint_config, tmp_path / "calm")
+        undisturbed["pairs"] = pairs_of(tmp_path / "calm")
+        undisturbed["aside"] = (tmp_path / "calm/set_aside.jsonl").read_text()
+    return undisturbed
+
+
+def test_faults_and_kills_give_the_same_pairs(
+    endpoint, endpoint_config, tmp_path, undisturbed, lethal
+):
+    lethal(0)
+    calm = calm_run(endpoint_config, tmp_path, undisturbed)
+    assert calm["pairs"] and "did not reply in three lines" in calm["aside"]
+    random.seed(1)
+    endpoint.fault = lambda call, key: random.choice(FAULTS) if random.random() < 0.3 else ""
+    kills = 0
+    while not (tmp_path / "run/pairs.jsonl").exists():
+        lethal(random.randint(2, 12) if kills < 10 else 0)
+        try:
+            curate(endpoint_config, tmp_path / "run")
+        except Killed:
+            kills += 1
+    assert kills >= 5
+    assert pairs_of(tmp_path / "run") == calm["pairs"]
+    assert (tmp_path / "run/set_aside.jsonl").read_text() == calm["aside"]
+
+
+def test_nothing_is_asked_twice_and_few_at_once(endpoint, endpoint_config, tmp_path):
+    endpoint_config.openai.concurrency = 3
+    endpoint.delay = 0.005
+    curate(endpoint_config, tmp_path / "run")
+    assert endpoint.calls == sum(endpoint.asked.values())
+    calls = endpoint.calls
+    curate(endpoint_config, tmp_path / "run")
+    assert endpoint.calls == calls
+    assert 1 < endpoint.most_at_once <= 3
+
+
+def test_the_budget_holds(endpoint, endpoint_config, tmp_path):
+    endpoint_config.openai.price_in, endpoint_config.openai.price_out = 1000.0, 10000.0
+    with pytest.raises(InputError, match=r"--max_cost=1: .* spent"):
+        curate(endpoint_config, tmp_path / "run", max_cost=1.0)
+    lines = (tmp_path / "run/costs.jsonl").read_text().splitlines()
+    spent = [json.loads(line)["cost"] for line in lines]
+    assert spent and set(spent) == {0.2}
+    # Before the first reply nobody knows what one costs: that many may be under way.
+    assert sum(spent) <= 1 + 0.2 * endpoint_config.openai.concurrency
+    calls = endpoint.calls
+    with pytest.raises(InputError, match="--max_cost"):
+        curate(endpoint_config, tmp_path / "run", max_cost=1.0)
+    assert endpoint.calls <= calls + 1
+    curate(endpoint_config, tmp_path / "run", max_cost=1000.0)
+    assert pairs_of(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("break_", "message"),
+    [
+        (lambda e, c: setattr(e, "status", 401), "refused with status 401"),
+        (lambda e, c: setattr(e, "status", 503), "requests in a row failed, the last: given up"),
+        (lambda e, c: c.openai.update(url=""), "openai.url is empty"),
+        (lambda e, c: c.openai.update(url="http://127.0.0.1:9/v1"), "in a row failed.*no reply"),
+        (lambda e, c: c.openai.update(key_variable="NO_SUCH_KEY"), "NO_SUCH_KEY holds no key"),
+    ],
+)
+def test_an_endpoint_that_is_no_use_ends_the_run(
+    endpoint, endpoint_config, tmp_path, break_, message
+):
+    endpoint_config.openai.patience = 3
+    endpoint_config.openai.retries = 1
+    break_(endpoint, endpoint_config)
+    with pytest.raises(InputError, match=message) as error:
+        curate(endpoint_config, tmp_path / "run")
+    assert "\n" not in str(error.value)
+    # Nobody is blamed for it: the next run asks again.
+    assert not (tmp_path / "run/set_aside.jsonl").read_text()
+
+
+def test_a_request_that_keeps_failing_is_set_aside_and_can_be_retried(
+    endpoint, endpoint_config, tmp_path
+):
+    endpoint_config.openai.retries = 1
+    poisoned: list[str] = []
+
+    def fault(call, key):
+        if not poisoned:
+            poisoned.append(key)
+        return "500" if key in poisoned else ""
+
+    endpoint.fault = fault
+    curate(endpoint_config, tmp_path / "run")
+    aside = [
+        json.loads(line) for line in (tmp_path / "run/set_aside.jsonl").read_text().splitlines()
+    ]
+    failed = [line for line in aside if "given up after 2 tries: status 500" in line["reason"]]
+    assert [line["stage"] for line in failed] == ["captions"]
+    before = len(pairs_of(tmp_path / "run"))
+    endpoint.fault = lambda call, key: ""
+    # The list of pairs changes, the shards of the old one would be stale.
+    (tmp_path / "run/shards").rename(tmp_path / "old")
+    curate(endpoint_config, tmp_path / "run", retry=True)
+    assert "given up" not in (tmp_path / "run/set_aside.jsonl").read_text()
+    assert len(pairs_of(tmp_path / "run")) >= before
+    assert os.path.exists(tmp_path / "run/shards/manifest.json")

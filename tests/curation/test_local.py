@@ -1,0 +1,101 @@
+"""The local back end: one model in every role, on rendered videos and on real clips."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.curation.test_curate import curate, pairs_of
+from tpo_jax.checkpoints.models import save_model
+from tpo_jax.curation.local_speaker import LocalSpeaker, load
+from tpo_jax.curation.speakers import Clip, Failure, Request
+from tpo_jax.curation.views import View
+from tpo_jax.errors import InputError
+from tpo_jax.models import vlm
+from tpo_jax.models.config import preset
+from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer, world_texts
+
+
+@pytest.fixture(autouse=True, scope="module")
+def same_programs(compiled):
+    """What one test compiles the next finds."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Random weights: nonsense in every role."""
+    folder = tmp_path_factory.mktemp("model")
+    save_tokenizer(train_tokenizer(world_texts(0, 20), vocab_size=400), folder / "tokenizer")
+    config = preset("tiny_longva")
+    save_model(folder / "m", config, vlm.init_params(config, 0), folder / "tokenizer")
+    return folder / "m"
+
+
+def local(config, checkpoint):
+    for name in ("captioner", "questioner", "answerer", "judge"):
+        config[name].backend = "local"
+        config[name].num_frames = 4
+        config[name].max_new_tokens = 8
+    config.local.checkpoint = str(checkpoint)
+    config.local.dtype = "float32"
+    return config
+
+
+def test_questions_on_one_clip_share_it_and_get_their_own_answers(
+    checkpoint, world_videos, world_config
+):
+    config = local(world_config, checkpoint)
+    model = load(str(checkpoint), "float32")
+    paths = [world_videos / f"{i:05d}.mp4" for i in range(2)]
+    requests = [
+        Request(f"{v}{q}", text, Clip(paths[v], View("full", 4)), 0, {})
+        for v in range(2)
+        for q, text in enumerate(["Who is it?", "What colour?", "Where?"])
+    ]
+    lost = Request("lost", "Who?", Clip(world_videos / "no.mp4", View("full", 4)), 0, {})
+    speaker = LocalSpeaker(model, config.answerer, batch_rows=8)
+    encoded = []
+    answer = speaker._generator.answer
+    speaker._generator.answer = lambda frames, *rest: (
+        encoded.append(frames) or answer(frames, *rest)
+    )
+    together = dict(speaker.replies(iter([*requests, lost])))
+    assert isinstance(together[lost], Failure) and "no such file" in together[lost].reason
+    assert len(encoded) == 1 and len(np.unique(encoded[0], axis=0)) == 2
+    again = dict(speaker.replies(iter(requests[::-1])))
+    assert {r: together[r] for r in requests} == again
+    assert all(isinstance(text, str) for text in again.values())
+
+
+@pytest.mark.slow
+def test_real_clips_with_random_weights_are_thrown_out(
+    checkpoint, shared_media, world_config, tmp_path
+):
+    config = local(world_config, checkpoint)
+    config.videos.folder = str(shared_media)
+    config.segments.localized = config.questions.per_segment = 1
+    with pytest.raises(InputError, match="no pair is left"):
+        curate(config, tmp_path / "run")
+    aside = [json.loads(x) for x in (tmp_path / "run/set_aside.jsonl").read_text().splitlines()]
+    # The needles are images of several sizes, nonsense is no caption or question.
+    assert {line["stage"] for line in aside} <= {"videos", "captions", "questions"}
+    clips = {line["id"].partition("#")[0] for line in aside}
+    assert clips == {"dc_demo", "jobs", "short_clip", "needles"}
+
+
+def test_the_judge_of_random_weights_keeps_nothing(checkpoint, world_config, tmp_path):
+    config = local(world_config, checkpoint)
+    for name in ("captioner", "questioner", "answerer"):
+        config[name].backend = "rules"
+    with pytest.raises(InputError, match="no pair is left"):
+        curate(config, tmp_path / "run")
+    judged = (tmp_path / "run/judged.jsonl").read_text().splitlines()[1:]
+    assert judged and all("set_aside" in line or "dropped" in line for line in judged)
+    # Without a judge they would all have been kept.
+    config.judge.enabled = False
+    config.balance.localized = 1.0
+    with pytest.raises(InputError, match=r"judge\.enabled True, not False"):
+        curate(config, tmp_path / "run")
+    (tmp_path / "run/judged.jsonl").unlink()
+    curate(config, tmp_path / "run")
+    assert pairs_of(tmp_path / "run")
