@@ -112,6 +112,14 @@ def test_work_of_a_known_program(libtpu):
     assert 0.8 <= moved / (2 * L * n * n) <= 1.1
 
 
+def test_loops_count_as_often_as_they_run():
+    def program(x, weights):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+    compiled = jax.jit(program).lower(jnp.ones((32, 64)), jnp.ones((5, 64, 64))).compile()
+    assert hlo.work(compiled.as_text()).flops == 2 * 5 * 32 * 64 * 64
+
+
 @pytest.mark.tpu_compiler
 @pytest.mark.parametrize(
     ("changes", "topology", "message"),
