@@ -68,21 +68,6 @@ def make_original(logps: Callable, dtype: str, *, live: bool) -> Callable:
     return step
 
 
-def compiled_flops(jitted, compiled, *arguments) -> float:
-    """Of the matrix products of the compiled program, loops counted as often as they run.
-
-    GPU programs hide theirs in library calls; there the CPU compiler's program is counted.
-    """
-    if jax.default_backend() != "gpu":
-        return hlo.work(compiled.as_text()).flops
-    place = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments
-    )
-    lowered = jitted.trace(*abstract).lower(lowering_platforms=("cpu",))
-    return hlo.work(lowered.compile().as_text()).flops
-
-
 def peak_bytes(compiled) -> int:
     """What the program holds at most, arguments included."""
     memory = compiled.memory_analysis()
@@ -118,12 +103,12 @@ def medians(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, Se
 
 @dataclasses.dataclass
 class Layout:
-    """A layout at one length."""
+    """A layout at one length; what it has no memory for is not a number."""
 
-    flops: float
-    parts: dict[str, float]  # by formula
-    bytes: float
-    seconds: Seconds = Seconds(math.nan, math.nan)  # of one that ran out of memory
+    parts: dict[str, float]  # FLOPs by formula
+    flops: float = math.nan  # of the compiled program
+    bytes: float = math.nan
+    seconds: Seconds = Seconds(math.nan, math.nan)
     loss: float = math.nan
 
 
@@ -152,18 +137,18 @@ def measure(
     parts = step_formula.layouts(*sizes)
     found, ways = {}, {}
     for name, (step, arguments) in steps.items():
-        jitted = jax.jit(step, donate_argnums=0)
-        compiled = jitted.lower(state, *arguments).compile()
-        flops = compiled_flops(jitted, compiled, state, *arguments)
-        found[name] = Layout(flops, parts[name], peak_bytes(compiled))
+        layout = found[name] = Layout(parts[name])
         try:
-            first, result = compiled(jax.tree.map(jnp.copy, state), *arguments)
+            compiled = jax.jit(step, donate_argnums=0).lower(state, *arguments).compile()
+            layout.bytes = peak_bytes(compiled)
+            if jax.default_backend() != "gpu":  # programs for GPUs hide them in library calls
+                layout.flops = hlo.work(compiled.as_text()).flops
+            _, result = compiled(jax.tree.map(jnp.copy, state), *arguments)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             continue
-        found[name].loss = float(result["losses/total"] if name == "ours" else result)
-        del first
+        layout.loss = float(result["losses/total"] if name == "ours" else result)
 
         def way(compiled=compiled, arguments=arguments):
             nonlocal state
