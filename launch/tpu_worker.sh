@@ -77,7 +77,8 @@ start() { # COMMIT [NAME=VALUE…] -- DOOR [ARG…]
 
 # Runs a door and returns its exit status; 143 when it was told to stop, even if it left with 0.
 door() { # [NAME=VALUE…] -- DOOR [ARG…]
-  local child module status=0 stopped=""
+  local child="" module status=0 stopped=""
+  trap 'stopped=yes; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true' TERM
   while [ "$1" != -- ]; do
     export "${1?}"
     shift
@@ -89,7 +90,7 @@ door() { # [NAME=VALUE…] -- DOOR [ARG…]
   make_env tpu || return
   python -m "$module" "$@" &
   child=$!
-  trap 'stopped=yes; kill -TERM "$child" 2>/dev/null || true' TERM
+  [ -z "$stopped" ] || kill -TERM "$child" # it came too early to be passed on
   wait "$child" || status=$?
   while kill -0 "$child" 2>/dev/null; do # the signal ended `wait`, not the door
     status=0

@@ -157,7 +157,7 @@ def tpu_vm(cloud: Cloud, verb: str, arguments: tuple[str, ...], flags: dict[str,
 def run(cloud: Cloud, worker: int, command: str) -> int:
     home = cloud.home(worker)
     if " follow " in command and cloud.load().get("preemptions"):
-        while not (cloud.bucket / "started").exists():
+        while not all((cloud.bucket / f"worker{w}.started").exists() for w in range(WORKERS)):
             time.sleep(0.02)
         cloud.preempt()
         state = cloud.load()

@@ -26,7 +26,7 @@ if __name__ == "__main__":
         file.write(json.dumps([sys.argv[1:], os.environ.get("NOTE"), os.getcwd()]) + "\\n")
     lives = len((bucket / worker).read_text().splitlines())
     print("log of", worker, file=sys.stderr, flush=True)
-    (bucket / "started").touch()
+    (bucket / f"{worker}.started").touch()
     if "--wait" in sys.argv and lives == 1:
         time.sleep(60)
     if "--fail" in sys.argv:
@@ -92,7 +92,7 @@ def start(project: Path, cloud: Cloud | None, *arguments: str) -> subprocess.Pop
 
 def launch(project: Path, cloud: Cloud | None, *arguments: str) -> Result:
     child = start(project, cloud, *arguments)
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=120)
     return Result(child.returncode, out, err)
 
 
@@ -170,7 +170,7 @@ def test_takes_the_slice_that_is_there(project: Path, cloud: Cloud) -> None:
 def test_one_run_at_a_time_and_stop(project: Path, cloud: Cloud) -> None:
     cloud.lend()
     watchers = [start(project, cloud, *SLICE, "--", "generate", "--wait") for _ in range(1)]
-    while not (cloud.bucket / "worker1").exists():
+    while not (cloud.bucket / "worker1.started").exists():
         time.sleep(0.05)
     other = launch(project, cloud, *SLICE, "--", "generate", "--other")
     assert other.code == 2 and "is busy with" in other.err
