@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -57,12 +58,42 @@ def test_real_clips_with_a_bad_pair(pairs, shared_media, tmp_path):
     assert not list(tmp_path.glob("strict*"))
 
 
+def test_a_table_and_a_split_archive(shared_media, tmp_path):
+    """The layout of a published set: one CSV, videos as parts of one tar file."""
+    rows = ["clip;name,What is asked,good,bad"]
+    rows += [f"videos/{name},What is it?,A clip.,A song." for name in CLIPS]
+    (tmp_path / "dataset.csv").write_text("\n".join(rows) + "\n")
+    with tarfile.open(tmp_path / "all.tar", "w") as out:
+        for name in CLIPS:
+            out.add(shared_media / name, f"videos/{name}")
+    data = (tmp_path / "all.tar").read_bytes()
+    (tmp_path / "all.tar").unlink()
+    for i in range(0, len(data), 2_000_000):
+        (tmp_path / f"videos.part.a{chr(97 + i // 2_000_000)}").write_bytes(data[i : i + 2_000_000])
+    columns = ("video=clip;name", "prompt=What is asked", "chosen=good", "rejected=bad")
+    result = run(
+        f"--pairs={tmp_path / 'dataset.csv'}",
+        f"--videos={tmp_path / 'unpacked'}",
+        f"--archive={tmp_path / 'videos.part.'}",
+        f"--output={tmp_path / 'out'}",
+        "--num_frames=2",
+        *(f"--column={column}" for column in columns),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "3 pairs (3 other) of 3 videos" in result.stdout
+    assert [r.frames[0] for r in open_shards(tmp_path / "out")] == [
+        (shared_media / name).read_bytes() for name in CLIPS
+    ]
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
         (["--videos=nowhere"], "--videos=nowhere: no such folder"),
         (["--videos=.", "--num_frames=0"], "num_frames"),
         (["--videos=.", "--sampling=often"], "sampling"),
+        (["--videos=.", "--column=film=x"], "--column=film=x: must be role=name"),
+        (["--videos=.", "--column=video=x"], "no column 'x'; it has video, prompt, chosen"),
     ],
 )
 def test_wrong_flags_are_named(pairs, tmp_path, flags, reason):

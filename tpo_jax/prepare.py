@@ -7,17 +7,35 @@ Standard output says what the shards hold. Pairs that cannot be used are listed 
 """
 
 import os
+from pathlib import Path
 
 from absl import flags
 
-from tpo_jax.data import preparation, sampling
+from tpo_jax.data import archives, preparation, sampling
+from tpo_jax.data.formats import parse_columns
 from tpo_jax.data.records import FRAME_ENCODINGS
 from tpo_jax.errors import run_door
 
 _PAIRS = flags.DEFINE_string(
-    "pairs", None, "List of pairs: .jsonl, .json, .csv, .yaml or .yml.", required=True
+    "pairs",
+    None,
+    "List of pairs: .jsonl, .json, .csv, .parquet, .yaml, a LLaVA-NeXT mixture, or a folder of "
+    "Hugging Face datasets.",
+    required=True,
 )
 _VIDEOS = flags.DEFINE_string("videos", None, "Folder the pairs' videos lie in.", required=True)
+_COLUMN = flags.DEFINE_multi_string(
+    "column", [], "role=name: which column of the list plays a role, as video=clip; repeatable."
+)
+_ARCHIVE = flags.DEFINE_string(
+    "archive",
+    None,
+    "tar or zip of the videos, unpacked into --videos first; of a split one the beginning of its "
+    "parts' names, as videos.part.",
+)
+_UNPACKED_GB = flags.DEFINE_float(
+    "unpacked_gb", 0.0, "Most that --archive may unpack to; 0: three times its size.", lower_bound=0
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Directory to write.", required=True)
 _NUM_FRAMES = flags.DEFINE_integer("num_frames", 32, "Frames sampled per video.", lower_bound=1)
 _SAMPLING = flags.DEFINE_enum("sampling", "uniform", sampling.RULES, "Which frames are sampled.")
@@ -37,6 +55,10 @@ _STRICT = flags.DEFINE_bool("strict", False, "Stop at the first pair that cannot
 
 def main() -> None:
     """Prepares the shards and prints what they hold."""
+    columns = parse_columns(_COLUMN.value)
+    if _ARCHIVE.value:
+        limit = round(_UNPACKED_GB.value * 1e9)
+        archives.unpack(Path(_ARCHIVE.value), Path(_VIDEOS.value), limit)
     manifest = preparation.prepare(
         _PAIRS.value,
         _VIDEOS.value,
@@ -45,6 +67,7 @@ def main() -> None:
         num_shards=_NUM_SHARDS.value,
         workers=_WORKERS.value,
         strict=_STRICT.value,
+        columns=columns,
     )
     kinds = ", ".join(f"{count} {kind}" for kind, count in manifest["kinds"].items())
     print(

@@ -1,16 +1,13 @@
-"""Lists of preference pairs: JSONL, JSON, CSV or YAML in, validated pairs and rejections out."""
+"""Lists of preference pairs in, validated pairs and rejections out."""
 
-import csv
-import json
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from tpo_jax.data.formats import read_records
 from tpo_jax.data.prompts import check_placeholders, check_text, strip_placeholder
 from tpo_jax.data.records import KINDS, Provenance
 from tpo_jax.errors import InputError
@@ -49,8 +46,10 @@ class Rejection:
     record: Any
 
 
-def read_pairs(path: str | Path, stills: bool = False) -> tuple[list[Pair], list[Rejection]]:
-    """The pairs of a `.jsonl`, `.json`, `.csv`, `.yaml` or `.yml` list, and what is none.
+def read_pairs(
+    path: str | Path, stills: bool = False, columns: Mapping[str, str] | None = None
+) -> tuple[list[Pair], list[Rejection]]:
+    """The pairs of a list in any form that `data/formats.py` knows, and what is none.
 
     A record has `video`, `prompt` (or `question`), `chosen` and `rejected`, and may have `id` (else
     its number), `video_id` (else `video`), `kind`, `segment` as [start, end] in seconds, and
@@ -58,6 +57,11 @@ def read_pairs(path: str | Path, stills: bool = False) -> tuple[list[Pair], list
     `<image>` or `<video>` in the prompt is taken out, as the originals do before they prepend it.
     With `stills` it may have, in place of `video`, `image` or `images`, a path or a list of paths
     (in CSV a path), or nothing at all; its prompt then keeps an `<image>` for every image, or none.
+
+    Args:
+        path: a file, or a folder of Hugging Face `datasets`.
+        stills: pairs without a video are pairs, too.
+        columns: role to name, where fields have names of their own.
 
     Raises:
         InputError: the file is missing, empty, of another kind or does not parse as a whole.
@@ -68,7 +72,7 @@ def read_pairs(path: str | Path, stills: bool = False) -> tuple[list[Pair], list
     ids: dict[str, str] = {}
     videos: dict[str, str] = {}
     unknown: set[str] = set()
-    for number, where, record in _records(path):
+    for number, where, record in read_records(path, columns or {}, stills):
         try:
             if isinstance(record, Exception):
                 raise record
@@ -91,56 +95,6 @@ def read_pairs(path: str | Path, stills: bool = False) -> tuple[list[Pair], list
     if unknown:
         logging.warning("%s: fields ignored: %s", path, ", ".join(sorted(map(str, unknown))))
     return pairs, rejections
-
-
-def _records(path: Path) -> Iterator[tuple[int, str, Any]]:
-    """(number from 1, where, record or the error of its line)."""
-    readers: dict[str, Callable[[str], Any]] = {
-        ".json": json.loads,
-        ".yaml": yaml.safe_load,
-        ".yml": yaml.safe_load,
-    }
-    suffix = path.suffix.lower()
-    if suffix not in (".jsonl", ".csv", *readers):
-        raise InputError(f"{path}: pairs are read from .jsonl, .json, .csv, .yaml or .yml")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if suffix == ".jsonl":
-            for number, line in enumerate(text.split("\n"), 1):
-                if line.strip():
-                    yield number, f"{path.name}:{number}", _json(line)
-        elif suffix == ".csv":
-            reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
-            for row in reader:
-                yield reader.line_num, f"{path.name}:{reader.line_num}", _csv_record(row)
-        else:
-            records = readers[suffix](text)
-            if not isinstance(records, list):
-                raise InputError(f"{path}: must be a list of pairs, not {_type(records)}")
-            for number, record in enumerate(records, 1):
-                yield number, f"{path.name}, record {number}", record
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError, csv.Error) as error:
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise InputError(f"{path}: cannot be read: {reason}") from error
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # also absurdly long numbers and deep nesting
-        return ValueError(f"not JSON: {error}")
-
-
-def _csv_record(row: dict) -> Any:
-    if None in row or None in row.values():
-        return ValueError("the number of cells is not that of the header")
-    record: dict[str, Any] = {k: v for k, v in row.items() if v or k in REQUIRED[1:]}
-    for field in ("segment", "provenance"):
-        if field in record:
-            record[field] = _json(record[field])
-            if isinstance(record[field], Exception):
-                return ValueError(f"{field}: {record[field]}")
-    return record
 
 
 def _pair(record: Any, number: int, where: str, stills: bool) -> Pair:

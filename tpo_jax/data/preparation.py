@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -50,6 +50,7 @@ def prepare(
     num_shards: int = 0,
     workers: int = 1,
     strict: bool = False,
+    columns: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Writes the directory `output` and returns its manifest; an unfinished run is continued.
 
@@ -61,6 +62,7 @@ def prepare(
         num_shards: 0: one for every 64 pairs.
         workers: processes; 1: only this one.
         strict: stop at the first bad pair instead of listing it in `rejected.jsonl`.
+        columns: of the list, as `read_pairs` takes them.
 
     Raises:
         InputError: nothing can be made of the inputs, or a pair is bad and `strict` is set.
@@ -68,7 +70,7 @@ def prepare(
     root, output = Path(videos), Path(output)
     if not root.is_dir():
         raise InputError(f"--videos={root}: no such folder")
-    pairs, rejections = read_pairs(pairs_file)
+    pairs, rejections = read_pairs(pairs_file, columns=columns)
     identities = {pair.video: _identity(root / pair.video) for pair in pairs}
     inputs = _hash([dataclasses.asdict(settings), num_shards, pairs, rejections, identities])
     if (done := _finished(output, inputs)) is not None:

@@ -1,0 +1,236 @@
+"""Archives of videos, whole or split into parts: joined as a stream, unpacked with suspicion."""
+
+import io
+import lzma
+import os
+import stat
+import tarfile
+import zipfile
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple, Self, cast
+
+from tqdm import tqdm
+
+from tpo_jax.errors import InputError
+
+MOST_FILES, CHUNK = 1_000_000, 1 << 20
+
+
+class Joined(io.RawIOBase):
+    """Several files read as one, nothing copied: seekable, one file open at a time."""
+
+    def __init__(self, paths: list[Path]):
+        self._paths = paths
+        self._starts = [0, *accumulate(path.stat().st_size for path in paths)]
+        self._position = 0
+        self._open: tuple[int, BinaryIO] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of all parts."""
+        return self._starts[-1]
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """The position in the whole."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Sets the position in the whole."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, buffer) -> int:
+        """Reads up to the end of the part that the position lies in."""
+        if self._position >= self.size:
+            return 0
+        index = bisect_right(self._starts, self._position) - 1
+        if self._open is None or self._open[0] != index:
+            self._close()
+            self._open = (index, self._paths[index].open("rb"))
+        file = self._open[1]
+        file.seek(self._position - self._starts[index])
+        view = memoryview(buffer)[: self._starts[index + 1] - self._position]
+        count = file.readinto(view)  # type: ignore[attr-defined]
+        if not count:
+            raise OSError(f"{self._paths[index]}: shorter than it was")
+        self._position += count
+        return count
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+
+    def close(self) -> None:
+        """Closes the file that is open."""
+        self._close()
+        super().close()
+
+
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError)
+
+
+class _Member(NamedTuple):
+    name: str
+    size: int
+    file: BinaryIO
+
+
+class _Entry(tarfile.TarInfo):
+    """A tar's entry. A header that is cut off or garbled is damage, not the end of the archive, for
+    which tarfile takes it.
+    """
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.HeaderError as error:
+            if isinstance(error, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
+                raise
+            raise tarfile.ReadError(f"{error} at byte {archive.offset}") from error
+
+
+def parts(archive: Path) -> list[Path]:
+    """The parts of an archive in their order: the file itself, or all files that begin so.
+
+    Raises:
+        InputError: there is none, or one between two others is missing.
+    """
+    if archive.is_file():
+        return [archive]
+    found = sorted(p for p in archive.parent.glob(f"{archive.name}*") if p.is_file())
+    if not archive.name or not found:
+        raise InputError(f"--archive={archive}: no file, and none whose name begins so")
+    suffixes = [path.name.removeprefix(archive.name) for path in found]
+    for before, after in zip(suffixes, suffixes[1:], strict=False):
+        if _number(after) != _number(before) + 1 or len(after) != len(before):
+            raise InputError(
+                f"--archive={archive}: a part is missing between {before!r} and {after!r}"
+            )
+    return found
+
+
+def _number(suffix: str) -> int:
+    """`aa`, `ab`, … or `00`, `01`, … as numbers."""
+    number = 0
+    for c in suffix:
+        number = number * (10 if c.isdecimal() else 26)
+        number += int(c) if c.isdecimal() else ord(c.lower()) - ord("a")
+    return number
+
+
+def unpack(archive: Path, folder: Path, limit: int = 0) -> int:
+    """Unpacks the files of an archive that are not in the folder yet; returns how many it has.
+
+    Args:
+        archive: a tar (plain, gzip, bzip2, xz) or zip file, or how its parts' names begin.
+        folder: made if absent; no file is written outside of it.
+        limit: most bytes to unpack; 0: three times the archive.
+
+    Raises:
+        InputError: a member whose path leaves the folder, a link or a device, two members of one
+            name, more bytes than `limit`, or no archive, or a damaged one.
+    """
+    paths = parts(archive)
+    joined = Joined(paths)
+    limit = limit or 3 * joined.size
+    made: set[str] = set()
+    written = 0
+    folder.mkdir(parents=True, exist_ok=True)
+    root = folder.resolve()
+    try:
+        with joined, tqdm(total=joined.size, desc="unpack", unit="B", unit_scale=True) as bar:
+            for member in _members(archive, joined):
+                name = _checked(archive, member.name)
+                if name in made:
+                    raise InputError(f"{archive}: holds {name!r} twice")
+                made.add(name)
+                if len(made) > MOST_FILES:
+                    raise InputError(f"{archive}: holds more than {MOST_FILES} files")
+                target = folder / name
+                if not target.parent.resolve().is_relative_to(root):
+                    raise InputError(f"{archive}: {name!r} would be written through a link")
+                if not (target.is_file() and target.stat().st_size == member.size):
+                    _copy(archive, member, target, limit - written)
+                written += member.size
+                if written > limit:
+                    raise _too_much(archive, limit)
+                bar.update(joined.tell() - bar.n)
+    except (*_DAMAGE, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{archive}: damaged or cut off: {reason}") from error
+    if not made:
+        raise InputError(f"{archive}: holds no file")
+    return len(made)
+
+
+def _members(archive: Path, joined: Joined) -> Iterator[_Member]:
+    buffered = io.BufferedReader(joined, CHUNK)
+    if zipfile.is_zipfile(buffered):
+        with zipfile.ZipFile(buffered) as packed:
+            for info in packed.infolist():
+                if stat.S_ISLNK(info.external_attr >> 16):
+                    raise InputError(f"{archive}: {info.filename!r} is a link")
+                if not info.is_dir():
+                    with packed.open(info) as file:
+                        yield _Member(info.filename, info.file_size, cast(BinaryIO, file))
+        return
+    buffered.seek(0)
+    try:
+        stream = tarfile.open(fileobj=buffered, mode="r|*", tarinfo=_Entry)  # noqa: SIM115, closed below
+    except tarfile.ReadError as error:
+        raise InputError(f"{archive}: neither a tar nor a zip archive") from error
+    with stream:
+        for entry in stream:
+            if entry.isdir():
+                continue
+            if not entry.isreg():
+                kind = "a link" if entry.issym() or entry.islnk() else "no plain file"
+                raise InputError(f"{archive}: {entry.name!r} is {kind}")
+            if (content := stream.extractfile(entry)) is not None:
+                yield _Member(entry.name, entry.size, cast(BinaryIO, content))
+
+
+def _checked(archive: Path, name: str) -> str:
+    path = PurePosixPath(name)
+    odd = "\\" in name or any(ord(c) < 32 for c in name)
+    if odd or path.is_absolute() or ".." in path.parts or not path.parts:
+        raise InputError(f"{archive}: the path {name!r} leaves the folder or is no plain path")
+    return str(path)
+
+
+def _copy(archive: Path, member: _Member, target: Path, room: int) -> None:
+    """Writes under a temporary name and renames; what is counted is what comes, not the header."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.partial")
+    try:
+        with temporary.open("wb") as out:
+            while block := member.file.read(CHUNK):
+                room -= len(block)
+                if room < 0:
+                    raise _too_much(archive, 0)
+                out.write(block)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _too_much(archive: Path, limit: int) -> InputError:
+    bound = f" of {limit} bytes" if limit else ""
+    return InputError(f"{archive}: unpacks to more than the limit{bound}; raise --unpacked_gb")

@@ -1,0 +1,365 @@
+"""The published shapes of preference data, read as records of `data/pairs.py`.
+
+| what | how it is told |
+|---|---|
+| `.jsonl`, `.json`, `.csv`, `.yaml`, `.parquet` | the suffix |
+| a LLaVA-NeXT mixture | YAML with `datasets`, each `json_path` and `sampling_strategy` |
+| a folder of Hugging Face `datasets` | Parquet files, or what `save_to_disk` leaves |
+| LLaVA's turns | a record with `conversations`: the first human turn is the prompt |
+| TRL's preference format | `prompt`, `chosen`, `rejected` as texts or lists of messages; `videos` |
+| columns of other names, one row per pair | synonyms below, or `--column role=name` |
+| one row per answer | roles `answer` and `preferred`; rows of one video and prompt become pairs |
+
+LLaVA-Hound's `sft_dpo_17k.jsonl` needs nothing of this: its `video` is a folder of frames.
+"""
+
+import csv
+import json
+import math
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet
+import yaml
+
+from tpo_jax.errors import InputError
+
+Record = tuple[int, str, Any]  # number from 1, where, the record or the error of its line
+
+# Names that columns go by, the role's own first; compared in lower case, blanks as underscores.
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "video": ("video", "video_path", "video_file", "video_name", "video_id", "videos", "vid"),
+    "prompt": ("prompt", "question", "query", "instruction", "conversations"),
+    "chosen": (
+        *("chosen", "preferred_response", "preferred_answer", "chosen_response", "chosen_answer"),
+        *("answer_chosen", "response_chosen", "positive", "winner", "accepted"),
+    ),
+    "rejected": (
+        *("rejected", "dispreferred_response", "dispreferred_answer", "rejected_response"),
+        *("rejected_answer", "answer_rejected", "response_rejected", "negative", "loser"),
+        *("dis_preferred_response", "dis_preferred_answer", "non_preferred_response"),
+    ),
+    "answer": ("answer", "response", "output", "completion"),
+    "preferred": ("preferred", "preference", "label", "is_chosen", "is_preferred"),
+}
+ROLES = (*SYNONYMS, "id", "video_id", "kind", "segment", "provenance")
+YES = ("1", "1.0", "true", "yes", "chosen", "preferred", "positive", "good", "win")
+NO = ("0", "0.0", "-1", "false", "no", "rejected", "dispreferred", "negative", "bad", "lose")
+
+
+def parse_columns(values: Iterable[str]) -> dict[str, str]:
+    """`role=name` flags as a mapping of roles to columns.
+
+    Raises:
+        InputError: another form, or no such role.
+    """
+    columns = {}
+    for value in values:
+        role, equals, name = value.partition("=")
+        if not equals or not name or role not in ROLES:
+            raise InputError(f"--column={value}: must be role=name, role one of {', '.join(ROLES)}")
+        columns[role] = name
+    return columns
+
+
+def read_records(path: Path, columns: Mapping[str, str], stills: bool) -> Iterator[Record]:
+    """The records of a list, in this package's shape as far as their form tells.
+
+    Args:
+        path: a file or folder of the table above.
+        columns: role to name, for tables and objects with other names.
+        stills: there need be no column of videos.
+
+    Raises:
+        InputError: it is missing, of no such kind, does not parse as a whole, or has no column for
+            a role.
+    """
+    records = _mixed(path) if path.suffix.lower() in (".yaml", ".yml") else _raw(path)
+    if path.is_dir() or path.suffix.lower() in (".csv", ".parquet") or columns:
+        records = _renamed(path, records, columns, stills)
+    for number, where, record in records:
+        try:
+            yield number, where, adapt(record) if isinstance(record, dict) else record
+        except ValueError as error:
+            yield number, where, error
+
+
+def _raw(path: Path) -> Iterator[Record]:
+    readers: dict[str, Callable[[Path], Iterator[Record]]] = {
+        ".jsonl": _json_lines,
+        ".json": lambda p: _listed(p, json.loads(p.read_text(encoding="utf-8-sig"))),
+        ".csv": _csv,
+        ".parquet": lambda p: _rows(p.name, pyarrow.parquet.ParquetFile(p).iter_batches(256)),
+    }
+    reader = _hugging_face if path.is_dir() else readers.get(path.suffix.lower())
+    if reader is None:
+        kinds = ", ".join([*readers, ".yaml", ".yml"])
+        raise InputError(f"{path}: pairs are read from {kinds} or a folder of datasets")
+    try:
+        yield from reader(path)
+    except (OSError, ValueError, csv.Error, pyarrow.ArrowException, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise InputError(f"{path}: cannot be read: {reason}") from error
+
+
+def _json_lines(path: Path) -> Iterator[Record]:
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        if line.strip():
+            yield number, f"{path.name}:{number}", _json(line)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # also absurdly long numbers and deep nesting
+        return ValueError(f"not JSON: {error}")
+
+
+def _listed(path: Path, records: Any) -> Iterator[Record]:
+    if not isinstance(records, list):
+        name = "nothing" if records is None else type(records).__name__
+        raise InputError(f"{path}: must be a list of pairs, not {name}")
+    for number, record in enumerate(records, 1):
+        yield number, f"{path.name}, record {number}", record
+
+
+def _csv(path: Path) -> Iterator[Record]:
+    text = path.read_text(encoding="utf-8-sig")
+    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    for row in reader:
+        yield reader.line_num, f"{path.name}:{reader.line_num}", _cells(row)
+
+
+def _cells(row: dict) -> Any:
+    if None in row or None in row.values():
+        return ValueError("the number of cells is not that of the header")
+    record: dict[str, Any] = dict(row)
+    for field in ("segment", "provenance"):
+        if record.get(field):
+            record[field] = _json(record[field])
+            if isinstance(record[field], Exception):
+                return ValueError(f"{field}: {record[field]}")
+    return record
+
+
+def _hugging_face(folder: Path) -> Iterator[Record]:
+    """Records of a `datasets` folder, of its split `train` where it has several."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        if "train" not in splits and len(splits) != 1:
+            raise InputError(f"{folder}: name the folder of one of its splits: {', '.join(splits)}")
+        folder = folder / ("train" if "train" in splits else splits[0])
+    if (folder / "state.json").is_file():
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        batches = (
+            batch
+            for entry in state["_data_files"]
+            for batch in pyarrow.ipc.open_stream((folder / entry["filename"]).read_bytes())
+        )
+        yield from _rows(folder.name, batches)
+        return
+    files = sorted(folder.rglob("*.parquet"))
+    if trained := [file for file in files if file.name.startswith("train")]:
+        files = trained
+    if not files:
+        raise InputError(f"{folder}: holds no Parquet file and is no saved dataset")
+    batches = (b for file in files for b in pyarrow.parquet.ParquetFile(file).iter_batches(256))
+    yield from _rows(folder.name, batches)
+
+
+def _rows(name: str, batches: Iterable[pyarrow.RecordBatch]) -> Iterator[Record]:
+    number = 0
+    for batch in batches:
+        for row in batch.to_pylist():
+            number += 1
+            record = {k: v for k, v in row.items() if v is not None}
+            yield number, f"{name}, row {number}", record
+
+
+def _mixed(path: Path) -> Iterator[Record]:
+    """A YAML list, or the files of a LLaVA-NeXT mixture, each cut as its strategy says."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise InputError(f"{path}: cannot be read: {reason}") from error
+    if not isinstance(content, dict) or "datasets" not in content:
+        yield from _listed(path, content)
+        return
+    number = 0
+    for entry in content["datasets"] or ():
+        if not isinstance(entry, dict) or not isinstance(entry.get("json_path"), str):
+            raise InputError(f"{path}: every entry of datasets must have a json_path")
+        source = path.parent / entry["json_path"]
+        strategy = str(entry.get("sampling_strategy", "all"))
+        for _, where, record in _sampled(f"{path}", strategy, list(_raw(source))):
+            number += 1
+            if isinstance(record, dict) and "id" in record:  # ids of two files may be the same
+                record = record | {"id": f"{source.stem}/{record['id']}"}
+            yield number, where, record
+
+
+def _sampled(path: str, strategy: str, records: list[Record]) -> list[Record]:
+    """`all`, `first:N`, `end:N` or `random:N`; N may be a percentage, rounded up.
+
+    The original shuffles with the process's random numbers, here the choice is always the same.
+    """
+    how, _, amount = strategy.partition(":")
+    if how == "all" and not amount:
+        return records
+    number = amount.removesuffix("%")
+    if how not in ("first", "end", "random") or not number.isdecimal():
+        raise InputError(
+            f"{path}: sampling_strategy {strategy!r} must be all, first:N, end:N or random:N, "
+            "N a number or a percentage"
+        )
+    count = int(number)
+    if amount.endswith("%"):
+        count = math.ceil(count * len(records) / 100)
+    if how == "random":
+        return random.Random(0).sample(records, min(count, len(records)))
+    return records[:count] if how == "first" else records[max(0, len(records) - count) :]
+
+
+def _renamed(
+    path: Path, records: Iterator[Record], columns: Mapping[str, str], stills: bool
+) -> Iterator[Record]:
+    """Records under the names of their roles; rows of single answers put together to pairs."""
+    rows = list(records)
+    there = list(dict.fromkeys(n for *_, r in rows if isinstance(r, dict) for n in r))
+    if not there:
+        yield from rows
+        return
+    roles = _roles(path, there, columns, stills)
+    for i, (number, where, record) in enumerate(rows):
+        if isinstance(record, dict):
+            names = {name: role for role, name in roles.items()}
+            kept = {k for k in record if record[k] != "" or names.get(k, "video") != "video"}
+            new = {names.get(k, k): v for k, v in record.items() if k in kept}
+            rows[i] = (number, where, new)
+    yield from rows if "chosen" in roles else _paired(rows)
+
+
+def _roles(
+    path: Path, there: list[str], columns: Mapping[str, str], stills: bool
+) -> dict[str, str]:
+    """Which column plays which role: what `columns` says, else the one known name."""
+    if missing := [name for name in columns.values() if name not in there]:
+        raise InputError(f"{path}: no column {missing[0]!r}; it has {', '.join(there)}")
+    plain = {name.strip().lower().replace(" ", "_").replace("-", "_"): name for name in there}
+    roles = dict(columns)
+    for role, synonyms in SYNONYMS.items():
+        if role not in roles:
+            free = (plain[s] for s in synonyms if s in plain)
+            if name := next((name for name in free if name not in roles.values()), None):
+                roles[role] = name
+    if not {"chosen", "rejected"} & roles.keys() and {"answer", "preferred"} <= roles.keys():
+        needed: tuple[str, ...] = ("video", "prompt", "answer", "preferred")
+    else:
+        needed = ("video", "prompt", "chosen", "rejected")
+        for role in ("answer", "preferred"):
+            if role not in columns:
+                roles.pop(role, None)
+    if lacking := [role for role in needed[stills:] if role not in roles]:
+        raise InputError(
+            f"{path}: no column is known to hold {', '.join(lacking)}; it has {', '.join(there)}; "
+            f"say --column {lacking[0]}=NAME"
+        )
+    if roles["prompt"] == "conversations":
+        del roles["prompt"]  # `adapt` knows it
+    return roles
+
+
+def _paired(rows: list[Record]) -> Iterator[Record]:
+    """One record of every preferred answer and the next other one to the same question."""
+    waiting: dict[tuple[str, str], dict[bool, list[Record]]] = defaultdict(
+        lambda: {True: [], False: []}
+    )
+    for number, where, record in rows:
+        if not isinstance(record, dict):
+            yield number, where, record
+            continue
+        label = str(record.get("preferred", "")).strip().lower()
+        if label not in YES + NO:
+            reason = f"preferred must be one of {', '.join(YES + NO)}, not {label!r}"
+            yield number, where, ValueError(reason)
+            continue
+        good = label in YES
+        sides = waiting[str(record.get("video")), str(record.get("prompt"))]
+        if not sides[not good]:
+            sides[good].append((number, where, record))
+            continue
+        _, _, other = sides[not good].pop(0)
+        chosen, rejected = (record, other) if good else (other, record)
+        pair = {k: v for k, v in chosen.items() if k not in ("answer", "preferred")}
+        pair |= {"chosen": chosen.get("answer"), "rejected": rejected.get("answer")}
+        yield number, where, pair
+    for sides in waiting.values():
+        for number, where, _ in sides[True] + sides[False]:
+            yield number, where, ValueError("no other answer to this question to pair it with")
+
+
+def adapt(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of LLaVA's or TRL's shape with `video`, `prompt`, `chosen` and `rejected` as texts;
+    any other one as it is.
+
+    Raises:
+        ValueError: turns or videos that are none.
+    """
+    new = dict(record)
+    if "conversations" in new and "prompt" not in new:
+        turns = _messages(new.pop("conversations"), "conversations")
+        new["prompt"] = next((text for who, text, _ in turns if who == "user"), "")
+    found: list[str] = []
+    if isinstance(new.get("prompt"), list):
+        turns = _messages(new["prompt"], "prompt")
+        new["prompt"] = "\n".join(text for who, text, _ in turns if who == "user")
+        found += [video for *_, videos in turns for video in videos]
+    implicit = "prompt" not in new and "question" not in new
+    for name in ("chosen", "rejected"):
+        if isinstance(new.get(name), dict):  # one message
+            new[name] = [new[name]]
+        if isinstance(new.get(name), list):
+            turns = _messages(new[name], name)
+            new[name] = "\n".join(text for who, text, _ in turns if who == "assistant")
+            if implicit:
+                new["prompt"] = "\n".join(text for who, text, _ in turns if who == "user")
+                found += [video for *_, videos in turns for video in videos]
+    if "videos" in new and "video" not in new:
+        videos = new.pop("videos")
+        found = list(videos) if isinstance(videos, list) else [videos]
+    if found and "video" not in new:
+        if len(set(map(str, found))) != 1:
+            raise ValueError(f"{len(found)} videos, one is needed")
+        new["video"] = found[0]
+    if isinstance(new.get("video"), list) and len(new["video"]) == 1:
+        new["video"] = new["video"][0]
+    if isinstance(new.get("video"), dict):  # a video or image feature of `datasets`
+        if not new["video"].get("path"):
+            raise ValueError("video is embedded, without a path; save it as a file")
+        new["video"] = new["video"]["path"]
+    return new
+
+
+def _messages(turns: Any, name: str) -> list[tuple[str, str, list[Any]]]:
+    """(user or assistant, text, videos) of every turn, in LLaVA's or OpenAI's form."""
+    result = []
+    for turn in turns if isinstance(turns, list) else [turns]:
+        who = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
+        content = turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
+        videos: list[Any] = []
+        if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+            videos = [p["video"] for p in content if p.get("type") == "video" and p.get("video")]
+            content = "\n".join(str(p["text"]) for p in content if p.get("text"))
+        if not isinstance(who, str) or not isinstance(content, str):
+            raise ValueError(f"{name} must be a text or a list of messages")
+        role = {"human": "user", "gpt": "assistant"}.get(who, who)
+        result.append((role, content, videos))
+    return result
