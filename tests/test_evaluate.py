@@ -214,6 +214,13 @@ def test_partial_runs_and_wrong_input(finished, models, benchmark_folders, tmp_p
         run_flags(models, benchmark_folders, used, checkpoint=tmp_path / "nowhere"),
         run_flags(models, benchmark_folders, used, data=""),
         run_flags(models, benchmark_folders, tmp_path / "long", num_frames=1000),
+        run_flags(
+            models,
+            benchmark_folders,
+            tmp_path / "i",
+            benchmark="longvideobench_val_i",
+            data=benchmark_folders / FOLDERS["longvideobench_val_i"],
+        ),
         command="run",
     )
     assert missing.code == 2
@@ -225,7 +232,7 @@ def test_partial_runs_and_wrong_input(finished, models, benchmark_folders, tmp_p
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["tpo_jax"]["partial"]
     messages = ("weights", "num_frames 4, not 5", "'video_name'", "nowhere", "nowhere")
-    messages += ("--data", "frames would fit")
+    messages += ("--data", "frames would fit", "--num_frames")
     for result, message in zip(wrong, messages, strict=True):
         assert (result.code, result.out) == (2, ""), message
         assert message in (line := result.err.splitlines()[-1]) and line.startswith("error: ")

@@ -114,6 +114,10 @@ def run() -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output={folder}: not a folder")
     spec = benchmarks.BENCHMARKS[name]
+    if spec.interleaved and (_NUM_FRAMES.value or _TIME.value != "none"):
+        raise InputError(
+            f"--num_frames, --time_instruction: {name} has its own frames and their times"
+        )
     num_frames = _NUM_FRAMES.value or spec.num_frames[config.tower.kind == "siglip"]
 
     mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1, "context": 1})

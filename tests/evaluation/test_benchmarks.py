@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from tests.evaluation.agreement import Oracle
 from tests.evaluation.folders import FOLDERS, write_srt
 from tpo_jax.errors import InputError
-from tpo_jax.evaluation.benchmarks import BENCHMARKS, ask, read_rows
+from tpo_jax.evaluation.benchmarks import BENCHMARKS, ask, read_rows, spaced_frames
 from tpo_jax.evaluation.scorers import ERAS
 from tpo_jax.evaluation.subtitles import interleave, read_srt, shown_lines
 
@@ -124,6 +125,18 @@ def test_subtitle_lists_with_broken_times(content, tmp_path) -> None:
     path.write_text(content)
     with pytest.raises(InputError, match=r"a\.json: "):
         interleave(path, 20.0, 0.0, 16)
+
+
+@pytest.mark.parametrize("duration", [1.5, 12.0, 40.0, 41.5])
+def test_frames_between_subtitles_are_those_of_decord(duration, benchmark_folders) -> None:
+    decord = pytest.importorskip("decord")
+    video = benchmark_folders / "videomme/data/v1.mp4"
+    reader = decord.VideoReader(str(video))
+    n = min(16, int(duration))
+    step = int(int(duration * reader.get_avg_fps()) / n)
+    indices = [min(step * i, len(reader) - 1) for i in range(n)]
+    frames = np.stack([np.asarray(frame) for frame in spaced_frames(video, duration)])
+    np.testing.assert_array_equal(frames, reader.get_batch(indices).asnumpy())
 
 
 def test_frames_of_the_paper() -> None:

@@ -13,15 +13,19 @@ The layouts are those of the published data sets with their archives unpacked:
 Rows may also be `.jsonl` or `.json`; where no folder is named, they may lie in any.
 """
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
+from PIL import Image
 
 from tpo_jax.data.journal import read_lines
+from tpo_jax.data.video import Video, opened
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import subtitles
 from tpo_jax.evaluation.scorers import ERAS
@@ -36,12 +40,17 @@ _DIRECTLY = "Answer with the option's letter from the given choices directly."
 
 
 class Question(NamedTuple):
-    """One row: its place in the benchmark, the row, what is asked, and about which file."""
+    """One row: its place in the benchmark, the row, what is asked, and about which file.
+
+    With `pictures` it is asked about the images that this gives, which stand where the prompt has
+    `<image>`, and not about the video as a whole.
+    """
 
     doc_id: int
     doc: dict[str, Any]
     prompt: str
-    video: Path
+    video: Path | str
+    pictures: Callable[[], list[Image.Image]] | None = None
 
 
 class Benchmark(NamedTuple):
@@ -142,12 +151,39 @@ def ask(
             video = next((path for path in candidates if path.is_file()), None)
             if video is None:
                 raise InputError(f"{candidates[0]}: no such video")
-            questions.append(Question(doc_id, doc, spec.prompt(doc, folder, era), video))
+            question = Question(doc_id, doc, spec.prompt(doc, folder, era), video)
+            if spec.interleaved:
+                pictures = functools.partial(spaced_frames, video, doc["duration"])
+                question = question._replace(pictures=pictures)
+            questions.append(question)
         except InputError as error:
             problems.append(f"row {doc_id}: {error}")
         except (KeyError, TypeError) as error:
             problems.append(f"row {doc_id}: a column is missing or of the wrong type: {error}")
     return questions, problems
+
+
+def spaced_frames(
+    video: Path, duration: float, num_frames: int = INTERLEAVED_FRAMES
+) -> list[Image.Image]:
+    """The frames between LongVideoBench's subtitles: one per whole second, `num_frames` at most.
+
+    Args:
+        video: the file.
+        duration: by the row, at least one second.
+        num_frames: how many at most.
+
+    Raises:
+        VideoError: a video that cannot be read.
+    """
+
+    def choose(opened: Video) -> np.ndarray:
+        n = min(num_frames, int(duration))
+        step = int(int(duration * opened.info.fps) / n)
+        return np.minimum(step * np.arange(n), opened.info.num_frames - 1)
+
+    with opened(video) as file:
+        return [Image.fromarray(frame) for frame in file.select(choose)[1]]
 
 
 def _videomme(doc: dict, folder: Path, era: str) -> str:

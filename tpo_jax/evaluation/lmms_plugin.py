@@ -4,10 +4,13 @@ lmms-eval finds `manifest` through the entry point in the group `lmms_eval.model
 scoring and its files are its own; from here come the answers.
 """
 
+import functools
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import jax
+from PIL import Image
 from tqdm import tqdm
 
 from tpo_jax.checkpoints.models import load_config, load_model
@@ -77,18 +80,26 @@ class TpoJax(lmms):
         )
 
     def generate_until(self, requests: list) -> list[str]:
-        """One answer per request, in their order.
+        """One answer per request, in their order: on a video, on images, or on neither.
 
         A request's stop strings are ignored, as lmms-eval's wrapper of LongVA does.
 
         Raises:
-            InputError: a request without a video, beam search, or a video that cannot be used.
+            InputError: several videos, beam search, or a video that cannot be used.
         """
-        questions = defaultdict(list)
+        questions, on_videos = defaultdict(list), {}
         for number, request in enumerate(requests):
             prompt, settings, to_visual, doc_id, task, split = request.args
             doc = self.task_dict[task][split][doc_id]
-            question = Question(number, doc, prompt, _video(to_visual(doc), task))
+            if task not in on_videos:
+                visuals = to_visual(doc)
+                on_videos[task] = len(visuals) == 1 and isinstance(visuals[0], str)
+            if on_videos[task]:
+                (video,) = to_visual(doc)
+                question = Question(number, doc, prompt, video)
+            else:  # decoded when their turn comes, not all at once
+                pictures = functools.partial(_pictures, to_visual, doc)
+                question = Question(number, doc, prompt, f"{task}, row {doc_id}", pictures)
             questions[_sampling(settings)].append(question)
         answers = [""] * len(requests)
         with (
@@ -126,10 +137,11 @@ class TpoJax(lmms):
         return self.loglikelihood(requests)
 
 
-def _video(visuals: list, task: str) -> Any:
-    if len(visuals) != 1 or not isinstance(visuals[0], str):
-        raise InputError(f"task {task}: tpo_jax answers questions on one video each")
-    return visuals[0]
+def _pictures(to_visual: Callable, doc: dict) -> list[Image.Image]:
+    pictures = to_visual(doc)
+    if not all(isinstance(picture, Image.Image) for picture in pictures):
+        raise InputError("tpo_jax answers questions on one video or on images")
+    return pictures
 
 
 def _sampling(settings: dict) -> tuple[int, Sampling]:

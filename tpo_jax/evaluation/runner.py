@@ -7,15 +7,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from PIL import Image
 from tokenizers import Tokenizer
 
 from tpo_jax.data import images, prompts, sampling
-from tpo_jax.data.prompts import Row
+from tpo_jax.data.rows import Row
 from tpo_jax.data.video import VideoError
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.benchmarks import Question
 from tpo_jax.generation.generator import Generator, check_context, round_up
 from tpo_jax.models.config import ModelConfig, visual_tokens
+from tpo_jax.models.images import Pictures, assemble, layout
 
 # More questions than this on one video are split over several rows; rows of a batch have a power of
 # two of them, and prompts of like length: few programs are compiled.
@@ -26,31 +28,36 @@ T = TypeVar("T")
 
 
 class Group(NamedTuple):
-    """Questions on one video that are answered in one row, and the shape of that row."""
+    """Questions on one video that are answered in one row, and the shape of that row: questions,
+    tokens of the longest, both rounded up, and whether the video is a row of images.
+    """
 
     questions: tuple[Question, ...]
-    shape: tuple[int, int]  # questions, tokens of the longest prompt; both rounded up
+    shape: tuple[int, int, bool]
 
 
 def _parts(items: Sequence[T], size: int) -> list[tuple[T, ...]]:
     return [tuple(items[i : i + size]) for i in range(0, len(items), size)]
 
 
-Read = Callable[[Group], tuple[np.ndarray, Row]]
+Visual = np.ndarray | Pictures
+Read = Callable[[Group], tuple[Visual, Row]]
 
 
 def make_groups(questions: Sequence[Question], tokenizer: Tokenizer) -> list[Group]:
     """Questions by video, ordered so that rows of one shape follow one another, the large first."""
     videos = defaultdict(list)
     for question in questions:
-        videos[question.video].append(question)
+        before, _, after = question.prompt.rpartition(prompts.IMAGE)
+        videos[question.video, question.pictures is None, before].append((question, after))
     groups = []
-    for asked in videos.values():
-        for part in _parts(asked, MOST_QUESTIONS):
-            texts = [f"\n{q.prompt}{prompts.TURN}" for q in part]
+    for (_, whole, _), asked in videos.items():
+        for both in _parts(asked, MOST_QUESTIONS):
+            part, after = zip(*both, strict=True)
+            texts = [f"\n{text}{prompts.TURN}" for text in after]
             longest = max(len(tokenizer.encode(t, add_special_tokens=False).ids) for t in texts)
             count = 1 << (len(part) - 1).bit_length()
-            groups.append(Group(part, (count, round_up(longest, PROMPT_MULTIPLE))))
+            groups.append(Group(part, (count, round_up(longest, PROMPT_MULTIPLE), not whole)))
     return sorted(groups, key=lambda g: (*g.shape, -g.questions[0].doc_id), reverse=True)
 
 
@@ -61,37 +68,52 @@ def make_reader(
     time_instruction: str,
     style: str = "inference",
 ) -> Read:
-    """What decodes a group's video and tokenises its prompts: frames uint8 `[F, S, S, 3]` and a row
-    with as many continuations as the shape of the group says, those without a question empty.
+    """What decodes a group's video and tokenises its prompts: frames uint8 `[F, S, S, 3]`, or
+    images, and a row with as many continuations as the shape of the group says, those without a
+    question empty.
 
     It raises `InputError` for a video or a prompt that cannot be used.
     """
 
-    def read(group: Group) -> tuple[np.ndarray, Row]:
+    def prepare(group: Group) -> tuple[Visual, Row]:
+        texts, first = [q.prompt for q in group.questions], group.questions[0]
+        if first.pictures is None:
+            frames, times, duration = sampling.read_frames(first.video, "uniform", num_frames)
+            opening = prompts.time_opening(time_instruction, times.tolist(), duration)
+            visual: Visual = images.preprocess(frames, config.tower)
+            tokens: int | tuple[int, ...] = visual_tokens(config, num_frames)
+        else:
+            opening, visual = "", _prepare_pictures(first.pictures(), config)
+            tokens = visual.tokens
+        row = prompts.build_prompts(
+            tokenizer, texts, tokens, opening=opening, style=style, cut="video"
+        )
+        check_context(config, row, video=first.pictures is None)
+        return visual, row
+
+    def read(group: Group) -> tuple[Visual, Row]:
         video = group.questions[0].video
         try:
-            frames, times, duration = sampling.read_frames(video, "uniform", num_frames)
-            row = prompts.build_prompts(
-                tokenizer,
-                [q.prompt for q in group.questions],
-                visual_tokens(config, num_frames),
-                opening=prompts.time_opening(time_instruction, times.tolist(), duration),
-                style=style,
-                cut="video",
-            )
-            check_context(config, row)
+            visual, row = prepare(group)
         except VideoError as error:
             raise InputError(str(error)) from error
         except InputError as error:
             raise InputError(f"{video}: {error}") from error
         missing = group.shape[0] - len(group.questions)
         padding = ((0, missing), (0, 0), (0, 0))
-        row = row._replace(
+        return visual, row._replace(
             input_ids=np.pad(row.input_ids, padding), input_mask=np.pad(row.input_mask, padding)
         )
-        return images.preprocess(frames, config.tower), row
 
     return read
+
+
+def _prepare_pictures(pictures: Sequence[Image.Image], config: ModelConfig) -> Pictures:
+    """Images as `data.images.read_pictures` prepares those of files."""
+    pictures = [picture.convert("RGB") for picture in pictures]
+    layouts = [layout(config, *picture.size) for picture in pictures]
+    views = [images.cut(p, laid, config) for p, laid in zip(pictures, layouts, strict=True)]
+    return assemble(views, layouts, config)
 
 
 def answer(
@@ -125,7 +147,9 @@ def answer(
 def _answer(ready: list[tuple[Group, Any, Row]], generator: Generator) -> list:
     # A short batch is filled up, for another size would be another program.
     full = (ready * generator.batch_rows)[: max(generator.batch_rows, len(ready))]
-    texts = generator.answer(np.stack([frames for _, frames, _ in full]), [row for *_, row in full])
+    visuals = [visual for _, visual, _ in full]
+    frames = np.stack(visuals) if isinstance(visuals[0], np.ndarray) else visuals
+    texts = generator.answer(frames, [row for *_, row in full])
     return [
         (question.doc_id, question.prompt, text)
         for (group, *_), answers in zip(ready, texts, strict=False)
