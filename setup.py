@@ -21,6 +21,13 @@ def jax(extra: str = "") -> list[str]:
     ]
 
 
+SERVE = [
+    "starlette>=1.10,<2",
+    "uvicorn>=0.54,<0.55",
+    "httpcore>=1.0.9,<2",
+    "prometheus-client>=0.26,<0.27",
+]
+
 setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -32,7 +39,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["tpo_jax", "tpo_jax.*", "configs"]),
     entry_points={"lmms_eval.models": ["tpo_jax = tpo_jax.evaluation.lmms_plugin:manifest"]},
-    package_data={"tpo_jax": ["**/*.txt", "py.typed"]},
+    package_data={"tpo_jax": ["**/*.txt", "py.typed", "serving/page/*"]},
     install_requires=[
         *jax(),
         'flax>=0.12.8,<0.12.9; python_version < "3.12"',
@@ -60,7 +67,12 @@ setup(
     extras_require={
         "tpu": jax("[tpu]"),
         "cuda": jax("[cuda12]"),
+        "serve": SERVE,
         "test": [
+            *SERVE,
+            "openai>=3.52,<4",
+            "httpx>=0.28,<0.29",
+            "playwright>=1.65,<2",
             "pytest>=9,<10",
             "pytest-xdist>=3.8,<4",
             "hypothesis>=6.170,<7",

@@ -1,8 +1,8 @@
 """Videos or images and tokenised questions in, texts out: batches of one shape, streaming."""
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,14 @@ class Prompts(Protocol):
     @property
     def input_mask(self) -> np.ndarray:
         """bool `[Q, 1, R]`."""
+
+
+class Answer(NamedTuple):
+    """An answer so far; its text never ends inside a character."""
+
+    text: str
+    tokens: int  # without the one that stopped it
+    finished: bool
 
 
 def round_up(n: int, multiple: int) -> int:
@@ -137,8 +145,9 @@ class Generator:
         answers = []
         for start in range(0, len(prompts), size):
             rows = slice(start, start + size)
-            batch = self._batch(frames[rows], prompts[rows], seeds[rows], shape, size)
-            prefix, state, limits = self._begin(batch)
+            draws = [(self.seed, seed) for seed in seeds[rows]]
+            batch = self._batch(frames[rows], prompts[rows], draws, shape, size)
+            prefix, state, limits = self._begin(batch, self.max_new_tokens)
             state = decode(
                 *(self.config, self.params, prefix, state),
                 *(batch["seeds"], self.sampling, limits, self.max_new_tokens - 1),
@@ -165,24 +174,62 @@ class Generator:
             InputError: the prompt does not fit into the model's context.
         """
         rows = frames[None] if isinstance(frames, np.ndarray) else [frames]
-        shape = self._shape([prompts], isinstance(frames, np.ndarray))
-        batch = self._batch(rows, [prompts], [seed], shape, self.parts)
-        prefix, state, limits = self._begin(batch)
         sent = ""
+        for [[answer]] in self.steps(rows, [prompts], [(self.seed, seed)]):
+            if len(answer.text) > len(sent):
+                yield answer.text[len(sent) :]
+                sent = answer.text
+
+    def steps(
+        self,
+        frames: np.ndarray | Sequence[Pictures],
+        prompts: Sequence[Prompts],
+        draws: Sequence[tuple[int, int]],
+        *,
+        new_tokens: np.ndarray | None = None,
+        shape: tuple[int, int] | None = None,
+        dropped: Callable[[], np.ndarray] | None = None,
+    ) -> Iterator[list[list[Answer]]]:
+        """The answers of one batch as they grow, every few tokens, until all have finished.
+
+        Args:
+            frames: of `n` rows, as for `answer`.
+            prompts: their questions.
+            draws: of every row, what seeds its random draws: a seed, and the seed of the row.
+            new_tokens: int `[B, M]`, the longest answers where below `max_new_tokens`.
+            shape: B and M to pad to, so that few programs are compiled; as small as it goes by
+                default.
+            dropped: asked between the steps for a bool `[B, M]`: answers that nobody wants any
+                more, which then count as finished.
+
+        Raises:
+            InputError: a prompt that the model's context does not hold.
+        """
+        P, M, R = self._shape(prompts, isinstance(frames, np.ndarray))
+        rows, M = shape or (round_up(len(prompts), self.parts), M)
+        batch = self._batch(frames, prompts, draws, (P, M, R), rows)
+        most = self.max_new_tokens if new_tokens is None else new_tokens
+        prefix, state, limits = self._begin(batch, most)
         while True:
-            text = self._text(np.asarray(state.tokens)[0, 0, : int(state.counts[0, 0])])
-            # A character of several tokens decodes to a replacement character until it is whole.
-            done = bool(state.finished.all())
-            whole = text if done else text.rstrip("\ufffd").rstrip()
-            if len(whole) > len(sent):
-                yield whole[len(sent) :]
-                sent = whole
-            if done:
+            tokens, counts, finished = map(np.asarray, (state.tokens, state.counts, state.finished))
+            yield [
+                [self._answer(tokens[b, m], counts[b, m], finished[b, m]) for m in range(len(q))]
+                for b, q in enumerate(row.input_ids for row in prompts)
+            ]
+            if finished.all():
                 return
+            if dropped:
+                state = state._replace(finished=state.finished | dropped())
             state = decode(
                 *(self.config, self.params, prefix, state),
                 *(batch["seeds"], self.sampling, limits, STREAM_STEPS),
             )
+
+    def _answer(self, tokens: np.ndarray, count: np.ndarray, finished: np.ndarray) -> Answer:
+        text = self._text(tokens[:count])
+        # A character of several tokens decodes to a replacement character until it is whole.
+        whole = text if finished else text.rstrip("\ufffd").rstrip()
+        return Answer(whole, int(count), bool(finished))
 
     def _text(self, ids: np.ndarray) -> str:
         return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()
@@ -196,7 +243,7 @@ class Generator:
         M = max(len(row.input_ids) for row in prompts)
         return round_up(P, PREFIX_MULTIPLE), M, round_up(R, self.question_multiple)
 
-    def _batch(self, frames, prompts, seeds, shape, rows) -> dict[str, jax.Array]:
+    def _batch(self, frames, prompts, draws, shape, rows) -> dict[str, jax.Array]:
         """`prefill`'s batch of `rows` rows; those that no prompt fills are empty."""
         P, M, R = shape
         if isinstance(frames, np.ndarray):
@@ -213,23 +260,23 @@ class Generator:
             "input_mask": np.zeros((rows, M, R), bool),
             "seeds": np.zeros(rows, np.uint32),
         }
-        for b, (row, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        for b, (row, draw) in enumerate(zip(prompts, draws, strict=True)):
             for name in ("prefix_ids", "prefix_mask", "visual_index"):
                 values = getattr(row, name)[:P]
                 batch[name][b, : len(values)] = values
             for name in ("input_ids", "input_mask"):
                 values = getattr(row, name)[:, 0, :R]
                 batch[name][b, : values.shape[0], : values.shape[1]] = values
-            batch["seeds"][b] = np.random.SeedSequence((self.seed, seed)).generate_state(1)[0]
+            batch["seeds"][b] = np.random.SeedSequence(draw).generate_state(1)[0]
         if self.mesh is not None:
             return to_global(batch, self.mesh)
         return {name: jnp.asarray(values) for name, values in batch.items()}
 
-    def _begin(self, batch):
+    def _begin(self, batch, most):
         """Prefilled prefix, first token of every answer, and the limits decoding goes on with."""
         used = batch["prefix_mask"].sum(-1)[:, None] + batch["input_mask"].sum(-1)
         limits = Limits(
-            new_tokens=jnp.minimum(self.max_new_tokens, self.config.max_length - used),
+            new_tokens=jnp.minimum(most, self.config.max_length - used),
             stop_ids=self.stop_ids,
             vocabulary=self.tokenizer.get_vocab_size(),
         )

@@ -1,0 +1,76 @@
+"""Two tiny random models, media, and the real server in a process of its own."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tpo_jax.checkpoints.models import save_model
+from tpo_jax.models import vlm
+from tpo_jax.models.config import preset
+from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
+from tpo_jax.worlds.world import make_videos
+
+ROOT = Path(__file__).resolve().parents[2]
+QUESTIONS = ["What happens?", "Who is there?", "Is it red, or is it blue?", "Why?"]
+FLAGS = {"num_frames": 4, "max_new_tokens": 16}
+
+
+class Served(NamedTuple):
+    """A running server."""
+
+    url: str
+    process: subprocess.Popen
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """`base` and `tpo`, two models; below `media` a video, an image and a file that is neither."""
+    folder = tmp_path_factory.mktemp("serving")
+    save_tokenizer(train_tokenizer(QUESTIONS, vocab_size=270), folder / "tokenizer")
+    config = preset("tiny_llava_video")
+    for seed, name in enumerate(("tpo", "base")):
+        save_model(folder / name, config, vlm.init_params(config, seed), folder / "tokenizer")
+    (video,) = make_videos(folder / "media", seed=1, seconds=[8], workers=1)
+    Path(video.path).rename(folder / "media/video.mp4")
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 36, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "media/image.png")
+    (folder / "media/broken.mp4").write_bytes(b"\0\0\0\x18ftypmp42 nothing")
+    (folder / "outside.mp4").write_bytes((folder / "media/video.mp4").read_bytes())
+    (folder / "media/link.mp4").symlink_to(folder / "outside.mp4")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(folder) -> Iterator[Served]:
+    """The door, with small limits; both models."""
+    flags = FLAGS | {
+        "checkpoint": folder / "tpo",
+        "compare": folder / "base",
+        "media_folders": folder / "media",
+        "port": 0,
+        "max_upload_mb": 2,
+        "max_batch": 4,
+        "max_frames": 16,
+        "wait_ms": 100,
+    }
+    command = [sys.executable, "-m", "tpo_jax.serve", *(f"--{k}={v}" for k, v in flags.items())]
+    environment = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    url = process.stdout.readline().strip()
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)
+    yield Served(url, process)
+    process.terminate()
+    process.wait(30)
+    # Nothing temporary is left behind.
+    assert not list(folder.glob("tpo_jax_serve_*"))

@@ -1,0 +1,145 @@
+"""What strangers send: addresses that lead home, files that take too long."""
+
+import asyncio
+import dataclasses
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from tpo_jax.models.config import preset, to_dict
+from tpo_jax.serving.decoder import Cache, Decoder
+from tpo_jax.serving.errors import ApiError
+from tpo_jax.serving.fetching import fetch, is_public
+from tpo_jax.serving.media import Media
+from tpo_jax.serving.settings import MB, Settings
+
+
+@pytest.fixture
+def site():
+    """A web server: `/file`, `/loop`, and redirects from `/to?URL`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path == "/file":
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(b"bytes")
+                return
+            target = "/loop" if self.path == "/loop" else self.path.partition("?")[2]
+            self.send_response(302)
+            self.send_header("location", target)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_fetching_stays_on_the_public_internet(site, tmp_path) -> None:
+    target = tmp_path / "file"
+
+    def get(url, limit=MB, allowed=lambda ip: ip == "127.0.0.1"):
+        fetch(url, target, limit, 10, allowed)
+        return target.read_bytes()
+
+    assert get(f"{site}/file") == get(f"{site}/to?/file") == b"bytes"
+    elsewhere = site.replace("127.0.0.1", "127.0.0.2")
+    wrong = [
+        (403, "public", f"{site}/to?{elsewhere}/file", {}),
+        (403, "public", f"{site}/file", {"allowed": is_public}),
+        (403, "public", site.replace("127.0.0.1", "localhost"), {"allowed": is_public}),
+        (403, "public", site.replace("127.0.0.1", "2130706433"), {"allowed": is_public}),
+        (400, "redirect", f"{site}/to?file:///etc/hostname", {}),
+        (400, "redirects", f"{site}/loop", {}),
+        (413, "larger", f"{site}/file", {"limit": 3}),
+        (400, "fetched", "http://127.0.0.1:1/", {}),
+    ]
+    for status, message, url, more in wrong:
+        with pytest.raises(ApiError, match=message) as caught:
+            get(url, **more)
+        assert caught.value.status == status
+
+
+@pytest.mark.parametrize(
+    "address", ["10.0.0.1", "127.0.0.1", "169.254.169.254", "::1", "fe80::1", "::ffff:10.0.0.1"]
+)
+def test_local_addresses_are_not_public(address) -> None:
+    assert not is_public(address)
+    assert is_public("8.8.8.8")
+
+
+def test_a_late_decoder_is_replaced(folder) -> None:
+    request = {
+        "kind": "video",
+        "paths": [str(folder / "media/video.mp4")],
+        "rule": "uniform",
+        "num_frames": 3,
+        "config": to_dict(preset("tiny_llava_video")),
+    }
+
+    async def run():
+        decoder = Decoder(Settings(media_seconds=0.01))
+        with pytest.raises(ApiError, match="longer than"):
+            await decoder.decode(request)
+        decoder.settings = dataclasses.replace(decoder.settings, media_seconds=60)
+        arrays = await decoder.decode(request)
+        again = await decoder.decode(request)
+        await decoder.close()
+        small = Decoder(Settings(decode_memory_mb=64))
+        with pytest.raises(ApiError):
+            await small.decode(request)
+        await small.close()
+        return arrays, again
+
+    first, second = asyncio.run(run())
+    assert first["frames"].shape[0] == 3
+    assert all((first[name] == second[name]).all() for name in first)
+
+
+def test_what_many_ask_for_is_made_once() -> None:
+    made = []
+
+    async def run():
+        cache = Cache(size=2)
+
+        async def make(key):
+            made.append(key)
+            await asyncio.sleep(0.01)
+            if key == "bad":
+                raise ApiError(400, "bad")
+            return key
+
+        for key in ("a", "b", "bad", "bad"):
+            got = await asyncio.gather(
+                *(cache.get(key, lambda key=key: make(key)) for _ in range(3)),
+                return_exceptions=True,
+            )
+            assert got == [key] * 3 or all(isinstance(error, ApiError) for error in got)
+
+    asyncio.run(run())
+    assert made == ["a", "b", "bad", "bad"]
+
+
+def test_old_uploads_make_room(tmp_path) -> None:
+    async def chunks(data):
+        yield data
+
+    async def run():
+        media = Media(Settings(max_upload_mb=1))
+        urls = [await media.upload(chunks(bytes([i]) * MB)) for i in range(6)]
+        found = [url for url in urls if url in media._uploads]
+        left = [path.name for path in media.temporary.iterdir()]
+        media.close()
+        return urls, found, left, media.temporary.exists()
+
+    urls, found, left, there = asyncio.run(run())
+    assert found == urls[2:]
+    assert sorted(f"upload:{name}" for name in left) == sorted(found)
+    assert not there

@@ -1,0 +1,177 @@
+"""Questions of many clients in one batch.
+
+One thread owns the devices. It takes the oldest question that waits, gives others a few
+milliseconds to come, and runs with it those of the same model, settings and shape. Greedy questions
+about one video share a row, so the video is encoded once; drawn ones have rows of their own,
+because a draw depends on the place in a row.
+"""
+
+import dataclasses
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+
+import numpy as np
+
+from tpo_jax.data.prompts import IMAGE
+from tpo_jax.data.rows import Row
+from tpo_jax.generation.generator import PREFIX_MULTIPLE, Answer, round_up
+from tpo_jax.generation.sampling import Sampling
+from tpo_jax.serving.errors import ApiError
+from tpo_jax.serving.metrics import Metrics
+from tpo_jax.serving.models import Model, Visual
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """A question that waits for its answer."""
+
+    model: Model
+    visual: Visual
+    question: str
+    row: Row  # of this question alone
+    sampling: Sampling
+    seed: int
+    max_tokens: int
+    # Called from the engine's thread with every state of the answer, or with what went wrong.
+    deliver: Callable[[Answer | ApiError], None]
+    wanted: bool = True  # set false by who no longer waits
+    arrived: float = dataclasses.field(default_factory=time.monotonic)
+    last: Answer | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt, visual ones included."""
+        return int(self.row.prefix_mask.sum() + self.row.input_mask.sum())
+
+    @property
+    def bucket(self) -> tuple:
+        """Jobs of one bucket may run together."""
+        length = round_up(int(self.row.prefix_mask.sum()), PREFIX_MULTIPLE)
+        return self.model.name, self.sampling, self.visual.shape, length
+
+    @property
+    def shares_rows(self) -> bool:
+        """Whether other questions on the same visual may stand in its row."""
+        return self.sampling.temperature == 0 and IMAGE not in self.question
+
+
+def arrange(jobs: list[Job]) -> list[list[Job]]:
+    """The rows of a batch: jobs stand together that share a visual and may share a row."""
+    rows: dict[object, list[Job]] = {}
+    for job in jobs:
+        rows.setdefault(job.visual.key if job.shares_rows else job, []).append(job)
+    return list(rows.values())
+
+
+def next_power(n: int) -> int:
+    """1, 2, 4, 8, …"""
+    return 1 << (n - 1).bit_length()
+
+
+class Engine:
+    """The queue and the thread that empties it.
+
+    Args:
+        metrics: what is counted.
+        max_batch: questions at a time; 1: no batching.
+        wait_ms: how long the first question of a batch waits for others.
+        max_waiting: questions in the queue, before more are refused.
+    """
+
+    def __init__(self, metrics: Metrics, max_batch: int, wait_ms: float, max_waiting: int):
+        self.metrics, self.max_batch = metrics, max_batch
+        self.wait, self.max_waiting = wait_ms / 1000, max_waiting
+        self._waiting: list[Job] = []
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        metrics.waiting.set_function(lambda: len(self._waiting))
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread after the batch it is at; who waits gets an error."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        self._thread.join()
+        for job in self._waiting:
+            job.deliver(ApiError(503, "the server stops"))
+
+    def submit(self, job: Job) -> None:
+        """Puts a question into the queue. Raises `ApiError` when that is full."""
+        with self._changed:
+            if self._stopped:
+                raise ApiError(503, "the server stops")
+            if len(self._waiting) >= self.max_waiting:
+                raise ApiError(429, "too many questions wait; try again", "busy")
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while jobs := self._take():
+            try:
+                self._answer(jobs)
+            except Exception:
+                # One batch must not end the server, and its clients must not wait for ever.
+                traceback.print_exc(file=sys.stderr)
+                for job in jobs:
+                    if not (job.last and job.last.finished):
+                        job.deliver(ApiError(500, "the model failed; the server's log says how"))
+
+    def _take(self) -> list[Job]:
+        """The next batch, oldest question first; none when the server stops."""
+        with self._changed:
+            while True:
+                self._waiting = [job for job in self._waiting if job.wanted]
+                if self._stopped:
+                    return []
+                if not self._waiting:
+                    self._changed.wait()
+                    continue
+                first = self._waiting[0]
+                alike = [job for job in self._waiting if job.bucket == first.bucket]
+                left = first.arrived + self.wait - time.monotonic()
+                if len(alike) < self.max_batch and left > 0 and self.max_batch > 1:
+                    self._changed.wait(left)
+                    continue
+                taken = alike[: self.max_batch]
+                self._waiting = [job for job in self._waiting if job not in taken]
+                return taken
+
+    def _answer(self, jobs: list[Job]) -> None:
+        model, groups = jobs[0].model, arrange(jobs)
+        self.metrics.batches.observe(len(jobs))
+        self.metrics.encoded.inc(len(groups))
+        shape = next_power(len(groups)), next_power(max(map(len, groups)))
+        new_tokens = np.ones(shape, np.int32)
+        for b, group in enumerate(groups):
+            new_tokens[b, : len(group)] = [job.max_tokens for job in group]
+
+        def dropped() -> np.ndarray:
+            left = np.zeros(shape, bool)
+            for b, group in enumerate(groups):
+                left[b, : len(group)] = [not job.wanted for job in group]
+            return left
+
+        steps = model.answers(
+            [group[0].visual for group in groups],
+            [model.row([job.question for job in group], group[0].visual) for group in groups],
+            [group[0].seed for group in groups],
+            jobs[0].sampling,
+            new_tokens,
+            dropped,
+        )
+        for answers in steps:
+            for group, row in zip(groups, answers, strict=True):
+                for job, answer in zip(group, row, strict=True):
+                    if job.wanted and answer != job.last:
+                        before = job.last.tokens if job.last else 0
+                        self.metrics.tokens.inc(answer.tokens - before)
+                        job.last = answer
+                        job.deliver(answer)

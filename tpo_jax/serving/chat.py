@@ -1,0 +1,181 @@
+"""Chat completions: a request to a job of the engine, its answer to JSON or events."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Send
+
+from tpo_jax.errors import InputError
+from tpo_jax.generation.generator import Answer
+from tpo_jax.serving.batching import Engine, Job
+from tpo_jax.serving.errors import ApiError
+from tpo_jax.serving.intake import Intake
+from tpo_jax.serving.metrics import Metrics
+from tpo_jax.serving.models import Model
+from tpo_jax.serving.protocol import ChatRequest, Reply, parse_chat
+from tpo_jax.serving.settings import Settings
+
+T = TypeVar("T")
+
+
+class Listener:
+    """A client that waits for the answer to its question."""
+
+    def __init__(self, engine: Engine, metrics: Metrics, began: float):
+        self.engine, self.metrics, self.began = engine, metrics, began
+        self.loop, self.states = asyncio.get_running_loop(), asyncio.Queue[Answer | ApiError]()
+        self.finished = False
+
+    def ask(self, job: Job) -> None:
+        """Puts the question into the queue. Raises `ApiError` when that is full."""
+        self.job = job
+        self.engine.submit(job)
+
+    def deliver(self, state: Answer | ApiError) -> None:
+        """What the engine's thread calls."""
+        self.loop.call_soon_threadsafe(self.states.put_nowait, state)
+
+    async def answers(self) -> AsyncGenerator[Answer, None]:
+        """Every state of the answer. Raises `ApiError` for what went wrong."""
+        first = True
+        while not self.finished:
+            state = await self.states.get()
+            if isinstance(state, ApiError):
+                self.finished = True
+                raise state
+            self.finished = state.finished
+            if first:
+                self.metrics.first.observe(time.monotonic() - self.began)
+            first = False
+            yield state
+        self.metrics.seconds.observe(time.monotonic() - self.began)
+
+    async def last(self) -> Answer:
+        """The whole answer."""
+        states = [answer async for answer in self.answers()]
+        return states[-1]
+
+    def close(self) -> None:
+        """Nobody listens any more: an unfinished answer gives its place free."""
+        self.job.wanted = False
+        if not self.finished:
+            self.metrics.disconnected.inc()
+
+
+class Events(StreamingResponse):
+    """Server-sent events of one answer; ends the listening however the client leaves."""
+
+    def __init__(self, listener: Listener, reply: Reply, include_usage: bool):
+        self.listener = listener
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        events = _events(listener, reply, include_usage)
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+
+    async def stream_response(self, send: Send) -> None:
+        """Starlette's, and the end of the listening."""
+        try:
+            await super().stream_response(send)
+        finally:
+            self.listener.close()
+
+
+async def _events(listener: Listener, reply: Reply, include_usage: bool) -> AsyncIterator[str]:
+    def event(value: dict) -> str:
+        return f"data: {json.dumps(value)}\n\n"
+
+    yield event(reply.chunk({"role": "assistant", "content": ""}))
+    sent, tokens = "", 0
+    try:
+        async with aclosing(listener.answers()) as answers:
+            async for answer in answers:
+                tokens = answer.tokens
+                if len(answer.text) > len(sent):
+                    yield event(reply.chunk({"content": answer.text[len(sent) :]}))
+                    sent = answer.text
+    except ApiError as error:
+        yield event(error.body())
+    else:
+        yield event(reply.chunk({}, tokens))
+        if include_usage:
+            yield event(reply.usage_chunk(tokens))
+    yield "data: [DONE]\n\n"
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client leaves. The body has been read."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(499, "the client left")
+        return task.result()
+    finally:
+        task.cancel()
+        leaving.cancel()
+
+
+class Chat:
+    """The handler of `/v1/chat/completions`."""
+
+    def __init__(
+        self,
+        models: dict[str, Model],
+        settings: Settings,
+        engine: Engine,
+        intake: Intake,
+        metrics: Metrics,
+    ):
+        self.models, self.settings, self.engine = models, settings, engine
+        self.intake, self.metrics = intake, metrics
+
+    async def answer(self, request: Request) -> Response:
+        """Answers one request."""
+        listener = Listener(self.engine, self.metrics, time.monotonic())
+        job, asked = await self._prepare(request, listener)
+        listener.ask(job)
+        reply = Reply(asked.model, job.prompt_tokens, asked.max_tokens)
+        if asked.stream:
+            return Events(listener, reply, asked.include_usage)
+        try:
+            whole = await unless_gone(request, listener.last())
+        finally:
+            listener.close()
+        return JSONResponse(reply.whole(whole.text, whole.tokens))
+
+    async def _prepare(self, request: Request, listener: Listener) -> tuple[Job, ChatRequest]:
+        """The question, with everything it names decoded.
+
+        Not given up when the client leaves, for others may wait for the same video; it is short.
+        """
+        with self.intake.reserved(request):
+            asked = parse_chat(await self.intake.json(request), self.settings)
+            model = find_model(self.models, asked.model)
+            visual = await self.intake.look(model, asked.parts, asked.num_frames)
+        try:
+            row = await asyncio.to_thread(model.row, [asked.question], visual)
+        except InputError as error:
+            raise ApiError(400, str(error), "invalid_value", "messages") from error
+        job = Job(
+            *(model, visual, asked.question, row, asked.sampling, asked.seed, asked.max_tokens),
+            listener.deliver,
+        )
+        return job, asked
+
+
+def find_model(models: dict[str, Model], name: str) -> Model:
+    """The model of that name. Raises `ApiError`."""
+    if name not in models:
+        known = ", ".join(models)
+        raise ApiError(404, f"no model {name!r}; there are {known}", "model_not_found", "model")
+    return models[name]

@@ -1,0 +1,99 @@
+"""The process that decodes what strangers sent: little memory, no files written, killed when late.
+
+    python -m tpo_jax.serving.decode_process
+
+Reads one JSON object per line on standard input, the first one the limits, and answers each with a
+line of JSON and, where that has `bytes`, so many bytes of NumPy's `.npz`. A damaged file may
+crash or hang a decoder; here it takes nothing else along.
+"""
+
+import io
+import json
+import os
+import resource
+import sys
+import warnings
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from tpo_jax.data import images, sampling
+from tpo_jax.data.video import VideoError
+from tpo_jax.errors import InputError
+from tpo_jax.models.config import ModelConfig, from_dict
+
+# No format that names other files or runs programs: playlists, EPS.
+IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
+VIDEO_FORMATS = "avi,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,ogg,asf"
+FFMPEG_OPTIONS = f"protocol_whitelist;file|format_whitelist;{VIDEO_FORMATS}"
+MAX_PIXELS = 50_000_000
+
+
+def read(request: dict, config: ModelConfig) -> dict[str, np.ndarray]:
+    """The arrays of a request: `frames`, `times`, `duration` of a video, or those of images."""
+    paths = request["paths"]
+    if request["kind"] == "images":
+        pictures = images.read_pictures(paths, config)
+        return {**pictures._asdict(), "tokens": np.array(pictures.tokens, np.int64)}
+    if request["kind"] == "frames":  # images that are the frames of a video
+        opened = []
+        for path in paths:
+            with Image.open(path) as image:
+                frame = np.asarray(image.convert("RGB"))[None]
+            opened.append(images.preprocess(frame, config.tower))
+        frames, times, duration = np.concatenate(opened), np.arange(float(len(paths))), 0.0
+        return {"frames": frames, "times": times, "duration": np.array(duration)}
+    frames, times, duration = sampling.read_frames(paths[0], request["rule"], request["num_frames"])
+    frames = images.preprocess(frames, config.tower)
+    return {"frames": frames, "times": times, "duration": np.array(duration)}
+
+
+def answer(line: bytes, out: BinaryIO) -> None:
+    """Answers one request; what is wrong with the file goes back as a reason."""
+    request = json.loads(line)
+    try:
+        arrays = read(request, from_dict(request["config"]))
+    except VideoError as error:
+        reason = error.reason
+    except InputError as error:
+        reason = str(error)
+    except MemoryError:
+        reason = "takes too much memory to decode"
+    except Exception as error:  # broken files make the libraries raise nearly everything
+        reason = f"cannot be read: {type(error).__name__}"
+    else:
+        packed = io.BytesIO()
+        np.savez(packed, allow_pickle=False, **arrays)
+        data = packed.getvalue()
+        out.write(json.dumps({"bytes": len(data)}).encode() + b"\n" + data)
+        out.flush()
+        return
+    for path in request["paths"]:
+        reason = reason.replace(f"{path}: ", "").replace(path, "the file")
+    out.write(json.dumps({"error": reason}).encode() + b"\n")
+    out.flush()
+
+
+def main() -> None:
+    """Serves until standard input ends."""
+    # Libraries that print must not end up between our answers.
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    memory = json.loads(sys.stdin.buffer.readline())["memory"]
+    for what, limit in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(what, (limit, limit))
+    Image.init()
+    Image.ID[:] = [name for name in Image.ID if name in IMAGE_FORMATS]
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    for line in sys.stdin.buffer:
+        answer(line, out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Bodies of requests, read within bounds of size, time and number; what they name, decoded."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from starlette.requests import ClientDisconnect, Request
+
+from tpo_jax.models.config import to_dict
+from tpo_jax.models.images import Pictures
+from tpo_jax.serving.decoder import Cache, Decoder
+from tpo_jax.serving.errors import ApiError
+from tpo_jax.serving.media import Media
+from tpo_jax.serving.models import Model, Visual
+from tpo_jax.serving.protocol import Part, parse_json
+from tpo_jax.serving.settings import MB, Settings
+
+BODIES_OVER_ONE = 4  # bytes of all bodies at a time, in units of the largest one
+
+
+def need_type(request: Request, kind: str) -> None:
+    """Raises `ApiError` for another content type; pages elsewhere cannot send these unasked."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != kind:
+        raise ApiError(415, f"the content type must be {kind}", "invalid_content_type")
+
+
+class Intake:
+    """What requests send and name, within the bounds of the settings."""
+
+    def __init__(self, settings: Settings, media: Media, decoder: Decoder):
+        self.settings, self.media, self.decoder = settings, media, decoder
+        self.most = settings.max_upload_mb * MB
+        self._cache = Cache()
+        self._requests, self._size = 0, 0  # that are being read and decoded
+
+    async def close(self) -> None:
+        """Ends the decoding processes and removes what is temporary."""
+        await self.decoder.close()
+        self.media.close()
+
+    @contextmanager
+    def reserved(self, request: Request) -> Iterator[None]:
+        """Room for a request's body; without a length it counts as the largest.
+
+        Raises:
+            ApiError: no room, or a length that is too large, of which nothing is read.
+        """
+        size = int(request.headers.get("content-length", self.most))
+        if size > self.most:
+            raise self._too_large()
+        full = self._size + size > BODIES_OVER_ONE * self.most
+        if full or self._requests >= self.settings.max_waiting:
+            raise ApiError(429, "too many requests at a time; try again", "busy")
+        self._requests, self._size = self._requests + 1, self._size + size
+        try:
+            yield
+        finally:
+            self._requests, self._size = self._requests - 1, self._size - size
+
+    async def body(self, request: Request) -> AsyncIterator[bytes]:
+        """The pieces of a body. Raises `ApiError` for one that is too large or too slow."""
+        size, seconds = 0, self.settings.media_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size > self.most:
+                        raise self._too_large()
+                    yield chunk
+        except TimeoutError as error:
+            raise ApiError(408, f"the body takes longer than {seconds:g} s", "too_slow") from error
+        except ClientDisconnect as error:
+            raise ApiError(499, "the client left") from error
+
+    async def json(self, request: Request) -> dict:
+        """The JSON object of a body. Raises `ApiError`."""
+        need_type(request, "application/json")
+        data = b"".join([chunk async for chunk in self.body(request)])
+        return await asyncio.to_thread(parse_json, data)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"larger than {self.settings.max_upload_mb} MB", "too_large")
+
+    async def look(self, model: Model, parts: tuple[Part, ...], num_frames: int) -> Visual:
+        """The parts as the model sees them; the same ones are decoded once.
+
+        Raises:
+            ApiError: a part that cannot be had or decoded.
+        """
+        many = self.settings.video_of_images
+        kind = parts[0].kind if parts else "images"
+        if kind == "image":
+            kind = "frames" if many and len(parts) >= many else "images"
+        async with self.media.files(parts) as files:
+            asked = num_frames if kind == "video" else 0
+            key = (kind, asked, model.name, *(file.key for file in files))
+
+            async def make() -> Visual:
+                arrays = await self.decoder.decode(
+                    {
+                        "kind": kind,
+                        "paths": [str(file.path) for file in files],
+                        "rule": self.settings.sampling,
+                        "num_frames": num_frames,
+                        "config": to_dict(model.config),
+                    }
+                )
+                return _visual(key, arrays)
+
+            try:
+                return await self._cache.get(key, make)
+            except ApiError as error:
+                where = parts[0].param if len(parts) == 1 else "messages"
+                message = f"{where}: {error.message}"
+                raise ApiError(error.status, message, error.code, where) from error
+
+
+def _visual(key: tuple, arrays: dict[str, np.ndarray]) -> Visual:
+    if "frames" in arrays:
+        times = tuple(arrays["times"].tolist())
+        return Visual(key, arrays["frames"], times, float(arrays["duration"]))
+    tokens = tuple(arrays.pop("tokens").tolist())
+    return Visual(key, Pictures(**arrays, tokens=tokens), (), 0.0)

@@ -1,0 +1,149 @@
+"""Where the bytes of a part are: below an allowed folder, in the request, uploaded, or on the web.
+
+What is not a local file is written under a temporary name and removed with the request; uploads are
+removed when newer ones need the room, and all at the end.
+"""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import secrets
+import shutil
+import tempfile
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from tpo_jax.serving.errors import ApiError
+from tpo_jax.serving.fetching import fetch
+from tpo_jax.serving.protocol import Part
+from tpo_jax.serving.settings import MB, Settings
+
+VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".ts", ".ogv", ".flv"}
+LISTED = 500
+UPLOADS_OVER_ONE = 4  # room for uploads, in units of the largest one
+
+
+class File(NamedTuple):
+    """A file to decode; equal keys hold equal bytes."""
+
+    key: tuple
+    path: Path
+
+
+class Media:
+    """Parts of messages as files."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.folders = tuple(folder.resolve() for folder in settings.folders)
+        self.temporary = Path(tempfile.mkdtemp(prefix="tpo_jax_serve_"))
+        self._uploads: OrderedDict[str, File] = OrderedDict()
+
+    def close(self) -> None:
+        """Removes what is temporary."""
+        shutil.rmtree(self.temporary, ignore_errors=True)
+
+    @asynccontextmanager
+    async def files(self, parts: tuple[Part, ...]) -> AsyncIterator[list[File]]:
+        """The parts as files, which are there as long as the context.
+
+        Raises:
+            ApiError: a part that is not there, not allowed or too large.
+        """
+        with tempfile.TemporaryDirectory(dir=self.temporary) as directory:
+            found = []
+            for i, part in enumerate(parts):
+                try:
+                    found.append(await self._file(part.url, Path(directory) / str(i)))
+                except ApiError as error:
+                    message = f"{part.param}: {error.message}"
+                    raise ApiError(error.status, message, error.code, part.param) from error
+            yield found
+
+    async def _file(self, url: str, target: Path) -> File:
+        scheme = url.partition(":")[0].lower() if ":" in url else ""
+        if scheme == "data":
+            return await asyncio.to_thread(self._embedded, url, target)
+        if scheme == "upload":
+            if url not in self._uploads:
+                raise ApiError(404, "no such upload, or it was removed; upload it again", "gone")
+            return self._uploads[url]
+        if scheme in ("http", "https"):
+            if not self.settings.allow_urls:
+                raise ApiError(400, "addresses are fetched only with --allow_urls", "not_allowed")
+            limit = self.settings.max_upload_mb * MB
+            await asyncio.to_thread(fetch, url, target, limit, self.settings.media_seconds)
+            return _hashed(target)
+        return self.local(unquote(urlsplit(url).path) if scheme == "file" else url)
+
+    def local(self, path: str) -> File:
+        """A file or directory of frames below an allowed folder."""
+        try:
+            resolved = Path(path).resolve()
+            allowed = any(resolved.is_relative_to(folder) for folder in self.folders)
+        except (OSError, ValueError, RuntimeError):  # a null byte, a loop of links
+            allowed = False
+        # Said before whether it exists, which is nobody's business outside of the folders.
+        if not allowed:
+            raise ApiError(
+                403, "local files are read only below the folders of --media_folders", "not_allowed"
+            )
+        try:
+            stat = resolved.stat()
+        except OSError as error:
+            raise ApiError(404, "no such file", "not_found") from error
+        return File(("path", str(resolved), stat.st_mtime_ns, stat.st_size), resolved)
+
+    def listed(self) -> list[str]:
+        """Videos below the allowed folders, the first hundreds of them."""
+        found: list[str] = []
+        for folder in self.folders:
+            for path in folder.rglob("*"):
+                if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+                    found.append(str(path))
+                if len(found) >= LISTED:
+                    return sorted(found)
+        return sorted(found)
+
+    def _embedded(self, url: str, target: Path) -> File:
+        head, comma, data = url.partition(",")
+        if not comma or not head.endswith(";base64"):
+            raise ApiError(400, "a data URL must be data:TYPE;base64,DATA", "invalid_media")
+        try:
+            decoded = base64.b64decode(data, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise ApiError(400, f"not base64: {error}", "invalid_base64") from error
+        if not decoded:
+            raise ApiError(400, "no bytes", "invalid_base64")
+        target.write_bytes(decoded)
+        return File(("bytes", hashlib.sha256(decoded).digest()), target)
+
+    async def upload(self, chunks: AsyncIterator[bytes]) -> str:
+        """Keeps the bytes of a file; the address to name it by, which nobody can guess."""
+        target = self.temporary / secrets.token_urlsafe(16)
+        try:
+            with target.open("wb") as file:
+                async for chunk in chunks:
+                    file.write(chunk)
+            if not target.stat().st_size:
+                raise ApiError(400, "an empty file", "invalid_media")
+            kept = await asyncio.to_thread(_hashed, target)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        url = f"upload:{target.name}"
+        self._uploads[url] = kept
+        room = UPLOADS_OVER_ONE * self.settings.max_upload_mb * MB
+        while sum(file.path.stat().st_size for file in self._uploads.values()) > room:
+            self._uploads.popitem(last=False)[1].path.unlink(missing_ok=True)
+        return url
+
+
+def _hashed(path: Path) -> File:
+    with path.open("rb") as file:
+        return File(("bytes", hashlib.file_digest(file, "sha256").digest()), path)
