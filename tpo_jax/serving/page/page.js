@@ -139,9 +139,9 @@ async function ask(article, model, signal) {
 
 async function submit(event) {
   event.preventDefault();
+  $("ask").disabled = true;
   await state.pending;
   state.stop = new AbortController();
-  $("ask").disabled = true;
   $("stop").disabled = false;
   const articles = [...$("answers").children];
   await Promise.all(articles.map((a, i) => ask(a, state.models[i], state.stop.signal)));
