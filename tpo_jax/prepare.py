@@ -27,6 +27,7 @@ _VIDEOS = flags.DEFINE_string("videos", None, "Folder the pairs' videos lie in."
 _COLUMN = flags.DEFINE_multi_string(
     "column", [], "role=name: which column of the list plays a role, as video=clip; repeatable."
 )
+_STRUCK = flags.DEFINE_string("struck", None, "File of the ids of pairs to leave out, by line.")
 _ARCHIVE = flags.DEFINE_string(
     "archive",
     None,
@@ -68,6 +69,7 @@ def main() -> None:
         workers=_WORKERS.value,
         strict=_STRICT.value,
         columns=columns,
+        struck=_STRUCK.value,
     )
     kinds = ", ".join(f"{count} {kind}" for kind, count in manifest["kinds"].items())
     print(

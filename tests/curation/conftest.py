@@ -27,7 +27,7 @@ def world_config(world_videos) -> ConfigDict:
     config.videos.folder = str(world_videos)
     config.rules.world_seed = SEED
     config.segments.localized = 3
-    config.segments.comprehensive = 1
+    config.segments.comprehensive = 3
     config.shards.workers = 1
     config.shards.num_frames = 4
     return config
@@ -51,7 +51,7 @@ def endpoint_config(world_config, endpoint) -> ConfigDict:
     config.questioner.num_frames = config.judge.num_frames = 0
     config.answerer.num_frames = 4
     config.answers.comprehensive_rejected = ("sparse:2", "other")
-    config.segments.localized = 1
+    config.segments.localized = config.segments.comprehensive = 1
     config.questions.per_segment = 2
     config.openai.url = endpoint.url
     config.openai.model = "fake"

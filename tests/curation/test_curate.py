@@ -1,8 +1,11 @@
 """Whole curation runs: what they make, what a kill or another split changes (nothing)."""
 
+import errno
+import html
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,18 +16,18 @@ import numpy as np
 import pytest
 
 from tests.curation.fake_endpoint import FAULTS
-from tpo_jax import curate as door
 from tpo_jax.curation import engine
 from tpo_jax.data import journal
 from tpo_jax.data.shards import open_shards
 from tpo_jax.errors import InputError
+from tpo_jax.recipes import curation
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = engine.Part()
 
 
 def curate(config, workdir, part=ALL, max_cost=0.0, retry=False):
-    return door.curate(config, workdir, part, max_cost, retry)
+    return curation.curate(config, workdir, part, max_cost, retry)
 
 
 def pairs_of(workdir) -> list[dict]:
@@ -50,7 +53,7 @@ def finished(world_videos, tmp_path_factory):
     config = curate_world.get_config()
     config.videos.folder = str(world_videos)
     config.rules.world_seed = SEED
-    config.segments.localized, config.segments.comprehensive = 3, 1
+    config.segments.localized, config.segments.comprehensive = 3, 3
     config.shards.workers, config.shards.num_frames = 1, 4
     workdir = tmp_path_factory.mktemp("finished") / "run"
     return workdir, curate(config, workdir)
@@ -88,6 +91,27 @@ def test_the_judge_keeps_what_is_true_and_better(finished, world_videos):
     right = np.mean([item["chosen"] == truth[item["id"]] for item in answered])
     assert 0.5 < right < 1
     assert all(p["chosen"] == truth[p["id"]] != p["rejected"] for p in pairs_of(workdir))
+
+
+def test_people_strike_out_pairs(finished, world_config, tmp_path):
+    workdir, report = finished
+    page = (workdir / "review.html").read_text()
+    pairs = pairs_of(workdir)
+    assert page.count("<article>") == min(len(pairs), curation.REVIEWED)
+    assert page.count("<svg") == 2 and page.count("data:image/jpeg") == 8 * len(pairs)
+    for pair in pairs:
+        assert f'value="{html.escape(pair["id"])}"' in page
+        assert html.escape(pair["rejected"]) in page
+    shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("shards"))
+    (tmp_path / "run/struck.txt").write_text(f"{pairs[0]['id']}\n\n{pairs[2]['id']}\n")
+    assert curate(world_config, tmp_path / "run") == report
+    assert (tmp_path / "run/review.html").read_text() == page
+    left = [r.id for r in open_shards(tmp_path / "run/shards")]
+    assert left == [p["id"] for i, p in enumerate(pairs) if i not in (0, 2)]
+    shutil.rmtree(tmp_path / "run/shards")
+    (tmp_path / "run/struck.txt").write_text("nobody\n")
+    with pytest.raises(InputError, match=r"struck\.txt: no pair has the id 'nobody'"):
+        curate(world_config, tmp_path / "run")
 
 
 def test_a_finished_run_does_nothing_more(finished, world_config):
@@ -158,6 +182,25 @@ def test_kills_at_ten_random_moments(finished, world_config, tmp_path, lethal):
     assert kills >= 5
     assert pairs_of(tmp_path / "run") == pairs_of(finished[0])
     assert journalled(tmp_path / "run") == journalled(finished[0])
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(finished, world_config, tmp_path, monkeypatch):
+    room = [2000]
+
+    def full(self, lines):
+        data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        self._file.write(data[: room[0]])
+        self._file.flush()
+        if len(data) > room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        room[0] -= len(data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.Journal, "add", full)
+        with pytest.raises(OSError, match="No space left on device"):  # a door prints this line
+            curate(world_config, tmp_path / "run")
+    curate(world_config, tmp_path / "run")
+    assert pairs_of(tmp_path / "run") == pairs_of(finished[0])
 
 
 def test_a_real_kill(finished, world_config, world_videos, tmp_path):

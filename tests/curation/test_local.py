@@ -73,7 +73,8 @@ def test_real_clips_with_random_weights_are_thrown_out(
 ):
     config = local(world_config, checkpoint)
     config.videos.folder = str(shared_media)
-    config.segments.localized = config.questions.per_segment = 1
+    config.segments.localized = config.segments.comprehensive = 1
+    config.questions.per_segment = 1
     with pytest.raises(InputError, match="no pair is left"):
         curate(config, tmp_path / "run")
     aside = [json.loads(x) for x in (tmp_path / "run/set_aside.jsonl").read_text().splitlines()]
@@ -87,6 +88,9 @@ def test_the_judge_of_random_weights_keeps_nothing(checkpoint, world_config, tmp
     config = local(world_config, checkpoint)
     for name in ("captioner", "questioner", "answerer"):
         config[name].backend = "rules"
+    config.judge.num_frames = 0  # it reads text alone
+    config.segments.localized = config.segments.comprehensive = 1
+    config.questions.per_segment = 3
     with pytest.raises(InputError, match="no pair is left"):
         curate(config, tmp_path / "run")
     judged = (tmp_path / "run/judged.jsonl").read_text().splitlines()[1:]

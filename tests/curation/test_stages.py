@@ -47,7 +47,7 @@ def test_awkward_videos_end_with_their_reason(world_config, world_videos, tmp_pa
     }.items():
         assert reason in aside[name], name
     # No localized segment fits into 1.3 s: it is asked about as a whole.
-    assert "short#1" not in aside
+    assert "short#3" not in aside
     assert report["yields"]["videos"]["items"] == 7 and report["pairs"]
 
 

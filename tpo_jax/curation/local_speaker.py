@@ -18,6 +18,7 @@ from tpo_jax.errors import InputError
 from tpo_jax.generation.generator import Generator, check_context
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.models.config import ModelConfig, visual_tokens
+from tpo_jax.models.images import Pictures
 from tpo_jax.parallel.mesh import make_mesh
 
 # Rows of a batch have a power of two of questions, at most so many, and prompts are rounded up, so
@@ -52,8 +53,13 @@ class _Row(NamedTuple):
     """Requests on one clip that are answered together."""
 
     requests: list[Request]
-    frames: np.ndarray  # uint8 [F, S, S, 3]
+    visual: np.ndarray | Pictures  # uint8 [F, S, S, 3]; of text alone, no picture
     prompts: prompts.Row
+
+    @property
+    def num_frames(self) -> int:
+        """F; 0 for text alone."""
+        return len(self.visual) if isinstance(self.visual, np.ndarray) else 0
 
 
 class LocalSpeaker:
@@ -102,9 +108,6 @@ class LocalSpeaker:
         groups: dict[tuple, list[Request]] = {}
         failed: list[tuple[Request, Failure]] = []
         for request in window:
-            if request.clip is None:
-                failed.append((request, Failure("a local model has to see a frame at least")))
-                continue
             key = (request.clip, request.id if self._sampled else "")
             groups.setdefault(key, []).append(request)
         rows = []
@@ -117,29 +120,32 @@ class LocalSpeaker:
                 else:
                     rows.append(row)
         # Rows of one shape follow one another; a batch of several shapes is split by `_answer`.
-        rows.sort(key=lambda row: (len(row.frames), row.prompts.input_ids.shape), reverse=True)
+        rows.sort(key=lambda row: (row.num_frames, row.prompts.input_ids.shape), reverse=True)
         return rows, failed
 
-    def _row(self, clip: Clip, requests: list[Request]) -> _Row | Failure:
-        frames = try_read(clip)
-        if isinstance(frames, Failure):
-            return frames
+    def _row(self, clip: Clip | None, requests: list[Request]) -> _Row | Failure:
         config = self._model.config
+        visual: np.ndarray | Pictures
+        if clip is None:
+            visual = images.read_pictures([], config)
+            tokens: int | tuple[int, ...] = visual.tokens
+        else:
+            frames = try_read(clip)
+            if isinstance(frames, Failure):
+                return frames
+            visual = images.preprocess(frames, config.tower)
+            tokens = visual_tokens(config, len(frames))
+        asked = [request.prompt for request in requests]
         try:
-            row = prompts.build_prompts(
-                self._model.tokenizer,
-                [request.prompt for request in requests],
-                visual_tokens(config, len(frames)),
-                cut="video",
-            )
-            check_context(config, row)
+            row = prompts.build_prompts(self._model.tokenizer, asked, tokens, cut="video")
+            check_context(config, row, video=clip is not None)
         except InputError as error:
             return Failure(str(error))
-        return _Row(requests, images.preprocess(frames, config.tower), row)
+        return _Row(requests, visual, row)
 
     def _answer(self, rows: list[_Row]) -> Iterator[tuple[Request, str | Failure]]:
-        for count in sorted({len(row.frames) for row in rows}):
-            alike = [row for row in rows if len(row.frames) == count]
+        for count in sorted({row.num_frames for row in rows}):
+            alike = [row for row in rows if row.num_frames == count]
             questions = max(len(row.requests) for row in alike)
             texts = self._generate(alike, 1 << (questions - 1).bit_length())
             for row, replies in zip(alike, texts, strict=False):
@@ -155,9 +161,11 @@ class LocalSpeaker:
 
         # A short batch is filled up, for another size would be another program.
         full = (rows * self._generator.batch_rows)[: self._generator.batch_rows]
+        frames = [row.visual for row in full if isinstance(row.visual, np.ndarray)]
+        pictures = [row.visual for row in full if isinstance(row.visual, Pictures)]
         with jax.default_matmul_precision(self._model.precision):
             return self._generator.answer(
-                np.stack([row.frames for row in full]),
+                np.stack(frames) if frames else pictures,
                 [padded(row.prompts) for row in full],
                 [row.requests[0].seed for row in full],
             )

@@ -104,8 +104,7 @@ def check(config: ConfigDict) -> None:
         raise InputError(f"balance.localized={config.balance.localized} must lie in [0, 1]")
     for name in ROLES:
         role = config[name]
-        text_only = name in ("questioner", "judge") and role.backend != "local"
-        if role.num_frames < (0 if text_only else 1):
+        if role.num_frames < (0 if name in ("questioner", "judge") else 1):
             raise InputError(f"{name}.num_frames={role.num_frames}: it has to see a frame at least")
         for field in ("prompt", "focus"):
             if field in role:

@@ -51,6 +51,7 @@ def prepare(
     workers: int = 1,
     strict: bool = False,
     columns: Mapping[str, str] | None = None,
+    struck: str | Path | None = None,
 ) -> dict[str, Any]:
     """Writes the directory `output` and returns its manifest; an unfinished run is continued.
 
@@ -63,6 +64,7 @@ def prepare(
         workers: processes; 1: only this one.
         strict: stop at the first bad pair instead of listing it in `rejected.jsonl`.
         columns: of the list, as `read_pairs` takes them.
+        struck: file of ids, one per line, of pairs that are left out.
 
     Raises:
         InputError: nothing can be made of the inputs, or a pair is bad and `strict` is set.
@@ -71,6 +73,8 @@ def prepare(
     if not root.is_dir():
         raise InputError(f"--videos={root}: no such folder")
     pairs, rejections = read_pairs(pairs_file, columns=columns)
+    if struck is not None:
+        pairs = _without(pairs, Path(struck))
     identities = {pair.video: _identity(root / pair.video) for pair in pairs}
     inputs = _hash([dataclasses.asdict(settings), num_shards, pairs, rejections, identities])
     if (done := _finished(output, inputs)) is not None:
@@ -132,6 +136,18 @@ def prepare(
     shards.write_metadata(partial, (entry for note in notes for entry in note["index"]), manifest)
     os.replace(partial, output)
     return manifest
+
+
+def _without(pairs: list[Pair], path: Path) -> list[Pair]:
+    """The pairs whose id is not in the file."""
+    try:
+        ids = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--struck={path}: cannot be read: {reason}") from error
+    if unknown := ids - {pair.id for pair in pairs}:
+        raise InputError(f"--struck={path}: no pair has the id {min(unknown)!r}")
+    return [pair for pair in pairs if pair.id not in ids]
 
 
 def _hash(value: Any) -> str:

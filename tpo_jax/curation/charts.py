@@ -1,0 +1,56 @@
+"""Pictures of a curated list: lengths and types (Figures 5 and 6 of the paper), yields, answers."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def charts(numbers: Mapping[str, Any], units: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Two SVG pictures; equal input, equal bytes.
+
+    Args:
+        numbers: `card.statistics` with `yields` per stage.
+        units: balanced units.
+    """
+    pies = Figure(figsize=(11, 4), layout="constrained")
+    names = (("video lengths", "Length of the videos"), ("question types", "Types of question"))
+    for axes, (name, title) in zip(pies.subplots(1, 2), names, strict=True):
+        there = {label: count for label, count in numbers[name].items() if count}
+        axes.pie(list(there.values()), labels=list(there), autopct="%.1f %%", textprops={"size": 8})
+        axes.set_title(title)
+    bars = Figure(figsize=(11, 3.6), layout="constrained")
+    left, right = bars.subplots(1, 2)
+    yields = numbers["yields"]
+    bottom = np.zeros(len(yields))
+    for name, colour in (("items", "#27ae60"), ("dropped", "#bbbbbb"), ("set aside", "#c0392b")):
+        counts = np.array([stage[name] for stage in yields.values()], float)
+        left.bar(list(yields), counts, bottom=bottom, label=name, color=colour)
+        bottom += counts
+    left.set(title="Yield of the stages", ylabel="number")
+    left.tick_params(axis="x", rotation=30)
+    left.legend(fontsize=8)
+    sides = [[len(unit[side].split()) for unit in units] for side in ("chosen", "rejected")]
+    right.hist(sides, bins=20, label=["chosen", "rejected"], color=["#27ae60", "#888888"])
+    shared = [_agreement(unit["chosen"], unit["rejected"]) for unit in units]
+    title = f"Words in the answers; they share {100 * np.mean(shared):.0f} % of their words"
+    right.set(title=title, xlabel="words", ylabel="pairs")
+    right.legend(fontsize=8)
+    return [_svg(pies), _svg(bars)]
+
+
+def _agreement(one: str, other: str) -> float:
+    """Words that two answers share, as a part of all their words."""
+    a, b = (set(re.findall(r"\w+", text.lower())) for text in (one, other))
+    return len(a & b) / max(1, len(a | b))
+
+
+def _svg(figure: Figure) -> str:
+    out = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "tpo_jax"}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()

@@ -1,0 +1,93 @@
+"""A curation run from the folder of videos to shards and data card."""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tpo_jax.curation import backends, card, engine, review, stages
+from tpo_jax.curation.balance import balance, pair
+from tpo_jax.curation.charts import charts
+from tpo_jax.curation.ledger import Ledger
+from tpo_jax.data import preparation
+from tpo_jax.data.shards import write_json
+from tpo_jax.errors import InputError
+from tpo_jax.recipes.rules import Rules
+
+STRUCK = "struck.txt"
+REVIEWED = 200  # pairs on the page
+
+
+def curate(
+    config: ConfigDict, workdir: Path, part: engine.Part, max_cost: float, retry: bool
+) -> dict[str, Any]:
+    """Runs or continues a part; returns what all parts together have made so far.
+
+    Args:
+        config: `configs/curation.py`.
+        workdir: of everything it makes; made if absent.
+        part: which videos.
+        max_cost: stop asking when this part has cost so much; 0: no limit.
+        retry: do again what was set aside.
+
+    Raises:
+        InputError: something in the config, the folder or a back end is wrong.
+    """
+    stages.check(config)
+    folder = Path(config.videos.folder)
+    videos = stages.listing(folder, config.videos.limit)
+    steps = stages.make_stages(config, videos)
+    makers = {role: backends.identity(config, role) for role in stages.ROLES}
+    owners = backends.owners(config, steps, makers)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--workdir={workdir}: cannot be made: {error.strerror}") from error
+    ledger = Ledger(part.file(workdir, "costs"), config.openai, max_cost)
+    maker = backends.Maker(config, ledger, rules=Rules)
+    try:
+        engine.run(
+            *(steps, owners, maker.speaker, videos, workdir, part),
+            retry=retry,
+            spent=lambda: ledger.spent,
+        )
+    finally:
+        ledger.close()
+        result = engine.collect(steps, videos, workdir)
+        engine.write_lines(workdir / "set_aside.jsonl", result.set_aside)
+    if result.waiting:
+        return {"waiting": result.waiting, "yields": result.yields}
+    if not result.units:
+        last = result.set_aside[0] if result.set_aside else None
+        reason = f"; the first set aside: {last['id']}: {last['reason']}" if last else ""
+        raise InputError(
+            f"{workdir}: no pair is left, see set_aside.jsonl and judged.jsonl{reason}"
+        )
+    seed = config.segments.seed
+    units, fell = balance(result.units, config.balance, config.questions.types, seed)
+    if not units:
+        raise InputError(f"{workdir}: no pair is left by section balance of the config: {fell}")
+    model = makers["answerer"]
+    engine.write_lines(workdir / "pairs.jsonl", (pair(unit, model) for unit in units))
+    known = engine.follow(videos, engine.outcomes(workdir, "videos"))
+    numbers = card.statistics(known, units)
+    result.yields["balance"] = {
+        "units": len(result.units),
+        "items": len(units),
+        "dropped": len(result.units) - len(units),
+        "set aside": 0,
+    }
+    report = {**numbers, "yields": result.yields, "balance": fell, "makers": makers}
+    write_json(workdir / "report.json", report)
+    (workdir / "README.md").write_text(card.card(numbers, result.yields, makers), encoding="utf-8")
+    pictures = charts(report, units)
+    review.write_page(workdir / "review.html", units, folder, pictures, REVIEWED)
+    preparation.prepare(
+        workdir / "pairs.jsonl",
+        folder,
+        workdir / "shards",
+        preparation.Settings(num_frames=config.shards.num_frames, frames=config.shards.frames),
+        workers=config.shards.workers,
+        struck=workdir / STRUCK if (workdir / STRUCK).exists() else None,
+    )
+    return report
