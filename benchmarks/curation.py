@@ -120,11 +120,7 @@ def main(_) -> None:
             "# Curation on the embedded world",
             "",
             f"{VIDEOS.value} videos of 96 seconds. Captions, questions and verdicts by rules that "
-            "know the truth; an answer is true when it is the reference answer up to case and full "
-            "stop. The judge by rules is perfect, so the last column shows what a perfect judge "
-            "leaves, and `kept` what it costs.",
-            "",
-            "Written by `python benchmarks/curation.py`.",
+            "know the truth.",
             "",
             "## Answers by rules",
             "",

@@ -19,6 +19,8 @@ def base() -> ConfigDict:
                 "pairs_per_row": 1,
                 "mixing": (),
                 "limit": 0,
+                "subset_seed": 0,
+                "curriculum": False,
                 "max_prefix": 0,
                 "max_response": 0,
                 "prefix_multiple": 128,

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tpo_jax.data.order import epoch_order, select
-from tpo_jax.data.records import KINDS, PairRecord
+from tpo_jax.data.records import KINDS, PairRecord, Provenance
 from tpo_jax.errors import InputError
 
 
@@ -80,3 +82,45 @@ def test_limit_takes_the_first_and_nothing_left_is_an_error():
     assert select(pairs, limit=9).tolist() == [0, 1, 2]
     with pytest.raises(InputError, match="no pair is left of 1 localized, 0 comprehensive"):
         select(pairs, (1, 1))
+
+
+@given(st.lists(st.sampled_from(KINDS), min_size=3, max_size=60), st.booleans(), st.data())
+def test_subsets_are_nested_and_drawn(kinds, mixed, data):
+    pairs = index([*kinds, "localized", "comprehensive"])
+    small, large = sorted(data.draw(st.tuples(*[st.integers(2, 62)] * 2)))
+    mixing = (1.0, 1.0) if mixed else None
+    chosen = [set(select(pairs, mixing, n, subset_seed=3).tolist()) for n in (small, large)]
+    assert chosen[0] <= chosen[1]
+    if not mixed:
+        assert len(chosen[0]) == min(small, len(pairs))
+        everything = select(pairs, mixing, 0, subset_seed=3)
+        assert everything.tolist() == list(range(len(pairs)))
+
+
+def test_a_subset_belongs_to_its_seed_and_to_the_pairs_not_to_their_places():
+    pairs = index(["other"] * 100)
+    drawn = [tuple(select(pairs, limit=20, subset_seed=seed)) for seed in (1, 2)]
+    assert drawn[0] != drawn[1] and drawn[0] != tuple(range(20))
+    turned = select(pairs[::-1], limit=20, subset_seed=1)
+    assert sorted(99 - turned) == list(drawn[0])
+
+
+@given(st.lists(st.sampled_from([0, 2, 4, 8, 16]), min_size=1, max_size=40), st.integers(1, 3))
+def test_a_curriculum_goes_from_easy_to_hard(levels, q):
+    pairs = [
+        replace(
+            pair, provenance=Provenance(manipulation=f"full / drop:{m}" if m else "full / rest")
+        )
+        for pair, m in zip(index(["other"] * len(levels), [0] * len(levels)), levels, strict=True)
+    ]
+    args = pairs, select(pairs), 2, q
+    orders = [
+        epoch_order(*args, seed=0, epoch=e, curriculum=True).reshape(-1, q) for e in (0, 0, 1)
+    ]
+    assert (orders[0] == orders[1]).all()
+    for order in orders:
+        assert sorted(order[order >= 0].tolist()) == list(range(len(levels)))
+        rows = [[levels[p] for p in row if p >= 0 and levels[p]] for row in order]
+        assert all(len(set(row)) <= 1 for row in rows)
+        seen = [row[0] for row in rows if row]
+        assert seen == sorted(seen, reverse=True)

@@ -1,5 +1,7 @@
 """Which pairs are used and in which order they come: pure functions of what the index says."""
 
+import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -10,7 +12,10 @@ from tpo_jax.errors import InputError
 
 
 def select(
-    index: Sequence[PairRecord], mixing: tuple[float, float] | None = None, limit: int = 0
+    index: Sequence[PairRecord],
+    mixing: tuple[float, float] | None = None,
+    limit: int = 0,
+    subset_seed: int = 0,
 ) -> np.ndarray:
     """Positions of the pairs that are used, int64, ascending; the same in every epoch.
 
@@ -19,15 +24,20 @@ def select(
         mixing: shares of localized and of comprehensive pairs; as many as there are in these
             shares, the first of each kind, none repeated. None: all kinds as they are.
         limit: at most so many pairs, the first ones; 0: all.
+        subset_seed: first in an order drawn by this seed, so that a smaller limit is a part of a
+            larger one; 0: in the order of the index.
 
     Raises:
         InputError: no pair is left.
     """
     limit = limit or len(index)
+    ranked = list(range(len(index)))
+    if subset_seed:
+        ranked.sort(key=lambda i: hashlib.sha256(f"{subset_seed} {index[i].id}".encode()).digest())
     if mixing is None:
-        return np.arange(min(limit, len(index)))
+        return np.sort(np.array(ranked[:limit], np.int64))
     shares = dict(zip(("localized", "comprehensive"), np.array(mixing) / sum(mixing), strict=True))
-    of_kind = {k: [i for i, pair in enumerate(index) if pair.kind == k] for k in shares}
+    of_kind = {k: [i for i in ranked if index[i].kind == k] for k in shares}
     total = min([limit, *(len(of_kind[kind]) / share for kind, share in shares.items() if share)])
     # The small term: a share such as 0.3 of 10 must not become 2.
     used = [of_kind[kind][: int(total * share + 1e-6)] for kind, share in shares.items()]
@@ -46,24 +56,42 @@ def epoch_order(
     seed: int,
     epoch: int,
     shuffle: bool = True,
+    curriculum: bool = False,
 ) -> np.ndarray:
     """The pairs of an epoch, every one once: int64 `[batches, B, Q]` positions, -1: none.
 
-    Pairs of one video fill rows of `Q`; its last row and the last batch may stay incomplete.
+    Pairs of one video fill rows of `Q`; its last row and the last batch may stay incomplete. With
+    `curriculum` rows come from easy to hard: by falling magnitude of the manipulation that made the
+    rejected answer (TEMPLE, arXiv 2503.16929); pairs without one are spread over all magnitudes.
     """
     rng = np.random.default_rng([seed, epoch])
     pairs = rng.permutation(pairs) if shuffle else pairs
+    level = _levels(index, pairs, rng) if curriculum else dict.fromkeys(pairs.tolist(), 0)
     q = pairs_per_row
     if q == 1:
         rows = [[position] for position in pairs.tolist()]
     else:
-        videos: dict[str, list[int]] = defaultdict(list)
+        videos: dict[tuple[str, int], list[int]] = defaultdict(list)
         for position in pairs.tolist():
-            videos[index[position].video_id].append(position)
+            videos[index[position].video_id, level[position]].append(position)
         rows = [same[i : i + q] for same in videos.values() for i in range(0, len(same), q)]
         rows = [rows[i] for i in rng.permutation(len(rows))] if shuffle else rows
+    rows.sort(key=lambda row: -level[row[0]])  # keeps the order of equals
     batches = -(-len(rows) // rows_per_batch)
     order = np.full((batches * rows_per_batch, q), -1, np.int64)
     for i, row in enumerate(rows):
         order[i, : len(row)] = row
     return order.reshape(batches, rows_per_batch, q)
+
+
+def _levels(
+    index: Sequence[PairRecord], pairs: np.ndarray, rng: np.random.Generator
+) -> dict[int, int]:
+    """Magnitude by position: the number at the end of the manipulation, as in `full / drop:8`."""
+    found = {p: re.search(r":(\d+)$", index[p].provenance.manipulation) for p in pairs.tolist()}
+    there = sorted({int(match[1]) for match in found.values() if match}) or [0]
+    drawn = rng.choice(there, len(found)).tolist()
+    return {
+        p: int(match[1]) if match else other
+        for (p, match), other in zip(found.items(), drawn, strict=True)
+    }

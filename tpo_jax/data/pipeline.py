@@ -46,6 +46,8 @@ class DataConfig:
     num_epochs: int = 1  # 0: without end
     mixing: tuple[float, float] | None = None  # shares of localized and comprehensive pairs
     limit: int = 0  # pairs used; 0: all
+    subset_seed: int = 0  # draws the pairs of `limit`, nested; 0: the first ones
+    curriculum: bool = False  # from easy to hard manipulations within an epoch
     max_prefix: int = 0  # P; 0: what the longest pair needs, rounded up
     max_response: int = 0  # R; 0: likewise
     prefix_multiple: int = 128
@@ -102,7 +104,7 @@ class Pipeline:
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.shards = open_shards(config.shards)
         _check_stored_frames(self.shards, config)
-        self.pairs = select(self.shards.index, config.mixing, config.limit)
+        self.pairs = select(self.shards.index, config.mixing, config.limit, config.subset_seed)
         rows = config.batch_size // config.pairs_per_row
         if rows % process_count:
             raise InputError(f"{rows} rows of a batch cannot be shared by {process_count} hosts")
@@ -131,6 +133,7 @@ class Pipeline:
             seed=config.seed,
             epoch=epoch,
             shuffle=config.shuffle,
+            curriculum=config.curriculum,
         )
 
     def __getitem__(self, k: int) -> Batch:
