@@ -24,7 +24,7 @@ TYPES = {
     "object": 14.9,
     "spatial": 13.5,
 }
-_QUESTION = re.compile(r"\s*Q:[ \t]*(\S[^\n]*)\n\s*A:\s*(\S.*)", re.DOTALL)
+_QUESTION = re.compile(r"\s*Q:[^\S\n]*(\S[^\n]*)\n\s*A:\s*(\S.*)", re.DOTALL)
 _VERDICT = re.compile(r"\s*([123])\s*[:.)]\s*(yes|no|equally)\s*\.?\s*", re.IGNORECASE)
 
 
