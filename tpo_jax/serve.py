@@ -8,16 +8,14 @@ environment, if set, is the key that clients must send. See `docs/serve.md`.
 
 import os
 import socket
+import warnings
 from pathlib import Path
 
-import uvicorn
 from absl import flags
 
 from tpo_jax.data import sampling
 from tpo_jax.errors import InputError, run_door
 from tpo_jax.parallel.mesh import make_mesh
-from tpo_jax.serving.app import build_app
-from tpo_jax.serving.models import load, names
 from tpo_jax.serving.settings import Settings
 
 _DEFAULT = Settings()
@@ -106,6 +104,13 @@ def read_settings() -> Settings:
 
 def main() -> None:
     """Serves until it is told to stop."""
+    try:
+        import uvicorn
+
+        from tpo_jax.serving.app import build_app
+        from tpo_jax.serving.models import load, names
+    except ModuleNotFoundError as error:
+        raise InputError(f"{error.name} is not installed; pip install 'tpo_jax[serve]'") from error
     settings = read_settings()
     directories = [_CHECKPOINT.value, *([_COMPARE.value] if _COMPARE.value else [])]
     called = names(directories)
@@ -116,6 +121,8 @@ def main() -> None:
         load(directory, name, settings.max_new_tokens, _DTYPE.value, mesh)
         for directory, name in zip(directories, called, strict=True)
     ]
+    # JAX warns of every child; the decoders' run another program at once, which is safe.
+    warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
     family = socket.AF_INET6 if ":" in _HOST.value else socket.AF_INET
     with socket.create_server((_HOST.value, _PORT.value), family=family) as listening:
         app = build_app(models, settings)

@@ -1,18 +1,23 @@
 """What strangers send: addresses that lead home, files that take too long."""
 
 import asyncio
+import contextlib
 import dataclasses
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from starlette.requests import Request
 
 from tpo_jax.models.config import preset, to_dict
 from tpo_jax.serving.decoder import Cache, Decoder
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.fetching import fetch, is_public
+from tpo_jax.serving.intake import Intake
 from tpo_jax.serving.media import Media
 from tpo_jax.serving.settings import MB, Settings
+
+KIND = [(b"content-type", b"application/json")]
 
 
 @pytest.fixture
@@ -125,6 +130,42 @@ def test_what_many_ask_for_is_made_once() -> None:
 
     asyncio.run(run())
     assert made == ["a", "b", "bad", "bad"]
+
+
+def test_large_bodies_do_not_shut_small_ones_out() -> None:
+    piece = b" " * (1 << 16)
+
+    def request(*pieces):
+        given = iter(pieces)
+
+        async def receive():
+            body = next(given, None)
+            return {"type": "http.request", "body": body or b"", "more_body": body is not None}
+
+        return Request({"type": "http", "method": "POST", "headers": KIND}, receive)
+
+    async def run():
+        intake = Intake(settings, Media(settings), Decoder(settings))
+        with contextlib.ExitStack() as held:
+            refused = []
+            for large in [request(*[piece] * 15) for _ in range(6)]:
+                held.enter_context(intake.reserved(large))
+                try:
+                    async for _ in intake.body(large):
+                        pass
+                except ApiError as error:
+                    refused.append(error.status)
+            small = request(b'{"a": 1}')
+            with intake.reserved(small):
+                assert await intake.json(small) == {"a": 1}
+        last = request(*[piece] * 15)
+        with intake.reserved(last):
+            assert b"".join([part async for part in intake.body(last)]) == piece * 15
+        await intake.close()
+        return refused
+
+    settings = Settings(max_upload_mb=1)
+    assert asyncio.run(run()) == [429, 429]
 
 
 def test_old_uploads_make_room(tmp_path) -> None:

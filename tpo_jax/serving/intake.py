@@ -16,7 +16,8 @@ from tpo_jax.serving.models import Model, Visual
 from tpo_jax.serving.protocol import Part, parse_json
 from tpo_jax.serving.settings import MB, Settings
 
-BODIES_OVER_ONE = 4  # bytes of all bodies at a time, in units of the largest one
+BODIES_OVER_ONE = 4  # bytes of all large bodies at a time, in units of the largest one
+SMALL_BODY = 1 << 18
 
 
 def need_type(request: Request, kind: str) -> None:
@@ -41,25 +42,31 @@ class Intake:
 
     @contextmanager
     def reserved(self, request: Request) -> Iterator[None]:
-        """Room for a request's body; without a length it counts as the largest.
+        """A place for a request, and for its bytes until it is decoded.
 
         Raises:
-            ApiError: no room, or a length that is too large, of which nothing is read.
+            ApiError: no place, or a length that is too large, of which nothing is read.
         """
-        size = int(request.headers.get("content-length", self.most))
-        if size > self.most:
+        if int(request.headers.get("content-length", 0)) > self.most:
             raise self._too_large()
-        full = self._size + size > BODIES_OVER_ONE * self.most
-        if full or self._requests >= self.settings.max_waiting:
-            raise ApiError(429, "too many requests at a time; try again", "busy")
-        self._requests, self._size = self._requests + 1, self._size + size
+        if self._requests >= self.settings.max_waiting:
+            raise self._busy()
+        request.state.size = 0
+        self._requests += 1
         try:
             yield
         finally:
-            self._requests, self._size = self._requests - 1, self._size - size
+            self._requests -= 1
+            self._size -= request.state.size
 
     async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """The pieces of a body. Raises `ApiError` for one that is too large or too slow."""
+        """The pieces of a body, for which a place is reserved.
+
+        Only large bodies share the room, so that a few of them do not shut the others out.
+
+        Raises:
+            ApiError: too large, too slow, or no room.
+        """
         size, seconds = 0, self.settings.media_seconds
         try:
             async with asyncio.timeout(seconds):
@@ -67,6 +74,11 @@ class Intake:
                     size += len(chunk)
                     if size > self.most:
                         raise self._too_large()
+                    if size > SMALL_BODY:
+                        self._size += size - request.state.size
+                        request.state.size = size
+                        if self._size > BODIES_OVER_ONE * self.most:
+                            raise self._busy()
                     yield chunk
         except TimeoutError as error:
             raise ApiError(408, f"the body takes longer than {seconds:g} s", "too_slow") from error
@@ -78,6 +90,9 @@ class Intake:
         need_type(request, "application/json")
         data = b"".join([chunk async for chunk in self.body(request)])
         return await asyncio.to_thread(parse_json, data)
+
+    def _busy(self) -> ApiError:
+        return ApiError(429, "too many requests at a time; try again", "busy")
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"larger than {self.settings.max_upload_mb} MB", "too_large")
