@@ -42,6 +42,10 @@ def folder(tmp_path_factory) -> Path:
     Path(video.path).rename(folder / "media/video.mp4")
     pixels = np.random.default_rng(0).integers(0, 256, (20, 36, 3), np.uint8)
     Image.fromarray(pixels).save(folder / "media/image.png")
+    (folder / "media/frames").mkdir()
+    for i in range(4):
+        frame = Image.fromarray(np.roll(pixels, 3 * i, axis=1))
+        frame.save(folder / f"media/frames/{i}.png")
     (folder / "media/broken.mp4").write_bytes(b"\0\0\0\x18ftypmp42 nothing")
     (folder / "outside.mp4").write_bytes((folder / "media/video.mp4").read_bytes())
     (folder / "media/link.mp4").symlink_to(folder / "outside.mp4")
@@ -60,6 +64,7 @@ def server(folder) -> Iterator[Served]:
         "max_batch": 4,
         "max_frames": 16,
         "wait_ms": 100,
+        "video_of_images": 2,
     }
     command = [sys.executable, "-m", "tpo_jax.serve", *(f"--{k}={v}" for k, v in flags.items())]
     environment = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": str(ROOT)}

@@ -16,6 +16,7 @@ import pytest
 from tests.doors import call
 from tests.serving.conftest import FLAGS, QUESTIONS
 
+TIMELESS = {"time_instruction": "none"}  # images have no times
 pytestmark = pytest.mark.slow
 
 
@@ -30,7 +31,8 @@ def ask(client, folder):
 
     def ask(question, part=None, stream=False, model="tpo", **more):
         part = video_part(str(folder / "media/video.mp4")) if part is None else part
-        content = [*([part] if part else []), {"type": "text", "text": question}]
+        parts = part if isinstance(part, list | tuple) else [part]
+        content = [{"type": "text", "text": question}, *parts]
         messages = [{"role": "user", "content": content}]
         reply = client.chat.completions.create(
             model=model, messages=messages, stream=stream, **more
@@ -70,6 +72,7 @@ def test_answers_are_those_of_generate(ask, folder) -> None:
         flags | {"video": video, "prompt": QUESTIONS[0], **drawn},
         flags | {"image": image, "prompt": QUESTIONS[1]},
         flags | {"prompt": QUESTIONS[1]},
+        flags | {"video": folder / "media/frames", "prompt": QUESTIONS[0], **TIMELESS},
     )
     expected = [result.out.removesuffix("\n") for result in results]
     assert len(set(expected)) == len(expected) and all(expected)
@@ -80,6 +83,9 @@ def test_answers_are_those_of_generate(ask, folder) -> None:
     assert ask(QUESTIONS[0], **drawn, stream=True) == expected[1]
     assert ask(QUESTIONS[1], image_part(data_url(image, "image/png"))) == expected[2]
     assert ask(QUESTIONS[1], part=()) == expected[3]
+    frames = sorted((folder / "media/frames").iterdir())
+    images = [image_part(data_url(frame, "image/png")) for frame in frames]
+    assert ask(QUESTIONS[0], images) == expected[4]
 
 
 def test_each_of_many_clients_gets_its_own_answer(ask, server) -> None:
