@@ -8,11 +8,12 @@ compiler. Rows that are not asked for keep what the file says of them.
 
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 
 from absl import app, flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs import llava_video_tpo, longva_tpo
 from tpo_jax.models.config import preset
@@ -78,7 +79,6 @@ def line(row, plan: Plan) -> str:
 
 def main(_) -> None:
     """Writes the table."""
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     path = Path(_OUTPUT.value)
     old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     wanted = [int(n) for n in _WHICH.value] or range(len(ROWS))

@@ -10,7 +10,6 @@ machine; a model of 7B parameters takes a minute or more. Exit code 1: it does n
 
 import dataclasses
 import json
-import os
 import sys
 
 from absl import flags
@@ -127,10 +126,6 @@ def search_topology(config: ConfigDict, kind: str) -> Plan:
 
 def main() -> int:
     """The command."""
-    # Nothing of this runs on the machine: libtpu need not look for a TPU of its own, for minutes,
-    # nor keep others from loading it.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     search = {"": planned, "frames": search_frames, "topology": search_topology}[_SEARCH.value]
     plan = search(_CONFIG.value, _TOPOLOGY.value)
     print(json.dumps(dataclasses.asdict(plan), indent=2) if _JSON.value else report(plan))

@@ -9,6 +9,7 @@ import hypothesis
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import P
 
@@ -18,7 +19,7 @@ from tpo_jax.models.config import DecoderConfig, TowerConfig, preset, visual_tok
 from tpo_jax.models.vlm import abstract_params
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.training import hlo
-from tpo_jax.training.plan import Plan, compile_step, devices_of, minimum_flops
+from tpo_jax.training.plan import CHIPS, Plan, compile_step, devices_of, memory_asked, minimum_flops
 from tpo_jax.training.plan_search import frames_of, most_frames, smallest_slice
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +93,31 @@ def test_a_live_reference_is_in_the_plan(libtpu):
     more = live.memory["argument"] - cached.memory["argument"]
     assert copy <= more <= 1.2 * copy
     assert live.flops > 1.1 * cached.flops
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.parametrize(
+    ("topology", "slices", "devices"),
+    [
+        ("v4:2x2x1", 1, 4),
+        ("v5e:4x4", 2, 32),
+        ("v5p:2x2x1", 1, 4),
+        ("v6e:2x4", 1, 8),
+        ("tpu7x:2x2x1", 1, 8),  # two devices a chip
+    ],
+)
+def test_limit_of_every_kind_of_chip_is_the_compilers(libtpu, topology, slices, devices):
+    found = devices_of(topology, slices)
+    assert len(found) == devices
+    mesh = jax.sharding.Mesh(np.array(found), ("all",))
+    huge = jax.ShapeDtypeStruct((2**38,), jnp.int8, sharding=jax.NamedSharding(mesh, P()))
+    limit = CHIPS[topology.split(":")[0]].hbm
+    message = rf"available HBM \({limit:.2f}G\)"
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message) as raised:
+        jax.jit(lambda x: x + 1).lower(huge).compile()
+    assert memory_asked(raised.value) >= 2**38
+    with pytest.raises(ValueError, match="another"):
+        memory_asked(ValueError("another"))
 
 
 @pytest.mark.tpu_compiler

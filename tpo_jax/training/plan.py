@@ -1,6 +1,7 @@
 """The train step of a config compiled for a TPU slice, on a machine that has none."""
 
 import dataclasses
+import os
 import re
 from typing import Any
 
@@ -28,18 +29,18 @@ GIB = 2**30
 class Chip:
     """Published figures of one device as JAX counts them."""
 
-    hbm: float  # GiB a program may use
+    hbm: float  # GiB a program may use, as the compiler has it
     flops: float  # bf16, per second
     bandwidth: float  # of HBM, bytes/s
     links: float  # of the interconnect, bytes/s, all links together
 
 
 CHIPS = {
-    "v4": Chip(31.75, 275e12, 1228e9, 300e9),
+    "v4": Chip(30.75, 275e12, 1228e9, 300e9),
     "v5e": Chip(15.75, 197e12, 819e9, 200e9),
-    "v5p": Chip(95.0, 459e12, 2765e9, 600e9),
-    "v6e": Chip(31.25, 918e12, 1640e9, 448e9),
-    "tpu7x": Chip(95.0, 1153e12, 3690e9, 600e9),  # half a chip: two devices each
+    "v5p": Chip(95.73, 459e12, 2765e9, 600e9),
+    "v6e": Chip(31.24, 918e12, 1640e9, 448e9),
+    "tpu7x": Chip(94.74, 1153e12, 3690e9, 600e9),  # half a chip: two devices each
 }
 
 
@@ -81,6 +82,10 @@ def devices_of(topology: str, slices: int = 1) -> list:
             f"--topology={topology} is not of the form KIND:AxB or KIND:AxBxC with KIND one of "
             f"{', '.join(CHIPS)}; v5e:4x4 is a slice of 16 chips"
         )
+    # Nothing runs here: libtpu need not search for a TPU of its own, which takes minutes, nor keep
+    # others from loading it.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     options: dict = {"chip_config_name": "megacore"} if kind in ("v4", "v5p") else {}
     if slices > 1:
         options["num_slices"] = slices
@@ -248,14 +253,22 @@ def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            asked = re.search(r"Used ([\d.]+)([KMG]) of", str(error))
-            if "RESOURCE_EXHAUSTED" not in str(error) or not asked:
-                raise
-            scale = {"K": 2**10, "M": 2**20, "G": 2**30}[asked.group(2)]
-            plan.peak = float(asked.group(1)) * scale
+            plan.peak = memory_asked(error)
             return plan, None
     _measure(plan, compiled, chip)
     return plan, compiled
+
+
+def memory_asked(error: jax.errors.JaxRuntimeError) -> float:
+    """Bytes per chip that a program needs which does not fit.
+
+    Raises:
+        JaxRuntimeError: the given error, if it says something else.
+    """
+    asked = re.search(r"([\d.]+)([KMG])\)? (?:of|exceeds available)", str(error))
+    if "RESOURCE_EXHAUSTED" not in str(error) or not asked:
+        raise error
+    return float(asked[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[asked[2]]
 
 
 def _measure(plan: Plan, compiled, chip: Chip) -> None:
