@@ -7,7 +7,6 @@ compiler. Rows that are not asked for keep what the file says of them.
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
@@ -81,19 +80,16 @@ def main(_) -> None:
     """Writes the table."""
     path = Path(_OUTPUT.value)
     old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    wanted = [int(n) for n in _WHICH.value] or range(len(ROWS))
-    lines = []
+    lines = {}
     for number, row in enumerate(ROWS):
         start = f"| {row[0]} | {row[2]:,} | {row[3]} |"
-        kept = next((text for text in old if text.startswith(start)), None)
-        if number in wanted:
-            plan = compiled(row)
-            print(json.dumps({"row": number, "peak": plan.peak, "memory": plan.memory}), flush=True)
-            print(plan, file=sys.stderr)
-            kept = line(row, plan)
-        if kept:
-            lines.append(kept)
-        path.write_text(HEAD + "\n".join(lines) + "\n", encoding="utf-8")
+        lines[number] = next((text for text in old if text.startswith(start)), None)
+    for number in [int(n) for n in _WHICH.value] or range(len(ROWS)):
+        plan = compiled(ROWS[number])
+        print(plan, file=sys.stderr)
+        lines[number] = line(ROWS[number], plan)
+        rows = [text for text in lines.values() if text]
+        path.write_text(HEAD + "\n".join(rows) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from tpo_jax.training.plan import CHIPS, Plan, compile_step, devices_of, memory_
 from tpo_jax.training.plan_search import frames_of, most_frames, smallest_slice
 
 ROOT = Path(__file__).resolve().parents[2]
+PLAN = ROOT / "docs/results/plan.md"
 
 # The widths that decide what the compiler does with a layer; two layers and a small tower.
 SLICE = dataclasses.replace(
@@ -93,6 +94,38 @@ def test_a_live_reference_is_in_the_plan(libtpu):
     more = live.memory["argument"] - cached.memory["argument"]
     assert copy <= more <= 1.2 * copy
     assert live.flops > 1.1 * cached.flops
+
+
+def published():
+    """The rows of docs/results/plan.md by model and frames."""
+    rows = [line.split("|")[1:-1] for line in PLAN.read_text().splitlines() if line[:2] == "| "]
+    head, *rows = ([cell.strip() for cell in row] for row in rows)
+    return {(row[0], row[1]): dict(zip(head, row, strict=True)) for row in rows}
+
+
+def test_every_published_row_fits():
+    rows = published()
+    assert set(rows) >= {
+        ("llava_video_7b", "32"),
+        ("llava_video_7b", "64"),
+        ("llava_video_7b", "128"),
+        ("llava_video_7b", "512"),
+        ("longva_7b", "1,024"),
+        ("longva_7b", "3,000"),
+    }
+    for name, row in rows.items():
+        assert float(row["peak, GiB"]) <= float(row["limit"]), name
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.slow
+def test_a_published_row_is_what_the_compiler_says(libtpu):
+    """All of 7B parameters; as `benchmarks/plan.py` compiles it."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import plan as benchmark
+
+    row = benchmark.ROWS[0]
+    assert benchmark.line(row, benchmark.compiled(row)) in PLAN.read_text().splitlines()
 
 
 @pytest.mark.tpu_compiler

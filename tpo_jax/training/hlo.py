@@ -26,11 +26,11 @@ class Work:
     flops: float = 0.0  # matrix products, kernels included
     kernel_flops: float = 0.0  # of them in splash kernels
     hbm_bytes: float = 0.0  # read and written by the program's own instructions
-    # kind -> [count, bytes of the results]
+    # kind -> [count, bytes that a chip takes in, all-reduce: and hands on again, on a ring]
     collectives: dict[str, list[float]] = dataclasses.field(
         default_factory=lambda: collections.defaultdict(lambda: [0, 0])
     )
-    channels: set[str | None] = dataclasses.field(default_factory=set)  # counted already
+    chains: set[tuple] = dataclasses.field(default_factory=set)  # collectives counted already
 
 
 @dataclasses.dataclass
@@ -93,17 +93,23 @@ def _add(computations, name: str, times: float, total: Work, fused: bool) -> Non
             total.flops += flops
             total.kernel_flops += flops
         kind = it.op.removesuffix("-start")
-        channel = it.attribute("channel_id")
-        if kind in _COLLECTIVES and not it.op.endswith("-done") and channel not in total.channels:
+        chain = re.search(r'chain_id="(\d+)"', it.rest)
+        part = (it.attribute("channel_id"), chain[1]) if chain else (name, label)
+        if kind in _COLLECTIVES and not it.op.endswith("-done") and part not in total.chains:
             # A collective that runs beside several fusions is written down in each of them.
-            total.channels.add(channel)
+            total.chains.add(part)
             shapes = _SHAPE.findall(it.shape)
             if it.op == "collective-permute-start":
                 shapes = shapes[:1]
             elif it.op.endswith("-start"):
                 shapes = shapes[len(shapes) // 2 :]
+            if kind == "reduce-scatter":
+                shapes = [s for n in it.operands for s in _SHAPE.findall(table[n].shape)]
+            elif kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                kind = "reduce-scatter"  # how the TPU compiler writes some of them
+            size = sum(_size(*shape) for shape in shapes) * (2 if kind == "all-reduce" else 1)
             total.collectives[kind][0] += times
-            total.collectives[kind][1] += times * sum(_size(*shape) for shape in shapes)
+            total.collectives[kind][1] += times * size
         if not fused and it.op not in _NO_TRAFFIC and not it.op.endswith(("-done", "-start")):
             total.hbm_bytes += times * _traffic(it, table, computations)
 
