@@ -2,7 +2,7 @@
 
 python benchmarks/plan.py --output=docs/results/plan.md [--rows=0,1]
 
-Several minutes of two CPU cores a row, one after the other: one process at a time may hold the
+One to several minutes of two CPU cores a row, one after the other: one process at a time may hold the
 compiler. Rows that are not asked for keep what the file says of them.
 """
 
@@ -32,17 +32,24 @@ ROWS = (
 HEAD = """# Which experiments fit which slice
 
 Full fine-tuning of decoder and projector, AdamW with float32 state, the frozen tower in the step,
-full remat, one pair a row and step of every group of chips that shares a row. The step of `train`,
-compiled by the TPU compiler on a machine without a TPU: memory, FLOPs and bytes are the compiled
-program's; no time was measured. "Times the minimum" is FLOPs over those of a step that computes
-nothing twice. Chip-hours are a lower bound: 10,000 pairs, every step as long as the longest of
-compute, memory and links at their peak rates (v5e: 197 TFLOP/s, 819 GB/s, 200 GB/s). The paper
-reports 8 A100 for about four hours, 32 GPU-hours, at 10,000 pairs of at most 60 frames.
+one pair a step for every group of chips that shares a row, answers of 128 tokens. The step of
+`train`, compiled by the TPU compiler on a machine without a TPU: memory, FLOPs and bytes are the
+compiled program's; no time was measured, and no trained model reads this far (LongVA was published
+for 224,000 positions, LLaVA-Video for 32,768).
 
-Written by `python benchmarks/plan.py --output=docs/results/plan.md`.
+Every layer is computed again in the backward pass but for what is *kept* (`compute.remat`). *Times
+the minimum*: FLOPs over those of a step that computes nothing twice. In the last three rows most of
+them are attention, whose backward pass is two kernels, one for queries and one for keys and values,
+that both compute the scores again; the one kernel that would not needs partial sums that do not fit.
 
-| model | frames | slice | fsdp x context | prefix | peak, GiB | limit | times the minimum | pairs/h | chip-hours |
-|---|---|---|---|---|---|---|---|---|---|
+*Chip-hours* are a lower bound: 10,000 pairs, every step as long as the longest of compute, memory
+and links at their peak rates (v5e: 197 TFLOP/s, 819 GB/s, 200 GB/s). The paper reports 8 A100 for
+about four hours, 32 GPU-hours, at 10,000 pairs of at most 60 frames.
+
+Written by `python benchmarks/plan.py --output=docs/results/plan.md`; jax 0.10.2, libtpu 0.0.51.
+
+| model | frames | slice | fsdp x context | prefix | kept | peak, GiB | limit | times the minimum | pairs/h | chip-hours |
+|---|---|---|---|---|---|---|---|---|---|---|
 """  # noqa: E501
 
 _OUTPUT = flags.DEFINE_string("output", "docs/results/plan.md", "where the table goes")
@@ -67,6 +74,7 @@ def line(row, plan: Plan) -> str:
     """A row of the table."""
     name, _, frames, topology, (fsdp, context), _, remat = row
     cells = [name, f"{frames:,}", topology, f"{fsdp} x {context}", f"{plan.prefix:,}"]
+    cells += [remat.replace(":save", "").replace(",", ", ")]
     cells += [f"{plan.peak / GIB:.2f}", f"{plan.limit / GIB:.2f}"]
     if plan.fits:
         cells += [f"{plan.flops / plan.minimum_flops:.2f}", f"{plan.pairs_per_hour:,.0f}"]
