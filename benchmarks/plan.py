@@ -2,8 +2,8 @@
 
 python benchmarks/plan.py --output=docs/results/plan.md [--rows=0,1]
 
-One to several minutes of two CPU cores a row, one after the other: one process at a time may hold the
-compiler. Rows that are not asked for keep what the file says of them.
+One to several minutes of two CPU cores a row, one after the other. Rows that are not asked for keep
+what the file says of them.
 """
 
 import dataclasses
