@@ -2,7 +2,8 @@
 [--config.a.b=…]`; `docs/configs.md` explains the fields.
 
 A working directory that holds a checkpoint is resumed. It ends with `model/`, a model directory
-that every other command takes; adapters are merged into it and, in PEFT's layout, in `adapters/`.
+that every other command takes; adapters are merged into it and, in PEFT's layout with whatever else
+was trained, in `adapters/`.
 On several hosts the same command runs on each, with `--distributed` and with shards and working
 directory at the same place.
 """
@@ -253,7 +254,8 @@ def train(config: ConfigDict, workdir: Path) -> Path | None:
         return None
     trained = join(state["params"], state["frozen"])
     if lora.rank:
-        save_adapters(workdir / "adapters", model, lora, trained, config.model.checkpoint)
+        base = config.model.checkpoint
+        save_adapters(workdir / "adapters", model, lora, state["params"], base)
         trained = merge(trained, lora)
     save_model(workdir / "model", model, trained, tokenizer)
     return workdir / "model"

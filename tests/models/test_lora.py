@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import json
 import math
 import types
 import warnings
@@ -10,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests import originals
 from tests.batches import SMALL, random_batch
-from tpo_jax.checkpoints.models import load_model
+from tpo_jax.checkpoints import huggingface
+from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.checkpoints.peft import save_adapters
 from tpo_jax.errors import InputError
 from tpo_jax.models.lora import PROJECTIONS, Lora, adapters_of, init_adapters, join, merge, scaled
@@ -134,6 +137,78 @@ def test_merged_and_peft(checkpoint, tmp_path):
         in_weights = model.merge_and_unload()(torch.tensor(ids)).logits.numpy()
     assert np.abs(theirs - beside).max() <= 1e-5
     assert np.abs(in_weights - theirs).max() <= 1e-4
+
+
+@pytest.mark.parametrize(
+    "config", [originals.LONGVA, originals.LLAVA_VIDEO], ids=["clip", "siglip"]
+)
+def test_base_and_adapters_give_back_the_trained_model(config, tmp_path):
+    """Whatever trained beside the adapters is in their directory, to the bit."""
+    original = originals.Original(config)
+    originals.write_checkpoint(tmp_path / "base", original)
+    base = load_model(tmp_path / "base").params
+    draws = np.random.default_rng(0)
+    moved = jax.tree.map(
+        lambda x: x + draws.standard_normal(x.shape, np.float32),
+        {name: part for name, part in base.items() if name != "decoder"},
+    )
+    trained = join(random_adapters(SOME, base), moved)
+    save_adapters(tmp_path / "adapters", config, SOME, trained, "base")
+    values = json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())
+    assert values["modules_to_save"] == ["mm_projector"]
+    saved = load_file(tmp_path / "adapters" / "adapter_model.safetensors")
+    beside = load_file(tmp_path / "adapters" / "non_lora_trainables.safetensors")
+    assert ("model.image_newline" in beside) == config.has_newline
+
+    # Into the checkpoint, as any loader of tensors by name would.
+    save_model(
+        tmp_path / "expected",
+        config,
+        merge(
+            trained
+            | {"decoder": join(jax.tree.map(jnp.copy, base["decoder"]), trained["decoder"])},
+            SOME,
+        ),
+        None,
+    )
+    expected = load_model(tmp_path / "expected").params
+    prefix = "base_model.model."
+    tensors = beside | {
+        name.removeprefix(prefix): x for name, x in saved.items() if ".lora_" not in name
+    }
+    for path in (tmp_path / "base").glob("*.safetensors"):
+        held = load_file(path)
+        found = tensors.keys() & held.keys()
+        save_file(held | {name: tensors.pop(name) for name in found}, path, {"format": "pt"})
+    assert not tensors
+    found = load_model(tmp_path / "base").params
+    rows, layers = huggingface.table(config), {}
+    for projection in adapters_of(trained):
+        names = rows[f"decoder/layers/{projection}/kernel"].names
+        for leaf, theirs in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
+            keys = [prefix + name.replace("weight", f"{theirs}.weight") for name in names]
+            stack = jnp.asarray(np.stack([saved[key].T for key in keys]))
+            layers.setdefault(projection, {})[leaf] = stack
+    found = merge(join(found, {"decoder": {"layers": layers}}), SOME)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_peft_loads_a_trained_projector(checkpoint, tmp_path):
+    original, params = checkpoint
+    peft = pytest.importorskip("peft", reason="compares with PEFT's own loading")
+    moved = jax.tree.map(lambda x: x + 0.5, params["projector"])
+    trained = random_adapters(SOME, params) | {"projector": moved}
+    save_adapters(tmp_path / "adapters", originals.LONGVA, SOME, trained, "base")
+    assert not (tmp_path / "adapters" / "non_lora_trainables.safetensors").exists()
+    causal = transformers.Qwen2ForCausalLM(original.qwen_config)
+    causal.model.mm_projector = copy.deepcopy(original.model.mm_projector)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model = peft.PeftModel.from_pretrained(causal, tmp_path / "adapters")
+    merged = model.merge_and_unload().model.mm_projector
+    for i, name in ((0, "fc1"), (2, "fc2")):
+        np.testing.assert_array_equal(merged[i].weight.detach().numpy().T, moved[name]["kernel"])
+        np.testing.assert_array_equal(merged[i].bias.detach().numpy(), moved[name]["bias"])
 
 
 def test_bfloat16_kernels_are_merged_in_float32(checkpoint):

@@ -1,4 +1,6 @@
-"""LoRA adapters as a directory that `peft` loads onto the Hugging Face model."""
+"""LoRA adapters, and what trained beside them, as a directory that `peft` loads onto the Hugging
+Face model.
+"""
 
 import shutil
 from pathlib import Path
@@ -8,30 +10,51 @@ import numpy as np
 from jax.experimental import multihost_utils
 from safetensors.numpy import save_file
 
-from tpo_jax.checkpoints.huggingface import table
+from tpo_jax.checkpoints.huggingface import flatten, table
 from tpo_jax.checkpoints.huggingface_config import write_json
+from tpo_jax.checkpoints.huggingface_export import to_torch
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.lora import Lora, adapters_of
 
 
-def save_adapters(directory: Path, model: ModelConfig, lora: Lora, params: dict, base: str) -> None:
-    """Writes `adapter_config.json` and `adapter_model.safetensors`; every process calls it.
+def save_adapters(
+    directory: Path, model: ModelConfig, lora: Lora, trained: dict, base: str
+) -> None:
+    """Writes everything that was trained; every process calls it.
+
+    `adapter_model.safetensors` holds the adapters and a trained projector, which
+    `adapter_config.json` names in `modules_to_save`: `peft` loads both. Other trained parameters
+    (the newline vector, which is no module, and a tower) go to `non_lora_trainables.safetensors`
+    under their Hugging Face names, to be loaded into the base model; the file is absent where there
+    are none. Base and directory together are the trained model.
 
     Args:
         directory: where to; one that exists is replaced.
         model: the adapted model.
         lora: rank, alpha and targets.
-        params: hold the adapters; others are left alone.
+        trained: adapters and the other parameters that were trained, and nothing frozen.
         base: what the adapters go onto, for the record.
     """
-    rows, tensors = table(model), {}
-    for projection, part in adapters_of(params).items():
+    rows, tensors, others = table(model), {}, {}
+
+    def whole(leaf) -> np.ndarray:
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+    for projection, part in adapters_of(trained).items():
         names = rows[f"decoder/layers/{projection}/kernel"].names
         for leaf, theirs in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
-            stack = np.asarray(multihost_utils.process_allgather(part[leaf], tiled=True))
-            for name, values in zip(names, stack, strict=True):
+            for name, values in zip(names, whole(part[leaf]), strict=True):
                 name = name.removesuffix("weight") + f"{theirs}.weight"
                 tensors[f"base_model.model.{name}"] = np.ascontiguousarray(values.T)
+    for path, leaf in flatten(trained).items():
+        if path in rows:
+            names = rows[path].names
+            parts = to_torch(rows[path], whole(leaf), model.tower)
+            for name, values in zip(names, map(np.ascontiguousarray, parts), strict=True):
+                if path.startswith("projector/"):
+                    tensors[f"base_model.model.{name}"] = values
+                else:
+                    others[name] = values
     if jax.process_index():
         return
     values = {
@@ -46,12 +69,15 @@ def save_adapters(directory: Path, model: ModelConfig, lora: Lora, params: dict,
         "inference_mode": True,
         # A list of names would match the vision tower's projections, too.
         "target_modules": rf"model\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(lora.targets)})",
+        "modules_to_save": ["mm_projector"] if "projector" in trained else None,
     }
     temporary = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     write_json(temporary / "adapter_config.json", values)
     save_file(tensors, temporary / "adapter_model.safetensors", {"format": "pt"})
+    if others:
+        save_file(others, temporary / "non_lora_trainables.safetensors", {"format": "pt"})
     if directory.exists():
         shutil.rmtree(directory)
     temporary.rename(directory)
