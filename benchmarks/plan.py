@@ -6,7 +6,6 @@ One to several minutes of two CPU cores a row, one after the other. Rows that ar
 what the file says of them.
 """
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs import llava_video_tpo, longva_tpo
-from tpo_jax.models.config import preset
+from tpo_jax.plan import model_of
 from tpo_jax.training.plan import GIB, Plan, compile_step
 
 # What is kept where memory allows; everything else is recomputed.
@@ -65,9 +64,8 @@ def compiled(row) -> Plan:
     config.mesh.fsdp, config.mesh.context = fsdp, context
     config.compute.remat = remat
     config.train.batch_size = fsdp
-    # LLaVA-Video was trained on 32,768 positions, which the compiler does not mind.
-    settings = dataclasses.replace(preset(name), max_length=2**20)
-    return compile_step(config, settings, topology)[0]
+    config.model.preset, config.model.max_length = name, 2**20
+    return compile_step(config, model_of(config), topology)[0]
 
 
 def line(row, plan: Plan) -> str:

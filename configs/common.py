@@ -9,7 +9,7 @@ def base() -> ConfigDict:
     """The fields; `docs/configs.md` explains each."""
     return ConfigDict(
         {
-            "model": {"preset": "", "checkpoint": "", "tokenizer": ""},
+            "model": {"preset": "", "checkpoint": "", "tokenizer": "", "max_length": 0},
             "data": {
                 "shards": "",
                 "num_frames": 32,

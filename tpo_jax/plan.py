@@ -19,7 +19,7 @@ from tpo_jax.checkpoints.models import load_config
 from tpo_jax.errors import InputError, run_door
 from tpo_jax.models.config import ModelConfig, preset
 from tpo_jax.parallel.mesh import AXES, mesh_shape
-from tpo_jax.training.plan import GIB, Plan, compile_step, devices_of
+from tpo_jax.training.plan import GIB, RESPONSE_TOKENS, Plan, compile_step, devices_of
 from tpo_jax.training.plan_search import most_frames, smallest_slice
 
 
@@ -32,12 +32,10 @@ def model_of(config: ConfigDict) -> ModelConfig:
     given = config.model
     if bool(given.checkpoint) == bool(given.preset):
         raise InputError("give one of model.checkpoint and model.preset")
+    settings = {"max_length": given.max_length} if given.max_length else {}
     if given.checkpoint:
-        return load_config(given.checkpoint)
-    try:
-        return preset(given.preset)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+        return load_config(given.checkpoint, **settings)
+    return dataclasses.replace(preset(given.preset), **settings)
 
 
 def report(plan: Plan) -> str:
@@ -108,6 +106,7 @@ def search_frames(config: ConfigDict, topology: str) -> Plan:
         config.data.prefix_multiple,
         context,
         config.data.num_frames,
+        config.data.max_response or RESPONSE_TOKENS,
     )
     end = f"{beyond.frames} do not" if beyond else "the model's context ends there"
     tell(f"{best.frames} frames fit, {end}" if best else "no number of frames fits")
@@ -117,11 +116,10 @@ def search_frames(config: ConfigDict, topology: str) -> Plan:
 
 
 def search_topology(config: ConfigDict, kind: str) -> Plan:
-    """The plan on the smallest slice of a kind that fits."""
-    plan = smallest_slice(lambda topology: planned(config, topology), kind, tell)
-    if plan is None:
-        raise InputError(f"--topology={kind}: the experiment fits no slice of this kind")
-    return plan
+    """The plan on the smallest slice of a kind that fits; on the largest that could run it where
+    none does.
+    """
+    return smallest_slice(lambda topology: planned(config, topology), kind, tell)
 
 
 def main() -> int:

@@ -67,10 +67,11 @@ def load_weights(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[ModelConf
     given = config.model
     if bool(given.checkpoint) == bool(given.preset):
         raise InputError("give one of model.checkpoint and model.preset")
+    settings = {"max_length": given.max_length} if given.max_length else {}
     if given.checkpoint:
-        loaded = load_model(given.checkpoint, mesh=mesh, dtype=None)
+        loaded = load_model(given.checkpoint, mesh=mesh, dtype=None, **settings)
         return loaded.config, loaded.params, loaded.tokenizer_directory
-    model = preset(given.preset)
+    model = dataclasses.replace(preset(given.preset), **settings)
     if not given.tokenizer:
         raise InputError(f"model.preset={given.preset} needs model.tokenizer, a directory")
     # Random weights have no vocabulary of their own: a larger tokenizer makes room for itself.

@@ -154,6 +154,17 @@ def test_limit_of_every_kind_of_chip_is_the_compilers(libtpu, topology, slices, 
 
 
 @pytest.mark.tpu_compiler
+def test_only_rows_are_split_over_the_network_between_slices(libtpu):
+    devices = devices_of("v5e:2x4", 2)
+    mesh = make_mesh({"data": 4, "fsdp": -1, "tensor": 1, "context": 1}, devices)
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    assert mesh.devices.shape == (4, 4, 1, 1)
+    assert (slices == np.array([0, 0, 1, 1]).reshape(4, 1, 1, 1)).all()
+    with pytest.raises(InputError, match="mesh.data=1 must be a multiple of the 2 slices"):
+        make_mesh({"data": 1, "fsdp": -1, "tensor": 1, "context": 1}, devices)
+
+
+@pytest.mark.tpu_compiler
 def test_work_of_a_known_program(libtpu):
     mesh = make_mesh({"data": 1, "fsdp": 8, "tensor": 1, "context": 1}, devices_of("v5e:2x4"))
     L, n = 5, 1024
@@ -183,7 +194,9 @@ def test_loops_count_as_often_as_they_run():
 @pytest.mark.parametrize(
     ("changes", "topology", "message"),
     [
-        ({}, "v5e:3x5", "v5e:3x5"),
+        ({}, "v5e:3x5", "slices of v5e are 1x1 2x2"),
+        ({}, "v5e:0x4", "slices of v5e"),
+        ({}, "v4:4x4", "slices of v4 are 2x2x1"),
         ({}, "v9:4x4", "one of v4, v5e"),
         ({}, "v5e:4x4", "does not fit 16 devices"),
         ({"train__batch_size": 6}, "v5e:2x4", "use 4 or 8 rows"),
@@ -224,10 +237,10 @@ def test_search_finds_the_most_frames_that_fit(most, bend, start, shared):
     def compile_at(frames):
         asked.append(frames)
         peak = 10.0 + 90 * (frames / most) ** bend
-        return Plan("", 1, {}, 1, frames, 0, 0, fits=frames <= most, limit=100.0, peak=peak)
+        return Plan("", 1, 1, {}, 1, frames, 0, 0, fits=frames <= most, limit=100.0, peak=peak)
 
     context = 8 if shared else 1
-    best, beyond = most_frames(compile_at, model, 512, context, start)
+    best, beyond = most_frames(compile_at, model, 512, context, start, 256)
     assert len(set(asked)) == len(asked) <= 24
     unit = 2048 if shared else 512
     assert best is None or best.frames <= most
@@ -252,9 +265,22 @@ def test_smallest_slice_passes_over_what_cannot_run():
         if topology == "v5e:2x4":
             raise InputError("rows do not divide")
         fits = topology in ("v5e:4x8", "v5e:8x8")
-        return Plan(topology, 1, {}, 1, 1, 1, 1, fits=fits, limit=1.0, peak=1.0)
+        return Plan(topology, 1, 1, {}, 1, 1, 1, 1, fits=fits, limit=1.0, peak=1.0)
 
     assert smallest_slice(compile_on, "v5e", told.append).topology == "v5e:4x8"
-    assert told == ["v5e:2x2: does not fit", "v5e:2x4: rows do not divide", "v5e:4x4: does not fit"]
+    assert told == [
+        "v5e:1x1: does not fit",
+        "v5e:2x2: does not fit",
+        "v5e:2x4: rows do not divide",
+        "v5e:4x4: does not fit",
+    ]
+    # None that is larger: the verdict of the largest, and an error where none can run at all.
+    assert not smallest_slice(compile_on, "v6e", told.append).fits
+
+    def refuse(topology):
+        raise InputError("6 rows do not divide")
+
+    with pytest.raises(InputError, match="no slice can run this experiment; 6 rows"):
+        smallest_slice(refuse, "v6e", told.append)
     with pytest.raises(InputError, match="--topology=v5e:4x4: a search over slices takes one of"):
         smallest_slice(compile_on, "v5e:4x4", told.append)

@@ -99,7 +99,7 @@ def load_model(
     Raises:
         InputError: what is wrong with the directory, in one line.
     """
-    directory = Path(directory)
+    directory = Path(directory).absolute()
     config = load_config(directory, **settings)
     abstract = vlm.abstract_params(config)
     if mesh is None:
@@ -125,7 +125,7 @@ def open_model(directory: str | Path, **settings) -> Loaded:
     Raises:
         InputError: what is wrong with the directory; values are checked when they are read.
     """
-    directory = Path(directory)
+    directory = Path(directory).absolute()
     config = load_config(directory, **settings)
     if is_native(directory):
         return Loaded(config, native.open_params(directory / "params", config), directory)

@@ -3,6 +3,7 @@
 import math
 
 import jax
+from jax.experimental import mesh_utils
 
 from tpo_jax.errors import InputError
 
@@ -35,11 +36,22 @@ def make_mesh(sizes: dict[str, int], devices=None) -> jax.sharding.Mesh:
     Args:
         sizes: `{"data": 1, "fsdp": -1, "tensor": 1, "context": 1}`; -1 takes what is left.
         devices: defaults to all devices of all processes.
+
+    Raises:
+        InputError: the sizes do not multiply to the number of devices, or several slices do not
+            divide `data`.
     """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh(
-        mesh_shape(sizes, len(devices)),
-        AXES,
-        axis_types=(jax.sharding.AxisType.Auto,) * len(AXES),
-        devices=devices,
-    )
+    shape = mesh_shape(sizes, len(devices))
+    types = (jax.sharding.AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    if shape[0] % slices:
+        raise InputError(
+            f"mesh.data={shape[0]} must be a multiple of the {slices} slices: only rows are split "
+            "over the slow network between them"
+        )
+    within, between = (shape[0] // slices, *shape[1:]), (slices,) + (1,) * (len(AXES) - 1)
+    grid = mesh_utils.create_hybrid_device_mesh(within, between, devices)
+    return jax.sharding.Mesh(grid, AXES, axis_types=types)

@@ -33,6 +33,7 @@ class Chip:
     flops: float  # bf16, per second
     bandwidth: float  # of HBM, bytes/s
     links: float  # of the interconnect, bytes/s, all links together
+    devices: int = 1  # as which JAX sees a chip; the other figures are of one of them
 
 
 CHIPS = {
@@ -40,17 +41,28 @@ CHIPS = {
     "v5e": Chip(15.75, 197e12, 819e9, 200e9),
     "v5p": Chip(95.73, 459e12, 2765e9, 600e9),
     "v6e": Chip(31.24, 918e12, 1640e9, 448e9),
-    "tpu7x": Chip(94.74, 1153e12, 3690e9, 600e9),  # half a chip: two devices each
+    "tpu7x": Chip(94.74, 1153e12, 3690e9, 600e9, devices=2),
+}
+
+
+# Slices that Cloud TPU rents, by the number of chips.
+SLICES = {
+    "v4": "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16",
+    "v5e": "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16",
+    "v5p": "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16",
+    "v6e": "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16",
+    "tpu7x": "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16",
 }
 
 
 @dataclasses.dataclass
 class Plan:
-    """What the compiler says of a step; sizes in bytes and FLOPs of one chip unless said
+    """What the compiler says of a step; sizes in bytes and FLOPs of one device unless said
     otherwise.
     """
 
     topology: str
+    devices: int
     chips: int
     mesh: dict[str, int]
     pairs: int  # per step
@@ -76,12 +88,14 @@ def devices_of(topology: str, slices: int = 1) -> list:
     Raises:
         InputError: no such topology, or the compiler is missing or in use.
     """
-    kind = topology.split(":")[0]
-    if kind not in CHIPS or not re.fullmatch(r"\w+:\d+x\d+(x\d+)?", topology):
+    kind, _, shape = topology.partition(":")
+    if kind not in CHIPS:
         raise InputError(
             f"--topology={topology} is not of the form KIND:AxB or KIND:AxBxC with KIND one of "
             f"{', '.join(CHIPS)}; v5e:4x4 is a slice of 16 chips"
         )
+    if shape not in SLICES[kind].split():
+        raise InputError(f"--topology={topology}: slices of {kind} are {SLICES[kind]}")
     # Nothing runs here: libtpu need not search for a TPU of its own, which takes minutes, nor keep
     # others from loading it.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -231,6 +245,7 @@ def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
     plan = Plan(
         topology if slices == 1 else f"{slices} x {topology}",
         len(devices),
+        len(devices) // chip.devices,
         dict(mesh.shape),
         config.train.batch_size,
         frames,
@@ -265,10 +280,10 @@ def memory_asked(error: jax.errors.JaxRuntimeError) -> float:
     Raises:
         JaxRuntimeError: the given error, if it says something else.
     """
-    asked = re.search(r"([\d.]+)([KMG])\)? (?:of|exceeds available)", str(error))
+    asked = re.search(r"([\d.]+)([KMGT])\)? (?:of|exceeds available)", str(error))
     if "RESOURCE_EXHAUSTED" not in str(error) or not asked:
         raise error
-    return float(asked[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[asked[2]]
+    return float(asked[1]) * {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}[asked[2]]
 
 
 def _measure(plan: Plan, compiled, chip: Chip) -> None:
@@ -280,7 +295,7 @@ def _measure(plan: Plan, compiled, chip: Chip) -> None:
     }
     plan.fits = plan.peak <= plan.limit
     work = hlo.work(compiled.as_text())
-    plan.flops, plan.hbm_bytes = work.flops * plan.chips, work.hbm_bytes
+    plan.flops, plan.hbm_bytes = work.flops * plan.devices, work.hbm_bytes
     plan.collectives = dict(work.collectives)
     plan.seconds = {
         "compute": work.flops / chip.flops,

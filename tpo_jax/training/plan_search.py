@@ -7,16 +7,7 @@ from collections.abc import Callable
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import ModelConfig, visual_tokens
 from tpo_jax.parallel.splash import LANES
-from tpo_jax.training.plan import RESPONSE_TOKENS, TEXT_TOKENS, Plan
-
-# Slices that Cloud TPU rents, by the number of chips.
-SLICES = {
-    "v4": "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8",
-    "v5e": "2x2 2x4 4x4 4x8 8x8 8x16 16x16",
-    "v5p": "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8",
-    "v6e": "2x2 2x4 4x4 4x8 8x8 8x16 16x16",
-    "tpu7x": "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8",
-}
+from tpo_jax.training.plan import SLICES, TEXT_TOKENS, Plan
 
 
 def frames_of(model: ModelConfig, prefix: int) -> int:
@@ -28,7 +19,12 @@ def frames_of(model: ModelConfig, prefix: int) -> int:
 
 
 def most_frames(
-    compile_at: Callable[[int], Plan], model: ModelConfig, multiple: int, context: int, start: int
+    compile_at: Callable[[int], Plan],
+    model: ModelConfig,
+    multiple: int,
+    context: int,
+    start: int,
+    response: int,
 ) -> tuple[Plan | None, Plan | None]:
     """Finds the longest videos that fit.
 
@@ -42,6 +38,7 @@ def most_frames(
             over `context` chips needs.
         context: chips that share a prefix.
         start: frames of the first plan.
+        response: tokens of an answer.
 
     Returns:
         The plan of the most frames that fit, None where none does, and that of the next larger
@@ -49,7 +46,7 @@ def most_frames(
     """
     unit = math.lcm(multiple, LANES * (2 * context if context > 1 else 1))
     # Only the frames that fill a prefix are worth a compilation.
-    full = {frames_of(model, n) for n in range(unit, model.max_length - RESPONSE_TOKENS + 1, unit)}
+    full = {frames_of(model, n) for n in range(unit, model.max_length - response + 1, unit)}
     sizes = sorted(full - {0})
     plans: dict[int, Plan] = {}
     low, high = -1, len(sizes)  # the last that fits, the first that does not
@@ -73,29 +70,36 @@ def most_frames(
 
 def smallest_slice(
     compile_on: Callable[[str], Plan], kind: str, tell: Callable[[str], None]
-) -> Plan | None:
-    """Finds the smallest slice of a kind that an experiment fits, None where none does.
+) -> Plan:
+    """Finds the smallest slice of a kind that an experiment fits.
 
     Args:
         compile_on: the plan on a topology, `v5e:4x4`.
         kind: key of `SLICES`.
         tell: hears why a slice was passed over.
 
+    Returns:
+        The plan there; on the largest slice where it fits none.
+
     Raises:
-        InputError: no such kind of chip.
+        InputError: no such kind of chip, or the experiment can run on no slice whatever its memory.
     """
     if kind not in SLICES:
         raise InputError(
             f"--topology={kind}: a search over slices takes one of {', '.join(SLICES)}"
         )
+    plan = refused = None
     for shape in SLICES[kind].split():
         topology = f"{kind}:{shape}"
         try:
             plan = compile_on(topology)
         except InputError as error:
+            refused = error
             tell(f"{topology}: {error}")
             continue
         if plan.fits:
             return plan
         tell(f"{topology}: does not fit")
-    return None
+    if plan is None:
+        raise InputError(f"--topology={kind}: no slice can run this experiment; {refused}")
+    return plan
