@@ -328,6 +328,7 @@ watch() { # sets `status` to the door's exit status; 1 when the door, or the sli
 
 run_on_slice() {
   trap 'note "$name goes on; the same command shows it again, --stop ends it"; exit 130' INT
+  run mkdir -p "$scratch"
   run git -C "$root" archive --format=tar.gz "--output=$scratch/tpo_jax.tar.gz" "$commit"
   while :; do
     provision

@@ -217,7 +217,7 @@ def test_dry_run_prints_what_would_run(project: Path, texts: list[str]) -> None:
     assert result.code == 0, result.err
     commands = [words(line) for line in result.out.splitlines()]
     assert [c for c in commands if "create" in c] and all(
-        c[0] in ("git", "gcloud") for c in commands
+        c[0] in ("mkdir", "git", "gcloud") for c in commands
     )
     [start] = [c for c in commands if "start" in c[-1] and c[-1].startswith("--command=")]
     assert words(start[-1].removeprefix("--command="))[5:] == ["generate", *arguments]

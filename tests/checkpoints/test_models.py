@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpo_jax.checkpoints.models import load_config, load_model, save_model
+from tpo_jax.checkpoints.models import load_config, load_model, open_model, save_model
 from tpo_jax.errors import InputError
 from tpo_jax.models import config as models
 from tpo_jax.models import vlm
@@ -54,6 +54,13 @@ def test_round_trip(tmp_path, params, dtype):
 def test_tokenizer_travels(saved):
     directory = load_model(saved).tokenizer_directory
     assert (directory / "tokenizer.json").read_text() == "{}"
+
+
+def test_a_relative_path_will_do(saved, params, monkeypatch):
+    monkeypatch.chdir(saved.parent)
+    assert_equal(load_model("model").params, params)
+    stored = open_model("model").params["decoder"]["norm"]["scale"]
+    np.testing.assert_array_equal(np.asarray(stored), params["decoder"]["norm"]["scale"])
 
 
 def test_sharded(saved, params):
