@@ -55,22 +55,30 @@ def report(plan: Plan) -> str:
         )
     kinds = ", ".join(f"{name} {size / GIB:.2f}" for name, size in plan.memory.items())
     lines.append(
-        f"memory per chip: peak {plan.peak / GIB:.2f} GiB of {plan.limit / GIB:.2f}, headroom "
+        f"memory per device: peak {plan.peak / GIB:.2f} GiB of {plan.limit / GIB:.2f}, headroom "
         f"{(plan.limit - plan.peak) / GIB:.2f} ({kinds})"
     )
-    lines.append(
-        f"FLOPs per step: {plan.flops:.3e} compiled, {plan.minimum_flops:.3e} at least by formula: "
-        f"{plan.flops / plan.minimum_flops:.2f} times"
-    )
-    for kind, (count, size) in sorted(plan.collectives.items()):
-        lines.append(f"{kind}: {count:.0f} per step, {size / 1e9:.2f} GB per chip")
-    times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in plan.seconds.items())
-    lines.append(
-        f"roofline: {times}; {plan.pairs_per_hour:.0f} pairs/h, {plan.chip_hours:.1f} chip-hours "
-        "for 10,000 pairs if a step takes the longest of them, everything at its peak rate"
-    )
+    if plan.seconds:
+        lines += measured(plan)
+    else:
+        lines.append("FLOPs, traffic and time: unknown, jaxlib cannot read this compiled program")
     lines.append("fits" if plan.fits else "does NOT fit")
     return "\n".join(lines)
+
+
+def measured(plan: Plan) -> list[str]:
+    """What the compiled program does, for a reader."""
+    times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in plan.seconds.items())
+    return [
+        f"FLOPs per step: {plan.flops:.3e} compiled, {plan.minimum_flops:.3e} at least by formula: "
+        f"{plan.flops / plan.minimum_flops:.2f} times",
+        *(
+            f"{kind}: {count:.0f} per step, {size / 1e9:.2f} GB per device"
+            for kind, (count, size) in sorted(plan.collectives.items())
+        ),
+        f"roofline: {times}; {plan.pairs_per_hour:.0f} pairs/h, {plan.chip_hours:.1f} chip-hours "
+        "for 10,000 pairs if a step takes the longest of them, everything at its peak rate",
+    ]
 
 
 def tell(line: str) -> None:

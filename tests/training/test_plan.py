@@ -18,6 +18,7 @@ from tpo_jax.errors import InputError
 from tpo_jax.models.config import DecoderConfig, TowerConfig, preset, visual_tokens
 from tpo_jax.models.vlm import abstract_params
 from tpo_jax.parallel.mesh import make_mesh
+from tpo_jax.plan import report
 from tpo_jax.training import hlo
 from tpo_jax.training.plan import CHIPS, Plan, compile_step, devices_of, memory_asked, minimum_flops
 from tpo_jax.training.plan_search import frames_of, most_frames, smallest_slice
@@ -94,6 +95,20 @@ def test_a_live_reference_is_in_the_plan(libtpu):
     more = live.memory["argument"] - cached.memory["argument"]
     assert copy <= more <= 1.2 * copy
     assert live.flops > 1.1 * cached.flops
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topology", "slices", "devices", "chips"),
+    [("v5e:2x4", 2, 16, 16), ("tpu7x:2x2x1", 1, 8, 4)],  # a chip of tpu7x is two devices
+)
+def test_step_elsewhere(libtpu, topology, slices, devices, chips):
+    config = experiment(mesh__data=devices // 8, train__batch_size=devices // 2)
+    plan, compiled = compile_step(config, SLICE, topology, slices)
+    assert plan.fits and (plan.devices, plan.chips) == (devices, chips)
+    assert compiled is not None
+    assert f"{chips} chips" in report(plan)
 
 
 def published():

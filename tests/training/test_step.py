@@ -80,6 +80,16 @@ def test_shared_prefix_equals_two_rows(shape, freeze):
     assert_same(fast[1], slow[1])
 
 
+@pytest.mark.parametrize("within", [False, True])
+def test_switches_of_the_original_layout_change_nothing(within):
+    batch = jax.tree.map(jnp.asarray, random_batch(Q=2, within=within))
+    model = bind(SMALL, params())
+    ways = [{}, {"encode_once": True}, {"answers_only": True}]
+    logps = [jax.jit(lambda b, w=way: classic.token_logps(model, b, **w))(batch) for way in ways]
+    for found in logps[1:]:
+        np.testing.assert_allclose(found, logps[0], atol=1e-5)
+
+
 # Every path of the step beyond sigmoid DPO: reference-free, a mean over the batch, phrases, and a
 # live reference.
 MIXED = Objective(0.3, 0.5, 0.8, loss="0.5*ipo+kto_pair+rrpo+0.3*orpo", token_kl=0.2)
