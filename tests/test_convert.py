@@ -220,6 +220,16 @@ NATIVES = {
 }
 
 
+def test_weights_without_a_tokenizer_are_converted_and_noted(inputs, tmp_path):
+    write_source(tmp_path / "source", inputs)
+    (tmp_path / "source" / "tokenizer.json").unlink()
+    for before, after in (("source", "native"), ("native", "back")):
+        (result,) = call("convert", {"input": tmp_path / before, "output": tmp_path / after})
+        assert (result.code, result.out) == (0, f"{tmp_path / after}\n"), result.err
+        assert f"note: {tmp_path / before} has no tokenizer files" in result.err
+    assert tensors(tmp_path / "back") == tensors(tmp_path / "source")
+
+
 @pytest.mark.parametrize("layout", ["source", "native"])
 def test_wrong_models_are_one_line_and_leave_nothing(layout, inputs, tmp_path):
     write_source(tmp_path / "source", inputs, dtype="float32")

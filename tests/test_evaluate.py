@@ -181,6 +181,32 @@ def test_results_are_those_of_score(finished, benchmark_folders, tmp_path) -> No
     assert json.loads(scored.out) == printed
 
 
+def test_time_instruction_is_what_the_checkpoint_asks_for(
+    finished, models, benchmark_folders, tmp_path
+) -> None:
+    """Else none; a flag decides over both."""
+    shutil.copytree(models / "0", tmp_path / "asks")
+    values = json.loads((tmp_path / "asks/config.json").read_text())
+    values["model"]["time_instruction"] = "newline"
+    (tmp_path / "asks/config.json").write_text(json.dumps(values))
+    same, other = tmp_path / "same", tmp_path / "other"
+    flags = run_flags(models, benchmark_folders, same, checkpoint=tmp_path / "asks")
+    results = call(
+        "evaluate",
+        flags | {"time_instruction": "none"},
+        flags | {"output": other},
+        command="run",
+    )
+    assert [result.code for result in results] == [0, 0], results
+    modes = [
+        json.loads((folder / "results.json").read_text())["config"]["time_instruction"]
+        for folder in (finished[0], same, other)
+    ]
+    assert modes == ["none", "none", "newline"]
+    answers = [[s["filtered_resps"] for s in read_samples(x)] for x in (finished[0], same, other)]
+    assert answers[0] == answers[1] != answers[2]
+
+
 @pytest.mark.parametrize("kept", [0, 3])
 def test_killed_runs_go_on(finished, models, benchmark_folders, tmp_path, kept) -> None:
     folder, printed = finished

@@ -86,6 +86,8 @@ def test_images_and_text_alone(flags, folder) -> None:
         ({"image": wide, "video": folder / "video"}, "one of --video and --image"),
         ({"image": wide, "time_instruction": "inline"}, "--time_instruction=inline"),
         ({"prompt_style": "dpo_trainer"}, "one video or one image"),
+        ({"prompt": ""}, '--prompt="" asks nothing'),
+        ({"prompt": " "}, '--prompt="" asks nothing'),
         ({"image": ",".join([str(tall)] * 60)}, "use fewer or smaller images"),
     ]
     results = call(

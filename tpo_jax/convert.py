@@ -2,9 +2,13 @@
 
 python -m tpo_jax.convert --input=LongVA-7B-TPO --output=longva_native
 python -m tpo_jax.convert --input=workdir/model --output=for_transformers
+
+Tokenizer files are checked and copied along. Without any it converts the weights all the same and
+says so on standard error.
 """
 
 import shutil
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -76,6 +80,13 @@ def main() -> None:
 def _check_tokenizer(opened: Loaded) -> None:
     if has_tokenizer(opened.tokenizer_directory):
         load_tokenizer(opened.tokenizer_directory, opened.config.decoder.vocab_size)
+    else:
+        print(
+            f"note: {opened.tokenizer_directory} has no tokenizer files (tokenizer.json, or "
+            "vocab.json and merges.txt), and neither will the output; to ask or train the model "
+            "copy the tokenizer's there",
+            file=sys.stderr,
+        )
 
 
 def _export(source: Path, output: Path, opened: Loaded) -> None:

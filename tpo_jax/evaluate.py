@@ -55,9 +55,10 @@ _NUM_FRAMES = flags.DEFINE_integer(
 )
 _TIME = flags.DEFINE_enum(
     "time_instruction",
-    "none",
+    None,
     prompts.TIME_INSTRUCTIONS,
-    "run: sentence on the frames' times; the paper's evaluation had none.",
+    "run: sentence on the frames' times; the paper's evaluation had none. Default: what the "
+    "checkpoint asks for.",
 )
 _STYLE = flags.DEFINE_enum(
     "prompt_style",
@@ -114,10 +115,11 @@ def run() -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output={folder}: not a folder")
     spec = benchmarks.BENCHMARKS[name]
-    if spec.interleaved and (_NUM_FRAMES.value or _TIME.value != "none"):
+    if spec.interleaved and (_NUM_FRAMES.value or _TIME.value not in (None, "none")):
         raise InputError(
             f"--num_frames, --time_instruction: {name} has its own frames and their times"
         )
+    mode = "none" if spec.interleaved else _TIME.value or config.time_instruction
     num_frames = _NUM_FRAMES.value or spec.num_frames[config.tower.kind == "siglip"]
 
     mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1, "context": 1})
@@ -128,7 +130,7 @@ def run() -> None:
         "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
         "model_config": to_dict(config),
         "num_frames": num_frames,
-        "time_instruction": _TIME.value,
+        "time_instruction": mode,
         "prompt_style": _STYLE.value,
         "dtype": _DTYPE.value,
     }
@@ -149,7 +151,7 @@ def run() -> None:
     ):
         open_ = [q for q in questions if journal.answer(q.doc_id, q.prompt) is None]
         groups = runner.make_groups(open_, tokenizer)
-        read = runner.make_reader(config, tokenizer, num_frames, _TIME.value, _STYLE.value)
+        read = runner.make_reader(config, tokenizer, num_frames, mode, _STYLE.value)
         done = len(questions) - len(open_)
         with tqdm(total=len(questions), initial=done, unit="question", desc=name) as progress:
             for rows, unread in runner.answer(groups, read, generator):

@@ -84,6 +84,8 @@ def main() -> None:
     """Prints the answers."""
     settings = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _PENALTY.value)
     settings.check()
+    if not all(map(str.strip, _PROMPT.value)):
+        raise InputError('--prompt="" asks nothing; give a question')
     config = load_config(_CHECKPOINT.value)
     tokenizer = load_tokenizer(_CHECKPOINT.value, config.decoder.vocab_size)
     visual, row = read_input(config, tokenizer)

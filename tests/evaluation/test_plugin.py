@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -83,6 +84,29 @@ def test_answers_come_in_the_order_of_the_requests(plugin, benchmark_folders) ->
     order = [4, 0, 6, 2, 1, 5, 3]
     assert plugin.generate_until([asked[i] for i in order]) == [answers[i] for i in order]
     assert len(set(answers)) > 2
+
+
+def test_prompts_are_those_the_checkpoint_and_the_arguments_ask_for(
+    plugin, model, benchmark_folders, tmp_path
+) -> None:
+    shutil.copytree(model, tmp_path / "asks")
+    values = json.loads((model / "config.json").read_text())
+    values["model"]["time_instruction"] = "newline"
+    (tmp_path / "asks/config.json").write_text(json.dumps(values))
+    questions, _ = ask(benchmark_folders / "videomme", "videomme")
+
+    def answers(folder, **more):
+        made = TpoJax(str(folder), max_frames_num=4, batch_size="2", dtype="float32", **more)
+        return made.generate_until(requests(made, questions))
+
+    plain = plugin.generate_until(requests(plugin, questions))
+    asked = answers(tmp_path / "asks")
+    assert asked == answers(model, time_instruction="newline") != plain
+    assert answers(tmp_path / "asks", time_instruction="none") == plain
+    assert answers(model, prompt_style="dpo_trainer") != plain
+    for name in ("time_instruction", "prompt_style"):
+        with pytest.raises(InputError, match=f"{name}='never' must be one of"):
+            TpoJax(str(model), **{name: "never"})
 
 
 def test_requests_that_cannot_be_answered(plugin, benchmark_folders, tmp_path, capsys) -> None:

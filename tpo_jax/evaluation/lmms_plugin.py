@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tpo_jax.checkpoints.models import load_config, load_model
+from tpo_jax.data import prompts
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import runner
@@ -46,7 +47,8 @@ class TpoJax(lmms):
         max_frames_num: frames per video, evenly spaced.
         batch_size: videos at a time, rounded up to a multiple of the devices.
         dtype: compute dtype.
-        time_instruction: none, inline or newline.
+        time_instruction: none, inline or newline; None: what the checkpoint asks for.
+        prompt_style: inference or dpo_trainer.
         allow_missing: an empty answer in place of an error where a video cannot be used.
         device: ignored, as is `max_batch_size`: lmms-eval gives them to every model.
         max_batch_size: see `device`.
@@ -63,12 +65,19 @@ class TpoJax(lmms):
         max_frames_num: int = 128,
         batch_size: int | str = 1,
         dtype: str = "bfloat16",
-        time_instruction: str = "none",
+        time_instruction: str | None = None,
+        prompt_style: str = "inference",
         allow_missing: bool = False,
         device: str | None = None,
         max_batch_size: int | None = None,
     ):
         super().__init__()
+        for name, value, known in (
+            ("time_instruction", time_instruction, (None, *prompts.TIME_INSTRUCTIONS)),
+            ("prompt_style", prompt_style, prompts.STYLES),
+        ):
+            if value not in known:
+                raise InputError(f"{name}={value!r} must be one of {known}")
         self._config = load_config(pretrained)
         self._tokenizer = load_tokenizer(pretrained, self._config.decoder.vocab_size)
         self._mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1, "context": 1})
@@ -76,7 +85,11 @@ class TpoJax(lmms):
         self._precision = "highest" if dtype == "float32" else "default"
         self._batch_rows, self._allow_missing = int(batch_size), allow_missing
         self._read = runner.make_reader(
-            self._config, self._tokenizer, max_frames_num, time_instruction
+            self._config,
+            self._tokenizer,
+            max_frames_num,
+            time_instruction or self._config.time_instruction,
+            prompt_style,
         )
 
     def generate_until(self, requests: list) -> list[str]:

@@ -178,7 +178,7 @@ class VideoLanguageModel(nnx.Module):
 
         Args:
             ids: int `[B, P]`.
-            visual: `[B, n, D]` from `encode_frames`.
+            visual: `[B, n, D]` from `encode`.
             visual_index: int `[B, P]`, which visual token sits there, -1 for text.
 
         Returns:
