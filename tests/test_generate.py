@@ -124,10 +124,11 @@ def test_several_prompts_and_wrong_input(flags, expected) -> None:
         "top_p": (2, "top_p"),
         "colour": ("red", "colour"),
     }
-    several, too_long, *results = call(
+    several, too_long, timed, *results = call(
         "generate",
         flags | {"prompt": [QUESTIONS[0], f"<image>\n{QUESTIONS[1]}"]},
         flags | {"num_frames": 600, "time_instruction": "none"},
+        flags | {"num_frames": 600, "time_instruction": "newline"},
         *(flags | {name: value} for name, (value, _) in wrong.items()),
     )
     assert (several.code, several.out) == (0, "\n\n".join(expected) + "\n")
@@ -136,6 +137,9 @@ def test_several_prompts_and_wrong_input(flags, expected) -> None:
     fit = int(too_long.err.split("; ")[1].split()[0])
     used = int(too_long.err.split("takes ")[1].split()[0])
     assert used - 2 * 600 + 2 * fit in (1022, 1023)
+    fit = int(timed.err.split("; ")[1].split()[0])
+    again = [flags | {"num_frames": n, "time_instruction": "newline"} for n in (fit, fit + 1)]
+    assert [result.code for result in call("generate", *again)] == [0, 2]
     for (value, message), result in zip(wrong.values(), results, strict=True):
         assert (result.code, result.out) == (2, ""), value
         (line,) = result.err.splitlines()

@@ -63,7 +63,9 @@ def read_input(config: ModelConfig, tokenizer) -> tuple[np.ndarray | Pictures, R
         if _TIME.value not in (None, "none"):
             raise InputError(f"--time_instruction={_TIME.value} is for a --video")
         pictures = images.read_pictures(_IMAGE.value, config)
-        return pictures, build(_PROMPT.value, pictures.tokens)
+        row = build(_PROMPT.value, pictures.tokens)
+        check_context(config, row, video=False)
+        return pictures, row
     if _IMAGE.value:
         raise InputError("give one of --video and --image")
     questions = [prompts.strip_placeholder(prompt) for prompt in _PROMPT.value]
@@ -74,9 +76,13 @@ def read_input(config: ModelConfig, tokenizer) -> tuple[np.ndarray | Pictures, R
     except VideoError as error:
         raise InputError(f"--video: {error}") from error
     mode = _TIME.value or config.time_instruction
-    opening = prompts.time_opening(mode, timestamps.tolist(), duration)
-    tokens = visual_tokens(config, len(frames))
-    row = build(questions, tokens, opening=opening)
+
+    def at(times: list[float]) -> Row:
+        opening = prompts.time_opening(mode, times, duration)
+        return build(questions, visual_tokens(config, len(times)), opening=opening)
+
+    row = at(timestamps.tolist())
+    check_context(config, row, at=at, timestamps=timestamps.tolist())
     return images.preprocess(frames, config.tower), row
 
 
@@ -89,7 +95,6 @@ def main() -> None:
     config = load_config(_CHECKPOINT.value)
     tokenizer = load_tokenizer(_CHECKPOINT.value, config.decoder.vocab_size)
     visual, row = read_input(config, tokenizer)
-    check_context(config, row, video=bool(_VIDEO.value))
 
     # One video cannot be split by rows: all devices share the weights.
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": -1})

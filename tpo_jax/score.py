@@ -11,7 +11,7 @@ rejected_tokens`. An answer's tokens are its own, `<|im_end|>` and the newline a
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.data.video import VideoError
 from tpo_jax.errors import InputError, run_door
 from tpo_jax.models import vlm
-from tpo_jax.models.config import ModelConfig, frames_that_fit, visual_tokens
+from tpo_jax.models.config import ModelConfig, most_frames, visual_tokens
 from tpo_jax.models.images import Pictures, stack_pictures
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import ROWS, to_global
@@ -104,14 +104,21 @@ def read_row(
         if not pair.video:
             pictures = images.read_pictures([root / image for image in pair.images], config)
             texts = _texts(pair, tokenizer, pictures.tokens, style)
-            _check_length(config, texts, "use fewer or smaller images")
+            _check_length(config, texts, lambda: "use fewer or smaller images")
             return Row(pictures, texts)
         clip, timestamps, duration = sampling.read_frames(root / pair.video, rule, num_frames)
-        opening = prompts.time_opening(time_instruction, timestamps.tolist(), duration)
-        visual = visual_tokens(config, len(clip))
-        texts = _texts(pair, tokenizer, visual, style, opening)
-        fit = frames_that_fit(config, config.max_length - _length(texts) + visual)
-        _check_length(config, texts, f"{fit} frames would fit (--num_frames)")
+
+        def at(times: list[float]) -> dict[str, np.ndarray]:
+            opening = prompts.time_opening(time_instruction, times, duration)
+            return _texts(pair, tokenizer, visual_tokens(config, len(times)), style, opening)
+
+        def advice() -> str:
+            fits = lambda times: _length(at(times)) <= config.max_length  # noqa: E731
+            fit = most_frames(fits, timestamps.tolist())
+            return f"{fit} frames would fit (--num_frames)"
+
+        texts = at(timestamps.tolist())
+        _check_length(config, texts, advice)
     except (InputError, VideoError) as error:
         raise InputError(f"{pair.where}: {error}") from error
     side, missing = config.tower.image_size, num_frames - len(clip)
@@ -134,11 +141,13 @@ def _length(texts: dict[str, np.ndarray]) -> int:
     return texts["prefix_ids"].size + int(texts["input_mask"].sum(-1).max())
 
 
-def _check_length(config: ModelConfig, texts: dict[str, np.ndarray], advice: str) -> None:
+def _check_length(
+    config: ModelConfig, texts: dict[str, np.ndarray], advice: Callable[[], str]
+) -> None:
     if (used := _length(texts)) > config.max_length:
         raise InputError(
             f"prompt and answer take {used} tokens, the model's context holds {config.max_length}; "
-            + advice
+            + advice()
         )
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import cv2
 import numpy as np
@@ -216,8 +217,17 @@ def test_pairs_that_do_not_fit_are_named_before_training(config, world, tokenize
     with pytest.raises(InputError, match=r"more than the 5 of max_response"):
         make(config, tokenizer, max_response=5)
     short = dataclasses.replace(MODEL, max_length=150)
-    with pytest.raises(InputError, match=r"exceed the model's context of 150; \d+ frames fit"):
-        make(config, tokenizer, model=short, num_frames=40)
+    for mode in prompts.TIME_INSTRUCTIONS:
+        timed = {"time_instruction": mode, "response_multiple": 1}
+        model = dataclasses.replace(MODEL, max_length=150 if mode == "none" else 900)
+        with pytest.raises(InputError, match=r"exceed .* \d+ frames fit instead of 99") as error:
+            make(config, tokenizer, model=model, num_frames=99, **timed)
+        fit = int(re.search(r"(\d+) frames fit", str(error.value))[1])
+        make(config, tokenizer, model=model, num_frames=fit, **timed)
+        with pytest.raises(InputError, match=f" {fit} frames fit"):
+            make(config, tokenizer, model=model, num_frames=fit + 1, **timed)
+    with pytest.raises(InputError, match="lower data.max_prefix"):
+        make(config, tokenizer, model=short, max_prefix=149)
     with pytest.raises(InputError, match=r"manifest.json: holds 4 frames by uniform, not 8"):
         make(config, tokenizer, shards=str(world / "png"), num_frames=8)
     with pytest.raises(InputError, match=r"manifest.json: no such file"):

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tpo_jax.data import prompts
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError
+from tpo_jax.models.config import most_frames
 
 VISUAL = -200
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
@@ -221,13 +222,36 @@ def test_generation_prompt_is_the_row_before_its_answer(cut):
     assert row.target_mask[0, 0].argmax() == n - 1
 
 
-def test_too_long_says_what_would_fit():
+def test_too_long_is_named():
     args = tiny_tokenizer(), ["Who?"], [["A cat."]], 40
     text = prompts.build_row(*args).prefix_mask.sum() - 40
-    with pytest.raises(InputError, match=r"7 frames would fit instead of 10"):
-        prompts.build_row(*args, num_frames=10, max_prefix=text + 31)
+    with pytest.raises(InputError, match=f"40 visual, {text} text.*{text + 31} there is room for"):
+        prompts.build_row(*args, max_prefix=text + 31)
     with pytest.raises(InputError, match=r"more than the 5 of max_response"):
         prompts.build_row(*args, max_response=5)
+
+
+@given(
+    duration=st.floats(1, 3000),
+    frames=st.integers(2, 80),
+    per_frame=st.integers(1, 30),
+    room=st.integers(0, 2000),
+    mode=st.sampled_from(prompts.TIME_INSTRUCTIONS),
+)
+@settings(max_examples=30, deadline=None)
+def test_most_frames_is_the_maximum(duration, frames, per_frame, room, mode):
+    """Found by trying every number: fewer frames also shorten the time instruction."""
+    tokenizer = tiny_tokenizer()
+
+    def fits(times):
+        opening = prompts.time_opening(mode, times, duration)
+        visual = per_frame * len(times)
+        row = prompts.build_prompts(tokenizer, ["Who?"], visual, opening=opening)
+        return row.prefix_mask.sum() <= room
+
+    tried = [n for n in range(1, frames) if fits(np.linspace(0, duration, n).tolist())]
+    found = most_frames(fits, np.linspace(0, duration, frames))
+    assert found == max(tried, default=0)
 
 
 def test_placeholders():

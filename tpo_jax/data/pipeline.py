@@ -19,11 +19,11 @@ from tpo_jax.data import images, prompts, sampling
 from tpo_jax.data.order import epoch_order, select
 from tpo_jax.data.phrases import phrase_mask
 from tpo_jax.data.records import PairRecord
-from tpo_jax.data.rows import CONTINUATION, Row
+from tpo_jax.data.rows import CONTINUATION, PrefixError, Row
 from tpo_jax.data.shards import MANIFEST, Shards, open_shards
 from tpo_jax.data.video import VideoError
 from tpo_jax.errors import InputError
-from tpo_jax.models.config import ModelConfig, frames_that_fit, visual_tokens
+from tpo_jax.models.config import ModelConfig, most_frames, visual_tokens
 
 Batch = dict[str, np.ndarray]
 
@@ -195,23 +195,34 @@ class Pipeline:
         max_prefix: int,
         max_response: int,
     ) -> Row:
-        config, frames = self.config, len(timestamps)
         try:
-            return prompts.build_row(
-                self.tokenizer,
-                [pair.question for pair in pairs],
-                [(pair.chosen, pair.rejected)[: config.answers] for pair in pairs],
-                visual_tokens(self.model, frames),
-                opening=prompts.time_opening(config.time_instruction, timestamps, duration),
-                style=config.prompt_style,
-                cut="answer" if config.pairs_per_row == 1 else "video",
-                num_frames=frames,
-                max_prefix=max_prefix,
-                max_response=max_response,
-            )
+            return self._built(pairs, timestamps, duration, max_prefix, max_response)
         except InputError as error:
+            advice = ""
+            if isinstance(error, PrefixError):
+                fit = self._frames_that_fit(pairs, timestamps, duration, max_prefix)
+                advice = f"; {fit} frames would fit instead of {len(timestamps)}"
             pair = f"{self.shards.directory}: pair {pairs[0].id!r} ({pairs[0].video_id})"
-            raise InputError(f"{pair}: {error}") from error
+            raise InputError(f"{pair}: {error}{advice}") from error
+
+    def _built(self, pairs, timestamps, duration, max_prefix=0, max_response=0) -> Row:
+        config = self.config
+        return prompts.build_row(
+            self.tokenizer,
+            [pair.question for pair in pairs],
+            [(pair.chosen, pair.rejected)[: config.answers] for pair in pairs],
+            visual_tokens(self.model, len(timestamps)),
+            opening=prompts.time_opening(config.time_instruction, timestamps, duration),
+            style=config.prompt_style,
+            cut="answer" if config.pairs_per_row == 1 else "video",
+            max_prefix=max_prefix,
+            max_response=max_response,
+        )
+
+    def _frames_that_fit(self, pairs, timestamps, duration, room: int) -> int:
+        """The most frames with which the prefix takes at most `room` tokens."""
+        length = lambda times: self._built(pairs, times, duration).prefix_ids.size  # noqa: E731
+        return most_frames(lambda times: length(times) <= room, timestamps)
 
     def _empty_texts(self) -> Batch:
         """No pair: one padding token to look at, so that no softmax is over nothing."""
@@ -241,12 +252,19 @@ class Pipeline:
             rounded = _round_up(longest_prefix, config.prefix_multiple)
             prefix = min(rounded, max(longest_prefix, context - response))
         if prefix + response > context:
-            visual = visual_tokens(self.model, config.num_frames)
-            fit = frames_that_fit(self.model, context - response - prefix + visual)
-            raise InputError(
-                f"{prefix} prefix tokens ({visual} of {config.num_frames} frames) and {response} "
-                f"response tokens exceed the model's context of {context}; {fit} frames fit"
+            text = (
+                f"{prefix} prefix tokens and {response} response tokens exceed the model's context "
+                f"of {context}"
             )
+            if config.max_prefix:
+                raise InputError(f"{text}; lower data.max_prefix or data.max_response")
+            fit, room = config.num_frames, context - response
+            for position in self.pairs:
+                pair = self.shards.index[position]
+                times = _timestamps(pair, self.shards.manifest["sampling"], config)
+                if self._built([pair], times, pair.duration).prefix_ids.size > room:
+                    fit = min(fit, self._frames_that_fit([pair], times, pair.duration, room))
+            raise InputError(f"{text}; {fit} frames fit instead of {config.num_frames}")
         return prefix, response
 
 

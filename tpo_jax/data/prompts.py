@@ -94,7 +94,6 @@ def build_row(
     opening: str = "",
     style: str = "inference",
     cut: str = "answer",
-    num_frames: int = 0,
     max_prefix: int = 0,
     max_response: int = 0,
 ) -> Row:
@@ -112,7 +111,6 @@ def build_row(
         style: 'inference' or 'dpo_trainer', see above.
         cut: 'answer': before the last token of the prompt, for one question; 'video': behind the
             last visual token and the tokens of the opening, for any number of questions.
-        num_frames: of the video; only for the error that says how many would fit.
         max_prefix: P to pad to; 0: as long as it is.
         max_response: R to pad to; 0: as long as the longest.
 
@@ -131,7 +129,6 @@ def build_row(
         continuations,
         [visuals] if isinstance(visuals, int) else visuals,
         labelled=True,
-        num_frames=num_frames,
         max_prefix=max_prefix,
         max_response=max_response,
     )
@@ -145,7 +142,6 @@ def build_prompts(
     opening: str = "",
     style: str = "inference",
     cut: str = "answer",
-    num_frames: int = 0,
     max_prefix: int = 0,
     max_response: int = 0,
 ) -> Row:
@@ -160,7 +156,6 @@ def build_prompts(
         continuations,
         [visuals] if isinstance(visuals, int) else visuals,
         labelled=False,
-        num_frames=num_frames,
         max_prefix=max_prefix,
         max_response=max_response,
     )

@@ -8,6 +8,10 @@ import numpy as np
 from tpo_jax.errors import InputError
 
 
+class PrefixError(InputError):
+    """A prefix longer than there is room for."""
+
+
 class Row(NamedTuple):
     """The texts of one video; keys, dtypes and shapes of `docs/architecture.md`, without `B`."""
 
@@ -51,7 +55,6 @@ def pack(
     visuals: Sequence[int],
     *,
     labelled: bool,
-    num_frames: int = 0,
     max_prefix: int = 0,
     max_response: int = 0,
 ) -> Row:
@@ -62,12 +65,12 @@ def pack(
         continuations: `[Q][A]`.
         visuals: tokens of every visual.
         labelled: whether there are labels; else a continuation is input to its end.
-        num_frames: of a video; only for the error that says how many would fit.
         max_prefix: P to pad to; 0: as long as it is.
         max_response: R to pad to; 0: as long as the longest.
 
     Raises:
-        InputError: the row is longer than P or R.
+        PrefixError: the prefix is longer than P.
+        InputError: an answer is longer than R.
     """
     ids, labels, index = list(prefix[0].ids), list(prefix[0].labels), [-1] * len(prefix[0].ids)
     seen = 0
@@ -86,9 +89,9 @@ def pack(
     used = max(len(t.ids) - labelled + len(extra(t)) for group in continuations for t in group)
     length, response = max_prefix or len(ids), max_response or used
     if len(ids) > length:
-        raise InputError(
+        raise PrefixError(
             f"the prefix has {len(ids)} tokens ({seen} visual, {len(ids) - seen} text), more than "
-            f"the {length} there is room for" + _what_fits(length - len(ids), seen, num_frames)
+            f"the {length} there is room for"
         )
     if used > response:
         raise InputError(f"an answer takes {used} tokens, more than the {response} of max_response")
@@ -111,11 +114,3 @@ def pack(
     mask = np.arange(length) < len(ids)
     row = Row(prefix_ids, mask, visual_index, input_ids, input_mask, target_ids, target_mask)
     return row._replace(target_at=target_at) if (target_at >= 0).any() else row
-
-
-def _what_fits(missing: int, visual: int, num_frames: int) -> str:
-    if not num_frames:
-        return ""
-    per_frame = visual // num_frames
-    frames = max(0, (visual - visual % num_frames + missing) // per_frame)
-    return f"; {frames} frames would fit instead of {num_frames}"

@@ -1,5 +1,6 @@
 """Answers to all questions of a benchmark: batches of videos, each encoded once for all its own."""
 
+import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -77,19 +78,21 @@ def make_reader(
 
     def prepare(group: Group) -> tuple[Visual, Row]:
         texts, first = [q.prompt for q in group.questions], group.questions[0]
-        if first.pictures is None:
-            frames, times, duration = sampling.read_frames(first.video, "uniform", num_frames)
-            opening = prompts.time_opening(time_instruction, times.tolist(), duration)
-            visual: Visual = images.preprocess(frames, config.tower)
-            tokens: int | tuple[int, ...] = visual_tokens(config, num_frames)
-        else:
-            opening, visual = "", _prepare_pictures(first.pictures(), config)
-            tokens = visual.tokens
-        row = prompts.build_prompts(
-            tokenizer, texts, tokens, opening=opening, style=style, cut="video"
-        )
-        check_context(config, row, video=first.pictures is None)
-        return visual, row
+        build = functools.partial(prompts.build_prompts, tokenizer, texts, style=style, cut="video")
+        if first.pictures is not None:
+            pictures = _prepare_pictures(first.pictures(), config)
+            row = build(pictures.tokens)
+            check_context(config, row, video=False)
+            return pictures, row
+        frames, timestamps, duration = sampling.read_frames(first.video, "uniform", num_frames)
+
+        def at(times: list[float]) -> Row:
+            opening = prompts.time_opening(time_instruction, times, duration)
+            return build(visual_tokens(config, len(times)), opening=opening)
+
+        row = at(timestamps.tolist())
+        check_context(config, row, at=at, timestamps=timestamps.tolist())
+        return images.preprocess(frames, config.tower), row
 
     def read(group: Group) -> tuple[Visual, Row]:
         video = group.questions[0].video

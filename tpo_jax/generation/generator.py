@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tpo_jax.errors import InputError
 from tpo_jax.generation.decode import Limits, decode, prefill
 from tpo_jax.generation.sampling import Sampling
-from tpo_jax.models.config import ModelConfig, frames_that_fit
+from tpo_jax.models.config import ModelConfig, frames_that_fit, most_frames
 from tpo_jax.models.images import Pictures, stack_pictures
 from tpo_jax.parallel.sharding import ROWS, to_global
 
@@ -59,16 +59,37 @@ def round_up(n: int, multiple: int) -> int:
     return max(1, -(-n // multiple)) * multiple
 
 
-def check_context(config: ModelConfig, prompts: Prompts, video: bool = True) -> None:
+def _used(prompts: Prompts) -> int:
+    return int(prompts.prefix_mask.sum() + prompts.input_mask.sum(-1).max())
+
+
+def check_context(
+    config: ModelConfig,
+    prompts: Prompts,
+    video: bool = True,
+    at: Callable[[list[float]], Prompts] | None = None,
+    timestamps: Sequence[float] = (),
+) -> None:
     """Raises `InputError` where a prompt leaves no room for an answer in the model's context.
 
     The message says how many frames of a video would fit.
+
+    Args:
+        config: of the model.
+        prompts: of a video, of images or of neither.
+        video: which of them.
+        at: the prompts with frames at other times; None: times are not in them.
+        timestamps: of the frames, seconds, with `at`.
     """
-    used = int(prompts.prefix_mask.sum() + prompts.input_mask.sum(-1).max())
+    used = _used(prompts)
     if used < config.max_length:
         return
     visual = int(prompts.visual_index.max()) + 1
-    fit = f"{frames_that_fit(config, config.max_length - 1 - (used - visual))} frames would fit"
+    if at:
+        count = most_frames(lambda times: _used(at(times)) < config.max_length, timestamps)
+    else:
+        count = frames_that_fit(config, config.max_length - 1 - (used - visual))
+    fit = f"{count} frames would fit"
     raise InputError(
         f"the prompt takes {used} tokens, {visual} of them visual, and leaves no room for an "
         f"answer in the model's context of {config.max_length}; "

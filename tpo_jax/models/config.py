@@ -6,10 +6,15 @@ pooling, no newline tokens) and LLaVA-Video (SigLIP so400m/14-384, one newline t
 pooled row).
 """
 
+import bisect
 import dataclasses
+import functools
 import math
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from tpo_jax.errors import InputError
 
@@ -196,6 +201,20 @@ def visual_tokens(config: ModelConfig, num_frames: int) -> int:
 def frames_that_fit(config: ModelConfig, tokens: int) -> int:
     """The most frames of a video that take at most so many visual tokens."""
     return max(0, (tokens - (config.newline == "one_token")) // config.tokens_per_frame)
+
+
+def most_frames(fits: Callable[[list[float]], bool], timestamps: Sequence[float]) -> int:
+    """The most frames of a video with too many that fit; 0: not even one.
+
+    Fewer frames also shorten the time instruction, so rows are tried and not reckoned.
+
+    Args:
+        fits: whether a row with frames at these times, seconds, does. More frames make it longer.
+        timestamps: of the frames that do not fit; fewer ones span the same time, evenly.
+    """
+    evenly = functools.partial(np.linspace, timestamps[0], timestamps[-1])
+    counts = range(1, len(timestamps))
+    return bisect.bisect_left(counts, True, key=lambda n: not fits(evenly(n).tolist()))
 
 
 def to_dict(config: ModelConfig) -> dict:

@@ -1,6 +1,7 @@
 """A model that is served: what it sees of a request, and its batches."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,16 +55,24 @@ class Model:
         Raises:
             InputError: a question the template has no room for, or a prompt too long.
         """
-        if isinstance(visual.frames, np.ndarray):
-            # Frames without times have no sentence on them.
-            mode = self.config.time_instruction if visual.duration else "none"
-            opening = prompts.time_opening(mode, visual.times, visual.duration)
-            questions = [prompts.strip_placeholder(question) for question in questions]
-            tokens: int | tuple[int, ...] = visual_tokens(self.config, len(visual.frames))
-        else:
-            opening, tokens = "", visual.frames.tokens
-        row = prompts.build_prompts(self.tokenizer, questions, tokens, opening=opening, cut="video")
-        check_context(self.config, row, video=isinstance(visual.frames, np.ndarray))
+        build = functools.partial(prompts.build_prompts, self.tokenizer, cut="video")
+        if not isinstance(visual.frames, np.ndarray):
+            row = build(questions, visual.frames.tokens)
+            check_context(self.config, row, video=False)
+            return row
+        questions = [prompts.strip_placeholder(question) for question in questions]
+        if not visual.duration:  # frames without times have no sentence on them
+            row = build(questions, visual_tokens(self.config, len(visual.frames)))
+            check_context(self.config, row)
+            return row
+
+        def at(times: Sequence[float]) -> Row:
+            mode = self.config.time_instruction
+            opening = prompts.time_opening(mode, times, visual.duration)
+            return build(questions, visual_tokens(self.config, len(times)), opening=opening)
+
+        row = at(visual.times)
+        check_context(self.config, row, at=at, timestamps=visual.times)
         return row
 
     def answers(
