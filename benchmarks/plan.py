@@ -33,8 +33,8 @@ HEAD = """# Which experiments fit which slice
 Full fine-tuning of decoder and projector, AdamW with float32 state, the frozen tower in the step,
 one pair a step for every group of chips that shares a row, answers of 128 tokens. The step of
 `train`, compiled by the TPU compiler on a machine without a TPU: memory, FLOPs and bytes are the
-compiled program's; no time was measured, and no trained model reads this far (LongVA was published
-for 224,000 positions, LLaVA-Video for 32,768).
+compiled program's; no time was measured. The longest rows go beyond what the models were trained to
+read: LongVA was published for 224,000 positions, LLaVA-Video for 32,768.
 
 Every layer is computed again in the backward pass but for what is *kept* (`compute.remat`). *Times
 the minimum*: FLOPs over those of a step that computes nothing twice. In the last three rows most of

@@ -12,36 +12,18 @@ from tpo_jax.models.vlm import VideoLanguageModel
 VISUAL = {"frames", "patch_index", "patch_weight"}
 
 
-def token_logps(
-    model: VideoLanguageModel,
-    batch: dict,
-    *,
-    remat: str = "none",
-    freeze_tower: bool = False,
-    encode_once: bool = False,
-    answers_only: bool = False,
-) -> jax.Array:
+def token_logps(model: VideoLanguageModel, batch: dict, **layout) -> jax.Array:
     """What `VideoLanguageModel.token_logps` returns, computed the expensive way.
 
     Args:
         model: any.
         batch: see `docs/architecture.md`, "The batch".
-        remat: policy name for the decoder layers.
-        freeze_tower: no gradient into the tower.
-        encode_once: the answers of a row share its encoded video.
-        answers_only: the head is applied to answer positions only.
+        **layout: see `log_probabilities`.
 
     Returns:
         float32 `[B, Q, A, R]`, zero where `target_mask` is false.
     """
-    logps = log_probabilities(
-        model,
-        batch,
-        remat=remat,
-        freeze_tower=freeze_tower,
-        encode_once=encode_once,
-        answers_only=answers_only,
-    )
+    logps = log_probabilities(model, batch, **layout)
     logps = jnp.take_along_axis(logps, batch["target_ids"][..., None], axis=-1)[..., 0]
     return jnp.where(batch["target_mask"], logps, 0.0)
 
@@ -55,7 +37,19 @@ def log_probabilities(
     encode_once: bool = False,
     answers_only: bool = False,
 ) -> jax.Array:
-    """Of every token of the vocabulary, at every answer position: float32 `[B, Q, A, R, W]`."""
+    """Of every token of the vocabulary, at every answer position.
+
+    Args:
+        model: any.
+        batch: see `docs/architecture.md`, "The batch".
+        remat: policy of the decoder layers, see `qwen2.remat_policy`.
+        freeze_tower: no gradient into the tower.
+        encode_once: the answers of a row share its encoded video.
+        answers_only: the head is applied to answer positions only.
+
+    Returns:
+        float32 `[B, Q, A, R, W]`.
+    """
     B, Q, A, R = batch["input_ids"].shape
     M, P = Q * A, batch["prefix_ids"].shape[1]
 
