@@ -139,7 +139,7 @@ def test_a_killed_run_goes_on_to_the_bit(finished_run, tiny_door, tmp_path):
     out, err = child.communicate(timeout=600)
     assert child.returncode == 0, err
     assert out == f"{tmp_path / 'model'}\n"
-    assert "step 6/6" in err and "eta" in err
+    assert "  6/6 " in err and "eta" in err
     assert metrics(tmp_path) == metrics(finished_run)
     assert same_bits(final_state(tmp_path), final_state(finished_run))
 

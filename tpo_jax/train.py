@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -37,6 +38,7 @@ from tpo_jax.parallel import distributed
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import check_rows, parameter_shardings, to_global
 from tpo_jax.training import loop, reference
+from tpo_jax.training.goodput import GoodputJournal
 from tpo_jax.training.state import (
     learning_rate_schedule,
     make_optimizer,
@@ -44,6 +46,7 @@ from tpo_jax.training.state import (
     split_params,
 )
 from tpo_jax.training.step import Compute, make_scorer, make_step
+from tpo_jax.training.watch import Watch
 
 # What may differ between a checkpoint and the run that continues it: where and how fast, never
 # what.
@@ -154,10 +157,11 @@ def check_same_run(saved: dict, meta: dict) -> None:
         )
 
 
-def train(config: ConfigDict, workdir: Path) -> Path | None:
+def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path | None:
     """Runs (or continues) the experiment of `config`; returns the directory of the trained model,
     None if it was asked to stop before the end.
     """
+    started, watch = time.time(), watch or Watch()
     objective, compute = Objective(**config.objective), Compute(**config.compute)
     lora = Lora(**config.lora)
     mesh = make_mesh(config.mesh.to_dict())
@@ -194,6 +198,10 @@ def train(config: ConfigDict, workdir: Path) -> Path | None:
         config.train.log_every,
         config.train.checkpoint_every,
     )
+    if watch.profiled.start > length.num_steps:
+        raise InputError(
+            f"--profile_steps={watch.profile_steps}: the run ends at step {length.num_steps}"
+        )
 
     schedule = learning_rate_schedule(
         config.train.learning_rate, length.num_steps, config.train.warmup_ratio
@@ -217,9 +225,14 @@ def train(config: ConfigDict, workdir: Path) -> Path | None:
         every_steps=config.train.checkpoint_every,
         keep=config.train.keep_checkpoints,
     )
-    with contextlib.closing(checkpoints), contextlib.closing(iter(pipeline)) as batches:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(checkpoints))
+        batches = stack.enter_context(contextlib.closing(iter(pipeline)))
         if saved := checkpoints.latest_meta():
             check_same_run(saved, meta)
+        journal = None
+        if jax.process_index() == 0:
+            journal = stack.enter_context(contextlib.closing(GoodputJournal(workdir, started)))
         if objective.uses_live_reference:
             trained, _ = split_params(params, freeze, lora)
             step = functools.partial(step, reference=frozen_copy(trained, compute.dtype))
@@ -249,6 +262,8 @@ def train(config: ConfigDict, workdir: Path) -> Path | None:
             meta,
             schedule,
             workdir,
+            watch,
+            journal,
         )
     if int(state["step"]) < length.num_steps:
         print(f"stopped at step {int(state['step'])}; run again to go on", file=sys.stderr)
@@ -265,7 +280,8 @@ def train(config: ConfigDict, workdir: Path) -> Path | None:
 def main() -> None:
     """The command."""
     distributed.start(_DISTRIBUTED.value)
-    result = train(_CONFIG.value, Path(_WORKDIR.value))
+    watch = Watch(_PROFILE_STEPS.value, _WANDB_PROJECT.value)
+    result = train(_CONFIG.value, Path(_WORKDIR.value), watch)
     if result and jax.process_index() == 0:
         print(result)
 
@@ -276,5 +292,11 @@ if __name__ == "__main__":
         "workdir", None, "checkpoints, metrics and the trained model", required=True
     )
     _DISTRIBUTED = flags.DEFINE_string("distributed", "", distributed.FLAG_HELP)
+    _PROFILE_STEPS = flags.DEFINE_string(
+        "profile_steps", "", "FIRST:LAST, steps to trace into workdir/profile"
+    )
+    _WANDB_PROJECT = flags.DEFINE_string(
+        "wandb_project", "", "write metrics to this project of Weights & Biases, too"
+    )
     flags.mark_flag_as_required("config")
     run_door(main)

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +15,10 @@ from tpo_jax.data.records import PairRecord
 from tpo_jax.errors import InputError
 from tpo_jax.parallel.distributed import StopRequest
 from tpo_jax.parallel.sharding import to_global
+from tpo_jax.training.clock import StepClock
+from tpo_jax.training.goodput import GoodputJournal
 from tpo_jax.training.metrics import MetricsWriter, Progress
+from tpo_jax.training.watch import Profiler, Watch, device_memory, wandb_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,8 @@ def run(
     meta: dict,
     schedule: Callable[[int], float],
     workdir: Path,
+    watch: Watch,
+    journal: GoodputJournal | None,
 ) -> dict:
     """Trains from the state's step to `config.num_steps`.
 
@@ -60,6 +64,8 @@ def run(
         meta: saved with every checkpoint.
         schedule: learning rate of a step, for the record.
         workdir: for the metrics.
+        watch: profile, Weights & Biases.
+        journal: where process 0 notes where the time went, None on others.
 
     Returns:
         The state; short of `num_steps` if SIGTERM or SIGINT asked to stop, with a checkpoint saved.
@@ -67,30 +73,37 @@ def run(
     Raises:
         InputError: a metric is not finite, with step, pairs and the checkpoint to go back to.
     """
-    step = first_step = int(state["step"])
+    step = first_step = noted = int(state["step"])
     progress = Progress(first_step, config.num_steps)
     recent: list[tuple[int, np.ndarray, dict]] = []  # step, pairs, metrics not looked at yet
-    mark, waited, trained = time.monotonic(), 0.0, 0
+    trained = 0
+    spent: dict[str, float] = {}  # seconds since the last record
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         writer = None
         if jax.process_index() == 0:
-            writer = stack.enter_context(contextlib.closing(MetricsWriter(workdir, first_step)))
+            board = None
+            if watch.wandb_project:
+                board = wandb_run(watch.wandb_project, workdir, meta["config"])
+            metrics_writer = MetricsWriter(workdir, first_step, board)
+            writer = stack.enter_context(contextlib.closing(metrics_writer))
+        profiler = Profiler(watch.profiled, workdir / "profile")
+        stack.enter_context(contextlib.closing(profiler))
+        clock = stack.enter_context(contextlib.closing(StepClock()))
         stop, stopping = stack.enter_context(StopRequest()), False
         while step < config.num_steps and not stopping:
-            wait = time.monotonic()
-            batch = next(batches)
-            waited += time.monotonic() - wait
+            with clock.span("input_wait"):
+                batch = next(batches)
             index = batch["pair_index"]
             trained += int((index >= 0).sum()) * jax.process_count()
             if reference is not None:
                 batch["reference_logps"] = np.where(index[..., None] >= 0, reference[index], 0)
-            state, metrics = step_fn(state, to_global(batch, mesh))
             step += 1
+            profiler.before(step)
+            state, metrics = clock.dispatch(step_fn, state, to_global(batch, mesh))
+            profiler.after(step, metrics)
             recent.append((step, index[index >= 0], metrics))
-            # Two steps in flight keep the device busy; more would only pile up their batches there.
-            jax.block_until_ready([metrics for _, _, metrics in recent[-2:-1]])
 
             stopping = stop.reached(step)
             last = step == config.num_steps
@@ -100,19 +113,29 @@ def run(
                 continue
             scalars = _finite(recent, pairs, checkpoints)
             recent.clear()
+            seconds = clock.split()
+            spent = {name: spent.get(name, 0.0) + value for name, value in seconds.items()}
+            if journal:
+                journal.add(noted, step, seconds)
+            noted = step
             if log:
-                now = time.monotonic()
+                total = sum(spent.values())
                 scalars |= {
                     "learning_rate": float(schedule(step - 1)),
-                    "pairs/s": trained / (now - mark),
-                    "time/input_wait": waited / (now - mark),
+                    "pairs/s": trained / total,
+                    **{f"time/{name}": value / total for name, value in spent.items()},
+                    **device_memory(),
                 }
-                mark, waited, trained = now, 0.0, 0
-                if writer:
+                spent, trained = {}, 0
+                if writer and journal:
+                    scalars["time/goodput"] = journal.account.goodput
                     writer.write(step, scalars)
                     progress.show(step, scalars)
             if save:
-                checkpoints.save(step, state, batches.get_state(), meta, force=last or stopping)
+                with clock.span("checkpoint"):
+                    checkpoints.save(step, state, batches.get_state(), meta, force=last or stopping)
+        if journal:
+            journal.add(step, step, clock.split())
     return state
 
 

@@ -1,21 +1,24 @@
-"""Metrics of a run: JSONL and TensorBoard files, and one line per log step for people."""
+"""Metrics of a run: JSONL and TensorBoard files, and a table on the console for people."""
 
 import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tensorboardX import SummaryWriter
 
 
 class MetricsWriter:
-    """Writes scalars of a step to `metrics.jsonl` and to TensorBoard event files.
+    """Writes scalars of a step to `metrics.jsonl`, to TensorBoard event files and, where a run of
+    Weights & Biases is given, to that.
 
     Lines of steps after the one resumed from are dropped, and so is one that a killed run left half
     written: a continued run leaves the record of an uninterrupted one.
     """
 
-    def __init__(self, workdir: Path, first_step: int):
+    def __init__(self, workdir: Path, first_step: int, wandb: Any = None):
+        self._wandb = wandb
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
             lines = self._path.read_text().splitlines(keepends=True)
@@ -33,31 +36,52 @@ class MetricsWriter:
         self._jsonl.flush()
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(scalars, step=step)
 
     def close(self) -> None:
         """Flushes everything."""
         self._jsonl.close()
         self._board.close()
+        if self._wandb:
+            self._wandb.finish()
 
 
 class Progress:
-    """The console's line: step, time left, and the few numbers one looks at."""
+    """The console's table: a row per record with the few numbers one looks at."""
 
-    SHOWN = ("rewards/margins", "rewards/accuracies", "pairs/s")
+    COLUMNS = (
+        ("margin", "rewards/margins", ".3f"),
+        ("accuracy", "rewards/accuracies", ".2f"),
+        ("chosen", "logps/chosen", ".2f"),
+        ("rejected", "logps/rejected", ".2f"),
+        ("grad norm", "grad_norm", ".3g"),
+        ("pairs/s", "pairs/s", ".3g"),
+        ("step", "time/step", ".0%"),
+        ("input", "time/input_wait", ".0%"),
+        ("goodput", "time/goodput", ".0%"),
+    )
+    HEAD_EVERY, WIDTH = 20, 9
 
     def __init__(self, first_step: int, num_steps: int):
         self._first, self._num_steps, self._start = first_step, num_steps, time.monotonic()
+        self._rows = 0
 
     def show(self, step: int, scalars: dict[str, float]) -> None:
-        """Prints one line on standard error."""
+        """Prints one row on standard error, and the table's head every so often."""
         per_step = (time.monotonic() - self._start) / max(step - self._first, 1)
         left = int(per_step * (self._num_steps - step))
         losses = ["losses/total", *sorted(n for n in scalars if n.startswith("losses/"))]
-        shown = "  ".join(
-            f"{n.removeprefix('losses/').removeprefix('rewards/')} {scalars[n]:.4g}"
-            for n in dict.fromkeys([*losses, *self.SHOWN])
-            if n in scalars
-        )
+        columns = [(n.removeprefix("losses/"), n, ".4g") for n in dict.fromkeys(losses)]
+        columns = [column for column in (*columns, *self.COLUMNS) if column[1] in scalars]
+        place = f"{step}/{self._num_steps}"
+        across = max(len("steps"), 2 * len(str(self._num_steps)) + 1)
+        lines = []
+        if self._rows % self.HEAD_EVERY == 0:
+            head = (f"{title:>{self.WIDTH}}" for title, _, _ in columns)
+            lines.append("  ".join((f"{'steps':>{across}}", f"{'eta':>8}", *head)))
+        self._rows += 1
         eta = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
-        line = f"step {step}/{self._num_steps}  eta {eta}  {shown}"
-        print(line, file=sys.stderr, flush=True)
+        values = (f"{scalars[name]:>{self.WIDTH}{form}}" for _, name, form in columns)
+        lines.append("  ".join((f"{place:>{across}}", f"{eta:>8}", *values)))
+        print("\n".join(lines), file=sys.stderr, flush=True)

@@ -1,0 +1,207 @@
+"""Where the time went, what counted of it, and who is told: clock, goodput, profile, W&B."""
+
+import json
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.tiny_run import tiny_config
+from tpo_jax.errors import InputError
+from tpo_jax.train import train
+from tpo_jax.training import watch
+from tpo_jax.training.clock import SPANS, StepClock, split
+from tpo_jax.training.goodput import JOURNAL, Account, GoodputJournal, read
+from tpo_jax.training.watch import Watch, device_memory
+
+times = st.lists(st.floats(0, 100), min_size=2, max_size=20, unique=True).map(sorted)
+
+
+def pairs(values):
+    return list(zip(values[::2], values[1::2], strict=False))
+
+
+@given(times, times, st.lists(st.sampled_from(SPANS), min_size=10, max_size=10))
+def test_a_split_is_that_of_every_instant(host, device, names):
+    spans = [(name, *span) for name, span in zip(names, pairs(host), strict=False)]
+    busy = pairs(device)
+    seconds = split(0, 100, spans, busy)
+    # The same by definition, between neighbouring edges.
+    edges = sorted({0.0, 100.0, *host, *device})
+    expected = dict.fromkeys(seconds, 0.0)
+    for begin, end in zip(edges, edges[1:], strict=False):
+        middle = (begin + end) / 2
+        if any(a < middle < b for a, b in busy):
+            name = "step"
+        else:
+            name = next((n for n, a, b in spans if a < middle < b), "other")
+        expected[name] += end - begin
+    assert seconds == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_clock_sees_compiling_and_the_rest_is_idle_or_at_work(monkeypatch):
+    step = jax.jit(lambda state, batch: (state + batch, {"x": (state * batch).sum()}))
+    clock, state = StepClock(), jnp.ones((64, 64))
+    try:
+        seconds = []
+        for _ in range(2):
+            for _ in range(3):
+                with clock.span("input_wait"):
+                    batch = jnp.ones((64, 64))
+                state, _ = clock.dispatch(step, state, batch)
+            seconds.append(clock.split())
+    finally:
+        clock.close()
+    first, second = seconds
+    assert first["compile"] > 0 and second["compile"] == 0
+    assert first["step"] > 0 and second["step"] > 0
+    assert all(value >= -1e-9 for values in seconds for value in values.values())
+
+
+def line(time, after, until, **seconds):
+    empty = dict.fromkeys(("step", *SPANS, "other"), 0.0)
+    return {"time": time, "steps": [after, until], "seconds": empty | seconds}
+
+
+def test_goodput_over_a_kill():
+    account = Account(
+        [
+            {"time": 1000.0},
+            line(1030, 0, 10, compile=5.0, step=15.0),
+            line(1050, 10, 20, step=19.0, checkpoint=1.0),
+            line(1070, 20, 25, step=18.0, input_wait=2.0),  # killed: back to step 20
+            {"time": 1100.0},
+            line(1125, 20, 30, compile=4.0, step=16.0),
+        ]
+    )
+    assert account.starts == 2 and account.wall == 125
+    assert account.seconds == pytest.approx(
+        {
+            **{"step": 15 + 19 + 16, "lost": 18, "input_wait": 2, "compile": 9},
+            **{"checkpoint": 1, "other": 0, "startup": 10 + 5, "down": 30},
+        }
+    )
+    assert account.goodput == pytest.approx(50 / 125)
+    # From a checkpoint inside a stretch, half of it is done again.
+    account.add({"time": 1130.0})
+    account.add(line(1140, 25, 30, step=10.0))
+    assert account.seconds["lost"] == pytest.approx(18 + 8)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.integers(0, 5), st.floats(-9, 99))))
+def test_the_account_always_adds_up(moves):
+    account, now, at = Account([{"time": 0.0}]), 0.0, 0
+    for start, step, more, passed in moves:
+        now += passed
+        if start:
+            at = min(at, step)
+            account.add({"time": now})
+        else:
+            account.add(line(now, at, at + more, step=passed / 2 if passed > 0 else 0.0))
+            at += more
+        assert sum(account.seconds.values()) == pytest.approx(account.wall, abs=1e-6)
+        assert min(account.seconds.values()) >= -1e-6 and -1e-9 <= account.goodput <= 1 + 1e-9
+
+
+def test_the_journal_goes_on_after_half_a_line(tmp_path):
+    journal = GoodputJournal(tmp_path, started=5.0)
+    journal.add(0, 2, line(0, 0, 2, step=1.0)["seconds"])
+    journal.close()
+    with (tmp_path / JOURNAL).open("a") as file:
+        file.write('{"time": 9, "st')
+    assert len(read(tmp_path)) == 2
+    journal = GoodputJournal(tmp_path, started=50.0)
+    journal.close()
+    assert [set(found) for found in read(tmp_path)][1:] == [{"time", "steps", "seconds"}, {"time"}]
+    assert journal.account.starts == 2
+
+
+def test_a_run_tells_where_its_time_went(finished_run):
+    records = [json.loads(x) for x in (finished_run / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        shares = [record[f"time/{name}"] for name in ("step", *SPANS, "other")]
+        assert sum(shares) == pytest.approx(1) and min(shares) >= -1e-6
+        assert 0 < record["time/goodput"] < 1
+    assert records[0]["time/compile"] > 0 and records[-1]["time/compile"] == 0
+    lines = read(finished_run)
+    assert [x["steps"] for x in lines[1:]] == [*([i, i + 1] for i in range(6)), [6, 6]]
+    assert records[-1]["time/goodput"] == pytest.approx(Account(lines[:-1]).goodput)
+    assert Account(lines).seconds["checkpoint"] > 0
+
+
+def test_memory_is_of_the_fullest_device_or_absent(monkeypatch):
+    stats = [{"bytes_in_use": 2e9, "peak_bytes_in_use": 3e9}, {"bytes_in_use": 1e9}]
+    devices = [types.SimpleNamespace(memory_stats=lambda found=found: found) for found in stats]
+    monkeypatch.setattr(watch.jax, "local_devices", lambda: devices)
+    assert device_memory() == {"memory/in_use": 2.0}
+    stats[1]["peak_bytes_in_use"] = 4e9
+    assert device_memory() == {"memory/in_use": 2.0, "memory/peak": 4.0}
+    monkeypatch.setattr(
+        watch.jax, "local_devices", lambda: [types.SimpleNamespace(memory_stats=lambda: None)]
+    )
+    assert device_memory() == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"profile_steps": "10"}, "--profile_steps=10 must be FIRST:LAST"),
+        ({"profile_steps": "3:2"}, "--profile_steps=3:2 must be"),
+        ({"profile_steps": "0:2"}, "--profile_steps=0:2 must be"),
+        ({"wandb_project": "tpo"}, "--wandb_project=tpo needs the package wandb"),
+    ],
+)
+def test_what_cannot_be_watched_is_said_at_once(given, message, monkeypatch):
+    monkeypatch.setattr(watch.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match=message):
+        Watch(**given)
+
+
+class FakeWandb(types.ModuleType):
+    """What is called of `wandb`."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.__spec__ = types.SimpleNamespace()
+        self.calls, self.logged, self.finished = [], [], 0
+
+    def init(self, **settings):
+        self.calls.append(settings)
+        return self
+
+    def log(self, scalars, step):
+        self.logged.append((step, dict(scalars)))
+
+    def finish(self):
+        self.finished += 1
+
+
+def test_a_profile_and_a_board_on_demand(tiny_world, compiled, tmp_path, monkeypatch):
+    """Weights & Biases is told what the files are told, and the key goes nowhere."""
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with pytest.raises(InputError, match="WANDB_API_KEY"):
+        Watch(wandb_project="tpo")
+    monkeypatch.setenv("WANDB_API_KEY", "very-secret")
+    config = tiny_config(tiny_world)
+    config.train.num_steps = 3
+    with pytest.raises(InputError, match="--profile_steps=7:9: the run ends at step 3"):
+        train(config, tmp_path, Watch(profile_steps="7:9"))
+    asked = Watch(profile_steps="2:3", wandb_project="tpo")
+    train(config, tmp_path, asked)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    records = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [{"step": step, **scalars} for step, scalars in fake.logged] == records
+    assert fake.finished == 1
+    watch.wandb_run("tpo", tmp_path, {})  # a continued run is the same run there
+    first, second = fake.calls
+    assert first["project"] == "tpo" and first["id"] == second["id"]
+    assert first["resume"] == "allow" and first["config"]["train"]["batch_size"] == 8
+    texts = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [text for text in texts if b"very-secret" in text]

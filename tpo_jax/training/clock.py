@@ -1,0 +1,102 @@
+"""Where the time of a run goes: the devices' work, and what the host did while they had none."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+SPANS = ("input_wait", "compile", "checkpoint")
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+def split(
+    start: float,
+    end: float,
+    spans: Sequence[tuple[str, float, float]],
+    busy: Sequence[tuple[float, float]],
+) -> dict[str, float]:
+    """Divides a stretch of time; what the host does while the devices work costs nothing.
+
+    Args:
+        start: seconds on some clock.
+        end: likewise.
+        spans: what the host did, of `SPANS`, from when to when; disjoint, between start and end.
+        busy: when the devices worked; disjoint, in order, between start and end.
+
+    Returns:
+        Seconds: `step`, while the devices worked; each of `SPANS`, while they waited for it;
+        `other`, the rest. They add up to `end - start`.
+    """
+    edges = np.array([start, *(time for pair in busy for time in pair), end])
+    worked = np.cumsum(np.diff(edges, prepend=start) * (np.arange(len(edges)) % 2 == 0))
+    worked[-1] = worked[-2]
+    seconds = {"step": float(worked[-1])} | dict.fromkeys(SPANS, 0.0)
+    for name, begin, finish in spans:
+        hidden = np.interp(finish, edges, worked) - np.interp(begin, edges, worked)
+        seconds[name] += finish - begin - float(hidden)
+    return seconds | {"other": end - start - sum(seconds.values())}
+
+
+class StepClock:
+    """Times the steps of an asynchronous loop, which it keeps two steps ahead at most.
+
+    A thread of its own waits for the end of every step, so that the loop learns when the devices
+    fell idle without waiting for it.
+    """
+
+    def __init__(self) -> None:
+        self._watcher = ThreadPoolExecutor(1, "step-clock")
+        self._start = time.monotonic()
+        self._spans: list[tuple[str, float, float]] = []
+        self._steps: list[tuple[float, Future[float]]] = []
+        self._compiled = 0
+        jax.monitoring.register_event_duration_secs_listener(self._note)
+
+    def _note(self, event: str, _: float, **__: Any) -> None:
+        self._compiled += event == _COMPILED
+
+    @contextlib.contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """Around something of `SPANS` that the host does."""
+        begin = time.monotonic()
+        yield
+        self._spans.append((name, begin, time.monotonic()))
+
+    def dispatch(
+        self, step_fn: Callable[[dict, dict], tuple[dict, dict]], state: dict, batch: dict
+    ):
+        """`step_fn(state, batch)`; returns when the step before this one has finished: two in
+        flight keep the devices busy, more would only pile up their batches there.
+        """
+        before, begin = self._compiled, time.monotonic()
+        state, metrics = step_fn(state, batch)
+        if self._compiled > before:
+            self._spans.append(("compile", begin, begin := time.monotonic()))
+        self._steps.append((begin, self._watcher.submit(_end, metrics)))
+        if len(self._steps) > 1:
+            self._steps[-2][1].result()
+        return state, metrics
+
+    def split(self) -> dict[str, float]:
+        """`split` since the last call, or since the start; waits for the steps in flight."""
+        busy, free = [], self._start
+        for begin, end in self._steps:
+            busy.append((max(begin, free), free := end.result()))
+        now = time.monotonic()
+        seconds = split(self._start, now, self._spans, busy)
+        self._start, self._spans, self._steps = now, [], []
+        return seconds
+
+    def close(self) -> None:
+        """Ends the thread."""
+        jax.monitoring.unregister_event_duration_listener(self._note)
+        self._watcher.shutdown()
+
+
+def _end(metrics: dict) -> float:
+    jax.block_until_ready(metrics)
+    return time.monotonic()

@@ -1,0 +1,116 @@
+"""Goodput: which part of a run's life, restarts included, was spent on steps that count.
+
+`goodput.jsonl` in the working directory is only ever appended to: a line per start and a line per
+stretch of steps, so that it also tells of work that a kill threw away.
+"""
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from tpo_jax.training.clock import SPANS
+
+JOURNAL = "goodput.jsonl"
+
+
+class Account:
+    """Sums over the lines of a journal, in seconds.
+
+    Attributes:
+        seconds: `step` (of steps that count), `lost` (of steps that a later start did again),
+            `input_wait`, `compile`, `checkpoint`, `other`, `startup` (from a start to its first
+            step) and `down` (between the last line of one start and the next start: not running,
+            or at work that no line tells of). They add up to `wall`.
+        wall: from the first start to the last line.
+        starts: how many there were.
+    """
+
+    def __init__(self, lines: Iterable[dict] = ()):
+        names = ("step", "lost", *SPANS, "other", "startup", "down")
+        self.seconds = dict.fromkeys(names, 0.0)
+        self.starts = 0
+        self._first = self._last = 0.0
+        self._kept: list[tuple[int, int, float]] = []  # after this step, up to that one, seconds
+        for line in lines:
+            self.add(line)
+
+    @property
+    def wall(self) -> float:
+        return self._last - self._first
+
+    @property
+    def goodput(self) -> float:
+        """Seconds of steps that count per second of wall time; 0 before the first."""
+        return self.seconds["step"] / self.wall if self.wall else 0.0
+
+    def add(self, line: dict) -> None:
+        """Takes the next line into account."""
+        # Clocks of machines differ: time never runs backwards here.
+        now = max(line["time"], self._last) if self.starts else line["time"]
+        if "steps" not in line:
+            if self.starts:
+                self.seconds["down"] += now - self._last
+            else:
+                self._first = now
+            self.starts += 1
+        else:
+            (after, until), seconds = line["steps"], line["seconds"]
+            self._forget(after)
+            if until > after:
+                self._kept.append((after, until, seconds["step"]))
+            for name, value in seconds.items():
+                self.seconds[name] += value
+            now = max(now, self._last + sum(seconds.values()))
+            self.seconds["startup"] += now - self._last - sum(seconds.values())
+        self._last = now
+
+    def _forget(self, step: int) -> None:
+        """Steps after this one are done again."""
+        while self._kept and self._kept[-1][1] > step:
+            after, until, seconds = self._kept.pop()
+            kept = seconds * max(step - after, 0) / (until - after)
+            if kept:
+                self._kept.append((after, step, kept))
+            self.seconds["step"] -= seconds - kept
+            self.seconds["lost"] += seconds - kept
+
+
+def read(workdir: Path) -> list[dict]:
+    """The whole lines of a working directory's journal; none where there is no journal."""
+    path = workdir / JOURNAL
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class GoodputJournal:
+    """The journal of a running process, and the account so far."""
+
+    def __init__(self, workdir: Path, started: float):
+        """Notes a start.
+
+        Args:
+            workdir: holds the journal.
+            started: when this process began, seconds since the epoch.
+        """
+        self.account = Account(read(workdir))
+        path = workdir / JOURNAL
+        self._file = path.open("a+b")
+        self._file.seek(0)
+        self._file.truncate(self._file.read().rfind(b"\n") + 1)  # what a kill left half written
+        self._add({"time": started})
+
+    def add(self, after: int, until: int, seconds: dict[str, float]) -> None:
+        """Notes a stretch that has just ended: the steps `after + 1 … until`, maybe none, and the
+        clock's `split` of it.
+        """
+        self._add({"time": time.time(), "steps": [after, until], "seconds": seconds})
+
+    def _add(self, line: dict) -> None:
+        self._file.write((json.dumps(line) + "\n").encode())
+        self._file.flush()
+        self.account.add(line)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()

@@ -1,0 +1,110 @@
+"""How one looks at a run while it goes on; none of it changes a number of the run."""
+
+import dataclasses
+import importlib.util
+import os
+import re
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tpo_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """What is asked for beyond metrics in files and on the console.
+
+    Args:
+        profile_steps: `FIRST:LAST`, steps of which the profiler leaves a trace in
+            `workdir/profile`, both included; empty: none.
+        wandb_project: also write metrics to this project of Weights & Biases; empty: no.
+
+    Raises:
+        InputError: not of that form, or Weights & Biases without its package or its key.
+    """
+
+    profile_steps: str = ""
+    wandb_project: str = ""
+
+    def __post_init__(self) -> None:
+        if self.profile_steps:
+            given = f"--profile_steps={self.profile_steps}"
+            found = re.fullmatch(r"\d+:\d+", self.profile_steps)
+            if not found or not self.profiled or self.profiled.start < 1:
+                raise InputError(f"{given} must be FIRST:LAST, two steps, the first at least 1")
+        if self.wandb_project and jax.process_index() == 0:
+            given = f"--wandb_project={self.wandb_project}"
+            if importlib.util.find_spec("wandb") is None:
+                raise InputError(f"{given} needs the package wandb: pip install wandb")
+            without_key = os.environ.get("WANDB_MODE") in ("offline", "disabled")
+            if not (os.environ.get("WANDB_API_KEY") or without_key):
+                raise InputError(
+                    f"{given} needs a key in the environment variable WANDB_API_KEY, or "
+                    "WANDB_MODE=offline"
+                )
+
+    @property
+    def profiled(self) -> range:
+        """The steps to trace."""
+        first, last = map(int, self.profile_steps.split(":")) if self.profile_steps else (0, -1)
+        return range(first, last + 1)
+
+
+def wandb_run(project: str, workdir: Path, config: dict) -> Any:
+    """The run of this working directory at Weights & Biases, continued where there is one."""
+    import wandb
+
+    kept = workdir / "wandb_run_id"
+    if not kept.exists():
+        kept.write_text(uuid.uuid4().hex)
+    return wandb.init(
+        project=project,
+        name=workdir.name,
+        id=kept.read_text(),
+        resume="allow",
+        dir=str(workdir),
+        config=config,
+    )
+
+
+class Profiler:
+    """Traces the steps of `Watch.profile_steps`."""
+
+    def __init__(self, steps: range, directory: Path):
+        self._steps, self._directory, self._running = steps, directory, False
+
+    def before(self, step: int) -> None:
+        """Call it before a step is dispatched."""
+        if not self._running and step in self._steps:
+            jax.profiler.start_trace(self._directory)
+            self._running = True
+
+    def after(self, step: int, metrics: dict) -> None:
+        """Call it after; waits for the last step of the trace."""
+        if self._running and step == self._steps[-1]:
+            jax.block_until_ready(metrics)
+            self.close()
+
+    def close(self) -> None:
+        """Writes the trace of a run that ends within these steps."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
+            print(f"profile: {self._directory}", file=sys.stderr, flush=True)
+
+
+def device_memory() -> dict[str, float]:
+    """GB in use on the fullest of this host's devices, and the most there ever were; nothing where
+    the back end does not say.
+    """
+    stats = [found for device in jax.local_devices() if (found := device.memory_stats())]
+    names = {"memory/in_use": "bytes_in_use", "memory/peak": "peak_bytes_in_use"}
+    return {
+        name: max(found[key] for found in stats) / 1e9
+        for name, key in names.items()
+        if stats and all(key in found for found in stats)
+    }
