@@ -58,10 +58,10 @@ setup(
         "safetensors>=0.8,<0.9",
         "tensorboardX>=2.6.5,<3",
         "matplotlib>=3.11,<4",
-        "Pillow>=13,<14",
+        "Pillow>=12.3,<14",
         "PyYAML>=6,<7",
         "tqdm>=4.70,<5",
-        "pyarrow>=26,<27",
+        "pyarrow>=25.0.1,<27",
         "numpy>=2.4,<3",
     ],
     extras_require={
@@ -86,6 +86,7 @@ setup(
             'decord==0.6.0; platform_system == "Linux" and platform_machine == "x86_64"',
         ],
         "curation": [OPENAI],
+        "beam": ["apache-beam>=2.77,<3"],  # holds Pillow below 13 and pyarrow below 26
         "notebooks": ["jupyterlab>=4,<5", "nbclient>=0.10,<1", "ipykernel>=6,<8"],
     },
 )

@@ -7,6 +7,7 @@ Standard output says what the shards hold. Pairs that cannot be used are listed 
 """
 
 import os
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -51,6 +52,12 @@ _NUM_SHARDS = flags.DEFINE_integer(
     "num_shards", 0, "Number of shards; 0: one for every 64 pairs.", lower_bound=0
 )
 _WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes.", lower_bound=1)
+_BEAM = flags.DEFINE_string(
+    "beam",
+    None,
+    "Work as an Apache Beam pipeline with these options, as '--runner=DataflowRunner …'; empty: on "
+    "Beam's local runner. Every worker has to see --videos and --output.",
+)
 _STRICT = flags.DEFINE_bool("strict", False, "Stop at the first pair that cannot be used.")
 
 
@@ -70,8 +77,14 @@ def main() -> None:
         strict=_STRICT.value,
         columns=columns,
         struck=_STRUCK.value,
+        beam=_BEAM.value,
     )
     kinds = ", ".join(f"{count} {kind}" for kind, count in manifest["kinds"].items())
+    if count := manifest["kinds"].get("video"):
+        print(
+            f"{count} pairs are one answer on two videos: train refuses them, see docs/data.md",
+            file=sys.stderr,
+        )
     print(
         f"{_OUTPUT.value}: {manifest['pairs']} pairs ({kinds}) of {manifest['videos']} videos, "
         f"{len(manifest['shards'])} shards; {manifest['rejected']} pairs rejected"

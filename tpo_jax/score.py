@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 
 from tpo_jax.checkpoints.models import load_config, load_model
 from tpo_jax.data import images, prompts, sampling
-from tpo_jax.data.pairs import Pair, read_pairs
+from tpo_jax.data.pairs import Pair, Rejection, read_pairs
 from tpo_jax.data.rows import CONTINUATION
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.data.video import VideoError
@@ -225,6 +225,11 @@ def main() -> None:
     if not output.parent.is_dir():
         raise InputError(f"--output={output}: no such directory {output.parent}")
     pairs, rejections = read_pairs(_PAIRS.value, stills=True)
+    rejections += [
+        Rejection(pair.where, "is one answer on two videos; score takes two answers on one", None)
+        for pair in pairs
+        if pair.rejected_video
+    ]
     if rejections:
         more = f" (and {len(rejections) - 1} more)" if len(rejections) > 1 else ""
         raise InputError(f"{rejections[0].where}: {rejections[0].reason}{more}")

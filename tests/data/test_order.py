@@ -84,7 +84,7 @@ def test_limit_takes_the_first_and_nothing_left_is_an_error():
         select(pairs, (1, 1))
 
 
-@given(st.lists(st.sampled_from(KINDS), min_size=3, max_size=60), st.booleans(), st.data())
+@given(st.lists(st.sampled_from(KINDS[:3]), min_size=3, max_size=60), st.booleans(), st.data())
 def test_subsets_are_nested_and_drawn(kinds, mixed, data):
     pairs = index([*kinds, "localized", "comprehensive"])
     small, large = sorted(data.draw(st.tuples(*[st.integers(2, 62)] * 2)))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tpo_jax.data import preparation, shards
+from tpo_jax.data.order import select
 from tpo_jax.data.preparation import Settings, prepare
 from tpo_jax.data.sampling import read_frames
 from tpo_jax.errors import InputError
@@ -160,3 +161,46 @@ def test_what_is_finished_is_left_alone(world, tmp_path):
     with pytest.raises(InputError, match="exists and holds no manifest.json"):
         prepare(*world, out, SETTINGS)
     assert [p.name for p in out.iterdir()] == ["letter.txt"]
+
+
+def test_a_segment_that_the_video_does_not_have_is_rejected(world, tmp_path):
+    """12 frames at 8 a second; a frame lasts until the next one, so that 1.6 is a rounded end."""
+    segments = [[0.5, 1.5], [0.5, 1.6], [0.5, 1.7], [1.5, 9.0], None, None]
+    records = json.loads(world[0].read_text())
+    records = [r | {"segment": s} for r, s in zip(records, segments, strict=True)]
+    world[0].write_text(json.dumps(records))
+    manifest = prepare(*world, tmp_path / "out", SETTINGS)
+    assert (manifest["pairs"], manifest["rejected"]) == (4, 2)
+    lines = (tmp_path / "out/rejected.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reason"] for line in lines] == [
+        "segment ends at 1.7 s of a video of 1.50 s",
+        "segment starts at 1.5 s of a video of 1.50 s",
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["clip", "png"])
+def test_one_answer_on_two_videos(world, tmp_path, encoding):
+    records = json.loads(world[0].read_text())
+    two = {"video": "0.mp4", "rejected_video": "1.mp4", "prompt": "Who?", "chosen": "A cat."}
+    bad = [
+        two | {"rejected": "A dog."},
+        two | {"rejected_video": "0.mp4"},
+        two | {"rejected_video": "../1.mp4"},
+        two | {"rejected_video": "missing.mp4"},
+        records[0] | {"kind": "video"},
+    ]
+    world[0].write_text(json.dumps([*records, two, *bad]))
+    settings = Settings(num_frames=4, frames=encoding)
+    manifest = prepare(*world, tmp_path / "out", settings)
+    assert manifest["kinds"] == {"other": 6, "video": 1} and manifest["rejected"] == len(bad)
+    opened = shards.open_shards(tmp_path / "out")
+    record, singles = opened[6], {r.video_id: r.frames for r in list(opened)[:6]}
+    assert (record.video_id, record.rejected_video_id) == ("0.mp4", "1.mp4")
+    assert (record.kind, record.chosen, record.rejected) == ("video", "A cat.", "A cat.")
+    assert record.frames == singles["0.mp4"] + singles["1.mp4"]
+    # The train step's rows hold one video: they are refused by number, or left out by the mixing.
+    with pytest.raises(InputError, match="1 of 7 pairs are one answer on two videos"):
+        select(opened.index)
+    assert len(select(opened.index, limit=6)) == 6
+    with pytest.raises(InputError, match="no pair is left of 0 localized, 0 comprehensive"):
+        select(opened.index, (1.0, 1.0))

@@ -23,6 +23,7 @@ records = st.builds(
     fps=times,
     segment=st.none() | st.tuples(times, times),
     provenance=st.builds(Provenance, text, text, text),
+    rejected_video_id=text,
 )
 
 

@@ -28,20 +28,27 @@ def select(
             larger one; 0: in the order of the index.
 
     Raises:
-        InputError: no pair is left.
+        InputError: no pair is left, or one is of kind `video`: its two sides share no prefix.
     """
     limit = limit or len(index)
     ranked = list(range(len(index)))
     if subset_seed:
         ranked.sort(key=lambda i: hashlib.sha256(f"{subset_seed} {index[i].id}".encode()).digest())
     if mixing is None:
-        return np.sort(np.array(ranked[:limit], np.int64))
+        used = ranked[:limit]
+        if two_videos := sum(index[i].kind == "video" for i in used):
+            raise InputError(
+                f"{two_videos} of {len(used)} pairs are one answer on two videos (kind 'video'); a "
+                "row holds one video, so they cannot be trained on: set data.mixing, which takes "
+                "localized and comprehensive pairs alone, or prepare without them"
+            )
+        return np.sort(np.array(used, np.int64))
     shares = dict(zip(("localized", "comprehensive"), np.array(mixing) / sum(mixing), strict=True))
     of_kind = {k: [i for i in ranked if index[i].kind == k] for k in shares}
     total = min([limit, *(len(of_kind[kind]) / share for kind, share in shares.items() if share)])
     # The small term: a share such as 0.3 of 10 must not become 2.
-    used = [of_kind[kind][: int(total * share + 1e-6)] for kind, share in shares.items()]
-    if not (chosen := sorted(sum(used, []))):
+    parts = [of_kind[kind][: int(total * share + 1e-6)] for kind, share in shares.items()]
+    if not (chosen := sorted(sum(parts, []))):
         counts = ", ".join(f"{len(positions)} {kind}" for kind, positions in of_kind.items())
         raise InputError(f"data.mixing={mixing}: no pair is left of {counts}")
     return np.array(chosen, np.int64)

@@ -13,7 +13,7 @@ from tpo_jax.data.records import KINDS, Provenance
 from tpo_jax.errors import InputError
 
 REQUIRED = ("video", "prompt", "chosen", "rejected")
-OPTIONAL = ("question", "id", "video_id", "kind", "segment", "provenance")
+OPTIONAL = ("question", "id", "video_id", "kind", "segment", "provenance", "rejected_video")
 STILLS = ("image", "images")
 
 
@@ -21,7 +21,8 @@ STILLS = ("image", "images")
 class Pair:
     """One line of a list. `video` is a path inside the video folder, times are in seconds.
 
-    A pair on images, or on text alone, has no video.
+    A pair on images, or on text alone, has no video. One of kind `video` has `rejected_video`, the
+    one on which its only answer is worse, and `rejected` equals `chosen`.
     """
 
     where: str  # file and line or record, for messages
@@ -35,6 +36,12 @@ class Pair:
     segment: tuple[float, float] | None = None
     provenance: Provenance = Provenance()
     images: tuple[str, ...] = ()  # paths inside the video folder
+    rejected_video: str = ""  # a path inside the video folder, too
+
+    @property
+    def videos(self) -> tuple[str, ...]:
+        """The videos it needs: one, two, or none."""
+        return tuple(video for video in (self.video, self.rejected_video) if video)
 
 
 @dataclass(frozen=True)
@@ -55,8 +62,10 @@ def read_pairs(
     its number), `video_id` (else `video`), `kind`, `segment` as [start, end] in seconds, and
     `provenance` with `model`, `manipulation` and `verdict`; in CSV the last two are JSON. A single
     `<image>` or `<video>` in the prompt is taken out, as the originals do before they prepend it.
-    With `stills` it may have, in place of `video`, `image` or `images`, a path or a list of paths
-    (in CSV a path), or nothing at all; its prompt then keeps an `<image>` for every image, or none.
+    A pair with `rejected_video`, another path, is of kind `video`: one answer, better on `video`;
+    `rejected` is `chosen` or left out. With `stills` it may have, in place of `video`, `image` or
+    `images`, a path or a list of paths (in CSV a path), or nothing at all; its prompt then keeps an
+    `<image>` for every image, or none.
 
     Args:
         path: a file, or a folder of Hugging Face `datasets`.
@@ -104,6 +113,9 @@ def _pair(record: Any, number: int, where: str, stills: bool) -> Pair:
         if "prompt" in record:
             raise ValueError("has both prompt and question, which name the same field")
         record = {**record, "prompt": record["question"]}
+    second = "" if record.get("rejected_video") is None else _text(record, "rejected_video")
+    if second:
+        record = {"kind": "video", "rejected": record.get("chosen"), **record}
     images = _images(record)
     if images and not stills:
         raise ValueError("has images; only pairs on videos can be prepared and trained on")
@@ -114,10 +126,15 @@ def _pair(record: Any, number: int, where: str, stills: bool) -> Pair:
     video = "" if record.get("video") is None else _text(record, "video")
     if video and images:
         raise ValueError("has both a video and images")
-    for name, path in (("video", video), *(("image", image) for image in images)):
+    stored = (("video", video), ("rejected_video", second), *(("image", i) for i in images))
+    for name, path in stored:
         if Path(path).is_absolute() or ".." in Path(path).parts:
             raise ValueError(f"{name} {path!r} must be a path inside the video folder")
-    if chosen.strip() == rejected.strip():
+    if second and second == video:
+        raise ValueError("rejected_video is the video itself")
+    if second and chosen.strip() != rejected.strip():
+        raise ValueError("has rejected_video and two answers; a pair of two videos has one answer")
+    if not second and chosen.strip() == rejected.strip():
         raise ValueError("chosen equals rejected")
     try:
         prompt = _text(record, "prompt")
@@ -136,6 +153,8 @@ def _pair(record: Any, number: int, where: str, stills: bool) -> Pair:
     kind = record.get("kind", "other")
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    if (kind == "video") != bool(second):
+        raise ValueError("kind 'video' and rejected_video go together: one answer, two videos")
     return Pair(
         where=where,
         id=_identifier(record, "id", str(number)),
@@ -148,6 +167,7 @@ def _pair(record: Any, number: int, where: str, stills: bool) -> Pair:
         segment=_segment(record.get("segment")),
         provenance=_provenance(record.get("provenance")),
         images=images,
+        rejected_video=second,
     )
 
 

@@ -5,6 +5,7 @@ note of what it was made of. A second run continues there and redoes what a chan
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -12,7 +13,7 @@ import multiprocessing
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -52,6 +53,7 @@ def prepare(
     strict: bool = False,
     columns: Mapping[str, str] | None = None,
     struck: str | Path | None = None,
+    beam: str | None = None,
 ) -> dict[str, Any]:
     """Writes the directory `output` and returns its manifest; an unfinished run is continued.
 
@@ -65,6 +67,8 @@ def prepare(
         strict: stop at the first bad pair instead of listing it in `rejected.jsonl`.
         columns: of the list, as `read_pairs` takes them.
         struck: file of ids, one per line, of pairs that are left out.
+        beam: options of an Apache Beam pipeline that does the work in place of this machine's
+            processes; may be empty. None: no Beam.
 
     Raises:
         InputError: nothing can be made of the inputs, or a pair is bad and `strict` is set.
@@ -72,10 +76,11 @@ def prepare(
     root, output = Path(videos), Path(output)
     if not root.is_dir():
         raise InputError(f"--videos={root}: no such folder")
+    pool = _beam(beam) if beam is not None else None
     pairs, rejections = read_pairs(pairs_file, columns=columns)
     if struck is not None:
         pairs = _without(pairs, Path(struck))
-    identities = {pair.video: _identity(root / pair.video) for pair in pairs}
+    identities = {v: _identity(root / v) for v in dict.fromkeys(v for p in pairs for v in p.videos)}
     inputs = _hash([dataclasses.asdict(settings), num_shards, pairs, rejections, identities])
     if (done := _finished(output, inputs)) is not None:
         return done
@@ -87,13 +92,13 @@ def prepare(
     except OSError as error:
         raise InputError(f"{partial}: cannot be made: {error.strerror}") from error
     checks: dict[str, dict] = {}
-    for name, check in _check_videos(root, partial / JOURNAL, identities, settings, workers):
+    for name, check in _check_videos(root, partial / JOURNAL, identities, settings, workers, pool):
         checks[name] = check
         if strict and "error" in check:
             break
     good: list[Pair] = []
     for pair in pairs:
-        if pair.video in checks and (reason := _complaint(pair, checks[pair.video])):
+        if checks.keys() >= set(pair.videos) and (reason := _complaint(pair, checks)):
             rejections.append(Rejection(pair.where, reason, dataclasses.asdict(pair)))
         else:
             good.append(pair)
@@ -104,17 +109,21 @@ def prepare(
     count = min(num_shards or -(-len(good) // PAIRS_PER_SHARD), len(good))
     names = shards.shard_names(count)
     blocks = [[good[i] for i in block] for block in np.array_split(np.arange(len(good)), count)]
-    jobs = [
-        (partial / name, root, settings, [(p, checks[p.video], identities[p.video]) for p in block])
-        for name, block in zip(names, blocks, strict=True)
+    items = [
+        [(p, checks[p.video], tuple(identities[v] for v in p.videos)) for p in block]
+        for block in blocks
     ]
-    with tqdm(total=len(good), desc="pairs", unit="pair", disable=None) as bar:
-        for note in _run(_write_shard, jobs, workers):
-            bar.update(note["shard"]["pairs"])
-    notes = [json.loads(_note(partial / name).read_text()) for name in names]
+    if pool is not None:
+        notes = pool.write([functools.partial(_records, root, settings, i) for i in items], partial)
+    else:
+        jobs = [(partial / n, root, settings, i) for n, i in zip(names, items, strict=True)]
+        with tqdm(total=len(good), desc="pairs", unit="pair", disable=None) as bar:
+            for note in _run(_write_shard, jobs, workers):
+                bar.update(note["shard"]["pairs"])
+        notes = [json.loads(_note(partial / name).read_text()) for name in names]
     manifest = {
         "pairs": len(good),
-        "videos": len({pair.video_id for pair in good}),
+        "videos": len({v for pair in good for v in (pair.video_id, *pair.videos[1:])}),
         "rejected": len(rejections),
         "kinds": dict(sorted(Counter(pair.kind for pair in good).items())),
         "sampling": {"rule": settings.sampling, "num_frames": settings.num_frames},
@@ -136,6 +145,13 @@ def prepare(
     shards.write_metadata(partial, (entry for note in notes for entry in note["index"]), manifest)
     os.replace(partial, output)
     return manifest
+
+
+def _beam(options: str):
+    """`data.builder.Beam`, whose libraries take a second to import."""
+    from tpo_jax.data.builder import Beam
+
+    return Beam(options)
 
 
 def _without(pairs: list[Pair], path: Path) -> list[Pair]:
@@ -196,7 +212,7 @@ def _run(function: Callable, jobs: list[tuple], workers: int) -> Iterator[Any]:
 
 
 def _check_videos(
-    root: Path, journal: Path, identities: dict[str, str], settings: Settings, workers: int
+    root: Path, journal: Path, identities: dict[str, str], settings: Settings, workers: int, pool
 ) -> Iterator[tuple[str, dict]]:
     """(video, `timestamps`, `duration` and `fps`, or `error`); what worked is not redone."""
     known = _read_journal(journal)
@@ -212,7 +228,10 @@ def _check_videos(
         bar.update(len(done))
         yield from done
         jobs = [(name, root / name, settings) for name, key in keys.items() if key not in known]
-        for name, check in _run(_check_video, jobs, workers):
+        results = _run(_check_video, jobs, workers)
+        if pool is not None:
+            results = pool.map(_check_video, jobs, journal.with_name("checks"))
+        for name, check in results:
             bar.update()
             if "error" not in check:
                 file.write(json.dumps([keys[name], check]) + "\n")
@@ -245,11 +264,16 @@ def _check_video(name: str, path: Path, settings: Settings) -> tuple[str, dict]:
     return name, {"timestamps": clip[1].tolist(), "duration": float(clip[2]), "fps": fps}
 
 
-def _complaint(pair: Pair, check: dict) -> str | None:
-    if "error" in check:
-        return check["error"]
-    if pair.segment and pair.segment[0] >= check["duration"]:
-        return f"segment starts at {pair.segment[0]} s of a video of {check['duration']:.2f} s"
+def _complaint(pair: Pair, checks: Mapping[str, dict]) -> str | None:
+    for name in pair.videos:
+        if "error" in checks[name]:
+            return checks[name]["error"]
+    check = checks[pair.video]
+    # A frame lasts until the next one, and times are rounded: one frame's time is no complaint.
+    if pair.segment and pair.segment[1] > check["duration"] + 1 / check["fps"]:
+        verb, at = ("starts", pair.segment[0]), ("ends", pair.segment[1])
+        name, time = verb if pair.segment[0] >= check["duration"] else at
+        return f"segment {name} at {time} s of a video of {check['duration']:.2f} s"
     return None
 
 
@@ -257,9 +281,10 @@ def _note(shard: Path) -> Path:
     return shard.with_name(shard.name + ".json")
 
 
-def _write_shard(
-    path: Path, root: Path, settings: Settings, items: list[tuple[Pair, dict, str]]
-) -> dict:
+Item = tuple[Pair, dict, tuple[str, ...]]  # with the check of its video, identities of its videos
+
+
+def _write_shard(path: Path, root: Path, settings: Settings, items: Sequence[Item]) -> dict:
     """One shard and the note of what it was made of; nothing if they are there already."""
     made_of = _hash([dataclasses.asdict(settings), items])
     if path.exists() and _note(path).exists():
@@ -268,35 +293,41 @@ def _write_shard(
             return note
     index = []
 
-    def records() -> Iterator[PairRecord]:
-        read: tuple[str, tuple[bytes, ...]] = ("", ())
-        for pair, check, identity in items:
-            source = root / pair.video
-            if _identity(source) != identity:
-                raise InputError(f"{source}: changed while it was read; run again")
-            if read[0] != pair.video:
-                read = pair.video, _payload(source, settings)
-            record = PairRecord(
-                id=pair.id,
-                video_id=pair.video_id,
-                kind=pair.kind,
-                question=pair.question,
-                chosen=pair.chosen,
-                rejected=pair.rejected,
-                frame_encoding=settings.frames,
-                frames=read[1],
-                timestamps=tuple(check["timestamps"]),
-                duration=check["duration"],
-                fps=check["fps"],
-                segment=pair.segment,
-                provenance=pair.provenance,
-            )
+    def noted() -> Iterator[PairRecord]:
+        for record in _records(root, settings, items):
             index.append(shards.index_entry(record))
             yield record
 
-    note = {"made_of": made_of, "shard": shards.write_shard(path, records()), "index": index}
+    note = {"made_of": made_of, "shard": shards.write_shard(path, noted()), "index": index}
     shards.write_json(_note(path), note)
     return note
+
+
+def _records(root: Path, settings: Settings, items: Sequence[Item]) -> Iterator[PairRecord]:
+    read: tuple[tuple[str, ...], tuple[bytes, ...]] = ((), ())
+    for pair, check, identities in items:
+        sources = [root / video for video in pair.videos]
+        for source, identity in zip(sources, identities, strict=True):
+            if _identity(source) != identity:
+                raise InputError(f"{source}: changed while it was read; run again")
+        if read[0] != pair.videos:
+            read = pair.videos, tuple(f for source in sources for f in _payload(source, settings))
+        yield PairRecord(
+            id=pair.id,
+            video_id=pair.video_id,
+            kind=pair.kind,
+            question=pair.question,
+            chosen=pair.chosen,
+            rejected=pair.rejected,
+            frame_encoding=settings.frames,
+            frames=read[1],
+            timestamps=tuple(check["timestamps"]),
+            duration=check["duration"],
+            fps=check["fps"],
+            segment=pair.segment,
+            provenance=pair.provenance,
+            rejected_video_id=pair.rejected_video,
+        )
 
 
 def _payload(path: Path, settings: Settings) -> tuple[bytes, ...]:

@@ -7,10 +7,11 @@ alike. TFDS does this without TensorFlow.
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
-KINDS = ("localized", "comprehensive", "other")
+KINDS = ("localized", "comprehensive", "other", "video")
 FRAME_ENCODINGS = ("clip", "png", "jpeg")
 
 
@@ -30,6 +31,10 @@ class PairRecord:
     `frames` holds the encoded clip (one item, the bytes of the video file) or the sampled frames,
     one PNG or JPEG each. `timestamps` are those of the frames sampled when the record was made;
     `duration` is the number of frames over `fps`, the average frame rate.
+
+    A pair of kind `video` is one answer and two videos, with `rejected` the same text as `chosen`:
+    the answer is better on `video_id` than on `rejected_video_id`, whose clip or frames follow
+    those of the first in `frames`. Its two sides share no prefix, so the train step refuses it.
     """
 
     id: str
@@ -45,17 +50,22 @@ class PairRecord:
     fps: float
     segment: tuple[float, float] | None = None
     provenance: Provenance = Provenance()
+    rejected_video_id: str = ""
 
     def to_bytes(self) -> bytes:
         """A `tf.train.Example` of `features()`; equal records are equal bytes."""
+        message = _serializer().get_tf_example(features().encode_example(self.to_example()))
+        # TFDS' own `serialize_example` leaves the order of the fields to chance.
+        return message.SerializeToString(deterministic=True)
+
+    def to_example(self) -> dict[str, Any]:
+        """What `features()` encodes."""
         # Not `dataclasses.asdict`, which would copy the clip.
         example = {**vars(self), "provenance": vars(self.provenance)}
         example["frames"] = list(self.frames)
         example["timestamps"] = np.asarray(self.timestamps, np.float64)
         example["segment"] = np.asarray(self.segment or (), np.float64)
-        message = _serializer().get_tf_example(features().encode_example(example))
-        # TFDS' own `serialize_example` leaves the order of the fields to chance.
-        return message.SerializeToString(deterministic=True)
+        return example
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "PairRecord":
@@ -87,10 +97,10 @@ def features():
     text = tfds.features.Text()
     scalar = tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes")
     vector = tfds.features.Tensor(shape=(None,), dtype=np.float64, encoding="bytes")
-    names = ("id", "video_id", "kind", "question", "chosen", "rejected", "frame_encoding")
+    names = ("id", "video_id", "rejected_video_id", "kind", "question", "chosen", "rejected")
     return tfds.features.FeaturesDict(
         {
-            **dict.fromkeys(names, text),
+            **dict.fromkeys((*names, "frame_encoding"), text),
             "frames": tfds.features.Sequence(tfds.features.Tensor(shape=(), dtype=np.object_)),
             "timestamps": vector,
             "duration": scalar,

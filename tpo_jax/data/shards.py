@@ -22,7 +22,7 @@ from tpo_jax.data.records import PairRecord, Provenance, features
 from tpo_jax.errors import InputError
 
 FORMAT = 1
-NAME, SPLIT = "tpo_pairs", "train"
+NAME, SPLIT, VERSION = "tpo_pairs", "train", "1.1.0"
 MANIFEST, INDEX = "manifest.json", "index.jsonl"
 
 
@@ -75,7 +75,7 @@ def write_metadata(directory: Path, index: Iterable[dict], manifest: dict[str, A
         "shardLengths": [str(shard["pairs"]) for shard in manifest["shards"]],
         "numBytes": str(sum(shard["bytes"] for shard in manifest["shards"])),
     }
-    info = {"name": NAME, "version": "1.0.0", "fileFormat": "array_record", "splits": [split]}
+    info = {"name": NAME, "version": VERSION, "fileFormat": "array_record", "splits": [split]}
     write_json(directory / "dataset_info.json", info)
     write_json(directory / MANIFEST, {"format": FORMAT, **manifest})
 
