@@ -1,0 +1,262 @@
+"""V-NIAH: one odd frame, the needle, among the frames of a long movie, and a question on it.
+
+As LongVA's `vision_niah` does it: a needle is put before frame `int(depth * n)` of the first `n`
+frames of the haystack, the question follows the frames, and the answer counts as found when the
+model, given its tokens, finds each of them the likeliest (`reference/evaluation.md`, section 7).
+Frames are pooled once, to 144 tokens for LongVA, whatever the checkpoint calls its resampler.
+
+Haystack and needles are encoded once for the whole grid, into one table of visual tokens. A cell is
+a list of places in that table, so a needle is inserted without moving anything.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import Tokenizer
+
+from tpo_jax.data.prompts import HEAD, TURN
+from tpo_jax.errors import InputError
+from tpo_jax.models import vlm
+from tpo_jax.models.config import ModelConfig
+from tpo_jax.parallel.sharding import ROWS, WITHIN_ROW, batch_sharding, constrain
+from tpo_jax.parallel.splash import LANES
+
+_FRAMES_AT_ONCE = 8  # of every chip, through the tower
+_TEXT_MULTIPLE = 16
+
+
+class Needle(NamedTuple):
+    """A frame and what is asked about it."""
+
+    frame: np.ndarray  # uint8 [S, S, 3]
+    prompt: np.ndarray  # int32 [n], the question and the template's turn to the answer
+    answer: np.ndarray  # int32 [m], without an end
+
+
+class Cell(NamedTuple):
+    """One needle at one place."""
+
+    frames: int  # of the haystack; the model sees one more
+    depth: float  # 0: before the first frame, 1: behind the last
+    needle: int
+
+
+def make_needle(tokenizer: Tokenizer, frame: np.ndarray, prompt: str, answer: str) -> Needle:
+    """A needle with its texts tokenised one by one, as in the original.
+
+    Args:
+        tokenizer: of the checkpoint.
+        frame: uint8 `[S, S, 3]`.
+        prompt: the question; it brings its own newline behind the frames.
+        answer: what is to be found.
+
+    Raises:
+        InputError: an answer without a token.
+    """
+    question, turn, reply = (_encode(tokenizer, text) for text in (prompt, TURN, answer))
+    if not reply:
+        raise InputError(f"the answer {answer!r} has no token")
+    return Needle(frame, np.array(question + turn, np.int32), np.array(reply, np.int32))
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def depths(step: float) -> list[float]:
+    """0, `step`, … up to 1."""
+    return [i * step for i in range(math.floor(1 / step + 1e-6) + 1)]
+
+
+def places(cell: Cell, haystack: int) -> np.ndarray:
+    """int64 `[cell.frames + 1]`: the frames of a cell in a table of `haystack` frames that has the
+    needles behind them.
+    """
+    return np.insert(
+        np.arange(cell.frames), int(cell.depth * cell.frames), haystack + cell.needle
+    )
+
+
+def grid(
+    config: ModelConfig,
+    params: dict,
+    tokenizer: Tokenizer,
+    frames: np.ndarray,
+    needles: Sequence[Needle],
+    lengths: Sequence[int],
+    depths: Sequence[float],
+    mesh: jax.sharding.Mesh,
+    batch_rows: int = 1,
+) -> np.ndarray:
+    """Which needles are found where: bool `[lengths, depths, needles]`.
+
+    Arguments as of `find`; `lengths` in frames.
+    """
+    product = itertools.product(lengths, depths, range(len(needles)))
+    cells = [Cell(*values) for values in product]
+    found = dict(
+        pair
+        for part in find(config, params, tokenizer, frames, needles, cells, mesh, batch_rows)
+        for pair in part
+    )
+    values = [found[cell] for cell in cells]
+    return np.array(values).reshape(len(lengths), len(depths), len(needles))
+
+
+def find(
+    config: ModelConfig,
+    params: dict,
+    tokenizer: Tokenizer,
+    frames: np.ndarray,
+    needles: Sequence[Needle],
+    cells: Sequence[Cell],
+    mesh: jax.sharding.Mesh,
+    batch_rows: int = 1,
+) -> Iterator[list[tuple[Cell, bool]]]:
+    """Whether the model finds its needle in every cell, batch by batch, short cells first.
+
+    The model's context is no bound: to go beyond it is what the test is for.
+
+    Args:
+        config: of the model.
+        params: in the compute dtype, laid out over `mesh`.
+        tokenizer: of the checkpoint.
+        frames: uint8 `[F, S, S, 3]`, the haystack.
+        needles: frames and texts.
+        cells: what to look at.
+        mesh: a cell is split over `tensor` and `context`, cells over `data` and `fsdp`. Every
+            process gives the same arguments and gets the same results.
+        batch_rows: cells at a time, rounded up to what the mesh asks for.
+
+    Raises:
+        ValueError: a cell that is longer than the haystack.
+    """
+    if longest := max((cell.frames for cell in cells if cell.frames > len(frames)), default=0):
+        raise ValueError(f"a cell of {longest} frames, a haystack of {len(frames)}")
+    if not cells:
+        return
+    used = frames[: max(cell.frames for cell in cells)]
+    visual = encode(
+        config, params, np.concatenate([used, [needle.frame for needle in needles]]), mesh
+    )
+    context = mesh.shape["context"]
+    # Zig-zag order halves every chip's part; the TPU kernel takes blocks of `LANES`.
+    unit = LANES * context * (2 if context > 1 else 1)
+    rows = math.prod(mesh.shape[axis] for axis in ROWS)
+    size = -(-max(1, batch_rows) // rows) * rows
+    head = _encode(tokenizer, HEAD)
+    longest_text = max(len(n.prompt) + len(n.answer) - 1 for n in needles)
+    R = -(-longest_text // _TEXT_MULTIPLE) * _TEXT_MULTIPLE
+
+    def length(cell: Cell) -> int:
+        tokens = len(head) + (cell.frames + 1) * config.tokens_per_frame
+        return -(-tokens // unit) * unit
+
+    for P, same in itertools.groupby(sorted(cells, key=length), key=length):
+        group = list(same)
+        for start in range(0, len(group), size):
+            part = group[start : start + size]
+            # A short batch is filled up, for another size would be another program.
+            filled = (part * size)[:size]
+            batch = _batch(config, head, needles, filled, len(used), P, R)
+            sharding = batch_sharding(mesh)
+            placed = {
+                name: jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+                for name, x in batch.items()
+            }
+            with jax.set_mesh(mesh):
+                right = np.asarray(_exact(config, params, visual, placed))
+            yield [(cell, bool(r)) for cell, r in zip(part, right, strict=False)]
+
+
+def encode(
+    config: ModelConfig, params: dict, frames: np.ndarray, mesh: jax.sharding.Mesh
+) -> jax.Array:
+    """Visual tokens of frames one after the other, `[n, D]`, with empty frames behind them.
+
+    A newline behind the whole video (`newline=one_token`) is not part of it.
+
+    Args:
+        config: of the model.
+        params: in the compute dtype, laid out over `mesh`.
+        frames: uint8 `[F, S, S, 3]`.
+        mesh: frames are spread over all its chips; the result is split by width within a row.
+    """
+    each = min(_FRAMES_AT_ONCE * mesh.size, len(frames))
+    rows = math.prod(mesh.shape[axis] for axis in ROWS)
+    each = -(-each // rows)  # of a row
+    size, V = rows * each, config.tokens_per_frame
+    chunks = -(-len(frames) // size)
+    dtype = params["decoder"]["norm"]["scale"].dtype
+    sharding = batch_sharding(mesh)
+    with jax.set_mesh(mesh):
+        table = _table((chunks * size * V, config.decoder.width), dtype)
+        for start in range(0, len(frames), size):
+            part = np.zeros((size, *frames.shape[1:]), np.uint8)
+            given = frames[start : start + size]
+            part[: len(given)] = given
+            part = part.reshape(rows, each, *frames.shape[1:])
+            placed = jax.make_array_from_callback(part.shape, sharding, part.__getitem__)
+            table = _fill(config, params, table, placed, start * V)
+    return table
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _table(shape, dtype):
+    return constrain(jnp.zeros(shape, dtype), None, WITHIN_ROW)
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="table")
+def _fill(config, params, table, frames, start):
+    """`table` with the tokens of uint8 `[B, m, S, S, 3]` from row `start` on."""
+    x = vlm.bind(config, params).encode_frames(frames)
+    x = x[:, : frames.shape[1] * config.tokens_per_frame].reshape(-1, x.shape[-1])
+    table = jax.lax.dynamic_update_slice_in_dim(table, x.astype(table.dtype), start, 0)
+    return constrain(table, None, WITHIN_ROW)
+
+
+def _batch(config, head, needles, cells, haystack, P, R) -> dict[str, np.ndarray]:
+    """`_exact`'s batch; arrays as in `docs/architecture.md`, "The batch", with `Q = A = 1`."""
+    B, V = len(cells), config.tokens_per_frame
+    batch = {
+        "prefix_ids": np.zeros((B, P), np.int32),
+        "prefix_mask": np.zeros((B, P), bool),
+        "visual_index": np.full((B, P), -1, np.int32),
+        "input_ids": np.zeros((B, 1, R), np.int32),
+        "input_mask": np.zeros((B, 1, R), bool),
+        "target_ids": np.zeros((B, 1, R), np.int32),
+        "target_mask": np.zeros((B, 1, R), bool),
+    }
+    for b, cell in enumerate(cells):
+        visual = (places(cell, haystack)[:, None] * V + np.arange(V)).reshape(-1)
+        n, needle = len(head) + len(visual), needles[cell.needle]
+        batch["prefix_ids"][b, : len(head)] = head
+        batch["prefix_mask"][b, :n] = True
+        batch["visual_index"][b, len(head) : n] = visual
+        text = np.concatenate([needle.prompt, needle.answer])
+        first, last = len(needle.prompt) - 1, len(text) - 1  # that predict the answer
+        batch["input_ids"][b, 0, :last] = text[:-1]
+        batch["input_mask"][b, 0, :last] = True
+        batch["target_ids"][b, 0, first:last] = needle.answer
+        batch["target_mask"][b, 0, first:last] = True
+    return batch
+
+
+@functools.partial(jax.jit, static_argnames=("config", "back_end"))
+def _exact(config, params, visual, batch, *, back_end="auto"):
+    """bool `[B]`: whether every token of the answer is the likeliest; `visual` is the table."""
+    model = vlm.bind(config, params)
+    visual = jnp.broadcast_to(visual, (len(batch["prefix_ids"]), *visual.shape))
+    visual = constrain(visual, ROWS, None, WITHIN_ROW)
+    x = model.embed_prefix(batch["prefix_ids"], visual, batch["visual_index"])
+    y = model.decoder.embed(batch["input_ids"])
+    masks = batch["prefix_mask"], batch["input_mask"]
+    hidden = model.decoder.row(x, masks[0], y, masks[1], back_end=back_end)
+    right = (model.likeliest(hidden) == batch["target_ids"]) | ~batch["target_mask"]
+    return constrain(right.all(axis=(1, 2)), None)

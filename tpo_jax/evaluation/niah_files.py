@@ -1,0 +1,208 @@
+"""Files of the needle test: movie and needles in; scores and heat map out, as the original's."""
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from PIL import Image
+from tokenizers import Tokenizer
+
+from tpo_jax.data import images, journal
+from tpo_jax.data.video import Video, VideoError, opened
+from tpo_jax.errors import InputError
+from tpo_jax.evaluation.niah import Cell, Needle, make_needle
+from tpo_jax.models.config import TowerConfig
+
+_AT_ONCE = 32  # frames of the movie's own size in memory
+
+
+class Asked(NamedTuple):
+    """A needle, and what identifies it: a hash of its image and texts."""
+
+    key: str
+    needle: Needle
+
+
+def read_haystack(movie: Path, num_frames: int, tower: TowerConfig) -> np.ndarray:
+    """The first frames of a movie, one per second: every `round(fps)`-th, padded to a square.
+
+    Returns:
+        uint8 `[num_frames, S, S, 3]`.
+
+    Raises:
+        InputError: a movie that cannot be read, or too short a one.
+    """
+
+    def every_second(video: Video) -> np.ndarray:
+        indices = np.arange(0, video.info.num_frames, max(1, round(video.info.fps)))
+        if len(indices) < num_frames:
+            raise InputError(
+                f"{movie}: a haystack of {len(indices)} frames, one per second; the longest cell "
+                f"has {num_frames} (--max_frames)"
+            )
+        return indices[:num_frames]
+
+    side, parts = tower.image_size, range(0, num_frames, _AT_ONCE)
+    haystack = np.empty((num_frames, side, side, 3), np.uint8)
+    try:
+        with opened(movie) as video:
+            for part in (slice(start, start + _AT_ONCE) for start in parts):
+                _, frames = video.select(lambda v, part=part: every_second(v)[part])
+                haystack[part] = images.preprocess(frames, tower, pad=True)
+    except VideoError as error:
+        raise InputError(str(error)) from error
+    return haystack
+
+
+def read_needles(
+    file: Path, tower: TowerConfig, tokenizer: Tokenizer
+) -> tuple[list[Asked], list[str]]:
+    """Needles, padded to squares, and one line on each that cannot be read.
+
+    Args:
+        file: `dataset.json` of the original, a list of `path` (an image beside it), `prompt` and
+            `answer`; or the published table, `.parquet` with `image`, `question`, `answer`.
+        tower: what the images are for.
+        tokenizer: of the checkpoint.
+
+    Raises:
+        InputError: a file that is no such list.
+    """
+    try:
+        if file.suffix == ".parquet":
+            rows = pyarrow.parquet.read_table(file).to_pylist()
+        else:
+            rows = json.loads(file.read_bytes())
+    except (ValueError, pyarrow.ArrowException) as error:
+        raise InputError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(rows, list) or not rows:
+        raise InputError(f"{file}: not a list of needles")
+    asked, problems = [], []
+    for number, row in enumerate(rows):
+        try:
+            asked.append(_read_needle(file, row, tower, tokenizer))
+        except InputError as error:
+            problems.append(f"needle {number}: {error}")
+    return asked, problems
+
+
+def _read_needle(file: Path, row: Any, tower: TowerConfig, tokenizer: Tokenizer) -> Asked:
+    if not isinstance(row, dict):
+        raise InputError(f"{file}: {row!r} is no needle")
+    prompt, answer = row.get("prompt", row.get("question")), row.get("answer")
+    picture = row.get("image") or row.get("path")
+    if not isinstance(prompt, str) or not isinstance(answer, str):
+        raise InputError(f"{file}: 'prompt' and 'answer' must be texts")
+    if isinstance(picture, dict) and isinstance(picture.get("bytes"), bytes):
+        where, data = f"{file}: image", picture["bytes"]
+    elif isinstance(picture, str):
+        where = str(file.parent / picture)
+        try:
+            data = Path(where).read_bytes()
+        except OSError as error:
+            raise InputError(f"{where}: {error.strerror}") from error
+    else:
+        raise InputError(f"{file}: 'path' must name an image")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except Exception as error:  # broken files make the library raise nearly everything
+        raise InputError(f"{where}: cannot be read as an image: {error}") from error
+    frame = images.preprocess(pixels[None], tower, pad=True)[0]
+    key = hashlib.sha256(data + json.dumps([prompt, answer]).encode()).hexdigest()[:16]
+    return Asked(key, make_needle(tokenizer, frame, prompt, answer))
+
+
+class Journal(journal.Journal):
+    """A journal of cells: `frames`, `depth`, `needle` (its key) and `found`.
+
+    Args:
+        path: the file; made where there is none.
+        owner: what results depend on besides cell and needle: weights, movie, dtype, ….
+        keys: of the needles, by their number in a cell.
+
+    Raises:
+        InputError: another owner, another run at work, or a line that is not one of a journal.
+    """
+
+    def __init__(self, path: Path, owner: dict[str, Any], keys: Sequence[str]):
+        super().__init__(path, owner, "choose another --output")
+        self.keys = keys
+        self.found: dict[tuple[int, float, str], bool] = {}
+        for where, line in self.lines:
+            try:
+                self.found[line["frames"], line["depth"], line["needle"]] = line["found"]
+            except KeyError as error:
+                raise InputError(f"{where}: no {error} in this line") from error
+
+    def result(self, cell: Cell) -> bool | None:
+        """Whether the needle was found; None where nobody has looked yet."""
+        return self.found.get((*cell[:2], self.keys[cell.needle]))
+
+    def keep(self, results: Sequence[tuple[Cell, bool]]) -> None:
+        """Keeps results; they are on disk when this returns."""
+        rows = [(cell.frames, cell.depth, self.keys[cell.needle], hit) for cell, hit in results]
+        names = ("frames", "depth", "needle", "found")
+        self.add([dict(zip(names, row, strict=True)) for row in rows])
+        self.found |= {row[:3]: row[3] for row in rows}
+
+
+def write_results(
+    folder: Path, scores: np.ndarray, lengths: Sequence[int], depths: Sequence[float]
+) -> None:
+    """`all_accuracies.json`, `avg_accuracy.txt` and `heatmap.png` in the original's shapes.
+
+    Depths are rounded to tens of a percent there, so those of a step that is no multiple of 0.1 may
+    fall together; the picture shows their mean.
+
+    Args:
+        folder: where to.
+        scores: `[lengths, depths]`, shares of the needles that were found.
+        lengths: frames.
+        depths: 0 to 1.
+    """
+    tens = [round(100 * depth, -1) for depth in depths]
+    rows = [
+        {"Num. Frame": int(n), "Frame Depth": ten, "Score": float(score)}
+        for n, line in zip(lengths, scores, strict=True)
+        for ten, score in zip(tens, line, strict=True)
+    ]
+    _write(folder / "all_accuracies.json", json.dumps(rows, indent=4).encode())
+    _write(folder / "avg_accuracy.txt", f"Average Accuracy: {float(scores.mean())}\n".encode())
+    shown = sorted(set(tens))
+    means = [scores[:, [t == ten for t in tens]].mean(axis=1) for ten in shown]
+    _write(folder / "heatmap.png", heat_map(np.array(means), lengths, shown))
+
+
+def heat_map(scores: np.ndarray, lengths: Sequence[int], percent: Sequence[float]) -> bytes:
+    """A PNG of `[depths, lengths]` scores from 0 to 1, `percent` the depths' names."""
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(17.5, 8), dpi=100, layout="tight")
+    axes = figure.subplots()
+    colours = LinearSegmentedColormap.from_list("needles", ["#F0496E", "#EBB839", "#9ad5b3"])
+    style = {"cmap": colours, "vmin": 0, "vmax": 1, "edgecolors": "white", "linewidth": 1.5}
+    mesh = axes.pcolormesh(scores, **style)
+    figure.colorbar(mesh).set_label("Score", size=14)
+    names = [f"{n / 1000:.1f}K" if n >= 1000 else str(n) for n in lengths]
+    axes.set_xticks(np.arange(len(lengths)) + 0.5, names, rotation=45, fontsize=14)
+    axes.set_yticks(np.arange(len(percent)) + 0.5, [str(p) for p in percent], fontsize=14)
+    axes.set_xlabel("Num. of Frames", fontsize=14)
+    axes.set_ylabel("Depth Percent", fontsize=14)
+    axes.invert_yaxis()
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    return picture.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_bytes(data)
+    temporary.rename(path)
