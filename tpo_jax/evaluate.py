@@ -1,8 +1,10 @@
-"""Benchmarks, asked and scored as lmms-eval does.
+"""Benchmarks, asked and scored as lmms-eval does, and needles in a haystack of frames.
 
     python -m tpo_jax.evaluate run --benchmark=videomme --data=DIR --checkpoint=DIR --output=DIR
     python -m tpo_jax.evaluate score --benchmark=videomme --predictions=FILE.jsonl \\
         --output=FILE.jsonl
+    python -m tpo_jax.evaluate niah --haystack=MOVIE --needles=dataset.json --checkpoint=DIR \\
+        --output=DIR
 
 `run` asks a model all questions of a benchmark in its published layout (`evaluation/benchmarks.py`)
 and writes `results.json` and `samples.jsonl`, in lmms-eval's shapes, into a folder. Started again
@@ -11,35 +13,53 @@ after a kill it goes on; `answers.jsonl` holds what is answered.
 `score` re-scores stored predictions without a model: every line holds `doc`, the row of the
 benchmark, and `prediction`; `extracted` and `score` are added.
 
+`niah` puts needles into a movie, at every depth of every length of a grid, and writes the scores
+and their heat map as LongVA's V-NIAH does; it goes on after a kill, too.
+
 The aggregate goes to standard output as JSON.
 """
 
 import hashlib
+import itertools
 import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from tpo_jax.checkpoints.models import load_config, load_model
 from tpo_jax.data import prompts
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, run_door
-from tpo_jax.evaluation import benchmarks, rescoring, results, runner, scorers
+from tpo_jax.evaluation import (
+    benchmarks,
+    niah,
+    niah_files,
+    rescoring,
+    results,
+    runner,
+    scorers,
+)
 from tpo_jax.evaluation.journal import Journal
 from tpo_jax.generation.generator import Generator
-from tpo_jax.models.config import to_dict
+from tpo_jax.models.config import ModelConfig, to_dict
 from tpo_jax.parallel.mesh import make_mesh
+from tpo_jax.parallel.sharding import check_heads
 from tpo_jax.training.reference import weights_fingerprint
 
 _BENCHMARK = flags.DEFINE_enum(
-    "benchmark", None, list(scorers.BENCHMARKS), "lmms-eval's name.", required=True
+    "benchmark", None, list(scorers.BENCHMARKS), "run, score: lmms-eval's name."
 )
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "run: folder of the results; score: JSON Lines file to write.", required=True
+    *("output", None),
+    "run, niah: folder of the results; score: JSON Lines file to write.",
+    required=True,
 )
 _SCORER = flags.DEFINE_enum(
     "scorer", scorers.ERAS[0], scorers.ERAS, "Rules of lmms-eval today or at the paper's time."
@@ -48,7 +68,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of LongVideoBench's random guesses.", l
 
 _PREDICTIONS = flags.DEFINE_string("predictions", None, "score: JSON Lines file to read.")
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "run: model directory.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "run, niah: model directory.")
 _DATA = flags.DEFINE_string("data", None, "run: folder of the benchmark, archives unpacked.")
 _NUM_FRAMES = flags.DEFINE_integer(
     "num_frames", 0, "run: frames per video; 0: those of the paper, 128 or 96.", lower_bound=0
@@ -68,52 +88,95 @@ _STYLE = flags.DEFINE_enum(
 )
 _LIMIT = flags.DEFINE_integer("limit", 0, "run: only the first so many rows.", lower_bound=0)
 _ALLOW_MISSING = flags.DEFINE_bool(
-    "allow_missing", False, "run: go on without questions whose files are missing or broken."
+    *("allow_missing", False),
+    "run, niah: go on without questions or needles whose files are missing or broken.",
 )
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 1, "run: videos at a time, rounded up to a multiple of the devices.", 1
+    *("batch_size", 1),
+    "run, niah: videos at a time, rounded up to a multiple of the devices that do not share one.",
+    lower_bound=1,
 )
-_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "run: compute dtype.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "bfloat16", ["float32", "bfloat16"], "run, niah: compute dtype."
+)
+
+_HAYSTACK = flags.DEFINE_string("haystack", None, "niah: any movie, one frame a second is used.")
+_NEEDLES = flags.DEFINE_string(
+    "needles", None, "niah: dataset.json with the images beside it, or the published .parquet."
+)
+_MIN_FRAMES = flags.DEFINE_integer("min_frames", 200, "niah: shortest length.", lower_bound=1)
+_MAX_FRAMES = flags.DEFINE_integer("max_frames", 3000, "niah: longest length.", lower_bound=1)
+_FRAME_STEP = flags.DEFINE_integer("frame_step", 200, "niah: between lengths.", lower_bound=1)
+_DEPTH_STEP = flags.DEFINE_float("depth_step", 0.2, "niah: between depths, 0 to 1.", 0.001, 1.0)
+_ROPE_THETA = flags.DEFINE_float(
+    "rope_theta", 0.0, "niah: base of the rotary wavelengths; 0: the checkpoint's.", lower_bound=0.0
+)
+_CONTEXT = flags.DEFINE_integer(
+    "context", 0, "niah: devices that share a video; 0: all that are left.", lower_bound=0
+)
+_TENSOR = flags.DEFINE_integer(
+    "tensor", 1, "niah: devices that share the heads of a layer.", lower_bound=1
+)
 
 
-def _given(name: str) -> Path:
+def _given(name: str) -> str:
     """The value of a flag that this command needs."""
     if not (value := flags.FLAGS[name].value):
         raise InputError(f"flag --{name} must have a value")
-    return Path(value)
+    return value
 
 
 def score() -> None:
     """Scores a file of predictions and prints the aggregate."""
-    scorer = scorers.Scorer(_BENCHMARK.value, _SCORER.value, _SEED.value)
-    summary = rescoring.rescore(scorer, _given("predictions"), Path(_OUTPUT.value))
+    scorer = scorers.Scorer(_given("benchmark"), _SCORER.value, _SEED.value)
+    summary = rescoring.rescore(scorer, Path(_given("predictions")), Path(_OUTPUT.value))
     print(json.dumps(summary, indent=2))
 
 
-def _report(problems: list[str], total: int) -> None:
+def _report(problems: list[str], total: int, what: str = "questions") -> None:
     """Says which questions cannot be asked; raises unless they may be missing."""
     if not problems:
         return
-    text = f"{len(problems)} of {total} questions cannot be asked: {problems[0]}"
+    text = f"{len(problems)} of {total} {what} cannot be asked: {problems[0]}"
     if not _ALLOW_MISSING.value:
         raise InputError(f"{text}; --allow_missing goes on without them")
     for problem in problems:
         print(f"missing: {problem}", file=sys.stderr)
 
 
+def _output_folder() -> Path:
+    folder = Path(_OUTPUT.value)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output={folder}: not a folder")
+    return folder
+
+
+def _highest(dtype: str):
+    """Matrix products of float32 are computed in float32."""
+    return jax.default_matmul_precision("highest" if dtype == "float32" else "default")
+
+
+def _identity(config: ModelConfig, params: dict, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What answers depend on besides the questions, as JSON would give it back."""
+    return {
+        "weights": weights_fingerprint(params),
+        "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
+        "model_config": json.loads(json.dumps(to_dict(config))),
+        "dtype": _DTYPE.value,
+    }
+
+
 def run() -> None:
     """Asks the model, writes the results and prints the aggregate."""
-    began, name, folder = time.perf_counter(), _BENCHMARK.value, Path(_OUTPUT.value)
-    checkpoint = _given("checkpoint")
+    began, name, folder = time.perf_counter(), _given("benchmark"), _output_folder()
+    checkpoint = Path(_given("checkpoint"))
     config = load_config(checkpoint)
     tokenizer = load_tokenizer(checkpoint, config.decoder.vocab_size)
-    questions, problems = benchmarks.ask(_given("data"), name, _SCORER.value, _LIMIT.value)
+    questions, problems = benchmarks.ask(Path(_given("data")), name, _SCORER.value, _LIMIT.value)
     total = len(questions) + len(problems)
     _report(problems, total)
     if not questions:
         raise InputError(f"--data={_DATA.value}: no question of {name} can be asked")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output={folder}: not a folder")
     spec = benchmarks.BENCHMARKS[name]
     if spec.interleaved and (_NUM_FRAMES.value or _TIME.value not in (None, "none")):
         raise InputError(
@@ -126,15 +189,11 @@ def run() -> None:
     loaded = load_model(checkpoint, mesh=mesh, dtype=_DTYPE.value)
     settings = {
         "benchmark": name,
-        "weights": weights_fingerprint(loaded.params),
-        "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
-        "model_config": to_dict(config),
+        **_identity(config, loaded.params, tokenizer),
         "num_frames": num_frames,
         "time_instruction": mode,
         "prompt_style": _STYLE.value,
-        "dtype": _DTYPE.value,
     }
-    settings = json.loads(json.dumps(settings))
     generator = Generator(
         config,
         loaded.params,
@@ -147,7 +206,7 @@ def run() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (
         Journal(folder / "answers.jsonl", settings) as journal,
-        jax.default_matmul_precision("highest" if _DTYPE.value == "float32" else "default"),
+        _highest(_DTYPE.value),
     ):
         open_ = [q for q in questions if journal.answer(q.doc_id, q.prompt) is None]
         groups = runner.make_groups(open_, tokenizer)
@@ -171,7 +230,56 @@ def run() -> None:
     print(json.dumps(summary, indent=2))
 
 
-COMMANDS = {"run": run, "score": score}
+def search() -> None:
+    """Looks for the needles, writes scores and heat map and prints the aggregate."""
+    folder, movie, file = _output_folder(), Path(_given("haystack")), Path(_given("needles"))
+    lengths = list(range(_MIN_FRAMES.value, _MAX_FRAMES.value + 1, _FRAME_STEP.value))
+    if not lengths:
+        raise InputError(f"--min_frames={_MIN_FRAMES.value} is above --max_frames")
+    depths = niah.depths(_DEPTH_STEP.value)
+    checkpoint = Path(_given("checkpoint"))
+    theta = {"rope_theta": _ROPE_THETA.value} if _ROPE_THETA.value else {}
+    config = load_config(checkpoint, **theta)
+    tokenizer = load_tokenizer(checkpoint, config.decoder.vocab_size)
+    asked, problems = niah_files.read_needles(file, config.tower, tokenizer)
+    _report(problems, len(asked) + len(problems), "needles")
+    if not asked:
+        raise InputError(f"--needles={file}: no needle can be asked for")
+    frames = niah_files.read_haystack(movie, lengths[-1], config.tower)
+
+    sizes = {"data": 1, "tensor": _TENSOR.value, "context": _CONTEXT.value or -1}
+    mesh = make_mesh(sizes | {"fsdp": -1 if _CONTEXT.value else 1})
+    check_heads(config.decoder.heads, config.decoder.kv_heads, mesh)
+    params = load_model(checkpoint, mesh=mesh, dtype=_DTYPE.value).params
+    with movie.open("rb") as opened:
+        haystack = hashlib.file_digest(opened, "sha256").hexdigest()
+    settings = {"haystack": haystack, **_identity(config, params, tokenizer)}
+    needles = [needle for _, needle in asked]
+    product = itertools.product(lengths, depths, range(len(needles)))
+    cells = [niah.Cell(*values) for values in product]
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = [key for key, _ in asked]
+    with (
+        niah_files.Journal(folder / "cells.jsonl", settings, keys) as journal,
+        _highest(_DTYPE.value),
+    ):
+        open_ = [cell for cell in cells if journal.result(cell) is None]
+        done = len(cells) - len(open_)
+        how = (tokenizer, frames, needles, open_, mesh, _BATCH_SIZE.value)
+        with tqdm(total=len(cells), initial=done, unit="cell", desc="niah") as progress:
+            for results in niah.find(config, params, *how):
+                journal.keep(results)
+                progress.update(len(results))
+        found = np.array([journal.result(cell) for cell in cells], float)
+    found = found.reshape(len(lengths), len(depths), len(needles))
+    summary = niah.summary(found, lengths, depths)
+    if problems:
+        summary |= {"partial": True, "missing": len(problems), "missing_first": problems[:10]}
+    niah_files.write_results(folder, found.mean(axis=2), lengths, depths, summary)
+    print(json.dumps(summary, indent=2))
+
+
+COMMANDS = {"run": run, "score": score, "niah": search}
 
 if __name__ == "__main__":
     run_door(COMMANDS)

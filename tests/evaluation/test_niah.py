@@ -1,19 +1,26 @@
 """The needle test: the scores of the PyTorch original, on any mesh; files, and the door."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from tpo_jax.checkpoints.models import load_model
+from tests.doors import call
+from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.data.prompts import HEAD
 from tpo_jax.evaluation import niah
+from tpo_jax.models import vlm
+from tpo_jax.models.config import preset
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import parameter_shardings
-from tpo_jax.worlds.tokenizer import train_tokenizer
+from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
+from tpo_jax.worlds.world import make_videos
 
 LENGTHS, DEPTHS = [3, 8, 14], [0.0, 0.5, 1.0]
+SAID = "<|endoftext|>"  # the token 0
 
 
 def mesh_of(**sizes):
@@ -81,10 +88,93 @@ def test_scores_are_those_of_pytorch_on_any_mesh(original, tokenizer) -> None:
         cell = niah.Cell(LENGTHS[i], DEPTHS[j], k)
         logits = torch_logits(model, tokenizer, frames, needles[k], cell)
         expected[i, j, k] = (logits[-3:-1].argmax(-1) == needles[k].answer).all()
-    print(expected)
     assert expected.any() and not expected.all()
     for sizes, rows in (({}, 4), ({"fsdp": 2, "tensor": 2, "context": 2}, 1)):
         mesh = mesh_of(**sizes)
         params = jax.device_put(loaded.params, parameter_shardings(mesh, loaded.params))
         how = (tokenizer, frames, needles, LENGTHS, DEPTHS, mesh, rows)
         assert (niah.grid(config, params, *how) == expected).all()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, tokenizer):
+    """Two checkpoints; the first says nothing but the token 0."""
+    root = tmp_path_factory.mktemp("models")
+    save_tokenizer(tokenizer, root / "tokenizer")
+    config = preset("tiny_longva")
+    for seed in (0, 1):
+        params = vlm.init_params(config, seed)
+        params["decoder"]["head"]["kernel"] *= seed
+        save_model(root / str(seed), config, params, root / "tokenizer")
+    return root
+
+
+@pytest.fixture(scope="module")
+def movie(tmp_path_factory):
+    """Twelve seconds."""
+    (video,) = make_videos(tmp_path_factory.mktemp("movie"), seed=2, seconds=[12], workers=1)
+    return video.path
+
+
+@pytest.fixture
+def needles(tmp_path):
+    """Two images of other shapes than a square, and one that is not there."""
+    rows = []
+    for name, size, answer in (
+        ("wide", (50, 20), SAID),
+        ("tall", (9, 30), "no"),
+        ("gone", 0, SAID),
+    ):
+        if size:
+            Image.new("RGB", size, "red").save(tmp_path / f"{name}.png")
+        rows.append({"path": f"{name}.png", "prompt": f"\n{name}?", "answer": answer})
+    (tmp_path / "dataset.json").write_text(json.dumps(rows))
+    return tmp_path / "dataset.json"
+
+
+def test_door(models, movie, needles, compiled, tmp_path, monkeypatch) -> None:
+    """A run that grows on two devices, the files it writes, and what the user can do wrong."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(compiled))
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
+    out, short = tmp_path / "out", tmp_path / "short"
+    flags = {"checkpoint": models / "0", "haystack": movie, "needles": needles, "output": out}
+    flags |= {"min_frames": 4, "max_frames": 12, "frame_step": 4, "depth_step": 0.5}
+    flags |= {"dtype": "float32", "batch_size": 6}
+    allowed = flags | {"allow_missing": True}
+    missing, part, whole, *wrong = call(
+        "evaluate",
+        flags,
+        allowed | {"max_frames": 8},
+        allowed,
+        allowed | {"checkpoint": models / "1"},
+        allowed | {"max_frames": 13, "min_frames": 13, "output": short},
+        allowed | {"max_frames": 3},
+        allowed | {"haystack": needles},
+        allowed | {"haystack": ""},
+        allowed | {"needles": movie},
+        command="niah",
+    )
+    assert missing.code == 2 and "1 of 3 needles cannot be asked" in missing.err
+    assert "gone.png" in missing.err
+    assert (part.code, whole.code) == (0, 0), part.err + whole.err
+    assert [json.loads(result.out)["cells"] for result in (part, whole)] == [12, 18]
+    cells = [json.loads(line) for line in (out / "cells.jsonl").read_text().splitlines()[1:]]
+    # Nothing was asked twice.
+    assert len({(x["frames"], x["depth"], x["needle"]) for x in cells}) == len(cells) == 18
+    printed = json.loads(whole.out)
+    assert json.loads((out / "summary.json").read_text()) == printed
+    assert printed["partial"] and printed["missing"] == 1
+    assert (printed["score"], printed["needle"]) == (0.5, {"0": 1.0, "1": 0.0})
+    assert json.loads((out / "all_accuracies.json").read_text()) == [
+        {"Num. Frame": n, "Frame Depth": depth, "Score": 0.5}
+        for n in (4, 8, 12)
+        for depth in (0.0, 50.0, 100.0)
+    ]
+    assert (out / "avg_accuracy.txt").read_text() == "Average Accuracy: 0.5\n"
+    with Image.open(out / "heatmap.png") as picture:
+        assert picture.size == (1750, 800)
+    messages = ("weights", "12 frames, one per second", "min_frames", "dataset.json")
+    for result, message in zip(wrong, (*messages, "--haystack", "cannot be read"), strict=True):
+        assert (result.code, result.out) == (2, "")
+        assert message in (line := result.err.splitlines()[-1]) and line.startswith("error: ")
+    assert not short.exists()

@@ -13,7 +13,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,9 +78,7 @@ def places(cell: Cell, haystack: int) -> np.ndarray:
     """int64 `[cell.frames + 1]`: the frames of a cell in a table of `haystack` frames that has the
     needles behind them.
     """
-    return np.insert(
-        np.arange(cell.frames), int(cell.depth * cell.frames), haystack + cell.needle
-    )
+    return np.insert(np.arange(cell.frames), int(cell.depth * cell.frames), haystack + cell.needle)
 
 
 def grid(
@@ -173,6 +171,19 @@ def find(
             with jax.set_mesh(mesh):
                 right = np.asarray(_exact(config, params, visual, placed))
             yield [(cell, bool(r)) for cell, r in zip(part, right, strict=False)]
+
+
+def summary(found: np.ndarray, lengths: Sequence[int], depths: Sequence[float]) -> dict[str, Any]:
+    """The share of needles found in `[lengths, depths, needles]`: over all cells (`score`), by
+    length, depth and needle.
+    """
+    axes: list[tuple[str, Sequence[float]]] = [("frames", lengths), ("depth", depths)]
+    axes.append(("needle", range(found.shape[2])))
+    shares: dict[str, Any] = {"score": float(found.mean()), "cells": found.size}
+    for axis, (name, values) in enumerate(axes):
+        means = found.mean(axis=tuple({0, 1, 2} - {axis})).tolist()
+        shares[name] = {f"{v:g}": mean for v, mean in zip(values, means, strict=True)}
+    return shares
 
 
 def encode(

@@ -1,5 +1,6 @@
 """Files of the needle test: movie and needles in; scores and heat map out, as the original's."""
 
+import functools
 import hashlib
 import io
 import json
@@ -39,21 +40,22 @@ def read_haystack(movie: Path, num_frames: int, tower: TowerConfig) -> np.ndarra
         InputError: a movie that cannot be read, or too short a one.
     """
 
-    def every_second(video: Video) -> np.ndarray:
+    def every_second(video: Video, part: slice) -> np.ndarray:
         indices = np.arange(0, video.info.num_frames, max(1, round(video.info.fps)))
         if len(indices) < num_frames:
             raise InputError(
                 f"{movie}: a haystack of {len(indices)} frames, one per second; the longest cell "
                 f"has {num_frames} (--max_frames)"
             )
-        return indices[:num_frames]
+        return indices[:num_frames][part]
 
     side, parts = tower.image_size, range(0, num_frames, _AT_ONCE)
     haystack = np.empty((num_frames, side, side, 3), np.uint8)
     try:
         with opened(movie) as video:
-            for part in (slice(start, start + _AT_ONCE) for start in parts):
-                _, frames = video.select(lambda v, part=part: every_second(v)[part])
+            for start in parts:
+                part = slice(start, start + _AT_ONCE)
+                _, frames = video.select(functools.partial(every_second, part=part))
                 haystack[part] = images.preprocess(frames, tower, pad=True)
     except VideoError as error:
         raise InputError(str(error)) from error
@@ -154,9 +156,14 @@ class Journal(journal.Journal):
 
 
 def write_results(
-    folder: Path, scores: np.ndarray, lengths: Sequence[int], depths: Sequence[float]
+    folder: Path,
+    scores: np.ndarray,
+    lengths: Sequence[int],
+    depths: Sequence[float],
+    summary: dict[str, Any],
 ) -> None:
-    """`all_accuracies.json`, `avg_accuracy.txt` and `heatmap.png` in the original's shapes.
+    """`all_accuracies.json`, `avg_accuracy.txt` and `heatmap.png` in the original's shapes, and
+    `summary.json`.
 
     Depths are rounded to tens of a percent there, so those of a step that is no multiple of 0.1 may
     fall together; the picture shows their mean.
@@ -166,6 +173,7 @@ def write_results(
         scores: `[lengths, depths]`, shares of the needles that were found.
         lengths: frames.
         depths: 0 to 1.
+        summary: goes into its file as it is.
     """
     tens = [round(100 * depth, -1) for depth in depths]
     rows = [
@@ -175,6 +183,7 @@ def write_results(
     ]
     _write(folder / "all_accuracies.json", json.dumps(rows, indent=4).encode())
     _write(folder / "avg_accuracy.txt", f"Average Accuracy: {float(scores.mean())}\n".encode())
+    _write(folder / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
     shown = sorted(set(tens))
     means = [scores[:, [t == ten for t in tens]].mean(axis=1) for ten in shown]
     _write(folder / "heatmap.png", heat_map(np.array(means), lengths, shown))
@@ -188,8 +197,7 @@ def heat_map(scores: np.ndarray, lengths: Sequence[int], percent: Sequence[float
     figure = Figure(figsize=(17.5, 8), dpi=100, layout="tight")
     axes = figure.subplots()
     colours = LinearSegmentedColormap.from_list("needles", ["#F0496E", "#EBB839", "#9ad5b3"])
-    style = {"cmap": colours, "vmin": 0, "vmax": 1, "edgecolors": "white", "linewidth": 1.5}
-    mesh = axes.pcolormesh(scores, **style)
+    mesh = axes.pcolormesh(scores, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=1.5)
     figure.colorbar(mesh).set_label("Score", size=14)
     names = [f"{n / 1000:.1f}K" if n >= 1000 else str(n) for n in lengths]
     axes.set_xticks(np.arange(len(lengths)) + 0.5, names, rotation=45, fontsize=14)
