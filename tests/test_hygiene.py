@@ -39,6 +39,13 @@ def test_no_path_of_one_machine(tracked: list[Path]) -> None:
     assert not found
 
 
+def anchors(file: Path) -> set[str]:
+    """The names that GitHub gives the headings of a page."""
+    text = re.sub(r"^```.*?^```$", "", file.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ +(.+?)\s*$", text, flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_relative_links_resolve(tracked: list[Path]) -> None:
     broken = []
     for file in tracked:
@@ -46,11 +53,13 @@ def test_relative_links_resolve(tracked: list[Path]) -> None:
             continue
         prose = re.sub(r"```.*?```|`[^`\n]*`", "", file.read_text(encoding="utf-8"), flags=re.S)
         for groups in LINK.findall(prose):
-            target = (groups[0] or groups[1]).partition("#")[0]
-            if not target or re.match(r"[a-z]+:", target):
+            target, _, anchor = (groups[0] or groups[1]).partition("#")
+            if re.match(r"[a-z]+:", target):
                 continue
-            if (file.parent / target).resolve() not in tracked and not (
-                (file.parent / target).is_dir()
-            ):
-                broken.append(f"{file.relative_to(ROOT)}: {target}")
+            aim = (file.parent / target).resolve() if target else file
+            found = aim in tracked or aim.is_dir()
+            if found and anchor and aim.suffix == ".md":
+                found = anchor in anchors(aim)
+            if not found:
+                broken.append(f"{file.relative_to(ROOT)}: {groups[0] or groups[1]}")
     assert not broken

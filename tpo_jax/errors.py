@@ -1,5 +1,6 @@
 """The error of wrong input, and how a door reports it."""
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 
@@ -46,7 +47,11 @@ def run_door(main: Callable[[], int | None] | Mapping[str, Callable[[], int | No
             lines = str(error).strip().splitlines()
             reason = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
         except (AttributeError, KeyError) as error:
-            reason = f"--config has no such field: {str(error).strip(chr(34) + chr(39))}"
+            # Quoted once or twice, with a suggestion on a line of its own where there is one.
+            name, *rest = re.findall(r"\w+", str(error).replace("\\n", " "))
+            reason = f"--config has no such field: {name}"
+            if rest[:3] == ["Did", "you", "mean"]:
+                reason += f"; did you mean {rest[3]}?"
         except OSError as error:
             reason = str(error).splitlines()[-1].strip()
         print(f"error: {reason}", file=sys.stderr)

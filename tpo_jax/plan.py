@@ -142,7 +142,7 @@ if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment", lock_config=True)
     _TOPOLOGY = flags.DEFINE_string(
         "topology",
-        "",
+        None,
         "of a slice: v5e:4x4, v5p:2x2x1, v6e:2x4 …; of a search: v5e",
     )
     _SEARCH = flags.DEFINE_enum("search", "", ["", "frames", "topology"], "what to look for")
