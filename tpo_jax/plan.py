@@ -144,10 +144,11 @@ if __name__ == "__main__":
         "topology",
         None,
         "of a slice: v5e:4x4, v5p:2x2x1, v6e:2x4 …; of a search: v5e",
+        required=True,
     )
     _SEARCH = flags.DEFINE_enum("search", "", ["", "frames", "topology"], "what to look for")
     _SLICES = flags.DEFINE_integer("slices", 1, "how many slices", lower_bound=1)
     _JSON = flags.DEFINE_bool("json", False, "print JSON")
     _HLO = flags.DEFINE_string("hlo", "", "also write the compiled program to this file")
-    flags.mark_flags_as_required(["config", "topology"])
+    flags.mark_flag_as_required("config")
     run_door(main)
