@@ -72,17 +72,16 @@ class Block(NamedTuple):
     @property
     def commands(self) -> list[list[str]]:
         """Words of every command, without what is set in front of it."""
-        found = []
-        for line in self.text.replace("\\\n", " ").splitlines():
-            lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
-            lexer.whitespace_split = True
-            words = []
-            for word in [*lexer, ";"]:
-                if set(word) <= set(lexer.punctuation_chars):
-                    found += [words] if words else []
-                    words = []
-                elif words or not re.match(r"\w+=", word):
-                    words.append(word)
+        text = re.sub(r"(^|\s)# .*", r"\1", self.text.replace("\\\n", " "), flags=re.MULTILINE)
+        lexer = shlex.shlex(text, posix=True, punctuation_chars="();<>|&\n")
+        lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t", True, ""
+        found, words = [], []
+        for word in [*lexer, ";"]:
+            if set(word) <= set(lexer.punctuation_chars):
+                found += [words] if words else []
+                words = []
+            elif words or not re.match(r"\w+=", word):
+                words.append(word)
         return found
 
     @property
