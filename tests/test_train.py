@@ -243,7 +243,7 @@ def test_supervised_training_reads_chosen_answers_only(supervised, tmp_path, mon
     monkeypatch.setattr(reference, "compute", None)
     train(supervised, tmp_path)
     records = metrics(tmp_path)
-    assert [record["step"] for record in records] == [2, 3]
+    assert [record["step"] for record in records] == [1, 2, 3]
     assert records[-1]["losses/total"] == records[-1]["losses/sft"]
     assert records[-1]["losses/sft"] < records[0]["losses/sft"]
     assert not [name for name in records[0] if "rejected" in name or "rewards" in name]
@@ -280,7 +280,6 @@ def test_what_is_not_finite_stops_with_step_pairs_and_checkpoint(
     with pytest.raises(InputError) as error:
         train(supervised, tmp_path)
     message = str(error.value)
-    # Found at the second step, where metrics are first looked at; it happened at the first.
     assert message.startswith("step 1: ") and "losses/total" in message
     assert message.endswith("last good checkpoint: none") and "\n" not in message
     pairs = message.partition("batch: ")[2].partition(";")[0].split(", ")

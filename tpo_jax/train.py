@@ -3,7 +3,8 @@
 
 A working directory that holds a checkpoint is resumed. It ends with `model/`, a model directory
 that every other command takes; adapters are merged into it and, in PEFT's layout with whatever else
-was trained, in `adapters/`.
+was trained, in `adapters/`. `report.html` is a page about the run, which `tpo_jax.report` makes
+earlier, too.
 On several hosts the same command runs on each, with `--distributed` and with shards and working
 directory at the same place.
 """
@@ -37,7 +38,7 @@ from tpo_jax.objectives.preference import Objective
 from tpo_jax.parallel import distributed
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import check_rows, parameter_shardings, to_global
-from tpo_jax.training import loop, reference
+from tpo_jax.training import loop, reference, run_page
 from tpo_jax.training.goodput import GoodputJournal
 from tpo_jax.training.state import (
     learning_rate_schedule,
@@ -283,6 +284,7 @@ def main() -> None:
     watch = Watch(_PROFILE_STEPS.value, _WANDB_PROJECT.value)
     result = train(_CONFIG.value, Path(_WORKDIR.value), watch)
     if result and jax.process_index() == 0:
+        run_page.write(Path(_WORKDIR.value))
         print(result)
 
 

@@ -107,7 +107,7 @@ def run(
 
             stopping = stop.reached(step)
             last = step == config.num_steps
-            log = last or step % config.log_every == 0
+            log = last or step == 1 or step % config.log_every == 0  # the first loss tells much
             save = last or stopping or step % config.checkpoint_every == 0
             if not (log or save):
                 continue

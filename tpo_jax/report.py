@@ -1,0 +1,22 @@
+"""A page about a run: `python -m tpo_jax.report --workdir=DIR` writes `DIR/report.html`.
+
+Curves, warnings with their evidence, and where the time went; also while the run goes on.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from tpo_jax.errors import run_door
+from tpo_jax.training import run_page
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "that of `train`", required=True)
+
+
+def main() -> None:
+    """The command."""
+    print(run_page.write(Path(_WORKDIR.value)))
+
+
+if __name__ == "__main__":
+    run_door(main)

@@ -1,0 +1,323 @@
+"""What a run's metrics say about it: rules that look at the curves and warn, with the evidence.
+
+A rule is a pure function of a `Run` that returns a `Finding` or None: nothing to say, or too little
+to say it. Metrics are means over batches, so a rule that compares asks for more than their noise.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tpo_jax.data.journal import read_lines
+from tpo_jax.errors import InputError
+from tpo_jax.training.goodput import Account, read
+
+ENOUGH = 10  # records that a rule about a course wants at least
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a working directory holds of a run.
+
+    Args:
+        config: fields by section.
+        steps: int `[n]`, of the records.
+        series: metric to float `[n]`, NaN where a record lacks it.
+        account: where the time went.
+    """
+
+    config: dict[str, Any]
+    steps: np.ndarray
+    series: dict[str, np.ndarray]
+    account: Account
+
+    def field(self, name: str) -> Any:
+        """A field of the config such as `train.batch_size`; '?' where it has none."""
+        section, _, field = name.partition(".")
+        return self.config.get(section, {}).get(field, "?")
+
+    def get(self, name: str) -> np.ndarray | None:
+        """A metric that every record has; None where one lacks it or there are no `ENOUGH`."""
+        values = self.series.get(name)
+        if values is None or len(values) < ENOUGH or not np.isfinite(values).all():
+            return None
+        return values
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """A warning: what is wrong, the numbers that say so, and what to do."""
+
+    title: str
+    evidence: str
+    advice: str
+
+
+def load(workdir: Path) -> Run:
+    """The run in a working directory, which may be going on.
+
+    Raises:
+        InputError: it is no working directory of `train`, or has no record yet.
+    """
+    metrics, config = workdir / "metrics.jsonl", workdir / "config.json"
+    for path in (metrics, config):
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; --workdir must be one of `train`")
+    text = metrics.read_bytes()
+    if b"\n" not in text:
+        raise InputError(f"{metrics}: no record yet; there is one every train.log_every steps")
+    # The last line of a run that goes on may be half written.
+    whole = text.count(b"\n")
+    records = [record for _, (_, record) in zip(range(whole), read_lines(metrics), strict=False)]
+    names = dict.fromkeys(name for record in records for name in record if name != "step")
+    try:
+        return Run(
+            {section: dict(fields) for section, fields in json.loads(config.read_text()).items()},
+            np.array([record["step"] for record in records], int),
+            {n: np.array([r.get(n, math.nan) for r in records], float) for n in names},
+            Account(read(workdir)),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{workdir}: not what `train` writes: {error!r}") from error
+
+
+def _fifths(values: np.ndarray) -> tuple[float, float, float]:
+    """(mean of the first fifth, mean of the last, standard error of their difference)."""
+    size = max(2, len(values) // 5)
+    first, last = values[:size], values[-size:]
+    error = math.sqrt((first.var(ddof=1) + last.var(ddof=1)) / size)
+    return float(first.mean()), float(last.mean()), error
+
+
+def _rises(values: np.ndarray) -> bool:
+    first, last, error = _fifths(values)
+    return last - first > 3 * error
+
+
+def chosen_falls(run: Run) -> Finding | None:
+    """The chosen answers lose probability while the margin grows: rejected ones only lose more."""
+    margins, lost = run.get("rewards/margins"), run.get("kl/chosen")
+    if margins is None or lost is None:
+        return None
+    before, now, _ = _fifths(lost)
+    if not (_rises(margins) and _rises(lost) and now > 1):
+        return None
+    start, end, _ = _fifths(margins)
+    return Finding(
+        "Chosen log-probabilities fall while margins rise",
+        f"chosen answers went from {-before:+.2f} to {-now:+.2f} nats against the reference, "
+        f"margins from {start:.2f} to {end:.2f}",
+        f"raise objective.alpha (now {run.field('objective.alpha')}), which holds chosen answers "
+        f"up, or lower train.learning_rate (now {run.field('train.learning_rate')})",
+    )
+
+
+def length_exploited(run: Run) -> Finding | None:
+    """Batches whose answers differ more in length have larger margins."""
+    margins = run.get("rewards/margins")
+    chosen, rejected = run.get("lengths/chosen"), run.get("lengths/rejected")
+    if margins is None or chosen is None or rejected is None:
+        return None
+    half = len(margins) // 2  # margins of the first half grow for other reasons
+    time = np.arange(len(margins) - half)
+
+    def without_trend(values: np.ndarray) -> np.ndarray:
+        return values[half:] - np.polyval(np.polyfit(time, values[half:], 1), time)
+
+    a, b = without_trend(margins), without_trend(chosen - rejected)
+    spread = a.std() * b.std()
+    if len(time) < ENOUGH or spread < 1e-9:
+        return None
+    r = float((a * b).mean() / spread)
+    score = abs(r) * math.sqrt((len(time) - 3) / max(1 - r * r, 1e-9))
+    if abs(r) < 0.5 or score < 4:
+        return None
+    return Finding(
+        "Margins follow the difference in length",
+        f"over the last {len(time)} records the margin of a batch and chosen minus rejected "
+        f"tokens have a correlation of {r:+.2f}",
+        "look whether one side is longer for a reason; balance the lengths of the pairs, or take a "
+        "loss per token (objective.loss=sigmoid_norm, simpo)",
+    )
+
+
+def lengths_differ(run: Run) -> Finding | None:
+    """One side of the data is much longer: the easiest thing to learn is the length."""
+    chosen, rejected = run.get("lengths/chosen"), run.get("lengths/rejected")
+    if chosen is None or rejected is None:
+        return None
+    longer, shorter = sorted((("chosen", chosen.mean()), ("rejected", rejected.mean())),
+                             key=lambda side: -side[1])  # fmt: skip
+    if longer[1] < 1.5 * shorter[1]:
+        return None
+    return Finding(
+        f"The {longer[0]} answers are much longer",
+        f"{longer[1]:.1f} tokens on average against {shorter[1]:.1f}",
+        "the model can tell them apart by length alone: balance the lengths of the pairs, or take "
+        "a loss per token (objective.loss=sigmoid_norm, simpo)",
+    )
+
+
+def too_easy(run: Run) -> Finding | None:
+    """Nearly all pairs are right from early on."""
+    accuracy = run.get("rewards/accuracies")
+    if accuracy is None or len(accuracy) < 2 * ENOUGH:
+        return None
+    size = len(accuracy)
+    early = accuracy[size // 10 : 3 * size // 10]  # behind the first records, before the middle
+    if early.mean() < 0.99:
+        return None
+    return Finding(
+        "All pairs are right from early on",
+        f"accuracy {early.mean():.3f} between steps {run.steps[size // 10]} and "
+        f"{run.steps[3 * size // 10]}",
+        "the pairs teach little: look whether rejected answers give themselves away (form, length, "
+        "other words), or whether the reference is another model than the one that is trained",
+    )
+
+
+def first_loss(run: Run) -> Finding | None:
+    """The policy starts as the reference, so the first loss must be ln 2."""
+    loss = run.series.get("losses/dpo")
+    if loss is None or run.steps[0] != 1 or not math.isfinite(loss[0]):
+        return None
+    if run.field("objective.reference_free") is True or abs(loss[0] - math.log(2)) < 0.01:
+        return None
+    return Finding(
+        "The first loss is not ln 2",
+        f"losses/dpo is {loss[0]:.4f} at step 1, where policy and reference must be equal and the "
+        f"loss {math.log(2):.4f}",
+        "the reference log-probabilities are of other weights, or computed in another way, than "
+        "those the run started from: check data.reference, or delete the cache beside the shards",
+    )
+
+
+def margins_flat(run: Run) -> Finding | None:
+    """No sign of learning."""
+    margins = run.get("rewards/margins")
+    if margins is None or len(margins) < 2 * ENOUGH:
+        return None
+    _, now, error = _fifths(margins)
+    if now > max(3 * error, 0.01):
+        return None
+    return Finding(
+        "Margins stay flat",
+        f"margin {now:+.4f} over the last fifth of the records, with a standard error of "
+        f"{error / math.sqrt(2):.4f}",
+        f"raise train.learning_rate (now {run.field('train.learning_rate')}) or train "
+        "longer; look at a few pairs: are the chosen answers better in a way the frames show?",
+    )
+
+
+def saturated(run: Run) -> Finding | None:
+    """Margins at which the sigmoid's gradient is gone."""
+    margins = run.get("rewards/margins")
+    if margins is None or _fifths(margins)[1] < 10:
+        return None
+    return Finding(
+        "Margins are beyond what the loss can see",
+        f"margin {_fifths(margins)[1]:.1f} over the last fifth of the records; the gradient of "
+        f"the sigmoid is below {math.exp(-10):.0e} from 10 on",
+        "stop earlier (train.num_epochs), lower train.learning_rate, or raise objective.beta, "
+        "which holds the policy closer to its reference",
+    )
+
+
+def gradient_jumps(run: Run) -> Finding | None:
+    """Single steps with far larger gradients: what comes before a metric that is not finite."""
+    norms = run.get("grad_norm")
+    if norms is None:
+        return None
+    settled = norms[len(norms) // 10 :]
+    worst, usual = int(settled.argmax()), float(np.median(settled))
+    if settled[worst] < 20 * usual:
+        return None
+    return Finding(
+        "The gradient norm jumps",
+        f"{settled[worst]:.3g} at step {run.steps[len(norms) // 10 + worst]}, median {usual:.3g}",
+        "longer warm-up (train.warmup_ratio) or a lower train.learning_rate; with float16 or "
+        "bfloat16 look at that step's pairs for answers of extreme length",
+    )
+
+
+def input_bound(run: Run) -> Finding | None:
+    """The devices wait for batches."""
+    spent = run.account.seconds
+    at_work = spent["step"] + spent["lost"] + spent["input_wait"]
+    if spent["input_wait"] < 0.1 * at_work or at_work < 10:
+        return None
+    return Finding(
+        "Input-bound",
+        f"the devices waited {spent['input_wait']:.0f} s for batches and worked "
+        f"{at_work - spent['input_wait']:.0f} s",
+        f"more processes that decode (data.workers, now {run.field('data.workers')}), shards "
+        "on a faster disk, or fewer frames",
+    )
+
+
+def work_lost(run: Run) -> Finding | None:
+    """Kills cost more than checkpoints would."""
+    spent, wall = run.account.seconds, run.account.wall
+    if spent["lost"] < 0.05 * wall or run.account.starts < 2:
+        return None
+    return Finding(
+        "Steps are lost in restarts",
+        f"{spent['lost']:.0f} s of steps were done again after {run.account.starts - 1} restarts, "
+        f"{100 * spent['lost'] / wall:.0f} % of the run's life",
+        f"save more often: train.checkpoint_every (now {run.field('train.checkpoint_every')})",
+    )
+
+
+def checkpoint_bound(run: Run) -> Finding | None:
+    """Checkpoints cost much."""
+    spent = run.account.seconds
+    if spent["checkpoint"] < 0.1 * (spent["step"] + spent["lost"]) or spent["checkpoint"] < 10:
+        return None
+    return Finding(
+        "Checkpoints take long",
+        f"{spent['checkpoint']:.0f} s of waiting beside {spent['step'] + spent['lost']:.0f} s of "
+        "steps",
+        f"save less often: train.checkpoint_every (now {run.field('train.checkpoint_every')})",
+    )
+
+
+def compiles_again(run: Run) -> Finding | None:
+    """The step is compiled once per start; more means that shapes change."""
+    compiled = run.series.get("time/compile")
+    if compiled is None:
+        return None
+    times = int((compiled > 0).sum())
+    if times <= run.account.starts:
+        return None
+    steps = ", ".join(str(step) for step in run.steps[compiled > 0][:5])
+    return Finding(
+        "The step is compiled again and again",
+        f"{times} records have time/compile above 0 (steps {steps}) in {run.account.starts} starts",
+        "shapes of batches must not change: report it, with DIR/config.json",
+    )
+
+
+RULES: tuple[Callable[[Run], Finding | None], ...] = (
+    first_loss,
+    chosen_falls,
+    margins_flat,
+    too_easy,
+    saturated,
+    length_exploited,
+    lengths_differ,
+    gradient_jumps,
+    input_bound,
+    checkpoint_bound,
+    work_lost,
+    compiles_again,
+)
+
+
+def diagnose(run: Run) -> list[Finding]:
+    """What the rules find, the most telling first."""
+    return [finding for rule in RULES if (finding := rule(run))]
