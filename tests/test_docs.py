@@ -11,6 +11,7 @@ reader does not see):
 Flags, config files and config fields of every command are checked either way.
 """
 
+import ast
 import json
 import os
 import re
@@ -222,3 +223,33 @@ def test_a_page_can_be_followed(page: str, reader: Path):
         command = ["bash", "-euo", "pipefail", "-c", block.text]
         found = subprocess.run(command, cwd=reader, env=environment, capture_output=True, text=True)
         assert found.returncode == 0, f"{block.place}: {found.stderr[-2000:]}"
+
+
+PUT_IN = re.compile(r"\$\((?:[^()]|\([^()]*\))*\)|\$\{[^}]*\}+|\$\w+")
+
+
+def said() -> str:
+    """Every text of the package and its scripts, `…` for what is put in, one by line."""
+    texts = []
+    for path in (ROOT / "tpo_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (p.value if isinstance(p, ast.Constant) else "…" for p in node.values)
+                texts.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    for path in (ROOT / "launch").glob("*.sh"):
+        texts.append(PUT_IN.sub("…", path.read_text(encoding="utf-8")))
+    return "\n".join(texts)
+
+
+def test_quoted_messages_exist():
+    everything = said()
+    quoted = [
+        (place, found["text"].strip())
+        for place, found in fences("docs/troubleshooting.md")
+        if found["language"] == "text"
+    ]
+    assert len(quoted) > 20
+    for place, message in quoted:
+        assert message in everything, f"{place}: nothing says {message!r} (any more)"
