@@ -27,7 +27,7 @@ from ml_collections import ConfigDict, config_flags
 
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.checkpoints.peft import save_adapters
-from tpo_jax.checkpoints.train_state import TrainCheckpoints
+from tpo_jax.checkpoints.train_state import CheckpointPolicy, TrainCheckpoints
 from tpo_jax.data.pipeline import DataConfig, Pipeline
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, run_door
@@ -62,7 +62,9 @@ FREE = (
     "data.reference",
     "train.log_every",
     "train.checkpoint_every",
+    "train.checkpoint_minutes",
     "train.keep_checkpoints",
+    "train.keep_best",
 )
 
 
@@ -194,10 +196,12 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
         )
     if not (config.train.num_steps or config.train.num_epochs):
         raise InputError("one of train.num_steps and train.num_epochs must be above 0")
-    length = loop.LoopConfig(
-        config.train.num_steps or len(pipeline),
-        config.train.log_every,
+    length = loop.LoopConfig(config.train.num_steps or len(pipeline), config.train.log_every)
+    policy = CheckpointPolicy(
         config.train.checkpoint_every,
+        config.train.checkpoint_minutes,
+        config.train.keep_checkpoints,
+        config.train.keep_best,
     )
     if watch.profiled.start > length.num_steps:
         raise InputError(
@@ -221,16 +225,14 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
     key, logps = identity(config, model, params, pipeline), None
     meta = {"config": json.loads(config.to_json_best_effort()), "identity": key}
     workdir.mkdir(parents=True, exist_ok=True)
-    checkpoints = TrainCheckpoints(
-        workdir / "checkpoints",
-        every_steps=config.train.checkpoint_every,
-        keep=config.train.keep_checkpoints,
-    )
+    checkpoints = TrainCheckpoints(workdir / "checkpoints", policy)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(checkpoints))
         batches = stack.enter_context(contextlib.closing(iter(pipeline)))
         if saved := checkpoints.latest_meta():
             check_same_run(saved, meta)
+        elif (workdir / "config.json").exists():
+            print(f"{workdir} holds no checkpoint: starting at step 0", file=sys.stderr)
         journal = None
         if jax.process_index() == 0:
             journal = stack.enter_context(contextlib.closing(GoodputJournal(workdir, started)))

@@ -1,85 +1,279 @@
-"""Checkpoints of a training run: `{state, data, meta}` by Orbax, asynchronous, the last n kept.
+"""Checkpoints of a training run: `{state, data, meta}` by Orbax, written in the background.
 
 `state` is the sharded train state, `data` the position of the input pipeline and `meta` what the
-run must agree with when it resumes; the latter two are JSON.
+run must agree with when it resumes; the latter two are JSON. A checkpoint is written under a
+temporary name and renamed when it is whole. `docs/reliability.md` says what happens when it cannot
+be written or read.
 """
 
+import dataclasses
+import datetime
+import shutil
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from tpo_jax.errors import InputError
+
+_TEMPORARY = ".orbax-checkpoint-tmp"
+# What Orbax and TensorStore raise for a disk that is full or read-only, or files that are not there
+# or cut off.
+_UNWRITABLE = (OSError, ValueError, RuntimeError)
+_UNREADABLE = (OSError, ValueError, KeyError)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointPolicy:
+    """When a checkpoint is due, and which ones remain."""
+
+    every_steps: int = 100  # at multiples of this step; 0: not by steps
+    every_minutes: float = 0.0  # so long after the last one; 0: not by time
+    keep: int = 2  # the newest so many
+    keep_best: str = ""  # one more, by a metric: "max:NAME" or "min:NAME"
+
+    def __post_init__(self):
+        for name, value in (
+            ("checkpoint_every", self.every_steps),
+            ("checkpoint_minutes", self.every_minutes),
+        ):
+            if value < 0:
+                raise InputError(f"train.{name}={value} must not be negative")
+        if self.keep < 1:
+            raise InputError(f"train.keep_checkpoints={self.keep} must be above 0")
+        direction, _, metric = self.keep_best.partition(":")
+        if self.keep_best and not (direction in ("min", "max") and metric):
+            raise InputError(
+                f"train.keep_best={self.keep_best!r} must be min:NAME or max:NAME of a metric"
+            )
+
+    @property
+    def metric(self) -> str:
+        """The name in `keep_best`."""
+        return self.keep_best.partition(":")[2]
+
+
+@dataclasses.dataclass(kw_only=True)
+class _EveryMinutes(ocp.training.save_decision_policies.ContinuousCheckpointingPolicy):
+    """Process 0 decides for all. The clock starts with the process and with every try: Orbax's own
+    counts from the last checkpoint on disk, and would try again at once when one fails.
+    """
+
+    since: datetime.datetime
+
+    def should_save(self, step, previous_steps, *, context) -> bool:
+        last = dataclasses.replace(step, time=self.since)
+        context = dataclasses.replace(context, is_saving_in_progress=False)
+        return super().should_save(step, [last], context=context)
 
 
 class TrainCheckpoints:
     """The checkpoints of one working directory."""
 
-    def __init__(self, directory: str | Path, *, every_steps: int, keep: int):
-        """Opens (or makes) the directory.
-
-        Args:
-            directory: holds one folder per saved step.
-            every_steps: a checkpoint is due at multiples of this step.
-            keep: how many of the newest remain.
-        """
+    def __init__(self, directory: str | Path, policy: CheckpointPolicy):
+        """Opens (or makes) the directory, and removes what a killed run had not finished."""
+        self._directory, self._policy = Path(directory).absolute(), policy
+        self._writing: int | None = None
+        self._failed = False  # whether the last one could not be written
+        self._clock = _EveryMinutes(minimum_interval_secs=60 * policy.every_minutes, since=_now())
+        saving, keeping = ocp.training.save_decision_policies, ocp.training.preservation_policies
+        due, kept = [], [keeping.LatestN(policy.keep)]
+        if policy.every_steps:
+            due.append(saving.FixedIntervalPolicy(policy.every_steps))
+        if policy.every_minutes:
+            due.append(self._clock)
+        if policy.keep_best:
+            best = keeping.BestN(
+                get_metric_fn=lambda metrics: metrics[policy.metric],
+                reverse=policy.keep_best.startswith("min"),
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            )
+            kept.append(best)
         registry = ocp.handlers.local_registry()
         registry.add(ocp.handlers.JsonHandler, checkpointable_name="data")
         registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
-        context = ocp.Context()
+        # In the background, threads of a checkpoint whose folder cannot be made wait five minutes
+        # for it, and nothing ends before them.
+        at_once = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        context = ocp.Context(async_options=at_once)
         context.checkpointables.registry = registry
-        policies = ocp.training.save_decision_policies
+        for step in self._remove_unfinished():
+            _note(f"the checkpoint of step {step} was not finished and is removed")
         self._checkpointer = ocp.training.Checkpointer(
-            Path(directory).absolute(),
+            self._directory,
             context=context,
-            save_decision_policy=policies.FixedIntervalPolicy(every_steps),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
+            save_decision_policy=saving.AnySavePolicy(due),
+            preservation_policy=keeping.AnyPreservationPolicy(kept),
         )
 
     @property
     def latest_step(self) -> int | None:
-        """Step of the newest complete checkpoint, None if there is none."""
+        """Step of the newest checkpoint, None if there is none."""
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
-    def save(self, step: int, state: dict, data: dict, meta: dict, *, force: bool = False) -> None:
-        """Saves if due (or forced) and not there yet; returns once the arrays are copied off the
-        devices.
-        """
-        if step != self.latest_step and (force or self._checkpointer.should_save(step)):
-            self._checkpointer.save_checkpointables_async(
-                step, {"state": state, "data": data, "meta": meta}, force=force
+    def check_metric(self, names: Iterable[str]) -> None:
+        """Raises InputError if the metric that the best one is chosen by is not among the names."""
+        if self._policy.keep_best and self._policy.metric not in names:
+            raise InputError(
+                f"train.keep_best={self._policy.keep_best!r}: no such metric; there are "
+                f"{', '.join(sorted(names))}"
             )
 
+    def due(self, step: int) -> bool:
+        """Whether to save now; every process asks after every step."""
+        if self._writing is not None and not self._checkpointer.is_saving_in_progress():
+            self._finish()
+        return self._checkpointer.should_save(step)
+
+    def save(
+        self,
+        step: int,
+        state: dict,
+        data: dict,
+        meta: dict,
+        metrics: dict[str, float],
+        *,
+        last: bool = False,
+    ) -> None:
+        """Saves what is not there yet; returns once the arrays are copied off the devices.
+
+        Where the one before it could not be written, and for the last of a run, it returns when
+        everything is on disk.
+
+        Raises:
+            OSError: it cannot be written, it is the last or so was the one before.
+        """
+        self._finish()
+        once_more = self._failed
+        if step != self.latest_step:
+            best = self._policy.metric
+            self._clock.since, self._writing = _now(), step
+            try:
+                self._checkpointer.save_checkpointables_async(
+                    step,
+                    {"state": state, "data": data, "meta": meta},
+                    force=True,
+                    metrics={best: metrics[best]} if best else None,
+                )
+            except _UNWRITABLE as error:
+                self._give_up(error, last or once_more)
+        if last or once_more:
+            self._finish(fatal=True)
+
+    def _finish(self, fatal: bool = False) -> None:
+        """Waits for the checkpoint being written."""
+        if self._writing is None:
+            return
+        try:
+            self._checkpointer.wait()
+        except _UNWRITABLE as error:
+            self._give_up(error, fatal)
+        else:
+            self._writing, self._failed = None, False
+
+    def _give_up(self, error: Exception, fatal: bool) -> None:
+        step, self._writing, self._failed = self._writing, None, True
+        self._remove_unfinished()  # what is there of it takes the room of the next
+        self._checkpointer.reload()
+        text = f"the checkpoint of step {step} cannot be written: {_reason(error)}"
+        if fatal:
+            raise OSError(f"{text}; last complete checkpoint: {_named(self.latest_step)}")
+        _note(f"{text}; training goes on until the next one is due")
+
     def latest_meta(self) -> dict | None:
-        """`meta` of the newest checkpoint, None if there is none; no array is read."""
-        if self.latest_step is None:
-            return None
-        return self._checkpointer.load_checkpointables(self.latest_step, {"meta": None})["meta"]
+        """`meta` of the newest checkpoint that has a readable one, None if there is no checkpoint.
+
+        Raises:
+            InputError: there are checkpoints, and none can be read.
+        """
+        found = self._newest({"meta": None})
+        return None if found is None else found[1]["meta"]
 
     def restore(self, abstract_state: Any) -> tuple[dict, dict]:
-        """(state, data) of the newest checkpoint, the state laid out as the abstract one says.
+        """(state, data) of the newest checkpoint that can be read, the state laid out as the
+        abstract one says. Newer ones are reported and renamed to `<step>.broken`.
 
         Args:
             abstract_state: `jax.ShapeDtypeStruct`s with shardings.
 
         Raises:
-            InputError: the checkpoint holds another state than this config describes.
+            InputError: none can be read as the state of this config.
         """
-        step = self.latest_step
-        try:
-            found = self._checkpointer.load_checkpointables(
-                step, {"state": abstract_state, "data": None}
+        found = self._newest({"state": abstract_state, "data": None, "meta": None})
+        if found is None:
+            raise InputError(f"{self._directory}: no checkpoint to restore")
+        step, parts, broken = found
+        if broken:
+            if jax.process_index() == 0:
+                for other, reason in broken.items():
+                    _note(f"{reason}; going back to step {step}")
+                    path = self._directory / str(other)
+                    path.rename(path.with_name(f"{other}.broken"))
+            multihost_utils.sync_global_devices("broken checkpoints renamed")
+            self._checkpointer.reload()
+        return jax.block_until_ready(parts["state"]), parts["data"]
+
+    def _newest(self, parts: dict) -> tuple[int, dict, dict[int, str]] | None:
+        """Step and parts of the newest checkpoint that all processes can read them from; what is
+        wrong with newer ones by step.
+        """
+        broken: dict[int, str] = {}
+        for checkpoint in reversed(self._checkpointer.checkpoints):
+            found, reason = {}, ""
+            try:
+                found = self._checkpointer.load_checkpointables(checkpoint.step, parts)
+            except _UNREADABLE as error:
+                reason = _reason(error)
+            if multihost_utils.process_allgather(np.array(not reason)).all():
+                return checkpoint.step, found, broken
+            reason = reason or "another process cannot read it"
+            broken[checkpoint.step] = (
+                f"the checkpoint of step {checkpoint.step} is broken: {reason}"
             )
-        except (ValueError, KeyError) as error:
-            raise InputError(
-                f"checkpoint of step {step} does not hold the state of this config: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
-        return jax.block_until_ready(found["state"]), found["data"]
+        if not broken:
+            return None
+        raise InputError(
+            f"{self._directory}: no checkpoint can be read: {'; '.join(broken.values())}; bring "
+            "back a copy of one, or remove the folder to start again from step 0"
+        )
+
+    def _remove_unfinished(self) -> list[str]:
+        """Removes what was not renamed, on process 0; returns the steps."""
+        found = []
+        if jax.process_index() == 0:
+            for path in sorted(self._directory.glob(f"*{_TEMPORARY}*")):
+                shutil.rmtree(path, ignore_errors=True)
+                found.append(path.name.partition(".")[0])
+        return found
 
     def close(self) -> None:
         """Waits for the checkpoint being written."""
+        self._finish()
         self._checkpointer.close()
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(tz=datetime.UTC)
+
+
+def _named(step: int | None) -> str:
+    return "none" if step is None else f"step {step}"
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the innermost cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error.args[0] if isinstance(error, KeyError) and error.args else error).splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

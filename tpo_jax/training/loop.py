@@ -27,7 +27,6 @@ class LoopConfig:
 
     num_steps: int
     log_every: int = 10
-    checkpoint_every: int = 100
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -72,6 +71,7 @@ def run(
 
     Raises:
         InputError: a metric is not finite, with step, pairs and the checkpoint to go back to.
+        OSError: no checkpoint can be written, twice in a row or at the end.
     """
     step = first_step = noted = int(state["step"])
     progress = Progress(first_step, config.num_steps)
@@ -103,12 +103,14 @@ def run(
             profiler.before(step)
             state, metrics = clock.dispatch(step_fn, state, to_global(batch, mesh))
             profiler.after(step, metrics)
+            if step == first_step + 1:
+                checkpoints.check_metric(metrics)
             recent.append((step, index[index >= 0], metrics))
 
             stopping = stop.reached(step)
             last = step == config.num_steps
             log = last or step == 1 or step % config.log_every == 0  # the first loss tells much
-            save = last or stopping or step % config.checkpoint_every == 0
+            save = last or stopping or checkpoints.due(step)
             if not (log or save):
                 continue
             scalars = _finite(recent, pairs, checkpoints)
@@ -132,8 +134,9 @@ def run(
                     writer.write(step, scalars)
                     progress.show(step, scalars)
             if save:
+                position, final = batches.get_state(), last or stopping
                 with clock.span("checkpoint"):
-                    checkpoints.save(step, state, batches.get_state(), meta, force=last or stopping)
+                    checkpoints.save(step, state, position, meta, scalars, last=final)
         if journal:
             journal.add(step, step, clock.split())
     return state
