@@ -139,6 +139,11 @@ def test_commands_stand_in_blocks_of_bash():
     assert not wrong
 
 
+def test_the_readme_leads_to_every_page():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not [page for page in PAGES[1:] if f"({page})" not in text], "add them to its last table"
+
+
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.place)
 def test_a_block_is_run_or_says_what_it_needs(block: Block):
     help = (
