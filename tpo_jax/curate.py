@@ -11,11 +11,13 @@ import json
 import sys
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
 from tpo_jax.curation.engine import parse_part
 from tpo_jax.errors import run_door
+from tpo_jax.parallel import distributed
 from tpo_jax.recipes.curation import curate
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Run.", lock_config=True)
@@ -24,17 +26,24 @@ _PART = flags.DEFINE_string(
     "part", "", "i/n: do the i-th of n shares of the videos; all use one --workdir."
 )
 _MAX_COST = flags.DEFINE_float(
-    "max_cost", 0.0, "Stop asking when this part has cost so much; 0: no limit.", lower_bound=0
+    "max_cost",
+    0.0,
+    "Stop asking when all parts and runs in --workdir have cost so much; 0: no limit.",
+    lower_bound=0,
 )
 _RETRY = flags.DEFINE_bool("retry", False, "Do again what was set aside.")
+_DISTRIBUTED = flags.DEFINE_string("distributed", "", distributed.FLAG_HELP)
 flags.mark_flag_as_required("config")
 
 
 def main() -> None:
     """Runs it and prints what came of it."""
+    distributed.start(_DISTRIBUTED.value)
     part = parse_part(_PART.value)
     workdir = Path(_WORKDIR.value)
     report = curate(_CONFIG.value, workdir, part, _MAX_COST.value, _RETRY.value)
+    if jax.process_index():
+        return
     print(json.dumps(report, indent=2))
     if report.get("waiting"):
         print(

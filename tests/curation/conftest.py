@@ -1,5 +1,8 @@
 """Rendered videos and configs of runs that take a second."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,35 @@ def world_config(world_videos) -> ConfigDict:
     config.shards.workers = 1
     config.shards.num_frames = 4
     return config
+
+
+@pytest.fixture
+def curate_door(tmp_path):
+    """Starts the command on a config, with more flags and variables."""
+    children = []
+
+    def start(config: ConfigDict, *arguments: str, **variables: str) -> subprocess.Popen:
+        file = tmp_path / "config.py"
+        file.write_text(  # JSON knows no tuples, the journals do not tell them apart
+            "import json\n\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
+            f"    return ConfigDict(json.loads({config.to_json()!r}))\n"
+        )
+        child = subprocess.Popen(
+            [sys.executable, "-m", "tpo_jax.curate", f"--config={file}", *arguments],
+            cwd=Path(__file__).resolve().parents[2],
+            env=os.environ | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        children.append(child)
+        return child
+
+    yield start
+    for child in children:
+        if child.poll() is None:
+            child.kill()
+        child.communicate()
 
 
 @pytest.fixture

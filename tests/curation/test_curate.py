@@ -5,24 +5,22 @@ import html
 import json
 import os
 import random
+import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.curation.fake_endpoint import FAULTS
-from tpo_jax.curation import engine
+from tpo_jax.curation import engine, projection
+from tpo_jax.curation.ledger import Ledger
 from tpo_jax.data import journal
 from tpo_jax.data.shards import open_shards
 from tpo_jax.errors import InputError
 from tpo_jax.recipes import curation
 
-ROOT = Path(__file__).resolve().parents[2]
 ALL = engine.Part()
 
 
@@ -203,16 +201,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(finished, world_config, tmp_p
     assert pairs_of(tmp_path / "run") == pairs_of(finished[0])
 
 
-def test_a_real_kill(finished, world_config, world_videos, tmp_path):
-    config = tmp_path / "config.py"
-    config.write_text(
-        "import json\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
-        f"    return ConfigDict(json.loads({world_config.to_json()!r}))\n"
-    )
+def test_a_real_kill(finished, world_config, curate_door, tmp_path):
     workdir = tmp_path / "run"
-    command = [sys.executable, "-m", "tpo_jax.curate", f"--config={config}"]
-    command.append(f"--workdir={workdir}")
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    child = curate_door(world_config, f"--workdir={workdir}")
     deadline = time.monotonic() + 120
     while child.poll() is None and time.monotonic() < deadline:
         path = workdir / "questions.jsonl"
@@ -223,7 +214,6 @@ def test_a_real_kill(finished, world_config, world_videos, tmp_path):
     child.communicate()
     assert child.returncode == -signal.SIGKILL
     assert not (workdir / "pairs.jsonl").exists()
-    # JSON knows no tuples, the journal does not tell them apart.
     curate(world_config, workdir)
     assert pairs_of(workdir) == pairs_of(finished[0])
     assert journalled(workdir) == journalled(finished[0])
@@ -289,6 +279,55 @@ def test_the_budget_holds(endpoint, endpoint_config, tmp_path):
     assert endpoint.calls <= calls + 1
     curate(endpoint_config, tmp_path / "run", max_cost=1000.0)
     assert pairs_of(tmp_path / "run")
+
+
+def test_the_budget_is_one_for_all_parts(endpoint, endpoint_config, tmp_path):
+    """What one part has spent the other may not, in this run or a later one."""
+    endpoint_config.openai.price_in = 1000.0
+    ours = engine.Part(2, 3)
+    assert any(ours.has(f"{i:05d}") for i in range(5))
+    curate(endpoint_config, tmp_path / "run", ours)
+    lines = (tmp_path / "run/costs.2-of-3.jsonl").read_text().splitlines()
+    spent = sum(json.loads(line)["cost"] for line in lines)
+    calls = endpoint.calls
+    with pytest.raises(InputError, match=rf"--max_cost={spent:g}: {spent:.4f} spent"):
+        curate(endpoint_config, tmp_path / "run", engine.Part(1, 3), max_cost=spent)
+    assert spent and endpoint.calls == calls
+    # A part that began first hears of what another spends meanwhile.
+    ledgers = [
+        Ledger(engine.Part(i, 2).file(tmp_path, "costs"), endpoint_config.openai, 1.0)
+        for i in range(2)
+    ]
+    ledgers[0].reserve()
+    ledgers[1].add("x", 1000, 0)
+    with pytest.raises(InputError, match=r"1\.0000 spent"):
+        ledgers[0].reserve()
+    for ledger in ledgers:
+        ledger.close()
+
+
+def test_a_pilot_says_what_the_rest_will_take(
+    endpoint, endpoint_config, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(projection, "VIDEOS", 1)
+    endpoint_config.openai.price_in = 1000.0
+    curate(endpoint_config, tmp_path / "run")
+    (line,) = re.findall(r"^pilot: .*$", capsys.readouterr().err, re.MULTILINE)
+    told = re.search(
+        r"1 videos in .*; the other 4 will take about \d+ s, (\S+) tokens in, (\S+) out and cost "
+        r"about (.*) \(so far (.*)\)",
+        line,
+    )
+    assert told and int(told[1].replace(",", "")) == 10 * int(told[2].replace(",", "")) > 0
+    assert float(told[3]) == pytest.approx(4 * float(told[4]))
+    # Nothing new, nothing to tell; and a pilot changes no pair.
+    capsys.readouterr()
+    curate(endpoint_config, tmp_path / "run")
+    assert "pilot" not in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setenv("CURATION_TEST_KEY", "secret")
+    curate(endpoint_config, tmp_path / "plain")
+    assert pairs_of(tmp_path / "plain") == pairs_of(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -92,12 +92,12 @@ class Maker:
 
     Args:
         config: of the run.
-        ledger: what paid requests are noted in.
+        ledger: what paid requests are noted in; None in a process that makes none.
         rules: (role, world seed, slips) to a back end, for the embedded world.
     """
 
     def __init__(
-        self, config: ConfigDict, ledger: Ledger, rules: Callable[[str, int, float], Speaker]
+        self, config: ConfigDict, ledger: Ledger | None, rules: Callable[[str, int, float], Speaker]
     ):
         self.config, self.ledger, self.rules = config, ledger, rules
         self._models: dict[str, Model] = {}
@@ -110,6 +110,7 @@ class Maker:
             case "rules":
                 return self.rules(role, config.rules.world_seed, config.rules.slips)
             case "openai":
+                assert self.ledger is not None
                 return OpenAISpeaker(config.openai, config[role], name, self.ledger)
         if name not in self._models:
             self._models.clear()  # one model at a time fits

@@ -8,20 +8,27 @@ unit and the models' replies alone, so neither the number of parts nor a kill ch
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from tqdm import tqdm
 
+from tpo_jax.curation import projection
+from tpo_jax.curation.ledger import Spent
 from tpo_jax.curation.speakers import Failure, Request, Speaker, seed_of
 from tpo_jax.curation.stages import Dropped, Stage, Unit
 from tpo_jax.data.journal import Journal, check_owner
 from tpo_jax.errors import InputError
+from tpo_jax.parallel import distributed
 
 ADVICE = "choose another --workdir, or remove this file and those of the later stages"
 Outcome = dict[str, Any]  # `id` and one of `items`, `dropped`, `set_aside`
@@ -67,9 +74,14 @@ def run(
     part: Part,
     *,
     retry: bool = False,
-    spent: Callable[[], float] = float,
+    joint: Callable[[str], bool] = lambda role: False,
+    spent: Callable[[], Spent] = Spent,
 ) -> None:
-    """Does what is left to do of this part, stage by stage.
+    """Does what is left to do of this part, stage by stage; of many videos first a pilot, which
+    says what the rest will take.
+
+    Several processes (`jax.process_count()`) are one part: the first one writes the journals and
+    does what takes no device, `joint` roles are played by all together.
 
     Args:
         stages: in their order.
@@ -79,36 +91,85 @@ def run(
         workdir: of the journals.
         part: which videos.
         retry: do again what was set aside.
-        spent: costs so far, for the progress bar.
+        joint: whether a role's back end is one program on all processes.
+        spent: by this part so far.
 
     Raises:
         InputError: journals of other settings, or a back end that cannot go on.
     """
     units: list[Unit] = [unit for unit in videos if part.has(unit["id"])]
+    work = functools.partial(
+        _stage, owners=owners, speaker=speaker, workdir=workdir, part=part, joint=joint, spent=spent
+    )
+
+    def begun() -> list[str]:
+        return list(outcomes(workdir, stages[0].name))
+
+    known = set(distributed.lead(begun))
+    new = [unit for unit in units if unit["id"] not in known]
+    if len(new) >= 4 * projection.VIDEOS:
+        before, seconds = spent(), dict[str, float]()
+        pilot = new[: projection.VIDEOS]
+        for stage in stages:
+            start = time.perf_counter()
+            pilot = work(stage, pilot, retry=False)
+            seconds[stage.name] = time.perf_counter() - start
+        if jax.process_index() == 0:
+            rest = len(new) - projection.VIDEOS
+            line = projection.projection(projection.VIDEOS, rest, seconds, spent() - before)
+            print(line, file=sys.stderr)
     for stage in stages:
-        owner = {"stage": stage.name, **owners[stage.name]}
-        with Journal(part.file(workdir, stage.name), owner, ADVICE) as journal:
-            done = outcomes(workdir, stage.name, owner)
-            if retry:
-                done = {name: line for name, line in done.items() if "set_aside" not in line}
-            split = [u for unit in units for u in stage.split(unit)]
-            todo = [unit for unit in split if unit["id"] not in done]
+        units = work(stage, units, retry=retry)
+
+
+def _stage(
+    stage: Stage, units: Sequence[Unit], *, owners, speaker, workdir, part, retry, joint, spent
+) -> list[Unit]:
+    """One stage of `run`; returns the units of the next one."""
+    owner = {"stage": stage.name, **owners[stage.name]}
+    split = [u for unit in units for u in stage.split(unit)]
+    path = part.file(workdir, stage.name)
+    with contextlib.ExitStack() as open_:
+        journal: list[Journal] = []  # of the process that writes
+        distributed.lead(lambda: journal.append(open_.enter_context(Journal(path, owner, ADVICE))))
+        done = outcomes(workdir, stage.name, owner)
+        if not all(distributed.gather(path.exists())):
+            raise InputError(f"{path}: not seen by all processes; --workdir must be one folder")
+        if retry:
+            done = {name: line for name, line in done.items() if "set_aside" not in line}
+        todo = [unit for unit in split if unit["id"] not in done]
+        together = bool(stage.role) and joint(stage.role)
+
+        def work() -> None:
+            if stage.role:
+                found = _converse(stage, todo, speaker(stage.role)) if todo else iter(())
+            else:
+                found = _compute(stage, todo)
+            before = spent().cost
             with tqdm(
-                total=len(split), initial=len(split) - len(todo), desc=stage.name, unit="unit"
+                total=len(split),
+                initial=len(split) - len(todo),
+                desc=stage.name,
+                unit="unit",
+                disable=not journal,
             ) as bar:
-                before = spent()
-                steps = _converse(stage, todo, speaker(stage.role)) if stage.role and todo else ()
-                if not stage.role:
-                    steps = _compute(stage, todo)
-                for outcome in steps:
-                    journal.add([outcome])
+                for number, outcome in enumerate(found, 1):
+                    if journal:
+                        journal[0].add([outcome])
                     done[outcome["id"]] = outcome
                     bar.update()
-                    if (cost := spent() - before) > 0:
+                    if (cost := spent().cost - before) > 0:
                         # What the whole stage will come to, at the rate of this run.
-                        rate = cost / (bar.n - len(split) + len(todo))
-                        bar.set_postfix_str(f"cost {cost:.2f}, ~{rate * len(todo):.2f} in the end")
-        units = follow(split, done)
+                        ends = cost / number * len(todo)
+                        bar.set_postfix_str(f"cost {cost:.2f}, ~{ends:.2f} in the end")
+
+        if together:
+            work()
+        else:
+            distributed.lead(work)
+            if not journal:  # the first process did it
+                done = outcomes(workdir, stage.name, owner)
+    return follow(split, done)
 
 
 def outcomes(workdir: Path, stage: str, owner: dict[str, Any] | None = None) -> dict[str, Outcome]:

@@ -1,6 +1,7 @@
-"""A role played by a video language model on this machine's devices."""
+"""A role played by a video language model on the devices of this process, or of all processes."""
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 from tokenizers import Tokenizer
 
 from tpo_jax.checkpoints.models import load_model
-from tpo_jax.curation.speakers import Clip, Failure, Request, try_read
+from tpo_jax.curation.speakers import Failure, Request, try_read
 from tpo_jax.data import images, prompts
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError
@@ -19,6 +20,7 @@ from tpo_jax.generation.generator import Generator, check_context
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.models.config import ModelConfig, visual_tokens
 from tpo_jax.models.images import Pictures
+from tpo_jax.parallel.distributed import gather
 from tpo_jax.parallel.mesh import make_mesh
 
 # Rows of a batch have a power of two of questions, at most so many, and prompts are rounded up, so
@@ -52,7 +54,8 @@ def load(checkpoint: str, dtype: str) -> Model:
 class _Row(NamedTuple):
     """Requests on one clip that are answered together."""
 
-    requests: list[Request]
+    part: int  # which of the window's
+    requests: Sequence[Request]
     visual: np.ndarray | Pictures  # uint8 [F, S, S, 3]; of text alone, no picture
     prompts: prompts.Row
 
@@ -66,16 +69,18 @@ class LocalSpeaker:
     """Answers in batches of clips; requests on one clip share its encoding.
 
     A sampled reply (temperature above 0) has its clip for itself: its draw depends on the request
-    alone.
+    alone. With several processes all are given the same requests and get all replies; each reads
+    its share of the clips and brings its share of every batch.
 
     Args:
         model: of `load`.
         role: section of the role.
-        batch_rows: clips at a time.
+        batch_rows: clips at a time, of all processes.
     """
 
     def __init__(self, model: Model, role: ConfigDict, batch_rows: int):
         self._model, self._sampled = model, role.temperature > 0
+        self._index, self._count = jax.process_index(), jax.process_count()
         self._generator = Generator(
             model.config,
             model.params,
@@ -88,70 +93,91 @@ class LocalSpeaker:
         )
 
     def replies(self, requests: Iterable[Request]) -> Iterator[tuple[Request, str | Failure]]:
-        """Replies in the order of the batches; the next batch is decoded meanwhile."""
-        rest, size = iter(requests), self._generator.batch_rows
+        """Replies in the order of the batches; the next batches are decoded meanwhile."""
+        rest, size = iter(requests), self._generator.batch_rows * self._count
         with ThreadPoolExecutor(1) as pool:
             ahead = None
             while True:
                 window = list(islice(rest, size * AHEAD))
                 following = pool.submit(self._read, window) if window else None
                 if ahead is not None:
-                    rows, failed = ahead.result()
-                    yield from failed
-                    for i in range(0, len(rows), size):
-                        yield from self._answer(rows[i : i + size])
+                    yield from self._answers(*ahead.result())
                 if following is None:
                     return
                 ahead = following
 
-    def _read(self, window: list[Request]) -> tuple[list[_Row], list[tuple[Request, Failure]]]:
+    def _read(self, window: list[Request]) -> tuple[list[list[Request]], list[_Row | Failure]]:
+        """The window's parts, each of one clip, and this process's share of them, read."""
         groups: dict[tuple, list[Request]] = {}
-        failed: list[tuple[Request, Failure]] = []
         for request in window:
             key = (request.clip, request.id if self._sampled else "")
             groups.setdefault(key, []).append(request)
-        rows = []
-        for (clip, _), asked in groups.items():
-            for i in range(0, len(asked), MOST_QUESTIONS):
-                part = asked[i : i + MOST_QUESTIONS]
-                row = self._row(clip, part)
-                if isinstance(row, Failure):
-                    failed += [(request, row) for request in part]
-                else:
-                    rows.append(row)
-        # Rows of one shape follow one another; a batch of several shapes is split by `_answer`.
-        rows.sort(key=lambda row: (row.num_frames, row.prompts.input_ids.shape), reverse=True)
-        return rows, failed
+        parts = [
+            asked[i : i + MOST_QUESTIONS]
+            for asked in groups.values()
+            for i in range(0, len(asked), MOST_QUESTIONS)
+        ]
+        own = range(self._index, len(parts), self._count)
+        return parts, [self._row(i, parts[i]) for i in own]
 
-    def _row(self, clip: Clip | None, requests: list[Request]) -> _Row | Failure:
-        config = self._model.config
-        visual: np.ndarray | Pictures
+    def _row(self, part: int, requests: Sequence[Request]) -> _Row | Failure:
+        clip = requests[0].clip
         if clip is None:
-            visual = images.read_pictures([], config)
-            tokens: int | tuple[int, ...] = visual.tokens
+            visual: np.ndarray | Pictures = images.read_pictures([], self._model.config)
         else:
             frames = try_read(clip)
             if isinstance(frames, Failure):
                 return frames
-            visual = images.preprocess(frames, config.tower)
-            tokens = visual_tokens(config, len(frames))
-        asked = [request.prompt for request in requests]
+            visual = images.preprocess(frames, self._model.config.tower)
         try:
-            row = prompts.build_prompts(self._model.tokenizer, asked, tokens, cut="video")
-            check_context(config, row, video=clip is not None)
+            return self._build(part, requests, visual, [request.prompt for request in requests])
         except InputError as error:
             return Failure(str(error))
-        return _Row(requests, visual, row)
 
-    def _answer(self, rows: list[_Row]) -> Iterator[tuple[Request, str | Failure]]:
-        for count in sorted({row.num_frames for row in rows}):
+    def _build(self, part: int, requests: Sequence[Request], visual, asked: list[str]) -> _Row:
+        config, video = self._model.config, isinstance(visual, np.ndarray)
+        tokens = visual_tokens(config, len(visual)) if video else visual.tokens
+        row = prompts.build_prompts(self._model.tokenizer, asked, tokens, cut="video")
+        check_context(config, row, video=video)
+        return _Row(part, requests, visual, row)
+
+    def _answers(
+        self, parts: list[list[Request]], read: list[_Row | Failure]
+    ) -> Iterator[tuple[Request, str | Failure]]:
+        own = range(self._index, len(parts), self._count)
+        # Frames of every part, or why it has none, known to all.
+        found: dict[int, int | str] = {}
+        said = {
+            i: r.reason if isinstance(r, Failure) else r.num_frames
+            for i, r in zip(own, read, strict=True)
+        }
+        for theirs in gather(list(said.items())):
+            found.update(theirs)
+        for i, reason in sorted(found.items()):
+            if isinstance(reason, str):
+                yield from ((request, Failure(reason)) for request in parts[i])
+        rows = [row for row in read if isinstance(row, _Row)]
+        # Rows of one shape follow one another: few programs are compiled.
+        rows.sort(key=lambda row: row.prompts.input_ids.shape, reverse=True)
+        for count in sorted({n for n in found.values() if isinstance(n, int)}, reverse=True):
             alike = [row for row in rows if row.num_frames == count]
-            questions = max(len(row.requests) for row in alike)
-            texts = self._generate(alike, 1 << (questions - 1).bit_length())
-            for row, replies in zip(alike, texts, strict=False):
-                yield from zip(row.requests, replies, strict=False)
+            most = max(Counter(i % self._count for i, n in found.items() if n == count).values())
+            for start in range(0, most, self._generator.batch_rows):
+                batch = alike[start : start + self._generator.batch_rows]
+                texts = self._generate(batch, count)
+                for part, replies in sorted(sum(gather(texts), [])):
+                    yield from zip(parts[part], replies, strict=False)
 
-    def _generate(self, rows: list[_Row], questions: int) -> list[list[str]]:
+    def _generate(self, rows: list[_Row], count: int) -> list[tuple[int, list[str]]]:
+        """(part, replies) of rows of `count` frames; there may be none, if others have some."""
+        if not rows:
+            side = self._model.config.tower.image_size
+            nothing = images.read_pictures([], self._model.config)
+            visual = np.zeros((count, side, side, 3), np.uint8) if count else nothing
+            filler = self._build(0, (), visual, ["?"])
+        questions = max([len(row.requests) for row in rows], default=1)
+        questions = 1 << (questions - 1).bit_length()
+
         def padded(row: prompts.Row) -> prompts.Row:
             padding = ((0, questions - len(row.input_ids)), (0, 0), (0, 0))
             return row._replace(
@@ -160,12 +186,17 @@ class LocalSpeaker:
             )
 
         # A short batch is filled up, for another size would be another program.
-        full = (rows * self._generator.batch_rows)[: self._generator.batch_rows]
+        size = self._generator.batch_rows
+        full = (rows * size)[:size] if rows else [filler] * size
         frames = [row.visual for row in full if isinstance(row.visual, np.ndarray)]
         pictures = [row.visual for row in full if isinstance(row.visual, Pictures)]
         with jax.default_matmul_precision(self._model.precision):
-            return self._generator.answer(
+            texts = self._generator.answer(
                 np.stack(frames) if frames else pictures,
                 [padded(row.prompts) for row in full],
-                [row.requests[0].seed for row in full],
+                [row.requests[0].seed if row.requests else 0 for row in full],
             )
+        return [
+            (row.part, replies[: len(row.requests)])
+            for row, replies in zip(rows, texts, strict=False)
+        ]

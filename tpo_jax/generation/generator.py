@@ -14,7 +14,8 @@ from tpo_jax.generation.decode import Limits, decode, prefill
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.models.config import ModelConfig, frames_that_fit, most_frames
 from tpo_jax.models.images import Pictures, stack_pictures
-from tpo_jax.parallel.sharding import ROWS, to_global
+from tpo_jax.parallel.distributed import gather
+from tpo_jax.parallel.sharding import ROWS, to_global, to_local
 
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 # Lengths are rounded up to multiples of these, so that few shapes are compiled.
@@ -109,7 +110,9 @@ class Generator:
         seed: of the random draws. The draw of a question depends on `seed`, the seed of its row and
             its place in the row, not on what else is in the batch.
         batch_rows: videos at a time, at most; rounded up to what the mesh asks for.
-        mesh: rows are split over it; None for the default device.
+        mesh: rows are split over it; None for the default device. Where it spans several processes
+            each asks for the answers of rows of its own, as many as the others and at the same
+            time, and `batch_rows` becomes the share of one.
         question_multiple: lengths of questions are rounded up to multiples of it.
 
     Raises:
@@ -135,8 +138,10 @@ class Generator:
         self.config, self.params, self.tokenizer = config, params, tokenizer
         self.max_new_tokens, self.sampling = max_new_tokens, sampling
         self.seed, self.mesh, self.question_multiple = seed, mesh, question_multiple
-        self.parts = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
-        self.batch_rows = round_up(batch_rows, self.parts)
+        processes = 1 if mesh is None else len({d.process_index for d in mesh.devices.flat})
+        rows = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
+        self.parts = max(1, rows // processes)
+        self.batch_rows = round_up(-(-batch_rows // processes), self.parts)
         known = (tokenizer.token_to_id(token) for token in STOP_TOKENS)
         self.stop_ids = np.array([i for i in known if i is not None], np.int32)
 
@@ -173,7 +178,7 @@ class Generator:
                 *(self.config, self.params, prefix, state),
                 *(batch["seeds"], self.sampling, limits, self.max_new_tokens - 1),
             )
-            tokens, counts = np.asarray(state.tokens), np.asarray(state.counts)
+            tokens, counts = self._own(state.tokens), self._own(state.counts)
             for row, row_tokens, row_counts in zip(prompts[rows], tokens, counts, strict=False):
                 ids = [t[:n] for t, n in zip(row_tokens, row_counts, strict=True)]
                 answers.append([self._text(i) for i in ids[: len(row.input_ids)]])
@@ -252,6 +257,9 @@ class Generator:
         whole = text if finished else text.rstrip("\ufffd").rstrip()
         return Answer(whole, int(count), bool(finished))
 
+    def _own(self, array: jax.Array) -> np.ndarray:
+        return np.asarray(array) if self.mesh is None else to_local(array, self.mesh)
+
     def _text(self, ids: np.ndarray) -> str:
         return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()
 
@@ -262,6 +270,8 @@ class Generator:
         P = max(int(row.prefix_mask.sum()) for row in prompts)
         R = max(int(row.input_mask.sum(-1).max()) for row in prompts)
         M = max(len(row.input_ids) for row in prompts)
+        if jax.process_count() > 1 and self.mesh is not None:
+            P, M, R = map(max, zip(*gather([P, M, R]), strict=True))
         return round_up(P, PREFIX_MULTIPLE), M, round_up(R, self.question_multiple)
 
     def _batch(self, frames, prompts, draws, shape, rows) -> dict[str, jax.Array]:

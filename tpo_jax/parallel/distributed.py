@@ -1,8 +1,14 @@
-"""Several processes that run one program: how they find each other, and how they stop together."""
+"""Several processes that run one program: how they find each other, what they tell each other, and
+how they stop together.
+"""
 
+import json
 import signal
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from tpo_jax.errors import InputError
@@ -40,6 +46,46 @@ def start(how: str) -> None:
     if index >= count:
         raise InputError(f"--distributed={how}: INDEX counts from 0 and is below COUNT")
     jax.distributed.initialize(address, count, index)
+
+
+def gather(value: Any) -> list[Any]:
+    """What every process gives, in their order; every process calls it at the same place.
+
+    Args:
+        value: as JSON can hold it.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([len(data)])).reshape(-1)
+    # Powers of two, so that few programs are compiled.
+    padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)
+    padded[: len(data)] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def lead(function: Callable[[], Any]) -> Any:
+    """What `function` returns on the first process, which alone calls it, on every process.
+
+    Args:
+        function: its result is such as JSON can hold.
+
+    Raises:
+        InputError: on every process, when it raises that or an `OSError` on the first.
+    """
+    value, error = None, None
+    if jax.process_index() == 0:
+        try:
+            value = function()
+        except (InputError, OSError) as caught:
+            error = caught
+    value, said = gather([value, error and str(error)])[0]
+    if error is not None:
+        raise error
+    if said is not None:
+        raise InputError(said)
+    return value
 
 
 class StopRequest:

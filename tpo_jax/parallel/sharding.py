@@ -6,10 +6,12 @@ are split over `data` and `fsdp`.
 """
 
 import contextlib
+import functools
 import math
 import re
 
 import jax
+import numpy as np
 from jax import P
 
 from tpo_jax.errors import InputError
@@ -144,6 +146,19 @@ def check_rows(rows: int, mesh: jax.sharding.Mesh, micro_batches: int = 1) -> No
             f"{rows} rows per batch do not divide over {by}={parts}; "
             f"use {near} or {near + parts} rows (train.batch_size / data.pairs_per_row)"
         )
+
+
+def to_local(array: jax.Array, mesh: jax.sharding.Mesh) -> np.ndarray:
+    """This process's rows of a global array: what `to_global` was given, as far as rows go."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    pieces = {s.index[0].start or 0: s.data for s in _by_rows(mesh)(array).addressable_shards}
+    return np.concatenate([np.asarray(pieces[start]) for start in sorted(pieces)])
+
+
+@functools.cache
+def _by_rows(mesh: jax.sharding.Mesh):
+    return jax.jit(lambda x: x, out_shardings=batch_sharding(mesh))
 
 
 def check_heads(heads: int, kv_heads: int, mesh: jax.sharding.Mesh) -> None:

@@ -8,10 +8,11 @@ from ml_collections import ConfigDict
 from tpo_jax.curation import backends, card, engine, review, stages
 from tpo_jax.curation.balance import balance, pair
 from tpo_jax.curation.charts import charts
-from tpo_jax.curation.ledger import Ledger
+from tpo_jax.curation.ledger import Ledger, Spent
 from tpo_jax.data import preparation
 from tpo_jax.data.shards import write_json
 from tpo_jax.errors import InputError
+from tpo_jax.parallel import distributed
 from tpo_jax.recipes.rules import Rules
 
 STRUCK = "struck.txt"
@@ -27,34 +28,55 @@ def curate(
         config: `configs/curation.py`.
         workdir: of everything it makes; made if absent.
         part: which videos.
-        max_cost: stop asking when this part has cost so much; 0: no limit.
+        max_cost: stop asking when all parts and runs together have cost so much; 0: no limit.
         retry: do again what was set aside.
 
     Raises:
         InputError: something in the config, the folder or a back end is wrong.
     """
     stages.check(config)
-    folder = Path(config.videos.folder)
-    videos = stages.listing(folder, config.videos.limit)
+    videos = stages.listing(Path(config.videos.folder), config.videos.limit)
     steps = stages.make_stages(config, videos)
     makers = {role: backends.identity(config, role) for role in stages.ROLES}
     owners = backends.owners(config, steps, makers)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--workdir={workdir}: cannot be made: {error.strerror}") from error
-    ledger = Ledger(part.file(workdir, "costs"), config.openai, max_cost)
-    maker = backends.Maker(config, ledger, rules=Rules)
+    ledgers: list[Ledger] = []  # of the process that asks endpoints
+
+    def begin() -> None:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--workdir={workdir}: cannot be made: {error.strerror}") from error
+        ledgers.append(Ledger(part.file(workdir, "costs"), config.openai, max_cost))
+
+    distributed.lead(begin)
     try:
         engine.run(
-            *(steps, owners, maker.speaker, videos, workdir, part),
+            steps,
+            owners,
+            backends.Maker(config, ledgers[0] if ledgers else None, rules=Rules).speaker,
+            videos,
+            workdir,
+            part,
             retry=retry,
-            spent=lambda: ledger.spent,
+            joint=lambda role: config[role].backend == "local",
+            spent=lambda: ledgers[0].own if ledgers else Spent(),
         )
     finally:
-        ledger.close()
-        result = engine.collect(steps, videos, workdir)
-        engine.write_lines(workdir / "set_aside.jsonl", result.set_aside)
+        if ledgers:
+            ledgers[0].close()
+            result = engine.collect(steps, videos, workdir)
+            engine.write_lines(workdir / "set_aside.jsonl", result.set_aside)
+    return distributed.lead(lambda: _finish(config, videos, result, workdir, makers))
+
+
+def _finish(
+    config: ConfigDict,
+    videos: list[engine.Unit],
+    result: engine.Result,
+    workdir: Path,
+    makers: dict[str, str],
+) -> dict[str, Any]:
+    """From judged units to pairs, card, page and shards; returns the report."""
     if result.waiting:
         return {"waiting": result.waiting, "yields": result.yields}
     if not result.units:
@@ -81,10 +103,12 @@ def curate(
     write_json(workdir / "report.json", report)
     (workdir / "README.md").write_text(card.card(numbers, result.yields, makers), encoding="utf-8")
     pictures = charts(report, units)
-    review.write_page(workdir / "review.html", units, folder, pictures, REVIEWED)
+    review.write_page(
+        workdir / "review.html", units, Path(config.videos.folder), pictures, REVIEWED
+    )
     preparation.prepare(
         workdir / "pairs.jsonl",
-        folder,
+        Path(config.videos.folder),
         workdir / "shards",
         preparation.Settings(num_frames=config.shards.num_frames, frames=config.shards.frames),
         workers=config.shards.workers,
