@@ -2,10 +2,14 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
-from tests.doors import call
+from tests.doors import ROOT, call
 from tests.evaluation.agreement import generate, make_docs
 from tests.evaluation.folders import FOLDERS
 from tpo_jax.checkpoints.models import load_model, save_model
@@ -207,16 +211,27 @@ def test_time_instruction_is_what_the_checkpoint_asks_for(
     assert answers[0] == answers[1] != answers[2]
 
 
-@pytest.mark.parametrize("kept", [0, 3])
-def test_killed_runs_go_on(finished, models, benchmark_folders, tmp_path, kept) -> None:
+@pytest.mark.parametrize("how", ["in a line", "by a signal"])
+def test_killed_runs_go_on(finished, models, benchmark_folders, tmp_path, how) -> None:
     folder, printed = finished
+    flags, path = run_flags(models, benchmark_folders, tmp_path), tmp_path / "answers.jsonl"
     lines = (folder / "answers.jsonl").read_bytes().splitlines(keepends=True)
-    (tmp_path / "answers.jsonl").write_bytes(b"".join(lines[:kept]) + lines[kept][:-5])
-    (result,) = call("evaluate", run_flags(models, benchmark_folders, tmp_path), command="run")
+    if how == "in a line":
+        path.write_bytes(b"".join(lines[:3]) + lines[3][:-5])
+    else:
+        command = [sys.executable, "-m", "tpo_jax.evaluate", "run"]
+        command += [f"--{name}={value}" for name, value in flags.items()]
+        child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        while child.poll() is None and not (path.exists() and path.read_bytes().count(b"\n") > 1):
+            time.sleep(0.01)
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
+    kept = path.read_bytes().splitlines(keepends=True)[:-1]
+    (result,) = call("evaluate", flags, command="run")
     assert result.code == 0, result.err
     assert json.loads(result.out) == printed
-    now = (tmp_path / "answers.jsonl").read_bytes().splitlines(keepends=True)
-    assert now[:kept] == lines[:kept]
+    now = path.read_bytes().splitlines(keepends=True)
+    assert now[: len(kept)] == kept
     assert sorted(now) == sorted(lines)
     assert (tmp_path / "samples.jsonl").read_text() == (folder / "samples.jsonl").read_text()
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tests.evaluation.agreement import Oracle
 from tests.evaluation.folders import FOLDERS, write_srt
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.benchmarks import BENCHMARKS, ask, read_rows, spaced_frames
-from tpo_jax.evaluation.scorers import ERAS
+from tpo_jax.evaluation.scorers import ERAS, Scorer
 from tpo_jax.evaluation.subtitles import interleave, read_srt, shown_lines
 
 
@@ -59,6 +60,78 @@ def test_rows_in_other_files(benchmark_folders, tmp_path) -> None:
     (tmp_path / "lvb_val.json").write_text(json.dumps(listed))
     read = read_rows(tmp_path, "longvideobench_val_v")
     assert [{k: v for k, v in row.items() if k != "candidates"} for row in read] == rows
+
+
+def test_files_of_the_first_publication(benchmark_folders, tmp_path) -> None:
+    """They ask and score what the tables do."""
+    for benchmark in ("mlvu_dev", "mlvu_test", "tempcompass_multi_choice"):
+        rows = read_rows(benchmark_folders / FOLDERS[benchmark], benchmark)
+        folder = tmp_path / benchmark
+        if benchmark == "tempcompass_multi_choice":
+            nested = defaultdict(lambda: defaultdict(list))
+            for row in rows:
+                asked = {"question": row["question"], "answer": row["answer"]}
+                nested[row["video_id"]][row["dim"]].append(asked)
+                write_json(folder / f"videos/{row['video_id']}.mp4", "")
+            write_json(folder / "questions/multi-choice.json", nested)
+        else:
+            files = defaultdict(list)
+            for row in rows:
+                question, *options = row["question"].split("\n")
+                options = [option.split(") ")[1] for option in options]
+                row["answer"] = "ABCD"["ABCDEF".index(row["answer"]) % 4]
+                right = options["ABCD".index(row["answer"])]
+                dev = benchmark == "mlvu_dev"
+                place = f"json/3_{row['task_type']}" if dev else "test-ground-truth/test_mcq_gt"
+                below = f"video/3_{row['task_type']}" if dev else "video"
+                write_json(folder / below / row["video_name"], "")
+                files[place].append(
+                    {
+                        "video": row["video_name"],
+                        "question": question,
+                        "candidates": options,
+                        "answer": right,
+                        "question_type": row["task_type"],
+                    }
+                )
+            for place, listed in files.items():
+                write_json(folder / f"{place}.json", listed)
+            write_json(folder / "json/9_summary.json", [{"video": "a.mp4"}])
+        questions, problems = ask(folder, benchmark)
+        assert not problems
+        names = ("question", "answer", *(("dim",) if "temp" in benchmark else ("task_type",)))
+        read = [tuple(question.doc[name] for name in names) for question in questions]
+        assert sorted(read) == sorted(tuple(row[name] for name in names) for row in rows)
+        scorer, docs = Scorer(benchmark), [question.doc for question in questions]
+        assert scorer.summary(docs, [scorer.judge(doc, "A") for doc in docs])["questions"] == 7
+
+
+def write_json(path: Path, value) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("json/1_plotQA.json", "{", "cannot be read"),
+        ("json/1_plotQA.json", "{}", "not a list of rows"),
+        ("json/2_needle.json", '[{"video": "a"}]', "row 0: no 'candidates'"),
+        (
+            "json/4_count.json",
+            '[{"video": "a", "question": "?", "candidates": ["1", "2"], "answer": "3"}]',
+            "row 0: the answer is none",
+        ),
+        ("questions/multi-choice.json", '{"1": {"action": [{"question": "?"}]}}', "'answer'"),
+        ("questions/multi-choice.json", "[]", "not video, aspect"),
+    ],
+)
+def test_broken_files_of_the_first_publication(name, content, message, tmp_path) -> None:
+    write_json(tmp_path / name, "")
+    (tmp_path / name).write_text(content)
+    benchmark = "mlvu_dev" if name.startswith("json") else "tempcompass_multi_choice"
+    with pytest.raises(InputError, match=f"{name}.*{message}"):
+        read_rows(tmp_path, benchmark)
 
 
 def test_missing_and_broken_files_are_named(benchmark_folders, tmp_path) -> None:

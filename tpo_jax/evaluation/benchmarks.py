@@ -10,7 +10,8 @@ The layouts are those of the published data sets with their archives unpacked:
 | LVBench | `data/train-*.parquet` | `NAME` | |
 | TempCompass | `multi-choice/test-*.parquet` | `videos/ID.mp4` | |
 
-Rows may also be `.jsonl` or `.json`; where no folder is named, they may lie in any.
+Rows may also be `.jsonl` or `.json`; where no folder is named, they may lie in any. The files that
+MLVU and TempCompass came out with are read, too (`layouts.py`).
 """
 
 import functools
@@ -27,7 +28,7 @@ from PIL import Image
 from tpo_jax.data.journal import read_lines
 from tpo_jax.data.video import Video, opened
 from tpo_jax.errors import InputError
-from tpo_jax.evaluation import subtitles
+from tpo_jax.evaluation import layouts, subtitles
 from tpo_jax.evaluation.scorers import ERAS
 
 INTERLEAVED_FRAMES = 16
@@ -104,6 +105,8 @@ def read_rows(folder: Path, benchmark: str) -> list[dict[str, Any]]:
             if files := sorted(folder.glob(place + name)):
                 rows = [row for file in files for row in _read(file)]
                 return [row for row in map(_complete, rows) if spec.keep(row)]
+    if rows := layouts.ORIGINALS.get(benchmark, lambda folder: [])(folder):
+        return rows
     raise InputError(f"--data={folder}: no rows of {benchmark} ({places[0]}{names[0]} or .jsonl)")
 
 

@@ -143,18 +143,12 @@ def find(
     visual = encode(
         config, params, np.concatenate([used, [needle.frame for needle in needles]]), mesh
     )
-    context = mesh.shape["context"]
-    # Zig-zag order halves every chip's part; the TPU kernel takes blocks of `LANES`.
-    unit = LANES * context * (2 if context > 1 else 1)
     rows = math.prod(mesh.shape[axis] for axis in ROWS)
     size = -(-max(1, batch_rows) // rows) * rows
     head = _encode(tokenizer, HEAD)
-    longest_text = max(len(n.prompt) + len(n.answer) - 1 for n in needles)
-    R = -(-longest_text // _TEXT_MULTIPLE) * _TEXT_MULTIPLE
 
     def length(cell: Cell) -> int:
-        tokens = len(head) + (cell.frames + 1) * config.tokens_per_frame
-        return -(-tokens // unit) * unit
+        return prefix_length(config, mesh, len(head), cell.frames)
 
     for P, same in itertools.groupby(sorted(cells, key=length), key=length):
         group = list(same)
@@ -162,14 +156,14 @@ def find(
             part = group[start : start + size]
             # A short batch is filled up, for another size would be another program.
             filled = (part * size)[:size]
-            batch = _batch(config, head, needles, filled, len(used), P, R)
+            batch = make_batch(config, head, needles, filled, len(used), P)
             sharding = batch_sharding(mesh)
             placed = {
                 name: jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
                 for name, x in batch.items()
             }
             with jax.set_mesh(mesh):
-                right = np.asarray(_exact(config, params, visual, placed))
+                right = np.asarray(exact(config, params, visual, placed))
             yield [(cell, bool(r)) for cell, r in zip(part, right, strict=False)]
 
 
@@ -214,7 +208,7 @@ def encode(
             part[: len(given)] = given
             part = part.reshape(rows, each, *frames.shape[1:])
             placed = jax.make_array_from_callback(part.shape, sharding, part.__getitem__)
-            table = _fill(config, params, table, placed, start * V)
+            table = fill(config, params, table, placed, start * V)
     return table
 
 
@@ -224,7 +218,7 @@ def _table(shape, dtype):
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="table")
-def _fill(config, params, table, frames, start):
+def fill(config, params, table, frames, start):
     """`table` with the tokens of uint8 `[B, m, S, S, 3]` from row `start` on."""
     x = vlm.bind(config, params).encode_frames(frames)
     x = x[:, : frames.shape[1] * config.tokens_per_frame].reshape(-1, x.shape[-1])
@@ -232,9 +226,35 @@ def _fill(config, params, table, frames, start):
     return constrain(table, None, WITHIN_ROW)
 
 
-def _batch(config, head, needles, cells, haystack, P, R) -> dict[str, np.ndarray]:
-    """`_exact`'s batch; arrays as in `docs/architecture.md`, "The batch", with `Q = A = 1`."""
+def prefix_length(config: ModelConfig, mesh: jax.sharding.Mesh, head: int, frames: int) -> int:
+    """P of a cell: `head` tokens of text and the frames, rounded up to what the mesh takes."""
+    context = mesh.shape["context"]
+    # Zig-zag order halves every chip's part; the TPU kernel takes blocks of `LANES`.
+    unit = LANES * context * (2 if context > 1 else 1)
+    return -(-(head + (frames + 1) * config.tokens_per_frame) // unit) * unit
+
+
+def make_batch(
+    config: ModelConfig,
+    head: Sequence[int],
+    needles: Sequence[Needle],
+    cells: Sequence[Cell],
+    haystack: int,
+    P: int,
+) -> dict[str, np.ndarray]:
+    """What `exact` reads; arrays as in `docs/architecture.md`, "The batch", with `Q = A = 1`.
+
+    Args:
+        config: of the model.
+        head: token ids before the frames.
+        needles: texts; all decide on R, so that it is the same for all cells.
+        cells: one per row.
+        haystack: frames in the table before the needles.
+        P: see `prefix_length`.
+    """
     B, V = len(cells), config.tokens_per_frame
+    longest = max(len(needle.prompt) + len(needle.answer) - 1 for needle in needles)
+    R = -(-longest // _TEXT_MULTIPLE) * _TEXT_MULTIPLE
     batch = {
         "prefix_ids": np.zeros((B, P), np.int32),
         "prefix_mask": np.zeros((B, P), bool),
@@ -260,8 +280,18 @@ def _batch(config, head, needles, cells, haystack, P, R) -> dict[str, np.ndarray
 
 
 @functools.partial(jax.jit, static_argnames=("config", "back_end"))
-def _exact(config, params, visual, batch, *, back_end="auto"):
-    """bool `[B]`: whether every token of the answer is the likeliest; `visual` is the table."""
+def exact(
+    config: ModelConfig, params: dict, visual: jax.Array, batch: dict, *, back_end: str = "auto"
+) -> jax.Array:
+    """bool `[B]`: whether each token of a row's answer is the likeliest.
+
+    Args:
+        config: of the model.
+        params: in the compute dtype.
+        visual: `[n, D]` of `encode`.
+        batch: of `make_batch`.
+        back_end: of `parallel.attention.prefix_attention`.
+    """
     model = vlm.bind(config, params)
     visual = jnp.broadcast_to(visual, (len(batch["prefix_ids"]), *visual.shape))
     visual = constrain(visual, ROWS, None, WITHIN_ROW)
