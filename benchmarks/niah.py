@@ -27,7 +27,6 @@ from tpo_jax.training.plan import CHIPS, GIB, devices_of, memory_asked
 # slice, tensor, frames; all other chips along `context`
 ROWS = (
     ("v5e:2x2", 1, 1000),
-    ("v5e:2x2", 1, 2000),
     ("v5e:2x4", 1, 3000),
     ("v5e:4x8", 1, 3000),
 )
