@@ -6,11 +6,21 @@ from collections.abc import Callable, Mapping
 
 from absl import app, flags, logging
 
+LONGEST = 1000  # characters of an error; what it quotes may be a whole file
+
 
 class InputError(ValueError):
     """Something the user gave is wrong. The message is one line: which file, record or flag, and
     what to do.
     """
+
+
+def report(reason: str) -> None:
+    """One line on standard error, whatever the input that it quotes."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in reason)
+    if len(shown) > LONGEST:
+        shown = f"{shown[: LONGEST // 2]} … {shown[-LONGEST // 2 :]}"
+    print(f"error: {shown}", file=sys.stderr)
 
 
 def run_door(main: Callable[[], int | None] | Mapping[str, Callable[[], int | None]]) -> None:
@@ -33,9 +43,9 @@ def run_door(main: Callable[[], int | None] | Mapping[str, Callable[[], int | No
                 raise InputError(f"unexpected argument {rest[0]!r}; see --help")
             return command()
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
+            report(str(error))
         except OSError as error:  # a file that cannot be read or written; ml_collections adds lines
-            print(f"error: {str(error).splitlines()[-1].strip()}", file=sys.stderr)
+            report(str(error).splitlines()[-1].strip())
         return 2
 
     def parse(arguments: list[str]) -> list[str]:
@@ -48,13 +58,16 @@ def run_door(main: Callable[[], int | None] | Mapping[str, Callable[[], int | No
             reason = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
         except (AttributeError, KeyError) as error:
             # Quoted once or twice, with a suggestion on a line of its own where there is one.
-            name, *rest = re.findall(r"\w+", str(error).replace("\\n", " "))
+            words = re.findall(r"\w+", str(error).replace("\\n", " "))
+            name, *rest = words or [repr(str(error))]
             reason = f"--config has no such field: {name}"
             if rest[:3] == ["Did", "you", "mean"]:
                 reason += f"; did you mean {rest[3]}?"
+        except ValueError as error:  # a name of a field that is none
+            reason = f"--config: {str(error).splitlines()[0]}"
         except OSError as error:
             reason = str(error).splitlines()[-1].strip()
-        print(f"error: {reason}", file=sys.stderr)
+        report(reason)
         sys.exit(2)
 
     app.run(guarded, flags_parser=parse)

@@ -1,0 +1,53 @@
+"""What the doors do with their files before a model is needed, as doors of their own.
+
+`train` reads shards and `evaluate run` a benchmark's folder, but both compile a model first, which
+would take seconds per input.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from tpo_jax.data.images import read_pictures
+from tpo_jax.data.pipeline import DataConfig, Pipeline
+from tpo_jax.data.tokenizer import load_tokenizer
+from tpo_jax.errors import InputError, run_door
+from tpo_jax.evaluation import benchmarks
+from tpo_jax.models.config import preset
+
+_INPUT = flags.DEFINE_string("input", None, "File or folder.", required=True)
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "records: directory of a tokenizer.")
+_BENCHMARK = flags.DEFINE_string("benchmark", None, "benchmark: its name.")
+
+
+def records() -> None:
+    """All batches of an epoch of shards, decoded."""
+    pipeline = Pipeline(
+        DataConfig(_INPUT.value, num_frames=2, batch_size=1, prefix_multiple=1),
+        preset("tiny_longva"),
+        load_tokenizer(_TOKENIZER.value),
+    )
+    batches = iter(pipeline)
+    print(sum(1 for _ in batches))
+    batches.close()
+
+
+def benchmark() -> None:
+    """The questions of a benchmark, with their subtitles."""
+    questions, problems = benchmarks.ask(Path(_INPUT.value), _BENCHMARK.value)
+    if bad := [problem for problem in problems if not problem.isprintable()]:
+        raise AssertionError(f"a problem that cannot be shown: {bad[0]!r}")
+    if not questions:
+        raise InputError(f"no question can be asked: {problems[0] if problems else 'no rows'}")
+    print(len(questions), len(problems))
+
+
+def picture() -> None:
+    """The views of an image."""
+    print(read_pictures([_INPUT.value], preset("tiny_longva")).tokens)
+
+
+COMMANDS = {"records": records, "benchmark": benchmark, "picture": picture}
+
+if __name__ == "__main__":
+    run_door(COMMANDS)
