@@ -15,12 +15,16 @@ class InputError(ValueError):
     """
 
 
-def report(reason: str) -> None:
-    """One line on standard error, whatever the input that it quotes."""
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in reason)
+def printable(text: str) -> str:
+    """One line of bounded length that does nothing to a terminal, whatever the input it quotes."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     if len(shown) > LONGEST:
         shown = f"{shown[: LONGEST // 2]} … {shown[-LONGEST // 2 :]}"
-    print(f"error: {shown}", file=sys.stderr)
+    return shown
+
+
+def _report(reason: str) -> None:
+    print(f"error: {printable(reason)}", file=sys.stderr)
 
 
 def run_door(main: Callable[[], int | None] | Mapping[str, Callable[[], int | None]]) -> None:
@@ -43,9 +47,9 @@ def run_door(main: Callable[[], int | None] | Mapping[str, Callable[[], int | No
                 raise InputError(f"unexpected argument {rest[0]!r}; see --help")
             return command()
         except InputError as error:
-            report(str(error))
+            _report(str(error))
         except OSError as error:  # a file that cannot be read or written; ml_collections adds lines
-            report(str(error).splitlines()[-1].strip())
+            _report(str(error).splitlines()[-1].strip())
         return 2
 
     def parse(arguments: list[str]) -> list[str]:
@@ -67,7 +71,7 @@ def run_door(main: Callable[[], int | None] | Mapping[str, Callable[[], int | No
             reason = f"--config: {str(error).splitlines()[0]}"
         except OSError as error:
             reason = str(error).splitlines()[-1].strip()
-        report(reason)
+        _report(reason)
         sys.exit(2)
 
     app.run(guarded, flags_parser=parse)

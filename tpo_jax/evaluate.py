@@ -36,7 +36,7 @@ from tqdm import tqdm
 from tpo_jax.checkpoints.models import load_config, load_model
 from tpo_jax.data import prompts
 from tpo_jax.data.tokenizer import load_tokenizer
-from tpo_jax.errors import InputError, run_door
+from tpo_jax.errors import InputError, printable, run_door
 from tpo_jax.evaluation import (
     benchmarks,
     niah,
@@ -141,7 +141,7 @@ def _report(problems: list[str], total: int, what: str = "questions") -> None:
     if not _ALLOW_MISSING.value:
         raise InputError(f"{text}; --allow_missing goes on without them")
     for problem in problems:
-        print(f"missing: {problem}", file=sys.stderr)
+        print(f"missing: {printable(problem)}", file=sys.stderr)
 
 
 def _output_folder() -> Path:

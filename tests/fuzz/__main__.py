@@ -71,15 +71,15 @@ def page(tallies: dict[str, Tally], seed: int, minutes: float, command: str) -> 
         "# Bad inputs",
         "",
         f"`{command}`: {sum(t.inputs for t in tallies.values()):,} inputs, seed {seed}, "
-        f"{minutes:.0f} minutes on {os.cpu_count()} CPU cores that other programs used, too. Good files "
-        "of every kind, one to eight",
+        f"{minutes:.0f} minutes on {os.cpu_count()} CPU cores that other programs used, too.",
+        "Good files of every kind, one to eight",
         "changes each: bits flipped, numbers made extreme, pieces cut, doubled, zeroed or taken "
         "from other files, JSON values replaced by wild ones.",
         "A call is one run of a door in a process of its own; a call of `prepare` reads eight "
         "clips.",
         "",
-        f"Each must end within {SECONDS:.0f} s with its work done or with one line of error and exit "
-        "code 2, must not die, print a traceback",
+        f"Each must end within {SECONDS:.0f} s with its work done or with one line of error and "
+        "exit code 2, must not die, print a traceback",
         "or take 3 GB, and must leave everything but its output as it was: every file opened for "
         "writing, made, renamed or removed",
         "is watched by an audit hook, and the folder is compared afterwards.",

@@ -327,15 +327,11 @@ def rows(rng, cache, folder):
 
 def predictions(rng, cache, folder):
     """Stored predictions."""
-    benchmark = _pick(
-        rng, ("videomme", "mlvu_dev", "mlvu_test", "longvideobench_val_v", "lvbench")
-    )
+    benchmark = _pick(rng, ("videomme", "mlvu_dev", "mlvu_test", "longvideobench_val_v", "lvbench"))
     seed = int(rng.integers(1000))
     lines = [
         {"doc": doc, "prediction": text}
-        for doc, text in zip(
-            make_docs(benchmark, seed, 4), generate(seed, 60)[-4:], strict=True
-        )
+        for doc, text in zip(make_docs(benchmark, seed, 4), generate(seed, 60)[-4:], strict=True)
     ]
     if rng.random() < 0.7:
         content = b"\n".join(mutate.nested(rng, line) for line in lines)

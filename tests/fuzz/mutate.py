@@ -1,4 +1,4 @@
-"""Good inputs made bad: bytes flipped, cut, doubled and mixed, values of JSON replaced by wild ones."""
+"""Good inputs made bad: bytes flipped, cut, doubled, mixed; JSON values replaced by wild ones."""
 
 import copy
 import json

@@ -6,6 +6,7 @@ line of standard input, so that a call costs milliseconds, not the start of JAX.
 """
 
 import contextlib
+import faulthandler
 import importlib
 import json
 import os
@@ -139,6 +140,7 @@ def _child(module: str, folder: str, arguments: list[str]) -> None:
     os.environ["TMPDIR"] = f"{folder}/tmp"
     os.chdir(f"{folder}/cwd")
     sys.argv = [module, *arguments]
+    faulthandler.dump_traceback_later(SECONDS - 1)
     _watch(folder)
     code = 70  # of a door that does not end by itself
     try:

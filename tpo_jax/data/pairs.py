@@ -53,6 +53,19 @@ class Rejection:
     record: Any
 
 
+def _as_json(value: Any) -> Any:
+    """What YAML, CSV and tables may hold beyond JSON, as JSON has it: keys are texts, a set a list,
+    everything else its text.
+    """
+    if isinstance(value, dict):
+        return {str(k): _as_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(v) for v in value]
+    if isinstance(value, set):
+        return sorted(map(str, value))
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
 def read_pairs(
     path: str | Path, stills: bool = False, columns: Mapping[str, str] | None = None
 ) -> tuple[list[Pair], list[Rejection]]:
@@ -92,7 +105,7 @@ def read_pairs(
                 other = videos[pair.video_id]
                 raise ValueError(f"video_id {pair.video_id!r} is already that of video {other!r}")
         except ValueError as error:
-            raw = None if isinstance(record, Exception) else record
+            raw = None if isinstance(record, Exception) else _as_json(record)
             rejections.append(Rejection(where, str(error), raw))
             continue
         ids[pair.id] = where

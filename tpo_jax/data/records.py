@@ -7,6 +7,7 @@ alike. TFDS does this without TensorFlow.
 
 import dataclasses
 import functools
+import threading
 from typing import Any
 
 import numpy as np
@@ -70,10 +71,11 @@ class PairRecord:
     @classmethod
     def from_bytes(cls, data: bytes) -> "PairRecord":
         """The inverse of `to_bytes`; `ValueError` when the bytes are no such record."""
+        known = features()
         from google.protobuf.message import DecodeError
 
         try:
-            example = features().deserialize_example_np(data)
+            example = known.deserialize_example_np(data)
         except (DecodeError, KeyError, ValueError) as error:
             raise ValueError(f"not a pair record: {error}") from error
         texts = {k: v.decode() for k, v in example.items() if isinstance(v, bytes)}
@@ -89,9 +91,18 @@ class PairRecord:
         )
 
 
-@functools.cache
+# TFDS imports its parts on first use; two threads doing so may wait for each other for ever.
+_IMPORTING = threading.Lock()
+
+
 def features():
     """The `tfds.features.FeaturesDict` of a pair record; float64 is kept exact, as bytes."""
+    with _IMPORTING:
+        return _features()
+
+
+@functools.cache
+def _features():
     import tensorflow_datasets as tfds  # half a second: only where records are read or written
 
     text = tfds.features.Text()
@@ -113,6 +124,7 @@ def features():
 
 @functools.cache
 def _serializer():
+    info = features().get_serialized_info()
     from tensorflow_datasets.core import example_serializer
 
-    return example_serializer.ExampleSerializer(features().get_serialized_info())
+    return example_serializer.ExampleSerializer(info)

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,18 @@ from tpo_jax.errors import InputError
 FORMAT = 1
 NAME, SPLIT, VERSION = "tpo_pairs", "train", "1.1.0"
 MANIFEST, INDEX = "manifest.json", "index.jsonl"
+# Fields that readers count on, and their JSON types.
+_FIELDS: dict[str, Any] = {"format": int, "frames": str, "sampling": dict, "shards": list}
+_SAMPLING_FIELDS: dict[str, Any] = {"rule": str, "num_frames": int}
+_SHARD_FIELDS: dict[str, Any] = {"name": str, "pairs": int, "bytes": int, "sha256": str}
+_PAIR_FIELDS: dict[str, Any] = {
+    **dict.fromkeys(("id", "video_id", "kind", "question", "chosen", "rejected"), str),
+    **dict.fromkeys(("duration", "fps"), int | float),
+    "frame_encoding": str,
+    "timestamps": list,
+    "segment": list | None,
+    "provenance": dict,
+}
 
 
 def shard_names(count: int) -> list[str]:
@@ -140,9 +152,13 @@ def open_shards(directory: str | Path) -> Shards:
         raise InputError(f"{path}: no such file; make the shards with python -m tpo_jax.prepare")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        shards = [(s["name"], int(s["pairs"]), int(s["bytes"])) for s in manifest["shards"]]
+        _check_fields(manifest, _FIELDS)
+        _check_fields(manifest["sampling"], _SAMPLING_FIELDS)
+        for shard in manifest["shards"]:
+            _check_fields(shard, _SHARD_FIELDS)
+        shards = [(s["name"], s["pairs"], s["bytes"]) for s in manifest["shards"]]
         version = manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a manifest of shards: {error!r}") from error
     if version != FORMAT:
         raise InputError(f"{path}: format {version} is not {FORMAT}; run prepare again")
@@ -152,7 +168,7 @@ def open_shards(directory: str | Path) -> Shards:
     try:
         with path.open(encoding="utf-8") as file:
             index = tuple(_entry(line) for line in file)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read: {error!r}; run prepare again") from error
     if len(index) != (total := sum(count for _, count, _ in shards)):
         raise InputError(f"{path}: has {len(index)} pairs, the shards {total}; run prepare again")
@@ -172,9 +188,22 @@ def _check_shard(path: Path, count: int, size: int) -> None:
         raise InputError(f"{path}: holds {found} records, {count} expected; run prepare again")
 
 
+def _check_fields(value: Any, kinds: Mapping[str, Any]) -> None:
+    """Raises TypeError or KeyError unless a JSON object has fields of these types."""
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is no object")
+    for name, kind in kinds.items():
+        if not isinstance(found := value[name], kind) or isinstance(found, bool):
+            raise TypeError(f"{name} is {found!r}")
+
+
 def _entry(line: str) -> PairRecord:
     values = json.loads(line)
+    _check_fields(values, _PAIR_FIELDS)
+    _check_fields(values["provenance"], dict.fromkeys(values["provenance"], str))
     segment = values["segment"]
+    for time in (*values["timestamps"], *(segment or ())):
+        _check_fields({"time": time}, {"time": int | float})
     return PairRecord(
         **{
             **values,

@@ -107,7 +107,7 @@ def _added_tokens(directory: Path) -> dict[int, AddedToken]:
             listed = json.loads(path.read_text(encoding="utf-8")).get("added_tokens_decoder") or {}
             for id_, token in listed.items():
                 tokens[int(id_)] = AddedToken(token.pop("content"), **token)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: not the added tokens of a tokenizer ({reason})") from error
     return tokens

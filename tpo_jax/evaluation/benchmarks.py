@@ -117,7 +117,7 @@ def _read(file: Path) -> list[dict[str, Any]]:
         if file.suffix == ".parquet":
             return pyarrow.parquet.read_table(file).to_pylist()
         rows = json.loads(file.read_bytes())
-    except (ValueError, pyarrow.ArrowException) as error:
+    except (ValueError, RecursionError, pyarrow.ArrowException) as error:
         raise InputError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{file}: not a list of rows")

@@ -54,6 +54,10 @@ class Family(NamedTuple):
     breakdown: tuple[str, ...]
 
 
+# Columns that samples are grouped by on the way to an aggregate.
+_NAMES = ("id", "videoID", "task_type", "duration_group", "question_category")
+
+
 class Scorer:
     """Scores the predictions of one benchmark.
 
@@ -84,6 +88,14 @@ class Scorer:
             InputError: `doc`, a row of the benchmark, lacks what is needed.
         """
         prediction = (prediction or "").strip()
+        for key in _NAMES:
+            if isinstance(name := doc.get(key), list | dict):
+                raise InputError(f"the doc's {key!r} must be a text or a number, not {name!r}")
+        for key in self.family.breakdown:
+            names = doc.get(key)
+            for name in names if isinstance(names, list) else [names]:
+                if isinstance(name, list | dict):
+                    raise InputError(f"the doc's {key!r} must hold texts, not {name!r}")
         return self.family.judge(doc, prediction, self.era, self._random)
 
     def summary(self, docs: Sequence[dict], verdicts: Sequence[Verdict]) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def interleave(path: Path, duration: float, offset: float, num_frames: int) -> s
         times = list(map(float, range(int(duration))))
     try:
         subtitles = list(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: no list of subtitles to read: {error}") from error
     pieces, placed = [], 0
     for number, subtitle in enumerate(subtitles):
