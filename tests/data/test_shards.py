@@ -41,7 +41,8 @@ def pristine(tmp_path_factory):
         write_shard(directory / name, half)
         for name, half in zip(shard_names(2), halves, strict=True)
     ]
-    write_metadata(directory, map(index_entry, RECORDS), {"shards": shards})
+    manifest = {"frames": "clip", "sampling": {"rule": "uniform", "num_frames": 2}}
+    write_metadata(directory, map(index_entry, RECORDS), manifest | {"shards": shards})
     return directory
 
 

@@ -10,7 +10,6 @@ Every call must end within ten seconds, with its work done or with one line that
 import argparse
 import collections
 import concurrent.futures
-import functools
 import os
 import shutil
 import sys
@@ -23,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tests.fuzz.kinds import KINDS, make_cache
-from tests.fuzz.sandbox import SECONDS, Door, clear, complaint
+from tests.fuzz.sandbox import SECONDS, Door, complaint
 
 
 class Tally(NamedTuple):
@@ -37,13 +36,17 @@ class Tally(NamedTuple):
     memory_mb: int  # the largest
 
 
-def fuzz(name: str, count: int, seed: int, cache: Path, keep: Path, progress=None) -> Tally:
-    """At least `count` inputs of a kind, input `i` a pure function of (kind, seed, i)."""
+def fuzz(
+    name: str, count: int, seed: int, cache: Path, keep: Path, door: Door, progress=None
+) -> Tally:
+    """At least `count` inputs of a kind through its door, input `i` a pure function of (kind, seed,
+    i).
+    """
     kind, found = KINDS[name], []
     codes: collections.Counter = collections.Counter()
     slowest, largest = 0.0, 0
     calls = -(-count // kind.inputs)
-    with tempfile.TemporaryDirectory() as scratch, Door(kind.module) as door:
+    with tempfile.TemporaryDirectory() as scratch:
         for i in range(calls):
             rng = np.random.default_rng([seed, list(KINDS).index(name), i])
             folder = Path(scratch).resolve() / str(i)
@@ -56,10 +59,10 @@ def fuzz(name: str, count: int, seed: int, cache: Path, keep: Path, progress=Non
                 reason = kind.check(folder, outcome.out)
             if reason:
                 kept = keep / f"{name.replace(' ', '_')}-{seed}-{i}"
-                clear(kept)
+                shutil.rmtree(kept, ignore_errors=True)
                 shutil.copytree(folder, kept, symlinks=True)
                 found.append(f"{name}, seed {seed}, call {i}: {reason}")
-            clear(folder)
+            shutil.rmtree(folder)
             if progress is not None:
                 progress.update(kind.inputs)
     return Tally(calls * kind.inputs, codes[0], codes[2], found, slowest, largest)
@@ -116,10 +119,12 @@ def main() -> int:
             tqdm(total=sum(counts.values()), unit="input") as progress,
             concurrent.futures.ThreadPoolExecutor(given.jobs) as pool,
         ):
-            run = functools.partial(
-                fuzz, seed=given.seed, cache=cache, keep=given.keep, progress=progress
-            )
-            futures = {name: pool.submit(run, name, count) for name, count in counts.items()}
+
+            def run(name: str) -> Tally:
+                with Door(KINDS[name].module) as door:
+                    return fuzz(name, counts[name], given.seed, cache, given.keep, door, progress)
+
+            futures = {name: pool.submit(run, name) for name in counts}
             tallies = {name: future.result() for name, future in futures.items()}
     command = f"python -m tests.fuzz --inputs={given.inputs} --seed={given.seed}"
     text = page(tallies, given.seed, (time.monotonic() - start) / 60, command)

@@ -12,7 +12,6 @@ import json
 import os
 import resource
 import runpy
-import shutil
 import signal
 import subprocess
 import sys
@@ -213,11 +212,6 @@ def complaint(outcome: Outcome) -> str:
         if not errors[0].isprintable() or len(errors[0]) > 2000:
             return f"an error that cannot be shown: {errors[0][:200]!r}"
     return ""
-
-
-def clear(folder: Path) -> None:
-    """Removes what a call was given and left."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
