@@ -258,3 +258,19 @@ def test_quoted_messages_exist():
     assert len(quoted) > 20
     for place, message in quoted:
         assert message in everything, f"{place}: nothing says {message!r} (any more)"
+
+
+def test_figures_of_memory_are_those_of_the_plans():
+    def rows(page: str, kind: str) -> list[list[str]]:
+        lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+        return [re.split(r" *\| *", x.strip("| ")) for x in lines if re.match(rf"\| {kind} ", x)]
+
+    names = {"LLaVA-Video-7B": "llava_video_7b", "LongVA-7B": "longva_7b"}
+    told = [
+        (names[model], frames, mesh, prefix, peak)
+        for model, frames, prefix, _, mesh, peak in rows(
+            "docs/memory_and_speed.md", "(LongVA|LLaVA-Video)-7B"
+        )
+    ]
+    compiled = rows("docs/results/plan.md", r"\w+_7b")
+    assert told == [(row[0], row[1], row[3], row[4], row[6]) for row in compiled]
