@@ -27,6 +27,8 @@ def base() -> ConfigDict:
                 "response_multiple": 16,
                 "shuffle": True,
                 "workers": 2,
+                "on_error": "error",
+                "verify_shards": False,
                 "reference": "",
             },
             "objective": {

@@ -59,6 +59,8 @@ FREE = (
     "compute.attention",
     "compute.scan",
     "data.workers",
+    "data.on_error",
+    "data.verify_shards",
     "data.reference",
     "train.log_every",
     "train.checkpoint_every",

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tpo_jax.data import images, preparation, prompts, sampling
 from tpo_jax.data.phrases import phrase_mask
 from tpo_jax.data.pipeline import DataConfig, Pipeline
+from tpo_jax.data.shards import index_entry, open_shards, shard_names, write_metadata, write_shard
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import PRESETS, preset, visual_tokens
 
@@ -168,7 +169,7 @@ def test_workers_and_resuming_change_nothing(config, tokenizer):
         iterator = iter(make(config, tokenizer, host=(host, 2), workers=workers))
         iterator.set_state(state)
         halves.append(list(iterator))
-        assert iterator.get_state() == {"next_batch": len(whole)}
+        assert iterator.get_state() == {"next_batch": len(whole), "skipped": 0}
         iterator.close()
     joined = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*halves, strict=True)]
     assert len(joined) == len(whole) - 3
@@ -243,3 +244,67 @@ def test_the_context_bounds_what_is_rounded_up(config, tokenizer):
     tight = dataclasses.replace(MODEL, max_length=free.max_prefix + free.max_response)
     fitted = make(config, tokenizer, model=tight, prefix_multiple=512, response_multiple=1)
     assert (fitted.max_prefix, fitted.max_response) == (free.max_prefix, free.max_response)
+
+
+@pytest.fixture(scope="module")
+def damaged(world, tmp_path_factory):
+    """The clips of pairs 0, 3 and 6, all of one video, and of pair 1 are no video any more."""
+    source, target = open_shards(world / "clip"), tmp_path_factory.mktemp("damaged")
+    records = [
+        dataclasses.replace(record, frames=(b"no video",)) if i in (0, 1, 3, 6) else record
+        for i, record in enumerate(source)
+    ]
+    entry = write_shard(target / shard_names(1)[0], records)
+    manifest = source.manifest | {"shards": [entry]}
+    write_metadata(target, map(index_entry, records), manifest)
+    return target
+
+
+@pytest.mark.parametrize(("q", "phrases"), [(1, False), (2, True)])
+def test_a_skipped_pair_is_absent_and_nothing_else_changes(
+    config, damaged, tokenizer, capfd, q, phrases
+):
+    """Of two pairs in a row of the same video, one readable clip is enough for the other."""
+    changes = {"batch_size": 2 * q, "pairs_per_row": q, "phrases": phrases}
+    whole = make(config, tokenizer, **changes)
+    skipping = make(config, tokenizer, shards=str(damaged), on_error="skip_and_count", **changes)
+    seen, beside = set(), 0
+    for k in range(len(whole)):
+        expected, found = whole[k], skipping[k]
+        index = found["pair_index"]
+        gone = index < -1
+        seen |= set((-2 - index[gone]).tolist())
+        beside += int((gone.any(1) & (index >= 0).any(1)).sum())
+        assert (np.where(gone, -2 - index, index) == expected["pair_index"]).all()
+        assert not found["target_mask"][gone].any() and not found["input_mask"][gone].any()
+        assert found["prefix_mask"].any(1).all()
+        for name in expected.keys() - {"pair_index"}:
+            assert found[name].dtype == expected[name].dtype
+            assert found[name].shape == expected[name].shape
+            there = ~gone if found[name].shape[:2] == gone.shape else (index >= 0).any(1)
+            assert (found[name][there] == expected[name][there]).all()
+    assert seen == {0, 1, 3, 6} and (beside > 0) == (q == 2)
+    said = capfd.readouterr().err
+    for position in seen:
+        assert f"pair '{skipping.shards.index[position].id}' is skipped: {damaged}: " in said
+
+
+def test_skipping_is_the_same_with_workers_hosts_and_after_resuming(config, damaged, tokenizer):
+    changes = {"shards": str(damaged), "on_error": "skip_and_count"}
+    plain = list(make(config, tokenizer, **changes))
+    batches = iter(make(config, tokenizer, workers=1, **changes))
+    batches.set_state({"next_batch": 3})
+    for expected in plain[3:]:
+        assert equal(next(batches), expected)
+    batches.close()
+    hosts = [make(config, tokenizer, host=(h, 2), **changes)[1] for h in (0, 1)]
+    assert equal({k: np.concatenate([h[k] for h in hosts]) for k in hosts[0]}, plain[1])
+
+
+def test_a_pair_that_cannot_be_decoded_stops_without_the_policy(config, damaged, tokenizer):
+    pipeline = make(config, tokenizer, shards=str(damaged))
+    with pytest.raises(InputError, match=r"damaged0: pair '\d' .*; run prepare again"):
+        for k in range(len(pipeline)):
+            pipeline[k]
+    with pytest.raises(InputError, match="data.on_error='skip' must be error or skip_and_count"):
+        make(config, tokenizer, on_error="skip")

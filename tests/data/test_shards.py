@@ -119,3 +119,25 @@ def test_damage_inside_a_record_names_the_shard(directory):
     path.write_bytes(content)
     with pytest.raises(InputError, match=path.name):
         open_shards(directory)[1]
+
+
+def test_verification_names_the_file_that_changed(directory):
+    open_shards(directory, verify=True)
+    shard, index = directory / shard_names(2)[1], directory / "index.jsonl"
+    for path, old, new in ((shard, b"A cat", b"A bat"), (index, b"A dog.", b"A hog.")):
+        content = path.read_bytes()
+        assert old in content
+        path.write_bytes(content.replace(old, new, 1))
+        open_shards(directory)
+        with pytest.raises(InputError, match=f"{path.name}: changed since it was written"):
+            open_shards(directory, verify=True)
+        path.write_bytes(content)
+
+
+def test_shards_without_a_checksum_open_but_do_not_verify(directory):
+    manifest = json.loads((directory / "manifest.json").read_text())
+    del manifest["index"]  # as older versions wrote it
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    assert len(open_shards(directory)) == 5
+    with pytest.raises(InputError, match=r"index\.jsonl: cannot be verified, .* no checksum"):
+        open_shards(directory, verify=True)

@@ -6,26 +6,24 @@ only carries batches over from worker processes ahead of time.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+import sys
+from collections.abc import Sequence
 
-import cv2
-import grain
 import numpy as np
-from absl import flags
 from tokenizers import Tokenizer
 
 from tpo_jax.data import images, prompts, sampling
+from tpo_jax.data.batches import Batch, BatchIterator
+from tpo_jax.data.clips import read_clip
 from tpo_jax.data.order import epoch_order, select
 from tpo_jax.data.phrases import phrase_mask
 from tpo_jax.data.records import PairRecord
 from tpo_jax.data.rows import CONTINUATION, PrefixError, Row
 from tpo_jax.data.shards import MANIFEST, Shards, open_shards
-from tpo_jax.data.video import VideoError
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import ModelConfig, most_frames, visual_tokens
 
-Batch = dict[str, np.ndarray]
+ON_ERROR = ("error", "skip_and_count")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +51,8 @@ class DataConfig:
     prefix_multiple: int = 128
     response_multiple: int = 16
     workers: int = 0  # decoding processes; 0: threads of this one
+    on_error: str = "error"  # or "skip_and_count": a pair that cannot be decoded is left out
+    verify_shards: bool = False  # whether their content is compared with the manifest's checksums
 
     def __post_init__(self):
         for name in ("num_frames", "batch_size", "pairs_per_row"):
@@ -67,6 +67,9 @@ class DataConfig:
         if self.prompt_style not in prompts.STYLES:
             known = ", ".join(prompts.STYLES)
             raise InputError(f"data.prompt_style={self.prompt_style!r} must be one of {known}")
+        if self.on_error not in ON_ERROR:
+            known = " or ".join(ON_ERROR)
+            raise InputError(f"data.on_error={self.on_error!r} must be {known}")
         if self.answers not in (1, 2):
             raise InputError(f"data.answers={self.answers} must be 1 or 2")
         if self.phrases and self.answers == 1:
@@ -84,7 +87,8 @@ class Pipeline:
 
     Every batch holds `batch_size / process_count` pairs of the global batch: host `i` the `i`-th
     contiguous part of its rows. A batch at the end of an epoch that no pairs are left for has rows
-    with `pair_index` -1 and no target.
+    with `pair_index` -1 and no target. A pair that was skipped because it cannot be decoded is no
+    target either, and its `pair_index` is -2 minus its position.
     """
 
     def __init__(
@@ -102,7 +106,7 @@ class Pipeline:
                 the model's context, or the batch cannot be shared out among the hosts.
         """
         self.config, self.model, self.tokenizer = config, model, tokenizer
-        self.shards = open_shards(config.shards)
+        self.shards = open_shards(config.shards, verify=config.verify_shards)
         _check_stored_frames(self.shards, config)
         self.pairs = select(self.shards.index, config.mixing, config.limit, config.subset_seed)
         rows = config.batch_size // config.pairs_per_row
@@ -119,8 +123,8 @@ class Pipeline:
         """Batches of the run; 2**40 where it has no end."""
         return self.batches_per_epoch * self.config.num_epochs or 2**40
 
-    def __iter__(self) -> "BatchIterator":
-        return BatchIterator(self)
+    def __iter__(self) -> BatchIterator:
+        return BatchIterator(self, self.config.workers)
 
     def order(self, epoch: int) -> np.ndarray:
         """Positions of the pairs of an epoch: int64 `[batches, B, Q]` of all hosts, -1: none."""
@@ -144,29 +148,43 @@ class Pipeline:
         cached = self._cached  # read once: threads of two epochs may be here
         if cached[0] != epoch:
             cached = self._cached = (epoch, self.order(epoch))
-        rows = [self._row(positions) for positions in cached[1][step, self._local]]
+        rows = [self._row(positions, k) for positions in cached[1][step, self._local]]
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
-    def _row(self, positions: np.ndarray) -> Batch:
-        """One row of a batch, without `B`."""
+    def _row(self, positions: np.ndarray, k: int) -> Batch:
+        """One row of batch `k`, without `B`."""
         config, side = self.config, self.model.tower.image_size
+        skipping = config.on_error == "skip_and_count"
         frames = np.zeros((config.num_frames, side, side, 3), np.uint8)
-        if not (used := positions[positions >= 0].tolist()):
-            return self._with_phrases(
-                {"frames": frames, **self._empty_texts(), "pair_index": _int32(positions)}
-            )
-        record = self.shards[used[0]]
-        clip, timestamps, duration = self._read_frames(record)
+        used, skipped = positions[positions >= 0].tolist(), 0
+        for position in used:  # the pairs of a row have the same video
+            try:
+                clip, times, duration = read_clip(
+                    self.shards, position, config.sampling, config.num_frames
+                )
+                break
+            except InputError as error:
+                if not skipping:
+                    raise
+                skipped += 1
+                name = self.shards.index[position].id
+                print(f"batch {k}: pair {name!r} is skipped: {error}", file=sys.stderr, flush=True)
+        index = _int32(positions)
+        index[:skipped] = -2 - index[:skipped]
+        if skipped == len(used):
+            row = {"frames": frames, **self._empty_texts(), "pair_index": index}
+            return self._with_phrases(row)
         frames[: len(clip)] = images.preprocess(clip, self.model.tower)
         pairs = [self.shards.index[position] for position in used]
-        texts = self._texts(pairs, timestamps, duration, self.max_prefix, self.max_response)
+        texts = self._texts(pairs, times, duration, self.max_prefix, self.max_response)
         # A newline token behind the whole video comes after the frames that are not there, too.
         missing = config.num_frames - len(clip)
         last = texts.visual_index >= len(clip) * self.model.tokens_per_frame
         texts.visual_index[last] += missing * self.model.tokens_per_frame
-        row: Batch = {"frames": frames, **texts.arrays(), "pair_index": _int32(positions)}
+        row = {"frames": frames, **texts.arrays(), "pair_index": index}
         absent = config.pairs_per_row - len(used)
         for name in CONTINUATION & row.keys():
+            row[name][:skipped] = 0
             row[name] = np.pad(row[name], ((0, absent), (0, 0), (0, 0)))
         return self._with_phrases(row)
 
@@ -174,18 +192,6 @@ class Pipeline:
         if self.config.phrases:
             row["phrase_mask"] = phrase_mask(row["target_ids"], row["target_mask"])
         return row
-
-    def _read_frames(self, record: PairRecord) -> tuple[np.ndarray, Sequence[float], float]:
-        if record.frame_encoding != "clip":
-            clip = np.stack([_decode_image(frame) for frame in record.frames])
-            return clip, record.timestamps, record.duration
-        try:
-            source, config = record.frames[0], self.config
-            clip, times, duration = sampling.read_frames(source, config.sampling, config.num_frames)
-        except VideoError as error:
-            name = f"{self.shards.directory}: pair {record.id!r} ({record.video_id})"
-            raise InputError(f"{name}: {error.reason}; run prepare again") from error
-        return clip, times.tolist(), duration
 
     def _texts(
         self,
@@ -268,49 +274,6 @@ class Pipeline:
         return prefix, response
 
 
-class BatchIterator(Iterator[Batch]):
-    """The batches of a pipeline in order, decoded ahead; its state is that of every host."""
-
-    def __init__(self, pipeline: Pipeline):
-        self._pipeline = pipeline
-        self._next_batch = 0
-        self._batches: Any = None
-
-    def __next__(self) -> Batch:
-        if self._batches is None:
-            self._batches = self._start()
-        batch = next(self._batches)
-        self._next_batch += 1
-        return batch
-
-    def get_state(self) -> dict[str, int]:
-        """What `set_state` needs to go on with the batch that would come next."""
-        return {"next_batch": self._next_batch}
-
-    def set_state(self, state: dict[str, int]) -> None:
-        """Goes on where an iterator of the same config stood, whatever its hosts and workers."""
-        self.close()
-        self._next_batch = state["next_batch"]
-
-    def close(self) -> None:
-        """Ends the worker processes."""
-        if self._batches is not None:
-            self._batches.close()
-            self._batches = None
-
-    def _start(self) -> grain.DatasetIterator:
-        workers = self._pipeline.config.workers
-        batches = grain.MapDataset.source(self._pipeline)[self._next_batch :]
-        # Batches are large: two are read ahead, not Grain's 500.
-        ahead = grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=2)
-        dataset = batches.to_iter_dataset(ahead)
-        if workers:
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # Grain hands the flags on; a notebook parses none
-            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-        return iter(dataset)
-
-
 def _check_stored_frames(shards: Shards, config: DataConfig) -> None:
     """Stored images are what they are; a stored clip is good for any number of frames."""
     manifest = shards.manifest
@@ -321,13 +284,6 @@ def _check_stored_frames(shards: Shards, config: DataConfig) -> None:
             f"{shards.directory / MANIFEST}: holds {stored['num_frames']} frames by "
             f"{stored['rule']}, not {config.num_frames} by {config.sampling}; run prepare again"
         )
-
-
-def _decode_image(encoded: bytes) -> np.ndarray:
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if image is None:
-        raise InputError("a stored frame is no image; run prepare again")
-    return image
 
 
 def _timestamps(pair: PairRecord, stored: dict, config: DataConfig) -> Sequence[float]:

@@ -52,10 +52,14 @@ def write_shard(path: Path, records: Iterable[PairRecord]) -> dict[str, Any]:
         writer.write(record.to_bytes())
         count += 1
     writer.close()
-    with temporary.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = _sha256(temporary)
     os.replace(temporary, path)
     return {"name": path.name, "pairs": count, "bytes": path.stat().st_size, "sha256": digest}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -89,7 +93,8 @@ def write_metadata(directory: Path, index: Iterable[dict], manifest: dict[str, A
     }
     info = {"name": NAME, "version": VERSION, "fileFormat": "array_record", "splits": [split]}
     write_json(directory / "dataset_info.json", info)
-    write_json(directory / MANIFEST, {"format": FORMAT, **manifest})
+    index_entry = {"name": INDEX, "sha256": _sha256(directory / INDEX)}
+    write_json(directory / MANIFEST, {"format": FORMAT, **manifest, "index": index_entry})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,8 +145,12 @@ class Shards:
         return {name: getattr(self, name) for name in ("directory", "manifest", "index")}
 
 
-def open_shards(directory: str | Path) -> Shards:
+def open_shards(directory: str | Path, *, verify: bool = False) -> Shards:
     """Opens a directory that `prepare` made.
+
+    Args:
+        directory: of the shards.
+        verify: whether to read every file and compare it with its checksum.
 
     Raises:
         InputError: manifest, index or a shard is missing, damaged or does not fit the others.
@@ -164,6 +173,9 @@ def open_shards(directory: str | Path) -> Shards:
         raise InputError(f"{path}: format {version} is not {FORMAT}; run prepare again")
     for name, count, size in shards:
         _check_shard(directory / name, count, size)
+    if verify:
+        for entry in (*manifest["shards"], manifest.get("index", {"name": INDEX})):
+            _verify(directory / entry["name"], entry.get("sha256"))
     path = directory / INDEX
     try:
         with path.open(encoding="utf-8") as file:
@@ -173,6 +185,16 @@ def open_shards(directory: str | Path) -> Shards:
     if len(index) != (total := sum(count for _, count, _ in shards)):
         raise InputError(f"{path}: has {len(index)} pairs, the shards {total}; run prepare again")
     return Shards(directory, manifest, index)
+
+
+def _verify(path: Path, expected: str | None) -> None:
+    if expected is None:
+        raise InputError(
+            f"{path}: cannot be verified, an older prepare noted no checksum of it in {MANIFEST}; "
+            "run prepare again or do not ask for it"
+        )
+    if _sha256(path) != expected:
+        raise InputError(f"{path}: changed since it was written; run prepare again")
 
 
 def _check_shard(path: Path, count: int, size: int) -> None:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from tpo_jax.checkpoints.train_state import TrainCheckpoints
-from tpo_jax.data.pipeline import BatchIterator
+from tpo_jax.data.batches import BatchIterator
 from tpo_jax.data.records import PairRecord
 from tpo_jax.errors import InputError
 from tpo_jax.parallel.distributed import StopRequest
@@ -98,7 +98,7 @@ def run(
             index = batch["pair_index"]
             trained += int((index >= 0).sum()) * jax.process_count()
             if reference is not None:
-                batch["reference_logps"] = np.where(index[..., None] >= 0, reference[index], 0)
+                batch["reference_logps"] = _rows(reference, index, pairs)
             step += 1
             profiler.before(step)
             state, metrics = clock.dispatch(step_fn, state, to_global(batch, mesh))
@@ -115,6 +115,8 @@ def run(
                 continue
             scalars = _finite(recent, pairs, checkpoints)
             recent.clear()
+            batches.skipped += int(scalars["skipped"])
+            scalars["skipped"] = batches.skipped
             seconds = clock.split()
             spent = {name: spent.get(name, 0.0) + value for name, value in seconds.items()}
             if journal:
@@ -142,21 +144,39 @@ def run(
     return state
 
 
+def _rows(reference: np.ndarray, index: np.ndarray, pairs: Sequence[PairRecord]) -> np.ndarray:
+    """Rows of the cache `[B, Q, 2 or 4]`, 0 where there is no pair.
+
+    Raises:
+        InputError: the cache has none for a pair, which could not be decoded then.
+    """
+    found = np.where(index[..., None] >= 0, reference[np.maximum(index, 0)], 0)
+    if np.isnan(found).any():
+        position = index[np.isnan(found).any(-1)][0]
+        raise InputError(
+            f"pair {pairs[position].id!r} could not be decoded when the reference was computed and "
+            "can be now: remove the reference-*.npz beside the shards"
+        )
+    return found
+
+
 def _finite(
     recent: list[tuple[int, np.ndarray, dict]],
     pairs: Sequence[PairRecord],
     checkpoints: TrainCheckpoints,
 ) -> dict[str, float]:
-    """Metrics of the last of these steps.
+    """Metrics of the last of these steps; `skipped` is of all of them.
 
     Raises:
         InputError: one of them has a metric that is not finite.
     """
     scalars: dict[str, float] = {}
+    skipped = 0.0
     for (step, index, _), metrics in zip(
         recent, jax.device_get([metrics for _, _, metrics in recent]), strict=True
     ):
         scalars = {name: float(value) for name, value in metrics.items()}
+        scalars["skipped"] = skipped = skipped + scalars["skipped"]
         if bad := sorted(name for name, value in scalars.items() if not math.isfinite(value)):
             good = checkpoints.latest_step
             raise InputError(

@@ -130,6 +130,7 @@ def make_step(
             "grad_norm": optax.tree.norm(grads),
             "param_norm": optax.tree.norm(params),
             "pairs": totals["pairs"],
+            "skipped": jnp.sum(batch["pair_index"] < -1, dtype=jnp.float32),
         }
         state = state | {
             "params": params,

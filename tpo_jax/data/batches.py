@@ -1,0 +1,81 @@
+"""Batches decoded ahead of time, by threads or by processes."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+Batch = dict[str, np.ndarray]
+
+
+class BatchIterator(Iterator[Batch]):
+    """Batches in order, decoded ahead; its state is that of every host.
+
+    `skipped` is for whoever trains on the batches to count skipped pairs of all hosts: it goes with
+    the state.
+    """
+
+    def __init__(self, batches: grain.sources.RandomAccessDataSource, workers: int):
+        """Of a `Pipeline`, by so many processes; 0: threads of this one."""
+        self._source, self._workers, self.skipped = batches, workers, 0
+        self._next_batch = 0
+        self._batches: Any = None
+
+    def __next__(self) -> Batch:
+        if self._batches is None:
+            self._batches = self._start()
+        batch = next(self._batches)
+        self._next_batch += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """What `set_state` needs to go on with the batch that would come next."""
+        return {"next_batch": self._next_batch, "skipped": self.skipped}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes on where an iterator of the same config stood, whatever its hosts and workers."""
+        self.close()
+        self._next_batch, self.skipped = state["next_batch"], state.get("skipped", 0)
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def _start(self) -> grain.DatasetIterator:
+        workers = self._workers
+        batches = grain.MapDataset.source(self._source)[self._next_batch :]
+        # Batches are large: two are read ahead, not Grain's 500.
+        ahead = grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=2)
+        dataset = batches.to_iter_dataset(ahead)
+        if workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # Grain hands the flags on; a notebook parses none
+            processes = grain.MultiprocessingOptions(num_workers=workers)
+            dataset = dataset.mp_prefetch(processes, worker_init_fn=_follow_parent)
+        return iter(dataset)
+
+
+def _follow_parent(*_) -> None:
+    """In a worker process: only its parent stops it, and it ends with it.
+
+    A signal to the whole process group is meant for the parent, which needs its batches until it
+    has saved; and a parent that is killed cannot stop anybody.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch():
+        if parent:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
