@@ -138,3 +138,17 @@ def tiny_door(tiny_world, compiled, tmp_path) -> Iterator[Callable[..., subproce
         if child.poll() is None:
             child.kill()
         child.communicate()
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 1.8 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1800k", "tmpfs", str(disk)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a small disk needs leave to mount one: {error}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)

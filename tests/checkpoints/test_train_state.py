@@ -161,20 +161,6 @@ def test_what_a_killed_run_had_not_finished_is_removed_and_reported(two, tmp_pat
     checkpoints.close()
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1.8 MB: three checkpoints fit."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1800k", "tmpfs", str(disk)]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    except (FileNotFoundError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"a small disk needs leave to mount one: {error}")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
 def test_a_full_disk_is_reported_and_the_next_try_decides(small_disk, capfd):
     directory = small_disk / "checkpoints"
     (small_disk / "ballast").write_bytes(bytes(900_000))

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tpo_jax.training.clock import SPANS
+from tpo_jax.training.files import Lines
 
 JOURNAL = "goodput.jsonl"
 
@@ -94,10 +95,7 @@ class GoodputJournal:
             started: when this process began, seconds since the epoch.
         """
         self.account = Account(read(workdir))
-        path = workdir / JOURNAL
-        self._file = path.open("a+b")
-        self._file.seek(0)
-        self._file.truncate(self._file.read().rfind(b"\n") + 1)  # what a kill left half written
+        self._file = Lines(workdir / JOURNAL)
         self._add({"time": started})
 
     def add(self, after: int, until: int, seconds: dict[str, float]) -> None:
@@ -107,8 +105,7 @@ class GoodputJournal:
         self._add({"time": time.time(), "steps": [after, until], "seconds": seconds})
 
     def _add(self, line: dict) -> None:
-        self._file.write((json.dumps(line) + "\n").encode())
-        self._file.flush()
+        self._file.add(line)
         self.account.add(line)
 
     def close(self) -> None:

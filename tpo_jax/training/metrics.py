@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tpo_jax.training.files import Board, Lines
 
 
 class MetricsWriter:
@@ -27,15 +27,13 @@ class MetricsWriter:
             temporary = self._path.with_suffix(".tmp")
             temporary.write_text("".join(kept))
             temporary.replace(self._path)
-        self._jsonl = self._path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        self._jsonl = Lines(self._path)
+        self._board = Board(workdir / "tensorboard", first_step)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Appends one record."""
-        self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
-        self._jsonl.flush()
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
+        self._jsonl.add({"step": step, **scalars})
+        self._board.add(step, scalars)
         if self._wandb:
             self._wandb.log(scalars, step=step)
 

@@ -1,0 +1,57 @@
+"""What a run appends to its files while the disk is full and after it."""
+
+import json
+import struct
+
+from tensorboardX.proto.event_pb2 import Event
+
+from tpo_jax.training.files import Board, Lines
+
+
+def steps_of(path) -> list[int]:
+    """Steps with scalars in an event file, up to what cannot be read."""
+    content, found = path.read_bytes(), []
+    while len(content) >= 12:
+        (length,) = struct.unpack("<Q", content[:8])
+        data, content = content[12 : 12 + length], content[16 + length :]
+        if len(data) < length:
+            break
+        event = Event.FromString(data)
+        found += [event.step] * (len(event.summary.value) > 0)
+    return found
+
+
+def test_what_a_full_disk_refuses_waits_or_is_left_out(small_disk, capfd):
+    lines = Lines(small_disk / "metrics.jsonl")
+    board = Board(small_disk / "board", 0)
+
+    def write(steps):
+        for step in steps:
+            lines.add({"step": step, "text": "x" * 1000})
+            board.add(step, {"loss": float(step)})
+
+    write(range(1, 4))
+    with (small_disk / "ballast").open("wb", buffering=0) as ballast:
+        while ballast.write(bytes(4096)) == 4096:
+            if (small_disk / "ballast").stat().st_size >= 1_740_000:
+                break
+    write(range(4, 200))
+    error = capfd.readouterr().err
+    assert error.count("No space left on device; training goes on") == 2  # once for each
+    (small_disk / "ballast").unlink()
+    write(range(200, 203))
+    lines.close()
+    board.close()
+    read = (small_disk / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in read] == list(range(1, 203))
+    seen = sorted(s for path in (small_disk / "board").iterdir() for s in steps_of(path))
+    assert {1, 2, 3, 200, 201, 202} <= set(seen) and len(seen) == len(set(seen)) < 202
+
+
+def test_half_a_line_is_cut_off(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2')
+    lines = Lines(path)
+    lines.add({"step": 2})
+    lines.close()
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'

@@ -1,0 +1,82 @@
+"""Files that a run appends to, on disks that may be full for a while."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+
+class Lines:
+    """JSON lines at the end of a file. What cannot be written waits in memory for the next line."""
+
+    def __init__(self, path: Path):
+        """Opens the file, and cuts off what a kill left half written of its last line."""
+        self._path, self._waiting, self._told = path, b"", False
+        self._file = path.open("a+b", buffering=0)
+        self._file.seek(0)
+        self._file.truncate(self._file.read().rfind(b"\n") + 1)
+
+    def add(self, line: dict) -> None:
+        """Appends a line."""
+        self._waiting += (json.dumps(line) + "\n").encode()
+        try:
+            while self._waiting:
+                written = self._file.write(self._waiting)
+                self._waiting = self._waiting[written:]
+            self._told = False
+        except OSError as error:
+            self._told = _tell(self._path, error, self._told)
+
+    def close(self) -> None:
+        """Closes the file; lines that still wait are lost and reported."""
+        if count := self._waiting.count(b"\n"):
+            print(f"{self._path}: the last {count} lines are lost", file=sys.stderr)
+        self._file.close()
+
+
+class Board:
+    """Scalars for TensorBoard. What cannot be written is left out.
+
+    `SummaryWriter` would write in a thread, which ends at the first error and leaves the program
+    waiting for it.
+    """
+
+    def __init__(self, directory: Path, first_step: int):
+        """Scalars of steps after the first that are already there are to be forgotten."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory, self._told = directory, False
+        self._writer: EventsWriter | None = None
+        self._forget_from = first_step + 1
+
+    def add(self, step: int, scalars: dict[str, float]) -> None:
+        """Writes the scalars of a step."""
+        values = [Summary.Value(tag=name, simple_value=x) for name, x in scalars.items()]
+        try:
+            if self._writer is None:
+                self._writer = EventsWriter(str(self._directory / "events"), f".{step}")
+                start = SessionLog(status=SessionLog.START)
+                event = Event(step=self._forget_from, wall_time=time.time(), session_log=start)
+                self._writer.write_event(event)
+            event = Event(step=step, wall_time=time.time(), summary=Summary(value=values))
+            self._writer.write_event(event)
+            self._writer.flush()
+            self._told = False
+        except OSError as error:
+            # Half an event makes the rest of a file unreadable: what comes next has a new one.
+            self._writer, self._forget_from = None, step + 1
+            self._told = _tell(self._directory, error, self._told)
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._writer:
+            self._writer.close()
+
+
+def _tell(path: Path, error: OSError, told: bool) -> bool:
+    if not told:
+        print(f"{path}: cannot be written: {error.strerror}; training goes on", file=sys.stderr)
+    return True
