@@ -1,41 +1,48 @@
 """Curation on the embedded world, whose truth is known: how good the pairs are, judged and not.
 
-    python benchmarks/curation.py [--videos=100] [--checkpoint=DIR] [--output=FILE.md]
+    python benchmarks/curation.py [--videos=60] [--checkpoint=DIR] [--output=FILE.md]
 
-Captions, questions and verdicts come from rules. Answers come from rules that are right exactly
-when their frames show the evidence, but for a tenth of slips; with `--checkpoint`, a base model of
-the quickstart (`quickstart/base/model`), from that model as well. Prints Markdown tables.
+Captions and questions come from rules. Answers come from rules that are right exactly when their
+frames show the evidence, but for a tenth of slips; with `--checkpoint`, a base model of the
+quickstart (`quickstart/base/model`), from that model as well. Judges are rules that know the truth,
+the same with a share of their verdicts turned round and, with `--checkpoint`, the model, once asked
+for a verdict and once for an answer of its own. Prints Markdown tables.
 """
 
 import json
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import app, flags
+from ml_collections import ConfigDict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs import curate_world
 from tpo_jax.curation import engine, stages
+from tpo_jax.curation.speakers import seed_of
+from tpo_jax.errors import InputError
 from tpo_jax.evaluation.scoring import exact
 from tpo_jax.recipes.curation import curate
 from tpo_jax.worlds.world import make_videos
 
-VIDEOS = flags.DEFINE_integer("videos", 100, "Videos of 96 seconds.", lower_bound=1)
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model directory of the answerer.")
+VIDEOS = flags.DEFINE_integer("videos", 60, "Videos of 96 seconds.", lower_bound=2)
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model directory of answerer and judge.")
 OUTPUT = flags.DEFINE_string("output", None, "File for the tables, besides standard output.")
 SEED = 31
+BEFORE = ("videos", "segments", "captions", "questions", "answers")  # stages of all judges
 
 
-def config_of(folder: Path, checkpoint: str | None):
-    """The run: views of 24 frames, at a second a frame in segments, at four in whole videos."""
+def config_of(folder: Path, checkpoint: str | None) -> ConfigDict:
+    """The run: views of 32 frames, as many as the quickstart's long videos have."""
     config = curate_world.get_config()
     config.videos.folder, config.rules.world_seed = str(folder), SEED
     config.segments.min_seconds, config.segments.max_seconds = 24.0, 30.0
-    config.answerer.num_frames = 24
+    config.answerer.num_frames = 32
     config.shards.num_frames = 4
     if checkpoint:
         config.answerer.backend, config.local.checkpoint = "local", checkpoint
@@ -44,70 +51,132 @@ def config_of(folder: Path, checkpoint: str | None):
     return config
 
 
-def share(values: list) -> str:
+def judges_of(config: ConfigDict, checkpoint: str | None) -> dict[str, ConfigDict]:
+    """The run with every judge, by name; rules that know the truth come first."""
+    found = {}
+
+    def judge(name: str, **changes) -> None:
+        found[name] = config.copy_and_resolve_references()
+        found[name].update_from_flattened_dict(changes)
+
+    judge("rules")
+    for share in (0.1, 0.3):
+        judge(f"rules, {share:.0%} turned round", **{"rules.judge_slips": share})
+    if checkpoint:
+        model = {"judge.backend": "local", "judge.max_new_tokens": 12}
+        own = model | {"judge.asks": "question", "judge.num_frames": 24}
+        config.local.checkpoint = checkpoint
+        config.local.dtype, config.local.batch_rows = "float32", 16
+        judge("model, its own answer", **own)
+        judge("model, the three checks", **model | {"judge.num_frames": 0})
+    return found
+
+
+def share(values: Sequence[float]) -> str:
     """A mean as a percentage."""
     return f"{100 * sum(values) / len(values):.0f} %" if values else "–"
 
 
-def by_length(units: list[dict]) -> float:
-    """Best accuracy of telling chosen from rejected by which is longer, or which is shorter."""
-    longer = [
-        0.5 if len(u["chosen"]) == len(u["rejected"]) else len(u["chosen"]) > len(u["rejected"])
-        for u in units
-    ]
-    mean = sum(longer) / max(1, len(longer))
-    return max(mean, 1 - mean)
+def true(unit: Mapping, side: str) -> bool:
+    """Whether an answer is the reference answer, up to case and full stop."""
+    return exact(unit[side], unit["reference"])
 
 
-def table(name: str, answered: list[dict], kept: set[str]) -> list[str]:
-    """Per value of a field: how often either answer is true, before and after the judge."""
+def good(unit: Mapping) -> bool:
+    """Whether the chosen answer is true and the rejected one is not."""
+    return true(unit, "chosen") and not true(unit, "rejected")
+
+
+def by_length(units: Sequence[Mapping]) -> float:
+    """Accuracy of telling chosen from rejected by their lengths alone, on videos not learned from.
+
+    What is learned on the other half of the videos: which of two lengths the chosen answer tends to
+    have, and for lengths not met whether the longer one is chosen.
+    """
+
+    def lengths(unit: Mapping) -> tuple[int, int]:
+        return len(unit["chosen"]), len(unit["rejected"])
+
+    halves: list[list[Mapping]] = [[], []]
+    for unit in units:
+        halves[seed_of("half", unit["video"]) % 2].append(unit)
+    right = 0.0
+    for learned, asked in (halves, halves[::-1]):
+        wins = Counter(lengths(unit) for unit in learned)
+        longer = sum(n if a > b else -n for (a, b), n in wins.items() if a != b)
+        for unit in asked:
+            a, b = lengths(unit)
+            lead = wins[a, b] - wins[b, a] or (longer if a > b else -longer)
+            right += 0.5 if a == b or not lead else lead > 0
+    return right / max(1, len(units))
+
+
+def table(name: str, units: Sequence[dict], kept: Mapping[str, set[str]]) -> list[str]:
+    """Per value of a field: how often the answers are true, before and after every judge."""
     groups = defaultdict(list)
-    for unit in answered:
+    for unit in units:
         groups[unit[name]].append(unit)
-    lines = [
-        f"| {name} | pairs | chosen true | rejected true | chosen true, rejected not | kept | "
-        "of those chosen true, rejected not |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for value, units in [*sorted(groups.items()), ("all", answered)]:
-        right = [
-            (exact(u["chosen"], u["reference"]), exact(u["rejected"], u["reference"]))
-            for u in units
-        ]
-        good = [chosen and not rejected for chosen, rejected in right]
-        after = [g for g, u in zip(good, units, strict=True) if u["id"] in kept]
-        cells = [len(units), share([c for c, _ in right]), share([r for _, r in right])]
-        cells += [share(good), len(after), share(after)]
-        lines.append(f"| {value} | " + " | ".join(map(str, cells)) + " |")
+    head = [name, "pairs", "chosen true", "rejected true", "precision before"]
+    head += [f"kept and precision after: {judge}" for judge in kept]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for value, group in [*sorted(groups.items()), ("all", units)]:
+        cells = [value, str(len(group))]
+        cells += [share([true(u, side) for u in group]) for side in ("chosen", "rejected")]
+        cells.append(share([good(u) for u in group]))
+        for ids in kept.values():
+            after = [good(u) for u in group if u["id"] in ids]
+            cells.append(f"{len(after)}, {share(after)}")
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def run(folder: Path, workdir: Path, checkpoint: str | None) -> list[str]:
-    """The tables of one run."""
-    config = config_of(folder, checkpoint)
+def judges_table(units: Sequence[dict], kept: Mapping[str, set[str]]) -> list[str]:
+    """How well every judge finds the pairs whose chosen answer alone is true."""
+    lines = ["| judge | keeps | precision | recall |", "|---|---|---|---|"]
+    for name, ids in kept.items():
+        precision = share([good(u) for u in units if u["id"] in ids])
+        recall = share([u["id"] in ids for u in units if good(u)])
+        lines.append(f"| {name} | {len(ids)} of {len(units)} | {precision} | {recall} |")
+    return lines
+
+
+def run(folder: Path, workdir: Path, answerer: str | None, judge: str | None) -> list[str]:
+    """The tables of one answerer with all judges."""
     start = time.perf_counter()
-    report = curate(config, workdir, engine.Part(), 0.0, False)
-    seconds = time.perf_counter() - start
+    kept: dict[str, set[str]] = {}
     videos = stages.listing(folder, 0)
-    steps = stages.make_stages(config, videos)
-    result = engine.collect(steps, videos, workdir)
-    answered = engine.collect(steps[:-1], videos, workdir).units
-    kept = {unit["id"] for unit in result.units}
-    pairs = [json.loads(line) for line in (workdir / "pairs.jsonl").read_text().splitlines()]
-    yields = report["yields"]
+    for name, config in judges_of(config_of(folder, answerer), judge).items():
+        place = workdir / str(len(kept))
+        place.mkdir(parents=True)
+        if kept:
+            for stage in BEFORE:
+                (place / f"{stage}.jsonl").write_bytes((workdir / f"0/{stage}.jsonl").read_bytes())
+        try:
+            report = curate(config, place, engine.Part(), 0.0, False)
+        except InputError as error:  # a judge that keeps nothing
+            print(error, file=sys.stderr)
+        steps = stages.make_stages(config, videos)
+        kept[name] = {unit["id"] for unit in engine.collect(steps, videos, place).units}
+        if len(kept) == 1:
+            yields, balanced = report["yields"], place / "pairs.jsonl"
+            units = engine.collect(steps[:-1], videos, place).units
+    pairs = [json.loads(line) for line in balanced.read_text(encoding="utf-8").splitlines()]
     return [
-        f"{seconds:.0f} seconds for all stages and the shards.",
+        f"{time.perf_counter() - start:.0f} seconds for all stages, judges and shards.",
         "",
         "| stage | units | items | dropped | set aside |",
         "|---|---|---|---|---|",
         *(f"| {s} | " + " | ".join(map(str, c.values())) + " |" for s, c in yields.items()),
         "",
-        *table("manipulation", answered, kept),
+        *judges_table(units, kept),
         "",
-        *table("type", answered, kept),
+        *table("manipulation", units, kept),
         "",
-        f"Telling the two answers apart by length alone: {100 * by_length(answered):.0f} % before "
-        f"the judge, {100 * by_length(pairs):.0f} % of the final pairs; 50 % is chance.",
+        *table("type", units, kept),
+        "",
+        "Telling the two answers apart by their lengths alone, learned on one half of the videos, "
+        f"asked on the other: {100 * by_length(units):.0f} % before the judge, "
+        f"{100 * by_length(pairs):.0f} % of the final pairs; 50 % is chance.",
     ]
 
 
@@ -116,19 +185,11 @@ def main(_) -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         make_videos(root / "videos", SEED, [96] * VIDEOS.value)
-        lines = [
-            "# Curation on the embedded world",
-            "",
-            f"{VIDEOS.value} videos of 96 seconds. Captions, questions and verdicts by rules that "
-            "know the truth.",
-            "",
-            "## Answers by rules",
-            "",
-            *run(root / "videos", root / "rules", None),
-        ]
+        lines = ["## Answers by rules", "", *run(root / "videos", root / "rules", None, None)]
         if CHECKPOINT.value:
             lines += ["", "## Answers by the quickstart's base model", ""]
-            lines += run(root / "videos", root / "model", CHECKPOINT.value)
+            model = CHECKPOINT.value
+            lines += run(root / "videos", root / "model", model, model)
     text = "\n".join(lines) + "\n"
     if OUTPUT.value:
         Path(OUTPUT.value).write_text(text, encoding="utf-8")

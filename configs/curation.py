@@ -12,7 +12,7 @@ def base() -> ConfigDict:
 
     return ConfigDict(
         {
-            "videos": {"folder": "", "min_seconds": 1.0, "limit": 0},
+            "videos": {"folder": "", "min_seconds": 1.0, "limit": 0, "licence": ""},
             "segments": {
                 "seed": 0,
                 "localized": 2,
@@ -34,7 +34,7 @@ def base() -> ConfigDict:
             "captioner": role(8, 256, prompt="caption_v1"),
             "questioner": role(8, 256, prompt="question_v1", focus="focus_v1"),
             "answerer": role(32, 256),
-            "judge": role(8, 32, prompt="judge_v1", enabled=True),
+            "judge": role(8, 32, prompt="judge_v1", asks="verdict", enabled=True),
             "balance": {
                 "pairs": 0,
                 "localized": 0.5,
@@ -57,6 +57,6 @@ def base() -> ConfigDict:
                 "price_in": 0.0,
                 "price_out": 0.0,
             },
-            "rules": {"world_seed": 0, "slips": 0.1},
+            "rules": {"world_seed": 0, "slips": 0.1, "judge_slips": 0.0},
         }
     )

@@ -17,7 +17,7 @@ from tpo_jax.errors import InputError
 
 BACKENDS = ("local", "openai", "rules")
 # Where and how fast, never what: these may change while a run goes on.
-FREE = ("videos.folder", "videos.limit")
+FREE = ("videos.folder", "videos.limit", "videos.licence")
 
 
 def model_of(config: ConfigDict, role: str) -> str:
@@ -44,7 +44,8 @@ def identity(config: ConfigDict, role: str) -> str:
     """Who plays a role: equal texts, equal replies to equal requests, as far as can be known."""
     backend, name = config[role].backend, model_of(config, role)
     if backend == "rules":
-        return f"rules ({config.rules.world_seed}, {config.rules.slips})"
+        slips = config.rules.judge_slips if role == "judge" else config.rules.slips
+        return f"rules ({config.rules.world_seed}, {slips})"
     if backend == "openai":
         return f"openai {name} ({config.openai.image_size} px)"
     return f"local {Path(name).name} {_folder_hash(Path(name))} {config.local.dtype}"
@@ -93,11 +94,11 @@ class Maker:
     Args:
         config: of the run.
         ledger: what paid requests are noted in; None in a process that makes none.
-        rules: (role, world seed, slips) to a back end, for the embedded world.
+        rules: (role, section `rules`) to a back end, for the embedded world.
     """
 
     def __init__(
-        self, config: ConfigDict, ledger: Ledger | None, rules: Callable[[str, int, float], Speaker]
+        self, config: ConfigDict, ledger: Ledger | None, rules: Callable[[str, ConfigDict], Speaker]
     ):
         self.config, self.ledger, self.rules = config, ledger, rules
         self._models: dict[str, Model] = {}
@@ -108,7 +109,7 @@ class Maker:
         name = model_of(config, role)
         match config[role].backend:
             case "rules":
-                return self.rules(role, config.rules.world_seed, config.rules.slips)
+                return self.rules(role, config.rules)
             case "openai":
                 assert self.ledger is not None
                 return OpenAISpeaker(config.openai, config[role], name, self.ledger)

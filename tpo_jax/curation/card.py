@@ -1,5 +1,6 @@
 """The data card: what a curated list holds and how it came about, in Markdown."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,9 +30,17 @@ def statistics(videos: Sequence[dict], pairs: Sequence[dict]) -> dict[str, Any]:
             side: round(sum(len(pair[side]) for pair in pairs) / count, 1)
             for side in ("chosen", "rejected")
         },
+        # Words that the two answers share, as a part of all their words.
+        "agreement": round(sum(map(agreement, pairs)) / count, 3),
         # What telling the two apart by length alone would score; 0.5 is chance.
         "chosen is longer": round(sum(map(_longer, pairs)) / count, 3),
     }
+
+
+def agreement(pair: Mapping[str, Any]) -> float:
+    """Words that the two answers of a pair share, as a part of all their words."""
+    one, other = (set(re.findall(r"\w+", pair[side].lower())) for side in ("chosen", "rejected"))
+    return len(one & other) / max(1, len(one | other))
 
 
 def _longer(pair: dict) -> float:
@@ -44,7 +53,11 @@ def _counts(pairs: Sequence[dict], name: str) -> dict[str, int]:
 
 
 def card(
-    numbers: Mapping[str, Any], yields: Mapping[str, Mapping[str, int]], makers: Mapping[str, str]
+    numbers: Mapping[str, Any],
+    yields: Mapping[str, Mapping[str, int]],
+    makers: Mapping[str, str],
+    licence: str = "",
+    pictures: Sequence[str] = (),
 ) -> str:
     """The text.
 
@@ -52,6 +65,8 @@ def card(
         numbers: of `statistics`.
         yields: per stage, what became of its units.
         makers: who played which role.
+        licence: of the videos, as it was given; may be empty.
+        pictures: names of `charts`, which lie beside the card.
     """
     lines = [
         "# Temporal preference pairs",
@@ -60,8 +75,8 @@ def card(
         "question about a video, a chosen answer given on well chosen frames and a rejected answer "
         "given on worse ones (`provenance.manipulation`: chosen / rejected).",
         "",
-        "The licences of the videos, and of what the models below wrote, are those their owners "
-        "give; nothing here changes them.",
+        f"Licence of the videos, as given: {licence or 'not given'}. What the models below wrote "
+        "is under the terms of their owners; nothing here changes either.",
         "",
         "| role | model |",
         "|---|---|",
@@ -71,11 +86,13 @@ def card(
         total = max(1, sum(numbers[name].values()))
         lines += ["", f"| {name} | | |", "|---|---|---|"]
         lines += [f"| {k} | {n} | {100 * n / total:.1f} % |" for k, n in numbers[name].items()]
+    lines += [text for name in pictures for text in ("", f"![{name}]({name}.svg)")]
     mean = numbers["mean characters"]
     lines += [
         "",
         f"Mean length: {mean['chosen']} characters chosen, {mean['rejected']} rejected; the chosen "
-        f"answer is the longer one in {100 * numbers['chosen is longer']:.1f} % (ties count half).",
+        f"answer is the longer one in {100 * numbers['chosen is longer']:.1f} % (ties count half). "
+        f"The two answers of a pair share {100 * numbers['agreement']:.1f} % of their words.",
         "",
         "| stage | units | items | dropped | set aside |",
         "|---|---|---|---|---|",

@@ -1,7 +1,6 @@
 """Pictures of a curated list: lengths and types (Figures 5 and 6 of the paper), yields, answers."""
 
 import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,9 +8,11 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from tpo_jax.curation.card import agreement
 
-def charts(numbers: Mapping[str, Any], units: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Two SVG pictures; equal input, equal bytes.
+
+def charts(numbers: Mapping[str, Any], units: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """SVG pictures by name; equal input, equal bytes.
 
     Args:
         numbers: `card.statistics` with `yields` per stage.
@@ -23,8 +24,8 @@ def charts(numbers: Mapping[str, Any], units: Sequence[Mapping[str, Any]]) -> li
         there = {label: count for label, count in numbers[name].items() if count}
         axes.pie(list(there.values()), labels=list(there), autopct="%.1f %%", textprops={"size": 8})
         axes.set_title(title)
-    bars = Figure(figsize=(11, 3.6), layout="constrained")
-    left, right = bars.subplots(1, 2)
+    bars = Figure(figsize=(13, 3.6), layout="constrained")
+    left, middle, right = bars.subplots(1, 3)
     yields = numbers["yields"]
     bottom = np.zeros(len(yields))
     for name, colour in (("items", "#27ae60"), ("dropped", "#bbbbbb"), ("set aside", "#c0392b")):
@@ -35,18 +36,14 @@ def charts(numbers: Mapping[str, Any], units: Sequence[Mapping[str, Any]]) -> li
     left.tick_params(axis="x", rotation=30)
     left.legend(fontsize=8)
     sides = [[len(unit[side].split()) for unit in units] for side in ("chosen", "rejected")]
-    right.hist(sides, bins=20, label=["chosen", "rejected"], color=["#27ae60", "#888888"])
-    shared = [_agreement(unit["chosen"], unit["rejected"]) for unit in units]
-    title = f"Words in the answers; they share {100 * np.mean(shared):.0f} % of their words"
-    right.set(title=title, xlabel="words", ylabel="pairs")
-    right.legend(fontsize=8)
-    return [_svg(pies), _svg(bars)]
-
-
-def _agreement(one: str, other: str) -> float:
-    """Words that two answers share, as a part of all their words."""
-    a, b = (set(re.findall(r"\w+", text.lower())) for text in (one, other))
-    return len(a & b) / max(1, len(a | b))
+    middle.hist(sides, bins=20, label=["chosen", "rejected"], color=["#27ae60", "#888888"])
+    middle.set(title="Length of the answers", xlabel="words", ylabel="pairs")
+    middle.legend(fontsize=8)
+    shared = [100 * agreement(unit) for unit in units]
+    right.hist(shared, bins=np.linspace(0, 100, 21), color="#2980b9")
+    title = f"Agreement of the two answers, {np.mean(shared):.0f} % on average"
+    right.set(title=title, xlabel="words they share, %", ylabel="pairs")
+    return {"lengths_and_types": _svg(pies), "yield_and_answers": _svg(bars)}
 
 
 def _svg(figure: Figure) -> str:

@@ -20,6 +20,9 @@ from tpo_jax.errors import InputError
 Unit = dict[str, Any]
 
 
+JUDGES = ("verdict", "question")  # what a judge may be asked for
+
+
 class Dropped(Exception):
     """A unit that ends here in the ordinary course of things, and why."""
 
@@ -102,6 +105,10 @@ def check(config: ConfigDict) -> None:
         )
     if not 0 <= config.balance.localized <= 1:
         raise InputError(f"balance.localized={config.balance.localized} must lie in [0, 1]")
+    if config.judge.asks not in JUDGES:
+        raise InputError(f"judge.asks={config.judge.asks!r} must be one of {', '.join(JUDGES)}")
+    if config.judge.asks == "question" and config.judge.backend == "rules":
+        raise InputError("judge.asks='question' needs a model, rules reply with a verdict")
     for name in ROLES:
         role = config[name]
         if role.num_frames < (0 if name in ("questioner", "judge") else 1):
@@ -244,6 +251,8 @@ def make_stages(config: ConfigDict, videos: Sequence[Unit]) -> list[Stage]:
     def weigh(unit: Unit) -> list[Request]:
         if not config.judge.enabled:
             return []
+        if config.judge.asks == "question":
+            return [request(unit, "judge", "verdict", unit["question"], shown(unit, "judge"))]
         fields = ("caption", "question", "reference", "chosen", "rejected")
         prompt = templates.fill(config.judge.prompt, **{name: unit[name] for name in fields})
         return [request(unit, "judge", "verdict", prompt, shown(unit, "judge"))]
@@ -251,7 +260,10 @@ def make_stages(config: ConfigDict, videos: Sequence[Unit]) -> list[Stage]:
     def verdict(unit: Unit, replies: Sequence[str]) -> list[Unit]:
         if not replies:
             return [{"id": unit["id"], "verdict": "unjudged"}]
-        words = templates.parse_verdict(replies[0])
+        if config.judge.asks == "question":
+            words = templates.agreement(replies[0], unit["chosen"], unit["rejected"])
+        else:
+            words = templates.parse_verdict(replies[0])
         if words != templates.KEPT:
             raise Dropped(f"verdict {'/'.join(words)}")
         return [{"id": unit["id"], "verdict": "/".join(words)}]

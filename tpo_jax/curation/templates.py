@@ -103,6 +103,20 @@ def parse_verdict(reply: str) -> tuple[str, str, str]:
     return words[0], words[1], words[2]
 
 
+def agreement(own: str, chosen: str, rejected: str) -> tuple[str, str, str]:
+    """The verdict of a judge that was asked the question itself: the answer that has the words of
+    its own answer, up to case and punctuation, is the correct one. For short answers; of two long
+    texts none has the words of another.
+    """
+
+    def said(text: str) -> list[str]:
+        return re.findall(r"\w+", text.casefold())
+
+    good, bad = (said(own) == said(text) for text in (chosen, rejected))
+    better = "equally" if good == bad else ("yes" if good else "no")
+    return better, "no" if good else "yes", "yes" if good else "no"
+
+
 KEPT = ("yes", "no", "yes")  # the only verdict that keeps a pair
 
 

@@ -101,10 +101,13 @@ def _finish(
     }
     report = {**numbers, "yields": result.yields, "balance": fell, "makers": makers}
     write_json(workdir / "report.json", report)
-    (workdir / "README.md").write_text(card.card(numbers, result.yields, makers), encoding="utf-8")
     pictures = charts(report, units)
+    for name, picture in pictures.items():
+        (workdir / f"{name}.svg").write_text(picture, encoding="utf-8")
+    text = card.card(numbers, result.yields, makers, config.videos.licence, list(pictures))
+    (workdir / "README.md").write_text(text, encoding="utf-8")
     review.write_page(
-        workdir / "review.html", units, Path(config.videos.folder), pictures, REVIEWED
+        workdir / "review.html", units, Path(config.videos.folder), pictures.values(), REVIEWED
     )
     preparation.prepare(
         workdir / "pairs.jsonl",

@@ -2,13 +2,14 @@
 
 The captioner says what happens in its span, the question writer asks what the world can be asked,
 the answerer is right exactly when its frames show the evidence in the true order, save for a
-share of slips, and the judge compares with the truth.
+share of slips, and the judge compares with the truth and turns a share of its verdicts round.
 """
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from tpo_jax.curation.speakers import Failure, Request, seed_of
 from tpo_jax.worlds.questions import FAMILIES
@@ -20,18 +21,18 @@ class Rules:
 
     Args:
         role: which.
-        world_seed: of the videos.
-        slips: share of answers that are wrong although the evidence is seen.
+        settings: section `rules` of the config.
     """
 
-    def __init__(self, role: str, world_seed: int, slips: float):
+    def __init__(self, role: str, settings: ConfigDict):
         self.reply = {
             "captioner": self._caption,
             "questioner": self._question,
             "answerer": self._answer,
             "judge": self._judge,
         }[role]
-        self.world_seed, self.slips = world_seed, slips
+        self.world_seed, self.slips = settings.world_seed, settings.slips
+        self.judge_slips = settings.judge_slips
 
     def replies(self, requests: Iterable[Request]) -> Iterator[tuple[Request, str | Failure]]:
         """One after the other."""
@@ -114,6 +115,8 @@ class Rules:
     def _judge(self, request: Request) -> str:
         facts = request.facts
         right, other = (facts[side] == facts["reference"] for side in ("chosen", "rejected"))
+        if np.random.default_rng(request.seed).random() < self.judge_slips:
+            right, other = (False, True) if right and not other else (True, False)
         better = "Equally" if right == other else ("Yes" if right else "No")
         return f"1: {better}\n2: No\n3: {'Yes' if right else 'No'}"
 
