@@ -35,7 +35,7 @@ def test_the_table_marks_what_may_change(world_config):
     bound = set(backends.owners(world_config, steps, makers)["judged"])
     named = {f"{role}.{field}" for role in stages.ROLES for field in ("backend", "model")}
     named |= {"local.checkpoint", "local.dtype", "openai.model", "openai.image_size"}
-    named |= {"rules.world_seed", "rules.slips"}
+    named |= {"rules.world_seed", "rules.slips", "rules.judge_slips"}
     marked = {name for name, star, *_ in ROWS if star}
     assert marked == flat(world_config).keys() - bound - named
 
