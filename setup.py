@@ -27,6 +27,7 @@ SERVE = [
     "httpcore>=1.0.9,<2",
     "prometheus-client>=0.26,<0.27",
 ]
+NOTEBOOKS = ["nbclient>=0.11,<1", "ipykernel>=7,<8"]
 
 setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
@@ -70,6 +71,7 @@ setup(
         "serve": SERVE,
         "test": [
             *SERVE,
+            *NOTEBOOKS,
             "openai>=3.52,<4",
             "httpx>=0.28,<0.29",
             "playwright>=1.65,<2",
@@ -87,6 +89,6 @@ setup(
         ],
         "curation": [OPENAI],
         "beam": ["apache-beam>=2.77,<3"],  # holds Pillow below 13 and pyarrow below 26
-        "notebooks": ["jupyterlab>=4,<5", "nbclient>=0.10,<1", "ipykernel>=6,<8"],
+        "notebooks": ["jupyterlab>=4,<5", *NOTEBOOKS],
     },
 )

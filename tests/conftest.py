@@ -105,6 +105,21 @@ def finished_run(tiny_world, compiled, tmp_path_factory) -> Path:
     return workdir
 
 
+@pytest.fixture(scope="session")
+def smoke_quickstart(tmp_path_factory) -> tuple[Path, str]:
+    """The working directory of the quickstart in its smallest size, and what it printed."""
+    workdir = tmp_path_factory.mktemp("quickstart")
+    done = subprocess.run(
+        [sys.executable, "-m", "tpo_jax.quickstart", "--scale=smoke", f"--workdir={workdir}"],
+        cwd=Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
 @pytest.fixture
 def tiny_door(tiny_world, compiled, tmp_path) -> Iterator[Callable[..., subprocess.Popen]]:
     """Starts the train door on the tiny run, with more flags and the number of devices."""

@@ -1,0 +1,85 @@
+"""The notebooks run top to bottom, at the smallest size; committed ones hold no outputs."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LEFT = {
+    "01_quickstart": ["quickstart/tpo/report.html"],
+    "02_finetune_your_pairs": [
+        *("small_model/config.json", "shards/manifest.json", "run/report.html"),
+        *("run/adapters/adapter_model.safetensors", "run/huggingface/config.json"),
+    ],
+    "03_curate_and_evaluate": [
+        *("curated/review.html", "curated/shards/manifest.json", "base.jsonl", "tpo.jsonl"),
+        "evaluated/results.json",
+    ],
+}
+# Its quickstart is that of tests/recipes/test_miniature.py.
+pytestmark = pytest.mark.xdist_group("quickstart")
+
+
+def cells(path: Path) -> list[dict]:
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+def test_all_of_them_are_known():
+    assert [path.stem for path in NOTEBOOKS] == list(LEFT)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_nothing_of_a_run_is_committed(path):
+    for cell in cells(path):
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"] and cell["execution_count"] is None
+            assert len(cell["source"]) <= 30
+    assert set(json.loads(path.read_text(encoding="utf-8"))["metadata"]) == {
+        *("kernelspec", "language_info")
+    }
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_has_its_badge_and_speaks_of_tpus(path):
+    texts = "".join("".join(cell["source"]) for cell in cells(path))
+    target = f"colab.research.google.com/github/OWNER/tpo_jax/blob/main/notebooks/{path.name}"
+    assert target in texts and target in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "**On a TPU**" in texts
+    for link in re.findall(r"\]\(([^:)]+)\)", texts):
+        assert (path.parent / link).exists(), link
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_runs_top_to_bottom(path, smoke_quickstart, tmp_path, monkeypatch):
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+    folder, _ = smoke_quickstart
+    (tmp_path / "quickstart").symlink_to(folder)
+    # `python` of a shell is the one of these tests, and finds the package without its being
+    # installed.
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("TPO_JAX_SCALE", "smoke")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    notebook = nbformat.read(path, as_version=4)
+    client = nbclient.NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    )
+    client.execute()
+    for name in LEFT[path.stem]:
+        assert (tmp_path / name).exists(), name
+    pictures = [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if "image/png" in output.get("data", ())
+    ]
+    assert len(pictures) >= 2
