@@ -43,6 +43,7 @@ def healthy() -> Run:
             "lengths/rejected": 19 + NOISE[6],
             "grad_norm": np.exp(0.3 * NOISE[7]),
             "time/compile": np.eye(1, SIZE)[0] * 0.9,
+            "skipped": np.zeros(SIZE),
         },
         Account(journal()),
     )
@@ -81,6 +82,7 @@ FIRES = {
     "input_bound": with_journal(journal(input_wait=200.0)),
     "checkpoint_bound": with_journal(journal(checkpoint=100.0)),
     "work_lost": with_journal(restarted()),
+    "pairs_skipped": with_series(skipped=np.arange(SIZE) // 20),
     "compiles_again": with_series(**{"time/compile": np.eye(1, SIZE)[0] + np.eye(1, SIZE, 7)[0]}),
 }
 

@@ -302,6 +302,18 @@ def compiles_again(run: Run) -> Finding | None:
     )
 
 
+def pairs_skipped(run: Run) -> Finding | None:
+    """Pairs were left out because they cannot be decoded."""
+    skipped = run.series.get("skipped")
+    if skipped is None or not skipped[-1] > 0:
+        return None
+    return Finding(
+        "Pairs are skipped",
+        f"{skipped[-1]:.0f} times a pair could not be decoded, up to step {run.steps[-1]}",
+        "the log names them: prepare these shards anew, and look at their disk",
+    )
+
+
 RULES: tuple[Callable[[Run], Finding | None], ...] = (
     first_loss,
     chosen_falls,
@@ -315,6 +327,7 @@ RULES: tuple[Callable[[Run], Finding | None], ...] = (
     checkpoint_bound,
     work_lost,
     compiles_again,
+    pairs_skipped,
 )
 
 
