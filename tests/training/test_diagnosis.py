@@ -13,8 +13,9 @@ from tests.doors import call
 from tpo_jax.errors import InputError
 from tpo_jax.training import diagnosis, run_page
 from tpo_jax.training.clock import SPANS
-from tpo_jax.training.diagnosis import RULES, Run, diagnose
+from tpo_jax.training.diagnosis import RULES, diagnose
 from tpo_jax.training.goodput import Account
+from tpo_jax.training.run_record import Run
 
 SIZE = 60
 NOISE = np.random.default_rng(0).normal(size=(8, SIZE))

@@ -5,48 +5,12 @@ to say it. Metrics are means over batches, so a rule that compares asks for more
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from tpo_jax.data.journal import read_lines
-from tpo_jax.errors import InputError
-from tpo_jax.training.goodput import Account, read
-
-ENOUGH = 10  # records that a rule about a course wants at least
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a working directory holds of a run.
-
-    Args:
-        config: fields by section.
-        steps: int `[n]`, of the records.
-        series: metric to float `[n]`, NaN where a record lacks it.
-        account: where the time went.
-    """
-
-    config: dict[str, Any]
-    steps: np.ndarray
-    series: dict[str, np.ndarray]
-    account: Account
-
-    def field(self, name: str) -> Any:
-        """A field of the config such as `train.batch_size`; '?' where it has none."""
-        section, _, field = name.partition(".")
-        return self.config.get(section, {}).get(field, "?")
-
-    def get(self, name: str) -> np.ndarray | None:
-        """A metric that every record has; None where one lacks it or there are no `ENOUGH`."""
-        values = self.series.get(name)
-        if values is None or len(values) < ENOUGH or not np.isfinite(values).all():
-            return None
-        return values
+from tpo_jax.training.run_record import ENOUGH, Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,34 +20,6 @@ class Finding:
     title: str
     evidence: str
     advice: str
-
-
-def load(workdir: Path) -> Run:
-    """The run in a working directory, which may be going on.
-
-    Raises:
-        InputError: it is no working directory of `train`, or has no record yet.
-    """
-    metrics, config = workdir / "metrics.jsonl", workdir / "config.json"
-    for path in (metrics, config):
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; --workdir must be one of `train`")
-    text = metrics.read_bytes()
-    if b"\n" not in text:
-        raise InputError(f"{metrics}: no record yet; there is one every train.log_every steps")
-    # The last line of a run that goes on may be half written.
-    whole = text.count(b"\n")
-    records = [record for _, (_, record) in zip(range(whole), read_lines(metrics), strict=False)]
-    names = dict.fromkeys(name for record in records for name in record if name != "step")
-    try:
-        return Run(
-            {section: dict(fields) for section, fields in json.loads(config.read_text()).items()},
-            np.array([record["step"] for record in records], int),
-            {n: np.array([r.get(n, math.nan) for r in records], float) for n in names},
-            Account(read(workdir)),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{workdir}: not what `train` writes: {error!r}") from error
 
 
 def _fifths(values: np.ndarray) -> tuple[float, float, float]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tpo_jax.training.diagnosis import RULES, Finding, Run, diagnose, load
+from tpo_jax.training.diagnosis import RULES, Finding, diagnose
+from tpo_jax.training.run_record import Run, load
 
 NAME = "report.html"
 BINS = 400  # points of a curve at most
