@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import time
 
 import numpy as np
@@ -180,6 +181,43 @@ def test_kills_at_ten_random_moments(finished, world_config, tmp_path, lethal):
     assert kills >= 5
     assert pairs_of(tmp_path / "run") == pairs_of(finished[0])
     assert journalled(tmp_path / "run") == journalled(finished[0])
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of a few pages, and how to make it larger."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(options: str) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+
+    try:
+        mount("size=32k")
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a small disk needs leave to mount one: {error}")
+    yield disk, mount
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_disk_that_is_really_full(finished, world_config, small_disk):
+    """It fills up in the middle of the stages, then in the middle of the shards."""
+    disk, mount = small_disk
+    with pytest.raises(OSError, match="No space left on device"):
+        curate(world_config, disk / "run")
+    assert (disk / "run/segments.jsonl").exists() and not (disk / "run/pairs.jsonl").exists()
+    journals = sum(p.stat().st_size for p in finished[0].iterdir() if p.is_file())
+    mount(f"remount,size={journals + 150_000}")
+    with pytest.raises(InputError, match="array_record.* cannot be written: .*No space left"):
+        curate(world_config, disk / "run")
+    assert not (disk / "run/shards").exists()
+    mount("remount,size=64m")
+    curate(world_config, disk / "run")
+    assert pairs_of(disk / "run") == pairs_of(finished[0])
+    assert open_shards(disk / "run/shards").fingerprint == (
+        open_shards(finished[0] / "shards").fingerprint
+    )
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(finished, world_config, tmp_path, monkeypatch):

@@ -51,6 +51,31 @@ def test_awkward_videos_end_with_their_reason(world_config, world_videos, tmp_pa
     assert report["yields"]["videos"]["items"] == 7 and report["pairs"]
 
 
+def test_one_video_of_one_frame(world_config, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    write(folder / "one.mp4", 1)
+    world_config.videos.folder = str(folder)
+    with pytest.raises(InputError, match=r"no pair is left, .*: one: has one frame only"):
+        curate(world_config, tmp_path / "run")
+
+
+def test_segments_longer_than_their_video(world_config, tmp_path, world_videos):
+    """Spans never leave the video; where none fits, whole videos are left to ask about."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    shutil.copy(world_videos / "00001.mp4", folder)  # 48 s
+    world_config.videos.folder = str(folder)
+    world_config.segments.min_seconds, world_config.segments.max_seconds = 90.0, 200.0
+    world_config.balance.localized = 0.0
+    assert set(curate(world_config, tmp_path / "run")["kinds"]) == {"comprehensive"}
+    world_config.segments.comprehensive = 0
+    with pytest.raises(InputError, match=r"no pair is left, "):
+        curate(world_config, tmp_path / "other")
+    line = (tmp_path / "other/segments.jsonl").read_text().splitlines()[1]
+    assert "no span of 90 s fits into 0.5 of the video" in line
+
+
 def test_a_folder_without_video(world_config, tmp_path):
     world_config.videos.folder = str(tmp_path / "nothing")
     with pytest.raises(InputError, match="nothing: no such folder"):

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -206,6 +207,8 @@ def _text(record: dict, name: str) -> str:
         raise ValueError(f"{name} is empty")
     if any("\ud800" <= c <= "\udfff" for c in value):
         raise ValueError(f"{name} is no valid Unicode text")
+    if odd := next((c for c in value if unicodedata.category(c) == "Cc" and c not in "\n\r\t"), ""):
+        raise ValueError(f"{name} holds the control character {odd!r}")
     return value
 
 

@@ -46,12 +46,17 @@ def shard_names(count: int) -> list[str]:
 def write_shard(path: Path, records: Iterable[PairRecord]) -> dict[str, Any]:
     """Writes a shard under a temporary name and renames it; returns its entry of the manifest."""
     temporary = path.with_name(path.name + ".tmp")
-    writer = ArrayRecordWriter(str(temporary), "group_size:1")
     count = 0
-    for record in records:
-        writer.write(record.to_bytes())
-        count += 1
-    writer.close()
+    try:
+        writer = ArrayRecordWriter(str(temporary), "group_size:1")
+        for record in records:
+            writer.write(record.to_bytes())
+            count += 1
+        writer.close()
+    except RuntimeError as error:  # a full disk, for one
+        temporary.unlink(missing_ok=True)
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be written: {reason}; run again to go on") from error
     digest = _sha256(temporary)
     os.replace(temporary, path)
     return {"name": path.name, "pairs": count, "bytes": path.stat().st_size, "sha256": digest}
