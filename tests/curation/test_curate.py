@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.curation.fake_endpoint import FAULTS
+from tests.curation.fake_endpoint import FAULTS, play, words
 from tpo_jax.curation import engine, projection
 from tpo_jax.curation.ledger import Ledger
 from tpo_jax.data import journal
@@ -289,6 +289,27 @@ def test_faults_and_kills_give_the_same_pairs(
     assert kills >= 5
     assert pairs_of(tmp_path / "run") == calm["pairs"]
     assert (tmp_path / "run/set_aside.jsonl").read_text() == calm["aside"]
+
+
+def test_a_judge_may_be_asked_the_question_itself(endpoint, endpoint_config, tmp_path):
+    """The endpoint says how many frames it sees: four of all, two of the sparse ones."""
+    endpoint.reply = lambda body: (
+        play(body)
+        if words(body)[0][:5] in ("These", "Below")
+        else (f"It shows {words(body)[1]} frames.")
+    )
+    endpoint_config.segments.localized, endpoint_config.balance.localized = 0, 0.0
+    endpoint_config.answers.comprehensive_rejected = ("sparse:2",)
+    endpoint_config.judge.asks = "question"
+    endpoint_config.judge.num_frames = 4
+    report = curate(endpoint_config, tmp_path / "run")
+    yields = report["yields"]["judged"]
+    assert yields["units"] == yields["items"] > 0
+    endpoint_config.judge.num_frames = 2  # now it agrees with the worse informed answer
+    with pytest.raises(InputError, match="no pair is left"):
+        curate(endpoint_config, tmp_path / "other")
+    lines = (tmp_path / "other/judged.jsonl").read_text().splitlines()[1:]
+    assert {json.loads(line)["dropped"] for line in lines} == {"verdict no/yes/no"}
 
 
 def test_nothing_is_asked_twice_and_few_at_once(endpoint, endpoint_config, tmp_path):

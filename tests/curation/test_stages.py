@@ -98,6 +98,8 @@ def test_a_folder_without_video(world_config, tmp_path):
         ("answers", "localized_rejected", (), "must name at least one view"),
         ("segments", "max_share", 1.0, "a max_share between 0 and 1"),
         ("balance", "localized", 2.0, "balance.localized=2.0"),
+        ("judge", "asks", "name", "judge.asks='name' must be one of verdict, question"),
+        ("judge", "asks", "question", "judge.asks='question' needs a model"),
         ("judge", "prompt", "mine", "no prompt 'mine'; there are "),
         ("judge", "backend", "human", "judge.backend='human' must be one of"),
         ("captioner", "num_frames", 0, "captioner.num_frames=0"),

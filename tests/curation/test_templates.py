@@ -63,6 +63,18 @@ def test_a_judge_that_answers_in_prose_is_refused(reply):
         templates.parse_verdict(reply)
 
 
+@pytest.mark.parametrize(
+    ("own", "verdict"),
+    [
+        ("a red CIRCLE.", templates.KEPT),
+        ("It is blue", ("no", "yes", "no")),
+        ("No idea.", ("equally", "yes", "no")),
+    ],
+)
+def test_a_verdict_by_the_judges_own_answer(own, verdict):
+    assert templates.agreement(own, "A red circle", "It is blue.") == verdict
+
+
 def test_every_type_has_a_focus_and_every_field_is_filled():
     for name in templates.TYPES:
         text = templates.fill(
