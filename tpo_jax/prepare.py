@@ -15,7 +15,7 @@ from absl import flags
 from tpo_jax.data import archives, preparation, sampling
 from tpo_jax.data.formats import parse_columns
 from tpo_jax.data.records import FRAME_ENCODINGS
-from tpo_jax.errors import run_door
+from tpo_jax.errors import InputError, run_door
 
 _PAIRS = flags.DEFINE_string(
     "pairs",
@@ -24,7 +24,9 @@ _PAIRS = flags.DEFINE_string(
     "Hugging Face datasets.",
     required=True,
 )
-_VIDEOS = flags.DEFINE_string("videos", None, "Folder the pairs' videos lie in.", required=True)
+_VIDEOS = flags.DEFINE_string(
+    "videos", None, "Folder the pairs' videos lie in; may be in a bucket, gs://…", required=True
+)
 _COLUMN = flags.DEFINE_multi_string(
     "column", [], "role=name: which column of the list plays a role, as video=clip; repeatable."
 )
@@ -56,7 +58,7 @@ _BEAM = flags.DEFINE_string(
     "beam",
     None,
     "Work as an Apache Beam pipeline with these options, as '--runner=DataflowRunner …'; empty: on "
-    "Beam's local runner. Every worker has to see --videos and --output.",
+    "Beam's local runner. Workers that do not see --output need a --temp_location in a bucket.",
 )
 _STRICT = flags.DEFINE_bool("strict", False, "Stop at the first pair that cannot be used.")
 
@@ -64,6 +66,8 @@ _STRICT = flags.DEFINE_bool("strict", False, "Stop at the first pair that cannot
 def main() -> None:
     """Prepares the shards and prints what they hold."""
     columns = parse_columns(_COLUMN.value)
+    if _ARCHIVE.value and "://" in _VIDEOS.value:
+        raise InputError("--archive unpacks onto this machine; name a folder of it as --videos")
     if _ARCHIVE.value:
         limit = round(_UNPACKED_GB.value * 1e9)
         archives.unpack(Path(_ARCHIVE.value), Path(_VIDEOS.value), limit)

@@ -3,8 +3,11 @@
 import importlib.util
 import json
 
+import fsspec
 import pytest
 import tensorflow_datasets as tfds
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.data.test_preparation import SETTINGS, contents, render, world  # noqa: F401
 from tpo_jax.data.builder import PairBuilder
@@ -39,12 +42,51 @@ def test_beam_writes_what_one_process_writes(beam, world, tmp_path, capsys):  # 
     assert again["inputs"] == one["inputs"]
 
 
+class Bucket(MemoryFileSystem):
+    """`gs://…` in memory."""
+
+    protocol = ("gs", "gcs")
+    store, pseudo_dirs = {}, [""]
+
+    def __init__(self, *_, **__):
+        super().__init__()
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(str(path).removeprefix("gs://"))
+
+
+def test_videos_and_workers_in_a_bucket(beam, world, tmp_path, monkeypatch):  # noqa: F811
+    """As on Dataflow: the workers share no disk with this machine. Here they are threads."""
+    for name in ("gs", "gcs"):
+        fsspec.register_implementation(name, Bucket, clobber=True)
+    pairs, folder = world
+    for path in folder.iterdir():
+        (epath.Path("gs://bucket/videos") / path.name).write_bytes(path.read_bytes())
+    one = prepare(pairs, folder, tmp_path / "one", SETTINGS, num_shards=2)
+    options = "--temp_location=gs://bucket/temporary"
+    many = prepare(
+        pairs, "gs://bucket/videos", tmp_path / "many", SETTINGS, num_shards=2, beam=options
+    )
+    assert many["shards"] == one["shards"] and many["inputs"] != one["inputs"]
+    for shard in one["shards"]:
+        found, expected = (tmp_path / run / shard["name"] for run in ("many", "one"))
+        assert found.read_bytes() == expected.read_bytes()
+    assert list(open_shards(tmp_path / "many")) == list(open_shards(tmp_path / "one"))
+    assert not [name for name in Bucket.store if "temporary" in name]
+
+
 def test_a_failed_pipeline_is_one_line(beam, world, tmp_path, monkeypatch):  # noqa: F811
     with pytest.raises(InputError, match="--beam='DirectRunner': 'DirectRunner' is no option"):
         prepare(*world, tmp_path / "out", SETTINGS, beam="DirectRunner")
     with pytest.raises(InputError, match="--beam: the pipeline failed: .*Nonsense") as error:
         prepare(*world, tmp_path / "out", SETTINGS, beam="--runner=Nonsense")
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_a_bucket_that_nothing_can_read(world, tmp_path):  # noqa: F811
+    with pytest.raises(InputError, match="--videos=az://bucket/videos: .*[Ii]nstall"):
+        prepare(world[0], "az://bucket/videos", tmp_path / "out", SETTINGS)
 
 
 def test_without_beam_the_error_says_what_to_install(world, tmp_path, monkeypatch):  # noqa: F811

@@ -2,12 +2,15 @@
 shards. Beam is optional: `pip install -e ".[beam]"`.
 
 The workers call the functions that `prepare` calls without Beam, so the shards are the same to the
-byte. They read the videos and write the shards under the paths that the launching machine uses.
+byte. They read the videos and write the shards under paths that the launching machine sees, too, or
+in a bucket: `--videos=gs://…`, and `--temp_location=gs://…` among the options of the pipeline.
 """
 
 import contextlib
 import functools
+import hashlib
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -19,6 +22,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.writer import ExampleWriter
 
 from tpo_jax.data import shards
+from tpo_jax.data.buckets import Place, place, written
 from tpo_jax.data.records import PairRecord, features
 from tpo_jax.errors import InputError
 
@@ -43,17 +47,29 @@ class _Writer(ExampleWriter):
                 index.append(shards.index_entry(record))
                 yield record
 
-        entry = shards.write_shard(Path(path), records())
-        shards.write_json(note_of(Path(path)), {"shard": entry, "index": index})
+        target = place(os.fspath(path))
+        with written(target) as file:
+            entry = shards.write_shard(file, records())
+        note = {"shard": entry | {"name": target.name}, "index": index}
+        note_of(target).write_text(json.dumps(note))
 
 
-def note_of(shard: Path) -> Path:
+def note_of(shard: Place) -> Place:
     """Where the index of a shard and its entry of the manifest lie until all are done."""
-    return shard.with_name(shard.name + ".json")
+    return shard.parent / (shard.name + ".json")
 
 
-def _call(function: Callable, job: tuple) -> str:
-    return json.dumps(function(*job))
+def _call(function: Callable, job: tuple) -> Any:
+    return function(*job)
+
+
+def _save(path: Place, results: list[Any]) -> None:
+    path.write_text(json.dumps(results))
+
+
+def _remove(folder: Place) -> None:
+    if folder.exists():
+        shutil.rmtree(folder) if isinstance(folder, Path) else folder.rmtree()
 
 
 @contextlib.contextmanager
@@ -84,7 +100,7 @@ class PairBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type:
     VERSION = tfds.core.Version(shards.VERSION)
     code_path = None  # where checksums of downloads would be; TFDS finds it by an extra package
 
-    def __init__(self, parts: Sequence[Records], data_dir: Path):
+    def __init__(self, parts: Sequence[Records], data_dir: Place):
         self._parts = parts
         super().__init__(data_dir=str(data_dir), file_format="array_record")
 
@@ -111,10 +127,14 @@ class Beam:
     def __init__(self, options: str):
         try:
             import apache_beam
-            from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+            from apache_beam.options.pipeline_options import (
+                GoogleCloudOptions,
+                PipelineOptions,
+                StandardOptions,
+            )
         except ImportError as error:
             raise InputError("--beam needs pip install 'tpo_jax[beam]'") from error
-        self._beam = apache_beam
+        self._beam, self._cloud = apache_beam, GoogleCloudOptions
         try:
             arguments = shlex.split(options)
         except ValueError as error:
@@ -124,38 +144,34 @@ class Beam:
         self._options = PipelineOptions(arguments)
         self._runner = self._options.view_as(StandardOptions).runner or "DirectRunner"
 
-    def map(self, function: Callable, jobs: Sequence[tuple], scratch: Path) -> list[Any]:
+    def map(self, function: Callable, jobs: Sequence[tuple], folder: Path) -> list[Any]:
         """Results of `function(*job)`, which JSON can hold, in any order.
 
         Args:
             function: of a module.
             jobs: its arguments.
-            scratch: a folder that all workers see; removed in the end.
+            folder: for what the workers write, where the options name no place in a bucket.
         """
         if not jobs:
             return []
-        beam, call = self._beam, functools.partial(_call, function)
-        shutil.rmtree(scratch, ignore_errors=True)
+        beam, scratch = self._beam, self._scratch(folder)
         with _reported(), beam.Pipeline(runner=self._runner, options=self._options) as pipeline:
-            lines = pipeline | beam.Create(jobs) | beam.Reshuffle() | beam.Map(call)
-            _ = lines | beam.io.WriteToText(str(scratch / "results"))
-        results = [
-            json.loads(line)
-            for path in sorted(scratch.glob("results*"))
-            for line in path.read_text(encoding="utf-8").splitlines()
-        ]
-        shutil.rmtree(scratch)
-        return results
+            results = pipeline | beam.Create(jobs) | beam.Reshuffle()
+            results |= beam.Map(functools.partial(_call, function))
+            results |= beam.combiners.ToList()
+            _ = results | "write" >> beam.Map(functools.partial(_save, scratch / "results.json"))
+        found = json.loads((scratch / "results.json").read_text())
+        _remove(scratch)
+        return found
 
     def write(self, parts: Sequence[Records], folder: Path) -> list[dict[str, Any]]:
         """Writes shards into `folder`; returns index and entry of the manifest of each, in order.
 
         Args:
             parts: of `PairBuilder`.
-            folder: that all workers see.
+            folder: as for `map`.
         """
-        scratch = folder / "tfds"
-        shutil.rmtree(scratch, ignore_errors=True)
+        scratch = self._scratch(folder)
         builder = PairBuilder(parts, scratch)
         config = tfds.download.DownloadConfig(
             beam_runner=self._runner, beam_options=self._options, try_download_gcs=False
@@ -165,8 +181,22 @@ class Beam:
             builder.download_and_prepare(download_config=config)
         notes = []
         for name in shards.shard_names(len(parts)):
-            made = Path(builder.data_dir) / name
-            notes.append(json.loads(note_of(made).read_text(encoding="utf-8")))
-            made.replace(folder / name)
-        shutil.rmtree(scratch)
+            made = scratch / shards.NAME / shards.VERSION / name
+            notes.append(json.loads(note_of(made).read_text()))
+            if isinstance(made, Path):
+                made.replace(folder / name)
+            else:
+                made.copy(folder / name, overwrite=True)
+        _remove(scratch)
         return notes
+
+    def _scratch(self, folder: Path) -> Place:
+        """An empty folder that all workers see."""
+        bucket = self._options.view_as(self._cloud).temp_location or ""
+        scratch: Place = folder / "beam"
+        if "://" in bucket:
+            name = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:12]
+            scratch = place(bucket) / f"tpo_jax_{name}"
+        _remove(scratch)
+        scratch.mkdir(parents=True, exist_ok=True)
+        return scratch

@@ -159,6 +159,9 @@ def _pair(record: Any, number: int, where: str, stills: bool) -> Pair:
         raise ValueError(f"prompt: {error}") from error
     if not question:
         raise ValueError("prompt is empty")
+    for name, text in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
+        if odd := [c for c in text if unicodedata.category(c) == "Cc" and c not in "\n\r\t"]:
+            raise ValueError(f"{name} holds the control character {odd[0]!r}")
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         try:
             check_text(answer)
@@ -207,8 +210,6 @@ def _text(record: dict, name: str) -> str:
         raise ValueError(f"{name} is empty")
     if any("\ud800" <= c <= "\udfff" for c in value):
         raise ValueError(f"{name} is no valid Unicode text")
-    if odd := next((c for c in value if unicodedata.category(c) == "Cc" and c not in "\n\r\t"), ""):
-        raise ValueError(f"{name} holds the control character {odd!r}")
     return value
 
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 import tpo_jax
 from tpo_jax.data import sampling, shards, video
+from tpo_jax.data.buckets import Place, fetched, place, stamp
 from tpo_jax.data.pairs import Pair, Rejection, read_pairs
 from tpo_jax.data.records import PairRecord
 from tpo_jax.errors import InputError
@@ -59,7 +60,7 @@ def prepare(
 
     Args:
         pairs_file: a list for `read_pairs`.
-        videos: the folder that `video` fields are relative to.
+        videos: the folder that `video` fields are relative to; may be in a bucket, `gs://…`.
         output: must not exist, be empty, or be the result of the same inputs.
         settings: what of a video goes into a record.
         num_shards: 0: one for every 64 pairs.
@@ -73,8 +74,12 @@ def prepare(
     Raises:
         InputError: nothing can be made of the inputs, or a pair is bad and `strict` is set.
     """
-    root, output = Path(videos), Path(output)
-    if not root.is_dir():
+    root, output = place(videos), Path(output)
+    try:
+        there = root.is_dir()
+    except ImportError as error:  # what reads this kind of bucket is not installed
+        raise InputError(f"--videos={root}: {error}") from error
+    if not there:
         raise InputError(f"--videos={root}: no such folder")
     pool = _beam(beam) if beam is not None else None
     pairs, rejections = read_pairs(pairs_file, columns=columns)
@@ -171,14 +176,13 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _identity(path: Path) -> str:
+def _identity(path: Place) -> str:
     """Changes whenever the video does, without reading it."""
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
-        stats = [(file.name, file.stat()) for file in files]
+        return _hash([(file.name, *stamp(file)) for file in files])
     except (OSError, ValueError):  # missing, or a name that no file can have
         return ""
-    return _hash([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
 
 def _finished(output: Path, inputs: str) -> dict[str, Any] | None:
@@ -212,7 +216,7 @@ def _run(function: Callable, jobs: list[tuple], workers: int) -> Iterator[Any]:
 
 
 def _check_videos(
-    root: Path, journal: Path, identities: dict[str, str], settings: Settings, workers: int, pool
+    root: Place, journal: Path, identities: dict[str, str], settings: Settings, workers: int, pool
 ) -> Iterator[tuple[str, dict]]:
     """(video, `timestamps`, `duration` and `fps`, or `error`); what worked is not redone."""
     known = _read_journal(journal)
@@ -230,7 +234,7 @@ def _check_videos(
         jobs = [(name, root / name, settings) for name, key in keys.items() if key not in known]
         results = _run(_check_video, jobs, workers)
         if pool is not None:
-            results = pool.map(_check_video, jobs, journal.with_name("checks"))
+            results = pool.map(_check_video, jobs, journal.parent)
         for name, check in results:
             bar.update()
             if "error" not in check:
@@ -251,13 +255,15 @@ def _read_journal(path: Path) -> dict[str, dict]:
     return known
 
 
-def _check_video(name: str, path: Path, settings: Settings) -> tuple[str, dict]:
+def _check_video(name: str, path: Place, settings: Settings) -> tuple[str, dict]:
     """Really decodes the frames that training would, so that no bad video is found out later."""
     try:
-        if path.is_dir() and settings.frames == "clip":
-            raise video.VideoError(name, "a folder of frames needs --frames=png or --frames=jpeg")
-        clip = sampling.read_frames(path, settings.sampling, settings.num_frames)
-        fps = sampling.DIRECTORY_FPS if path.is_dir() else video.probe(path).fps
+        with fetched(path) as here:
+            if here.is_dir() and settings.frames == "clip":
+                need = "a folder of frames needs --frames=png or --frames=jpeg"
+                raise video.VideoError(name, need)
+            clip = sampling.read_frames(here, settings.sampling, settings.num_frames)
+            fps = sampling.DIRECTORY_FPS if here.is_dir() else video.probe(here).fps
     except (video.VideoError, OSError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None)
         return name, {"error": f"{name}: {reason}"}
@@ -284,7 +290,7 @@ def _note(shard: Path) -> Path:
 Item = tuple[Pair, dict, tuple[str, ...]]  # with the check of its video, identities of its videos
 
 
-def _write_shard(path: Path, root: Path, settings: Settings, items: Sequence[Item]) -> dict:
+def _write_shard(path: Path, root: Place, settings: Settings, items: Sequence[Item]) -> dict:
     """One shard and the note of what it was made of; nothing if they are there already."""
     made_of = _hash([dataclasses.asdict(settings), items])
     if path.exists() and _note(path).exists():
@@ -303,7 +309,7 @@ def _write_shard(path: Path, root: Path, settings: Settings, items: Sequence[Ite
     return note
 
 
-def _records(root: Path, settings: Settings, items: Sequence[Item]) -> Iterator[PairRecord]:
+def _records(root: Place, settings: Settings, items: Sequence[Item]) -> Iterator[PairRecord]:
     read: tuple[tuple[str, ...], tuple[bytes, ...]] = ((), ())
     for pair, check, identities in items:
         sources = [root / video for video in pair.videos]
@@ -330,9 +336,10 @@ def _records(root: Path, settings: Settings, items: Sequence[Item]) -> Iterator[
         )
 
 
-def _payload(path: Path, settings: Settings) -> tuple[bytes, ...]:
+def _payload(path: Place, settings: Settings) -> tuple[bytes, ...]:
     if settings.frames == "clip":
         return (path.read_bytes(),)
-    frames = sampling.read_frames(path, settings.sampling, settings.num_frames)[0]
+    with fetched(path) as here:
+        frames = sampling.read_frames(here, settings.sampling, settings.num_frames)[0]
     images = (cv2.imencode(f".{settings.frames}", frame[..., ::-1]) for frame in frames)
     return tuple(image.tobytes() for _, image in images)
