@@ -15,8 +15,10 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.torture_run import Run, kill_once
 from tests.tiny_run import final_state, metrics, same_bits, tiny_config
 from tpo_jax.checkpoints.models import load_model, save_model
+from tpo_jax.data.shards import index_entry, open_shards, shard_names, write_metadata, write_shard
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import preset
 from tpo_jax.models.vlm import init_params
@@ -124,24 +126,46 @@ def test_adapters_alone_train_go_on_to_the_bit_and_are_merged(config, tmp_path, 
     assert not (finished_run / "adapters").exists()
 
 
-def test_a_killed_run_goes_on_to_the_bit(finished_run, tiny_door, tmp_path):
-    child = tiny_door(f"--workdir={tmp_path}")
-    path, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 600
-    while child.poll() is None and time.monotonic() < deadline:
-        if path.exists() and path.read_text().count("\n") >= 3:
-            child.kill()
-        time.sleep(0.01)
-    child.communicate()
-    assert child.returncode == -signal.SIGKILL
-    with path.open("a") as file:
+def test_a_run_killed_in_a_save_and_told_to_stop_goes_on_to_the_bit(
+    finished_run, tiny_door, compiled, tmp_path
+):
+    # `tiny_door` has written the config; `benchmarks/torture.py` does this for long.
+    settings = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "JAX_NUM_CPU_DEVICES": "8"}
+    run = Run(tmp_path / "work", [f"--config={tmp_path / 'config.py'}"], compiled, settings)
+    killed = kill_once(run, "in a save", "KILL")
+    with (run.workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "losses')  # what a full disk or a kill at the wrong time leaves
-    child = tiny_door(f"--workdir={tmp_path}")
-    out, err = child.communicate(timeout=600)
-    assert child.returncode == 0, err
-    assert out == f"{tmp_path / 'model'}\n"
-    assert "  6/6 " in err and "eta" in err
-    assert metrics(tmp_path) == metrics(finished_run)
-    assert same_bits(final_state(tmp_path), final_state(finished_run))
+    stopped = kill_once(run, "after steps", "TERM")
+    assert killed.code == -signal.SIGKILL and stopped.code == 0
+    run.finish("--config.data.workers=1")
+    assert run.records() == metrics(finished_run)
+    assert same_bits(final_state(run.workdir), final_state(finished_run))
+    taken = run.pairs()
+    assert sorted(taken) == list(range(6)) and all(len(rows) == 1 for rows in taken.values())
+
+
+def test_pairs_that_go_bad_are_counted_once_each_also_after_a_restart(config, tiny_world, tmp_path):
+    source, shards = open_shards(tiny_world / "shards"), tmp_path / "shards"
+    shards.mkdir()
+    records = [
+        dataclasses.replace(r, frames=(b"no video",)) if i in (3, 9) else r
+        for i, r in enumerate(source)
+    ]
+    entry = write_shard(shards / shard_names(1)[0], records)
+    write_metadata(shards, map(index_entry, records), source.manifest | {"shards": [entry]})
+    config.data.shards, config.data.on_error = str(shards), "skip_and_count"
+    workdir = tmp_path / "work"
+    watcher = interrupt_at(workdir, 3)
+    assert train(config, workdir) is None
+    watcher.join()
+    config.data.workers = 1
+    assert train(config, workdir) == workdir / "model"
+    found = metrics(workdir)
+    skipped = [record["skipped"] for record in found]
+    assert [record["step"] for record in found] == [1, 2, 3, 4, 5, 6]
+    assert skipped == sorted(skipped) and skipped[2] == 2 and skipped[5] == 4  # two epochs
+    left_out = np.diff([0, *skipped])
+    assert [record["pairs"] for record in found] == (8 - left_out).tolist()
 
 
 def test_a_checkpoint_of_another_run_is_refused(finished_run, config):

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from tpo_jax.checkpoints.models import load_config
 from tpo_jax.errors import InputError, run_door
-from tpo_jax.models.config import ModelConfig, preset
+from tpo_jax.models.config import ModelConfig, check_source, preset
 from tpo_jax.parallel.mesh import AXES, mesh_shape
 from tpo_jax.training.plan import GIB, RESPONSE_TOKENS, Plan, compile_step, devices_of
 from tpo_jax.training.plan_search import most_frames, smallest_slice
@@ -30,8 +30,7 @@ def model_of(config: ConfigDict) -> ModelConfig:
         InputError: none, two, or one that does not exist.
     """
     given = config.model
-    if bool(given.checkpoint) == bool(given.preset):
-        raise InputError("give one of model.checkpoint and model.preset")
+    check_source(given.checkpoint, given.preset)
     settings = {"max_length": given.max_length} if given.max_length else {}
     if given.checkpoint:
         return load_config(given.checkpoint, **settings)

@@ -31,7 +31,7 @@ from tpo_jax.checkpoints.train_state import CheckpointPolicy, TrainCheckpoints
 from tpo_jax.data.pipeline import DataConfig, Pipeline
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, run_door
-from tpo_jax.models.config import ModelConfig, preset, to_dict
+from tpo_jax.models.config import ModelConfig, check_source, preset, to_dict
 from tpo_jax.models.lora import Lora, join, merge
 from tpo_jax.models.vlm import init_params
 from tpo_jax.objectives.preference import Objective
@@ -73,8 +73,7 @@ FREE = (
 def load_weights(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[ModelConfig, dict, Path]:
     """(model config, parameters on the mesh, tokenizer directory) as `config.model` says."""
     given = config.model
-    if bool(given.checkpoint) == bool(given.preset):
-        raise InputError("give one of model.checkpoint and model.preset")
+    check_source(given.checkpoint, given.preset)
     settings = {"max_length": given.max_length} if given.max_length else {}
     if given.checkpoint:
         loaded = load_model(given.checkpoint, mesh=mesh, dtype=None, **settings)

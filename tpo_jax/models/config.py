@@ -288,6 +288,14 @@ PRESETS = {
 }
 
 
+def check_source(checkpoint: str, preset: str) -> None:
+    """Raises InputError unless exactly one of the fields `model.checkpoint` and `model.preset` says
+    which model.
+    """
+    if bool(checkpoint) == bool(preset):
+        raise InputError("give one of model.checkpoint and model.preset")
+
+
 def preset(name: str) -> ModelConfig:
     """The named preset.
 
