@@ -98,10 +98,10 @@ class TrainCheckpoints:
         registry = ocp.handlers.local_registry()
         registry.add(ocp.handlers.JsonHandler, checkpointable_name="data")
         registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
+        context = ocp.Context()
         # In the background, threads of a checkpoint whose folder cannot be made wait five minutes
         # for it, and nothing ends before them.
-        at_once = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-        context = ocp.Context(async_options=at_once)
+        context.asynchronous.create_directories_asynchronously = False
         context.checkpointables.registry = registry
         for step in self._remove_unfinished():
             _note(f"the checkpoint of step {step} was not finished and is removed")
