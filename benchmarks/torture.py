@@ -25,7 +25,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -201,6 +201,7 @@ def report(kills: list[Kill], different: list[str], **values) -> str:
 
 def main(_) -> None:
     """Runs, compares and prints."""
+    logging.set_verbosity(logging.WARNING)  # Orbax tells its whole story otherwise
     jax.config.update("jax_num_cpu_devices", 2)  # to read what two devices have saved
     kills, began = [], time.monotonic()
     steps, elastic_steps = STEPS_PER_KILL * KILLS.value, 16
