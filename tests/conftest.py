@@ -80,6 +80,30 @@ def benchmark_folders(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture
+def program_for_tpus(monkeypatch) -> Callable[..., str]:
+    """Runs something up to its call of one jitted function of a module, and gives the program that
+    this call would compile on TPUs.
+    """
+
+    def lower(module, name: str, run: Callable[[], object]) -> str:
+        class Lowered(Exception):
+            pass
+
+        real = getattr(module, name)
+
+        def stop(*arguments, **options):
+            raise Lowered(real.trace(*arguments, **options).lower(lowering_platforms=("tpu",)))
+
+        monkeypatch.setattr(module, name, stop)
+        monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+        with pytest.raises(Lowered) as found:
+            run()
+        return found.value.args[0].as_text()
+
+    return lower
+
+
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory) -> Iterator[Path]:
     """Keeps what is compiled while it is in use, for other runs of the same step."""

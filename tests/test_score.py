@@ -1,5 +1,7 @@
 """The score door: sums of the model's token log-probabilities, in the order of the list."""
 
+import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -7,12 +9,15 @@ import pytest
 from PIL import Image
 
 from tests.doors import call
+from tpo_jax import score
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.data import images, prompts, sampling
+from tpo_jax.data.pairs import read_pairs
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.models import classic, vlm
 from tpo_jax.models.config import preset, visual_tokens
 from tpo_jax.models.images import stack_pictures
+from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 
 PAIRS = [
@@ -61,6 +66,26 @@ MIXED = [
         "prompt": "From <image> to <image>?",
     },
 ]
+
+
+def test_many_tpus_run_the_kernel(folder, program_for_tpus) -> None:
+    heads = {"heads": 2, "kv_heads": 2, "head_dim": 128}
+    config = preset("tiny_longva")
+    config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, **heads))
+    read = functools.partial(
+        score.read_row,
+        config=config,
+        tokenizer=load_tokenizer(folder / "model"),
+        videos=folder / "videos",
+        num_frames=4,
+    )
+    mesh = make_mesh({"data": 1, "fsdp": 8, "tensor": 1, "context": 1})
+    pairs, params = read_pairs(folder / "pairs.jsonl")[0], vlm.init_params(config, 0)
+
+    def run():
+        return list(score.score(config, params, pairs, read, mesh, 8))
+
+    assert "tpu_custom_call" in program_for_tpus(score, "_sums", run)
 
 
 def still_logps(loaded, folder, pair):

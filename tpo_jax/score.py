@@ -28,9 +28,11 @@ from tpo_jax.data.rows import CONTINUATION
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.data.video import VideoError
 from tpo_jax.errors import InputError, run_door
+from tpo_jax.generation.generator import round_up
 from tpo_jax.models import vlm
 from tpo_jax.models.config import ModelConfig, most_frames, visual_tokens
 from tpo_jax.models.images import Pictures, stack_pictures
+from tpo_jax.parallel.attention import prefix_multiple
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import ROWS, to_global
 
@@ -62,9 +64,9 @@ _BATCH_SIZE = flags.DEFINE_integer(
 )
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
 
-# Lengths are rounded up to multiples of these, so that few shapes are compiled; the head is applied
-# to as many response positions at a time.
-_PREFIX_MULTIPLE, _RESPONSE_MULTIPLE = 64, 16
+# Answers are rounded up to multiples of it, so that few shapes are compiled; the head is applied to
+# as many positions at a time.
+_RESPONSE_MULTIPLE = 16
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -151,16 +153,17 @@ def _check_length(
         )
 
 
-def stack(rows: list[Row], size: int) -> dict[str, np.ndarray]:
+def stack(rows: list[Row], size: int, mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
     """A batch of `size` rows, texts padded to one length; rows beyond those given are empty.
 
     Args:
         rows: all of videos, or none.
         size: B.
+        mesh: that it is for.
     """
     P = max(row.texts["prefix_ids"].size for row in rows)
     R = max(row.texts["input_ids"].shape[-1] for row in rows)
-    P, R = (-(-n // m) * m for n, m in ((P, _PREFIX_MULTIPLE), (R, _RESPONSE_MULTIPLE)))
+    P, R = round_up(P, prefix_multiple(mesh)), round_up(R, _RESPONSE_MULTIPLE)
     if pictures := [row.visual for row in rows if isinstance(row.visual, Pictures)]:
         batch = stack_pictures(pictures, size, P)
     else:
@@ -199,7 +202,8 @@ def score(
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(pairs), size):
             rows = list(pool.map(read, pairs[start : start + size]))
-            sums = _sums(config, params, to_global(stack(rows, size), mesh))
+            with jax.set_mesh(mesh):
+                sums = _sums(config, params, to_global(stack(rows, size, mesh), mesh))
             counts = [row.texts["target_mask"].sum(axis=(0, 2)) for row in rows]
             running.append((pairs[start : start + size], sums, counts))
             if len(running) > 1:

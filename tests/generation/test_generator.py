@@ -9,6 +9,7 @@ import pytest
 from tests.generation.conftest import QUESTIONS
 from tpo_jax.data.prompts import build_prompts
 from tpo_jax.errors import InputError
+from tpo_jax.generation import generator
 from tpo_jax.generation.generator import Generator
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.models import vlm
@@ -49,6 +50,20 @@ def longva(model):
     if model[0].has_newline:
         pytest.skip("test_decode.py covers both families; here one will do")
     return model
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 4, "tensor": 2}, {"context": 8}])
+def test_many_tpus_run_the_kernel(sizes, tokenizer, program_for_tpus) -> None:
+    """One that knows of no mesh cannot be split over chips."""
+    heads = {"heads": 2, "kv_heads": 2, "head_dim": 128}
+    config = preset("tiny_longva")
+    config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, **heads))
+    params = vlm.init_params(config, 0)
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": 1} | sizes)
+    asking = Generator(config, params, tokenizer, max_new_tokens=4, mesh=mesh)
+    rows, frames = [ask(tokenizer, config, QUESTIONS)], np.zeros((1, 4, 32, 32, 3), np.uint8)
+    program = program_for_tpus(generator, "prefill", lambda: asking.answer(frames, rows))
+    assert "tpu_custom_call" in program
 
 
 def test_answers_do_not_depend_on_the_batch(longva, videos, prompt, tokenizer) -> None:

@@ -1,5 +1,6 @@
 """Videos or images and tokenised questions in, texts out: batches of one shape, streaming."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
@@ -14,12 +15,13 @@ from tpo_jax.generation.decode import Limits, decode, prefill
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.models.config import ModelConfig, frames_that_fit, most_frames
 from tpo_jax.models.images import Pictures, stack_pictures
+from tpo_jax.parallel.attention import prefix_multiple
 from tpo_jax.parallel.distributed import gather
 from tpo_jax.parallel.sharding import ROWS, to_global, to_local
 
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 # Lengths are rounded up to multiples of these, so that few shapes are compiled.
-PREFIX_MULTIPLE, QUESTION_MULTIPLE, ANSWER_MULTIPLE = 64, 16, 16
+QUESTION_MULTIPLE, ANSWER_MULTIPLE = 16, 16
 STREAM_STEPS = 4
 
 
@@ -174,10 +176,7 @@ class Generator:
             draws = [(self.seed, seed) for seed in seeds[rows]]
             batch = self._batch(frames[rows], prompts[rows], draws, shape, size)
             prefix, state, limits = self._begin(batch, self.max_new_tokens)
-            state = decode(
-                *(self.config, self.params, prefix, state),
-                *(batch["seeds"], self.sampling, limits, self.max_new_tokens - 1),
-            )
+            state = self._go_on(prefix, state, batch, limits, self.max_new_tokens - 1)
             tokens, counts = self._own(state.tokens), self._own(state.counts)
             for row, row_tokens, row_counts in zip(prompts[rows], tokens, counts, strict=False):
                 ids = [t[:n] for t, n in zip(row_tokens, row_counts, strict=True)]
@@ -246,10 +245,7 @@ class Generator:
                 return
             if dropped:
                 state = state._replace(finished=state.finished | dropped())
-            state = decode(
-                *(self.config, self.params, prefix, state),
-                *(batch["seeds"], self.sampling, limits, STREAM_STEPS),
-            )
+            state = self._go_on(prefix, state, batch, limits, STREAM_STEPS)
 
     def _answer(self, tokens: np.ndarray, count: np.ndarray, finished: np.ndarray) -> Answer:
         text = self._text(tokens[:count])
@@ -272,7 +268,7 @@ class Generator:
         M = max(len(row.input_ids) for row in prompts)
         if jax.process_count() > 1 and self.mesh is not None:
             P, M, R = map(max, zip(*gather([P, M, R]), strict=True))
-        return round_up(P, PREFIX_MULTIPLE), M, round_up(R, self.question_multiple)
+        return round_up(P, prefix_multiple(self.mesh)), M, round_up(R, self.question_multiple)
 
     def _batch(self, frames, prompts, draws, shape, rows) -> dict[str, jax.Array]:
         """`prefill`'s batch of `rows` rows; those that no prompt fills are empty."""
@@ -312,7 +308,19 @@ class Generator:
             vocabulary=self.tokenizer.get_vocab_size(),
         )
         room = round_up(self.max_new_tokens, ANSWER_MULTIPLE)
-        prefix, state = prefill(
-            self.config, self.params, batch, self.sampling, limits, new_tokens=room
-        )
+        with self._on_mesh():
+            prefix, state = prefill(
+                self.config, self.params, batch, self.sampling, limits, new_tokens=room
+            )
         return prefix, state, limits
+
+    def _go_on(self, prefix, state, batch, limits, steps):
+        with self._on_mesh():
+            return decode(
+                *(self.config, self.params, prefix, state),
+                *(batch["seeds"], self.sampling, limits, steps),
+            )
+
+    def _on_mesh(self):
+        """What keeps every chip to its rows: kernels know of no other chips without it."""
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)

@@ -17,6 +17,14 @@ BACK_ENDS = ("auto", "xla", "splash", "cudnn")
 _MASKED = -1e30  # finite, so that a row with no visible key gives zeros and not NaN
 
 
+def prefix_multiple(mesh: jax.sharding.Mesh | None) -> int:
+    """What to round the length of a prefix up to: few programs are compiled then, and `auto` takes
+    the kernel of a TPU.
+    """
+    chips = 1 if mesh is None else mesh.shape["context"]
+    return chips * (LANES if jax.default_backend() == "tpu" else 64)
+
+
 def prefix_attention(
     q: jax.Array,
     k: jax.Array,

@@ -17,8 +17,9 @@ import numpy as np
 
 from tpo_jax.data.prompts import IMAGE
 from tpo_jax.data.rows import Row
-from tpo_jax.generation.generator import PREFIX_MULTIPLE, Answer, round_up
+from tpo_jax.generation.generator import Answer, round_up
 from tpo_jax.generation.sampling import Sampling
+from tpo_jax.parallel.attention import prefix_multiple
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.metrics import Metrics
 from tpo_jax.serving.models import Model, Visual
@@ -49,7 +50,7 @@ class Job:
     @property
     def bucket(self) -> tuple:
         """Jobs of one bucket may run together."""
-        length = round_up(int(self.row.prefix_mask.sum()), PREFIX_MULTIPLE)
+        length = round_up(int(self.row.prefix_mask.sum()), prefix_multiple(None))
         return self.model.name, self.sampling, self.visual.shape, length
 
     @property
