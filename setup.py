@@ -59,6 +59,7 @@ setup(
         "safetensors>=0.8,<0.9",
         "tensorboardX>=2.6.5,<3",
         "matplotlib>=3.11,<4",
+        "scipy>=1.17,<2",
         "Pillow>=12.3,<14",
         "PyYAML>=6,<7",
         "tqdm>=4.70,<5",

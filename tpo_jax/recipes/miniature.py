@@ -41,7 +41,10 @@ MODEL = "tiny_longva"
 SHORT_FRAMES, LONG_FRAMES = 12, 32
 SHORT_SECONDS = (23, 35)  # at least this, less than that: two to three seconds a frame
 LONG_SECONDS = 96
+LONG_WORLD = 2000  # the world of the long videos is that of the seed and this
 MAX_NEW_TOKENS = 12
+
+Train = Callable[[ConfigDict, Path], Path | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +111,11 @@ def videos_of(workdir: Path, name: str) -> list[WorldVideo]:
     ]
 
 
-def frames_of(videos: list[WorldVideo], num_frames: int) -> tuple[np.ndarray, np.ndarray]:
+def frames_of(
+    videos: list[WorldVideo], num_frames: int, model: str = MODEL
+) -> tuple[np.ndarray, np.ndarray]:
     """Frames as the model takes them, uint8 `[n, F, S, S, 3]`, and timestamps `[n, F]`."""
-    tower = preset(MODEL).tower
+    tower = preset(model).tower
     read = [sampling.read_frames(video.path, "uniform", num_frames) for video in videos]
     frames = np.stack([images.preprocess(clip, tower) for clip, _, _ in read])
     return frames, np.stack([times for _, times, _ in read])
@@ -162,11 +167,11 @@ def short_shards(workdir: Path) -> None:
     prepare(workdir, "short", "short", SHORT_FRAMES)
 
 
-def initial_model(workdir: Path, scale: Scale, seed: int) -> None:
+def initial_model(workdir: Path, scale: Scale, seed: int, model: str = MODEL) -> None:
     """Random weights with a tower that learned to name what a frame shows."""
-    config = preset(MODEL)
+    config = preset(model)
     videos = videos_of(workdir, "short")[: max(32, scale.short_videos // 2)]
-    frames, times = frames_of(videos, SHORT_FRAMES)
+    frames, times = frames_of(videos, SHORT_FRAMES, model)
     labels = [
         frame_labels(make_timeline(seed + 1000, i, round(video.duration)), times[i])
         for i, video in enumerate(videos)
@@ -212,7 +217,7 @@ def tpo_config(workdir: Path, seed: int):
     return config
 
 
-def generator_of(directory: Path, temperature: float = 0.0) -> Generator:
+def generator_of(directory: Path, temperature: float = 0.0, seed: int = 0) -> Generator:
     """Answers of a model directory, rows spread over all devices."""
     mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1, "context": 1})
     loaded = load_model(directory, mesh=mesh)
@@ -223,6 +228,7 @@ def generator_of(directory: Path, temperature: float = 0.0) -> Generator:
         tokenizer,
         max_new_tokens=MAX_NEW_TOKENS,
         sampling=Sampling(temperature=temperature),
+        seed=seed,
         batch_rows=64,
         mesh=mesh,
     )
@@ -282,44 +288,70 @@ def curate(workdir: Path, scale: Scale) -> None:
     write_json(workdir / "quality.json", quality)
 
 
+def asked(
+    generator: Generator,
+    videos: list[WorldVideo],
+    frames: np.ndarray,
+    seconds: int,
+    blind: bool = False,
+) -> list[dict]:
+    """One row per question of videos of `seconds` seconds, of which the model sees `frames`.
+
+    Blind: with the frames of the video before; what the words alone give away.
+    """
+    frames = np.roll(frames, 1, axis=0) if blind else frames
+    answers = ask(generator, frames, [[q.text for q in v.questions] for v in videos])
+    return [
+        {
+            "video": v,
+            "seconds": seconds,
+            "frames": 0 if blind else frames.shape[1],
+            "type": question.type,
+            "kind": question.kind,
+            "question": question.text,
+            "truth": question.answer,
+            "answer": answer,
+            "right": exact(answer, question.answer),
+        }
+        for v, video in enumerate(videos)
+        for question, answer in zip(video.questions, answers[v], strict=True)
+    ]
+
+
 def evaluate(workdir: Path, name: str, scale: Scale) -> None:
     """Every question of the held-out videos, at several numbers of frames and several lengths."""
     generator = generator_of(workdir / name / "model")
-
-    def asked(seconds: int, num_frames: int, blind: bool = False) -> list[dict]:
+    settings = [(LONG_SECONDS, LONG_FRAMES, True)]
+    settings += [(LONG_SECONDS, num_frames, False) for num_frames in scale.frames]
+    settings += [
+        (seconds, seconds * LONG_FRAMES // LONG_SECONDS, False)
+        for seconds in scale.lengths
+        if seconds != LONG_SECONDS
+    ]
+    rows = []
+    for seconds, num_frames, blind in settings:
         videos = videos_of(workdir, f"eval_{seconds}")
-        frames, _ = frames_of(videos, num_frames)
-        # Blind: the same questions with the video before; what the words alone give away.
-        frames = np.roll(frames, 1, axis=0) if blind else frames
-        answers = ask(generator, frames, [[q.text for q in v.questions] for v in videos])
-        return [
-            {
-                "video": v,
-                "seconds": seconds,
-                "frames": 0 if blind else num_frames,
-                "type": question.type,
-                "kind": question.kind,
-                "question": question.text,
-                "truth": question.answer,
-                "answer": answer,
-                "right": exact(answer, question.answer),
-            }
-            for v, video in enumerate(videos)
-            for question, answer in zip(video.questions, answers[v], strict=True)
-        ]
-
-    rows = asked(LONG_SECONDS, LONG_FRAMES, blind=True)
-    for num_frames in scale.frames:
-        rows += asked(LONG_SECONDS, num_frames)
-    for seconds in scale.lengths:
-        if seconds != LONG_SECONDS:
-            rows += asked(seconds, seconds * LONG_FRAMES // LONG_SECONDS)
+        rows += asked(generator, videos, frames_of(videos, num_frames)[0], seconds, blind)
     write_json(workdir / f"{name}_answers.json", rows)
 
 
-def run(
-    workdir: Path, scale: Scale, seed: int, train: Callable[[ConfigDict, Path], Path | None]
-) -> Path:
+def base_stages(stage: Stages, scale: Scale, seed: int, train: Train, model: str = MODEL) -> None:
+    """From nothing to the base model of a seed, and the long videos to teach and to ask it with."""
+    workdir = stage.workdir
+    stage("tokenizer", "tokenizer/tokenizer.json", make_tokenizer, workdir, seed)
+    shorts = np.random.default_rng(seed).integers(*SHORT_SECONDS, scale.short_videos).tolist()
+    longs = [LONG_SECONDS] * scale.long_videos
+    stage("render short videos", "short.json", render, workdir, "short", seed + 1000, shorts)
+    stage("render long videos", "long.json", render, workdir, "long", seed + LONG_WORLD, longs)
+    for seconds in scale.lengths:
+        name, many = f"eval_{seconds}", [seconds] * scale.eval_videos
+        stage(f"render {name}", f"{name}.json", render, workdir, name, seed + 3000 + seconds, many)
+    stage("shards of short videos", "short_shards", short_shards, workdir)
+    stage("tower", "initial", initial_model, workdir, scale, seed, model)
+    stage("base model", "base/model", train, base_config(workdir, scale, seed), workdir / "base")
+
+
+def run(workdir: Path, scale: Scale, seed: int, train: Train) -> Path:
     """All stages; returns the report.
 
     Args:
@@ -330,21 +362,10 @@ def run(
     """
     workdir.mkdir(parents=True, exist_ok=True)
     stage = Stages(workdir)
-    stage("tokenizer", "tokenizer/tokenizer.json", make_tokenizer, workdir, seed)
-    shorts = np.random.default_rng(seed).integers(*SHORT_SECONDS, scale.short_videos).tolist()
-    longs = [LONG_SECONDS] * scale.long_videos
-    stage("render short videos", "short.json", render, workdir, "short", seed + 1000, shorts)
-    stage("render long videos", "long.json", render, workdir, "long", seed + 2000, longs)
-    for seconds in scale.lengths:
-        name, many = f"eval_{seconds}", [seconds] * scale.eval_videos
-        stage(f"render {name}", f"{name}.json", render, workdir, name, seed + 3000 + seconds, many)
-    stage("shards of short videos", "short_shards", short_shards, workdir)
-    stage("tower", "initial", initial_model, workdir, scale, seed)
-    base, tpo = base_config(workdir, scale, seed), tpo_config(workdir, seed)
-    stage("base model", "base/model", train, base, workdir / "base")
+    base_stages(stage, scale, seed, train)
     stage("self-generated pairs", "quality.json", curate, workdir, scale)
     stage("shards of pairs", "pairs_shards", prepare, workdir, "pairs", "long", LONG_FRAMES)
-    stage("TPO", "tpo/model", train, tpo, workdir / "tpo")
+    stage("TPO", "tpo/model", train, tpo_config(workdir, seed), workdir / "tpo")
     for name in ("base", "tpo"):
         answers = f"{name}_answers.json"
         stage(f"evaluation of {name}", answers, evaluate, workdir, name, scale)

@@ -1,0 +1,209 @@
+"""Tables and figures: statistics, pairs, stages at smoke size, pages, and the commands at 7B."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.doors import call
+from tests.test_docs import PARSE, ROOT
+from tpo_jax.errors import InputError
+from tpo_jax.evaluation.statistics import paired, t_interval
+from tpo_jax.recipes import full_size, reproduction, study, study_pairs, study_runs
+from tpo_jax.recipes.study_items import ITEMS, needed
+
+SEEDS = (1, 2, 3)
+
+
+def test_intervals_and_tests_are_students():
+    ours, theirs = np.random.default_rng(0).normal((0.6, 0.5), 0.1, (7, 2)).T
+    mean = t_interval(ours)
+    expected = stats.ttest_1samp(ours, 0).confidence_interval(0.95)
+    np.testing.assert_allclose(mean[1:], (ours.mean(), *expected), rtol=1e-12)
+    found = paired(ours, theirs)
+    expected = stats.ttest_rel(ours, theirs)
+    np.testing.assert_allclose(found.p, expected.pvalue, rtol=1e-10)
+    np.testing.assert_allclose(found[2:4], expected.confidence_interval(0.95), rtol=1e-10)
+    assert found.above == (ours > theirs).sum()
+    assert np.isnan(paired([0.5], [0.4]).low)
+    with pytest.raises(ValueError, match="2 values against 1"):
+        paired([1.0, 2.0], [1.0])
+
+
+def answers(n: int = 2000) -> list[dict]:
+    """Rows as `study_pairs.answer` writes them: the well informed answer is right more often."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for index in range(n):
+        truth = f"It is {rng.integers(9)}."
+        said = [truth if rng.random() < share else f"wrong {index}" for share in (0.7, 0.2)]
+        drawn = [truth if rng.random() < 0.5 else f"drawn {index} {d}" for d in range(2)]
+        rows.append(
+            {
+                **{"id": str(index), "video": f"{index // 4}.mp4", "type": "object"},
+                **{"kind": ("localized", "comprehensive")[index % 2], "prompt": "What?"},
+                **{"truth": truth, "segment": None, "manipulation": "a / b", "drawn": drawn},
+                **{"chosen": said[0], "rejected": said[1]},
+                **{"chosen_right": said[0] == truth, "rejected_right": said[1] == truth},
+            }
+        )
+    return rows
+
+
+def test_the_sources_of_pairs_are_what_they_say():
+    rows = answers()
+    truth = {row["id"]: row["truth"] for row in rows}
+    made = {
+        source: study_pairs.pairs_of(source, rows, 3, flips=0.2, slips=0.1)
+        for source in study_pairs.SOURCES
+    }
+    assert made["noisy"] == study_pairs.pairs_of("noisy", rows, 3, flips=0.2, slips=0.1)
+    for pairs in made.values():
+        assert len({p["id"] for p in pairs}) == len(pairs)
+        assert all(p["chosen"] != p["rejected"] for p in pairs)
+    right = {
+        source: np.mean([p["chosen"] == truth[p["id"]] for p in pairs])
+        for source, pairs in made.items()
+    }
+    assert right["judged"] == right["sampled"] == 1
+    assert all(p["rejected"] != truth[p["id"]] for p in made["judged"] + made["sampled"])
+    kept = {p["id"] for p in made["judged"]}
+    differ = {p["id"] for p in made["unjudged"]}
+    noisy = {p["id"] for p in made["noisy"]}
+    assert kept < differ and noisy < differ
+    assert abs(len(kept - noisy) / len(kept) - 0.2) < 0.05
+    assert abs(len(noisy - kept) / len(differ - kept) - 0.2) < 0.05
+    assert right["unjudged"] < right["noisy"] < 1
+    # A slip may hit the truth by chance: one in nine here.
+    assert abs(right["written"] - (1 - 0.1 * 8 / 9)) < 0.03
+
+
+def untrained(config, workdir: Path) -> Path:
+    """In place of training: the model it would start from."""
+    workdir.mkdir(parents=True)
+    shutil.copytree(config.model.checkpoint, workdir / "model")
+    return workdir / "model"
+
+
+def killed(config, workdir: Path) -> Path:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_where_it_stopped(tmp_path):
+    choices = study.CHOICES["smoke"]
+    study_runs.check_workdir(tmp_path, choices)
+    todo = study.runs([("tiny_longva", "tpo"), ("tiny_longva", "base")], [1])
+    assert [run.variant for run in todo] == ["base", "tpo"]
+    with pytest.raises(KeyboardInterrupt):
+        study_runs.carry_out_all(todo, tmp_path, choices, killed, workers=1)
+    directory = todo[0].directory(tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in directory.rglob("*") if p.is_file()}
+    assert directory / "short_shards" / "manifest.json" in before
+    study_runs.carry_out_all(todo, tmp_path, choices, untrained, workers=1)
+    after = {p: p.stat().st_mtime_ns for p in directory.rglob("*") if p.is_file()}
+    assert {p.name for p in before if before[p] != after[p]} <= {"times.json", "lock"}
+    rows = [json.loads(run.answers(tmp_path).read_text()) for run in todo]
+    assert rows[0] == rows[1]  # nothing was learned: the same weights answer the same
+
+    for item in ("table2", "table4", "figure2", "figure3", "figure5", "figure6"):
+        if item == "table2":  # of the other family
+            with pytest.raises(InputError, match="no seed of"):
+                reproduction.write(item, tmp_path, [1])
+            continue
+        page = reproduction.write(item, tmp_path, [1])
+        assert page.startswith(f"## {ITEMS[item].title}")
+        for ending in ("csv", "png", "md"):
+            assert (tmp_path / "pages" / f"{item}.{ending}").stat().st_size > 0
+    study_runs.carry_out_all(todo, tmp_path, choices, killed, workers=1)  # nothing is left to do
+
+    [result] = call("reproduce", {"item": "table4", "workdir": tmp_path, "pages_only": True})
+    assert result.code == 2 and "results of other choices (" in result.err
+
+
+@pytest.fixture
+def made_up(tmp_path) -> Path:
+    """Answers of three seeds: TPO 10 points above base at 32 frames, localized only equal to it;
+    one seed has no comprehensive only.
+    """
+    shares = {"base": 0.5, "tpo": 0.6, "localized_only": 0.6, "comprehensive_only": 0.4}
+    for seed in SEEDS:
+        for variant, share in shares.items():
+            if (seed, variant) == (3, "comprehensive_only"):
+                continue
+            path = study.Run("tiny_longva", seed, variant).answers(tmp_path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows = [
+                {
+                    **{"video": index // 8, "seconds": 96, "frames": frames},
+                    **{"type": "object", "kind": "localized", "truth": "It is so."},
+                    "right": index % 100 < round(100 * share) + seed + (frames == 64),
+                }
+                for frames in (16, 32, 64)
+                for index in range(200)
+            ]
+            path.write_text(json.dumps(rows))
+        (path.parent / "answers.json").write_text(json.dumps(answers(100)))
+    return tmp_path
+
+
+def test_a_page_says_what_the_answers_say(made_up):
+    page = reproduction.write("table4", made_up, SEEDS)
+    assert "seeds with every row of the paper's: 1, 2." in page
+    assert "| both | 54.2 | 61.7 | 55.1 |" in page
+    [line] = [x for x in page.splitlines() if x.startswith("| both (TPO) above comprehensive only")]
+    assert "| +20.0 |" in line and "| 2 of 2 |" in line and line.endswith("| holds |")
+    [line] = [x for x in page.splitlines() if x.startswith("| both (TPO) above localized only")]
+    assert "| +0.0 |" in line and line.endswith("| not shown |")
+    with (made_up / "pages/table4.csv").open() as file:
+        rows = {(r["model"], r["column"]): r for r in csv.DictReader(file)}
+    row = rows["tpo", "96 s, 64 frames"]
+    assert row["seeds"] == "3" and row["per seed"] == "1:0.6200 2:0.6300 3:0.6400"
+    assert "| object, localized | 52.0 ± 2.5 | 62.0 ± 2.5 | +10.0 |" in page
+    assert "| object | localized | 150 |" in page
+    low, high = stats.t.interval(0.95, 2, 0.63, 0.01 / np.sqrt(3))
+    np.testing.assert_allclose([float(row["low"]), float(row["high"])], [low, high], atol=1e-4)
+    assert rows["tpo", "bare words"]["mean"] == "nan"
+
+
+def test_every_variant_belongs_to_an_item_and_to_a_wave():
+    wanted = set().union(*(needed(item, besides=True) for item in ITEMS))
+    planned = {(family, variant) for family, variants in study.WAVES for variant in variants}
+    assert wanted == planned
+    assert {v for f, v in planned if f == "tiny_longva"} == {"base", *study.VARIANTS}
+
+
+def test_commands_at_7b_parse_and_missing_things_are_named(tmp_path):
+    items = [*full_size.ITEMS, "figure5", "figure6"]
+    assert set(items) == set(ITEMS)
+    found = [command for item in items for command in full_size.commands(item, full_size.Places())]
+    lines = {json.dumps([f"tpo_jax.{c.door}", *c.arguments]) for c in found}
+    doors = json.dumps([json.loads(line) for line in sorted(lines)])
+    child = subprocess.run(
+        [sys.executable, "-c", PARSE, doors], cwd=ROOT, capture_output=True, text=True
+    )
+    assert child.returncode == 0, child.stderr
+    assert not any(json.loads(child.stdout))
+
+    (tmp_path / "model").mkdir()
+    flags = {"item": "table4", "scale": "7b", "workdir": tmp_path / "out"}
+    printed, lacking, unknown, seeds = call(
+        "reproduce",
+        flags,
+        flags | {"run": True, "checkpoint": tmp_path / "model", "benchmarks": tmp_path / "none"},
+        flags | {"item": "table9"},
+        {"item": "table1", "workdir": tmp_path, "seeds": "1,1"},
+    )
+    assert printed.code == 0 and "15.9 chip-hours" in printed.out
+    assert printed.out.count("tpo_jax.train") == 3
+    assert lacking.code == 2 and "--shards is not given" in lacking.err
+    assert f"--benchmarks={tmp_path / 'none'} is not there" in lacking.err
+    assert unknown.code != 0 and "table9" in unknown.err
+    assert seeds.code == 2 and "--seeds=1,1" in seeds.err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,245 @@
+"""The paper's tables and figures at 7B: the commands of every step, as strings a shell takes and as
+lists this process runs, and what the plan says they cost.
+"""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tpo_jax.errors import InputError
+from tpo_jax.recipes import published
+
+# `plan` for configs/llava_video_tpo.py, 32 frames, v5e:4x4: docs/results/plan.md. LongVA's rows are
+# shorter (144 visual tokens per frame instead of 182), so this bounds its training from above.
+TOPOLOGY = "v5e:4x4"
+CHIP_HOURS = 5.3  # per 10,000 pairs, a lower bound for the time of its steps
+PLAN_SOURCE = "docs/results/plan.md, llava_video_7b at 32 frames"
+
+BENCHMARKS = {"LVB": "longvideobench_val_v", "MLVU": "mlvu_dev", "VMME": "videomme"}
+SUBTITLED = {"VMME with subtitles": "videomme_w_subtitle"}
+FOLDERS = {
+    "longvideobench_val_v": "longvideobench",
+    "mlvu_dev": "mlvu",
+    "videomme": "videomme",
+    "videomme_w_subtitle": "videomme",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """What a user gives.
+
+    Attributes:
+        checkpoint: the base model, of either layout.
+        shards: preference pairs, as `prepare` or `curate` leave them.
+        written: answers of another model, for SFT_LLM.
+        judged: judge-scored pairs of sampled answers, for Hound-DPO.
+        benchmarks: folder that holds the benchmarks' folders.
+        haystack: a movie, for Figure 3.
+        needles: its needles.
+        workdir: of everything that is made.
+    """
+
+    checkpoint: str = ""
+    shards: str = ""
+    written: str = ""
+    judged: str = ""
+    benchmarks: str = ""
+    haystack: str = ""
+    needles: str = ""
+    workdir: str = "reproduction_7b"
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How one row of a table is trained: variant of the config, field of `Places`, overrides."""
+
+    variant: str = "tpo"
+    shards: str = "shards"
+    changes: tuple[str, ...] = ()
+    pairs: int = 10_000
+
+
+def _mixed(localized: int, comprehensive: int) -> Training:
+    return Training(changes=(f"--config.data.mixing=({localized},{comprehensive})",))
+
+
+def _limited(pairs: int) -> Training:
+    changes = (f"--config.data.limit={pairs}", "--config.data.subset_seed=1")
+    return Training(changes=changes, pairs=pairs)
+
+
+TRAININGS = {
+    "tpo": Training(),
+    "localized_only": Training("localized_only"),
+    "comprehensive_only": Training("comprehensive_only"),
+    "sft_self": Training("sft_self"),
+    "sft_llm": Training("sft_self", "written"),
+    "hound_dpo": Training("hound_dpo", "judged", pairs=30_000),  # three epochs
+    "mix_8_2": _mixed(8, 2),
+    "mix_2_8": _mixed(2, 8),
+    "scale_20": _limited(2_000),
+    "scale_50": _limited(5_000),
+}
+ITEMS = {
+    "table1": tuple(published.TABLE1),
+    "table2": tuple(published.TABLE2),
+    "table3": tuple(published.TABLE3),
+    "table4": tuple(published.TABLE4),
+    "table5": tuple(published.TABLE5),
+    "figure2": ("base", "tpo"),
+    "figure3": ("base", "tpo"),
+}
+FIGURE2_FRAMES = (16, 32, 64, 96, 128)
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A door with its arguments, and what it makes."""
+
+    door: str
+    arguments: tuple[str, ...]
+    makes: str
+    chip_hours: float = 0.0
+
+    def __str__(self) -> str:
+        quoted = (f"'{a}'" if any(c in a for c in "() ") else a for a in self.arguments)
+        return " ".join(("python -m", f"tpo_jax.{self.door}", *quoted))
+
+
+def commands(item: str, places: Places, chip_hours: float = CHIP_HOURS) -> list[Command]:
+    """The commands of an item, in order. Places that are not given stand there in capitals.
+
+    Args:
+        item: one of `ITEMS`, or `figure5` or `figure6`, which need curation alone.
+        places: of what is there.
+        chip_hours: of training on 10,000 pairs.
+    """
+    given = {
+        field.name: getattr(places, field.name) or field.name.upper()
+        for field in dataclasses.fields(places)
+    }
+    work = given["workdir"]
+    family = "llava_video" if item == "table2" else "longva"
+    curated = f"{work}/curated_{family}"
+    curate = Command(
+        "curate",
+        (
+            "--config=configs/curate_local.py",
+            f"--workdir={curated}",
+            "--config.videos.folder=VIDEOS",
+            f"--config.local.checkpoint={given['checkpoint']}",
+            "--config.balance.pairs=10000",
+        ),
+        f"{curated}/shards",
+    )
+    if item in ("figure5", "figure6"):
+        return [curate]
+    found = [] if places.shards else [curate]
+    given["shards"] = places.shards or curate.makes
+    for row in ITEMS[item]:
+        model = f"{work}/{family}_{row}/model"
+        if row == "base":
+            model = given["checkpoint"]
+        else:
+            training = TRAININGS[row]
+            arguments = (
+                f"--config=configs/{family}_tpo.py:{training.variant}",
+                f"--workdir={work}/{family}_{row}",
+                f"--config.model.checkpoint={given['checkpoint']}",
+                f"--config.data.shards={given[training.shards]}",
+                *training.changes,
+            )
+            cost = chip_hours * training.pairs / 10_000
+            found.append(Command("train", arguments, model, cost))
+        found += _evaluations(item, f"{work}/{family}_{row}", model, given)
+    return found
+
+
+def _evaluations(item: str, place: str, model: str, given: dict[str, str]) -> Iterator[Command]:
+    if item == "figure3":
+        output = f"{place}/niah"
+        yield Command(
+            "evaluate",
+            (
+                "niah",
+                f"--haystack={given['haystack']}",
+                f"--needles={given['needles']}",
+                f"--checkpoint={model}",
+                f"--output={output}",
+            ),
+            output,
+        )
+        return
+    names = list(BENCHMARKS.values())
+    settings = [(name, "") for name in names]
+    if item in ("table1", "table2"):
+        settings += [(name, "") for name in SUBTITLED.values()]
+    if item == "figure2":
+        settings = [("mlvu_dev", f"--num_frames={n}") for n in FIGURE2_FRAMES]
+    for name, frames in settings:
+        output = f"{place}/{name}{frames.replace('--num_frames=', '_')}"
+        arguments = (
+            "run",
+            f"--benchmark={name}",
+            f"--data={given['benchmarks']}/{FOLDERS[name]}",
+            f"--checkpoint={model}",
+            f"--output={output}",
+            "--scorer=paper_era",
+            "--time_instruction=none",
+            *([frames] if frames else []),
+        )
+        yield Command("evaluate", arguments, f"{output}/results.json")
+
+
+def missing(item: str, places: Places) -> list[str]:
+    """What an item needs and the places do not hold: flag and reason."""
+    wanted = {"checkpoint", "shards"}
+    if item in ("figure5", "figure6"):
+        wanted = {"checkpoint"}
+    elif item == "figure3":
+        wanted |= {"haystack", "needles"}
+    else:
+        wanted.add("benchmarks")
+    wanted |= {TRAININGS[row].shards for row in ITEMS.get(item, ()) if row != "base"}
+    found = []
+    for field in dataclasses.fields(places):
+        value = getattr(places, field.name)
+        if field.name in wanted and not value:
+            found.append(f"--{field.name} is not given")
+        elif field.name in wanted and not Path(value).exists():
+            found.append(f"--{field.name}={value} is not there")
+    return found
+
+
+def page(item: str, places: Places, chip_hours: float, source: str) -> str:
+    """The commands of an item and their cost as Markdown, with the paper's numbers."""
+    found = commands(item, places, chip_hours)
+    total = sum(command.chip_hours for command in found)
+    lines = [f"## {item} at 7B", "", "```bash", *map(str, found), "```", ""]
+    if total:
+        lines += [
+            f"Training: at least {total:.1f} chip-hours on {TOPOLOGY}, {chip_hours:.1f} for 10,000 "
+            f"pairs ({source}). Curation and evaluation are not part of the plan.",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def run(item: str, places: Places, chip_hours: float) -> None:
+    """Carries out the commands whose results are not there.
+
+    Raises:
+        InputError: something is missing, or a command failed.
+    """
+    if lacking := missing(item, places):
+        raise InputError(f"--item={item} --scale=7b: {'; '.join(lacking)}")
+    for command in commands(item, places, chip_hours):
+        if Path(command.makes).exists():
+            continue
+        print(command, file=sys.stderr, flush=True)
+        line = [sys.executable, "-m", f"tpo_jax.{command.door}", *command.arguments]
+        if code := subprocess.run(line, check=False).returncode:
+            raise InputError(f"exit code {code}: {command}")

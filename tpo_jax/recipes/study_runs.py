@@ -1,0 +1,183 @@
+"""Carries out the runs of a study.
+
+A run does what is missing of the stages of its seed and leaves `{variant}_answers.json` in
+`{family}/seed_{seed}/`; tables and figures are made of these. Runs of different seeds share nothing
+and may go on at the same time.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+
+from tpo_jax.checkpoints.models import load_model, save_model
+from tpo_jax.errors import InputError
+from tpo_jax.recipes import miniature, study_needles, study_pairs
+from tpo_jax.recipes.study import CURVE_OF, NEEDLES_OF, VARIANTS, Choices, Run, variant_config
+
+
+def stretch(directory: Path) -> None:
+    """The base with positions scaled for twice the length, without training (NTK-aware: another
+    base of the rotations, so that the slowest turns half as far).
+    """
+    loaded = load_model(directory / "base" / "model", dtype=None)
+    decoder = loaded.config.decoder
+    power = decoder.head_dim / (decoder.head_dim - 2)
+    decoder = dataclasses.replace(decoder, rope_theta=decoder.rope_theta * 2**power)
+    config = dataclasses.replace(loaded.config, decoder=decoder)
+    save_model(directory / "stretched" / "model", config, loaded.params, loaded.tokenizer_directory)
+
+
+@functools.lru_cache(maxsize=16)
+def _eval_frames(directory: Path, seconds: int, num_frames: int, family: str):
+    videos = miniature.videos_of(directory, f"eval_{seconds}")
+    return videos, miniature.frames_of(videos, num_frames, family)[0]
+
+
+def evaluate(directory: Path, family: str, name: str, choices: Choices, model: str) -> None:
+    """Asks a model the held-out questions: long videos at several numbers of frames, short ones at
+    theirs; base and TPO also at those of the curve and with another video.
+    """
+    generator = miniature.generator_of(directory / model / "model")
+    long = miniature.LONG_SECONDS
+    settings = [(long, frames, False) for frames in choices.frames]
+    settings += [(s, s * 32 // long, False) for s in choices.scale.lengths if s != long]
+    if name in CURVE_OF:
+        settings += [(long, frames, False) for frames in choices.curve]
+    if name in ("base", "tpo"):
+        settings.append((long, miniature.LONG_FRAMES, True))
+    rows = []
+    for seconds, num_frames, blind in settings:
+        videos, frames = _eval_frames(directory, seconds, num_frames, family)
+        rows += miniature.asked(generator, videos, frames, seconds, blind)
+    miniature.write_json(directory / f"{name}_answers.json", rows)
+
+
+def carry_out(run: Run, workdir: Path, choices: Choices, train: miniature.Train) -> None:
+    """Does what is missing of a run.
+
+    Raises:
+        InputError: another process is at work on the seed.
+    """
+    print(f"= {run.family} seed {run.seed}: {run.variant}", file=sys.stderr, flush=True)
+    directory = run.directory(workdir)
+    directory.mkdir(parents=True, exist_ok=True)
+    with _alone(directory):
+        _stages(run, directory, choices, train)
+
+
+def _stages(run: Run, directory: Path, choices: Choices, train: miniature.Train) -> None:
+    stage = miniature.Stages(directory)
+    scale, seed = choices.scale, run.seed
+    miniature.base_stages(stage, scale, seed, train, run.family)
+    if run.variant != "base":
+        variant, name = VARIANTS[run.variant], run.variant
+        made = (directory, run.family, seed, choices.localized, scale.temperature)
+        stage("answers of the base", "answers.json", study_pairs.answer, *made)
+        source = (directory, variant.source, seed, choices)
+        stage(f"{variant.source} pairs", f"{variant.source}_shards/manifest.json", pairs, *source)
+        if variant.start == "stretched":
+            stage("positions scaled", "stretched/model", stretch, directory)
+            asked = (directory, run.family, "base_stretched", choices, "stretched")
+            stage("evaluation of base_stretched", "base_stretched_answers.json", evaluate, *asked)
+        place = directory / "tuned" / name
+        config = variant_config(directory, name, choices, seed)
+        stage(f"training of {name}", f"tuned/{name}/model", train, config, place)
+    model = "base" if run.variant == "base" else f"tuned/{run.variant}"
+    if run.variant in NEEDLES_OF:
+        find = (directory, run.variant, model, seed, choices)
+        stage(f"needles of {run.variant}", f"{run.variant}_needles.json", needles, *find)
+    asked = (directory, run.family, run.variant, choices, model)
+    stage(f"evaluation of {run.variant}", f"{run.variant}_answers.json", evaluate, *asked)
+
+
+def needles(directory: Path, name: str, model: str, seed: int, choices: Choices) -> None:
+    """Which needles a model finds."""
+    found = study_needles.search(directory, model, seed, choices.lengths, choices.needles)
+    miniature.write_json(directory / f"{name}_needles.json", found)
+
+
+def pairs(directory: Path, source: str, seed: int, choices: Choices) -> None:
+    """The shards of a source of pairs."""
+    rows = json.loads((directory / "answers.json").read_text())
+    shares = (choices.flips, choices.slips)
+    found = study_pairs.pairs_of(source, rows, seed, *shares, choices.scale.truth_filter)
+    study_pairs.shards(directory, source, choices.pairs, found)
+
+
+def check_workdir(workdir: Path, choices: Choices) -> None:
+    """Makes the directory; raises InputError if it holds results of other choices."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    path, ours = workdir / "choices.json", json.loads(json.dumps(dataclasses.asdict(choices)))
+    if not path.exists():
+        miniature.write_json(path, ours)
+    theirs = json.loads(path.read_text())
+    if differs := sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)):
+        raise InputError(
+            f"--workdir={workdir} holds results of other choices ({', '.join(differs)}); "
+            "use another one"
+        )
+
+
+def carry_out_all(
+    todo: Sequence[Run], workdir: Path, choices: Choices, train: miniature.Train, workers: int
+) -> None:
+    """Carries out runs, in order but never two of one seed at a time.
+
+    Args:
+        todo: of these, those whose answers are not there.
+        workdir: of all of them.
+        choices: the same for all.
+        train: as in `miniature.run`; importable by name where there are several workers.
+        workers: processes.
+
+    Raises:
+        InputError: another process is at work on a seed.
+    """
+    waiting = [run for run in todo if not run.answers(workdir).exists()]
+    if workers <= 1 or len(waiting) <= 1:
+        for run in waiting:
+            carry_out(run, workdir, choices, train)
+        return
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_one_core, initargs=(workdir / "compiled",)
+    ) as pool:
+        going: dict[concurrent.futures.Future, Run] = {}
+        while waiting or going:
+            busy = {(run.family, run.seed) for run in going.values()}
+            for run in list(waiting):
+                if len(going) < workers and (run.family, run.seed) not in busy:
+                    waiting.remove(run)
+                    busy.add((run.family, run.seed))
+                    going[pool.submit(carry_out, run, workdir, choices, train)] = run
+            done, _ = concurrent.futures.wait(going, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                del going[future]
+                future.result()
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Holds the directory of a seed; raises InputError where another process does."""
+    with (directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{directory}: another run is at work there") from error
+        yield
+
+
+def _one_core(compiled: Path) -> None:
+    """A worker has one device of one thread; programs compiled once serve all."""
+    os.environ["NPROC"] = "1"
+    jax.config.update("jax_compilation_cache_dir", str(compiled))

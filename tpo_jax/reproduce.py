@@ -1,0 +1,123 @@
+"""A table or figure of the paper: `python -m tpo_jax.reproduce --item=table1 [--scale=miniature]`.
+
+`miniature` trains small models of both families on the embedded world, several seeds each, and
+writes `pages/{item}.csv`, `.png` and `.md` in the working directory, the paper's numbers beside
+ours. What is done is used again; a second start goes on where the first one stopped.
+`7b` prints the commands of the paper's own size and what `plan` says they cost, and with `--run`
+carries them out. Standard output is Markdown.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from tpo_jax.errors import InputError, run_door
+
+TABLES = tuple(f"table{n}" for n in range(1, 6))
+FIGURES = tuple(f"figure{n}" for n in (2, 3, 5, 6))
+
+_ITEM = flags.DEFINE_enum("item", None, (*TABLES, *FIGURES, "all"), "What.", required=True)
+_SCALE = flags.DEFINE_enum("scale", "miniature", ["miniature", "7b"], "Which models.")
+_WORKDIR = flags.DEFINE_string("workdir", "reproduction", "Where everything goes.")
+_SEEDS = flags.DEFINE_list("seeds", ["21", "22", "23", "24", "25"], "miniature: base models.")
+_BESIDES = flags.DEFINE_bool("besides", False, "miniature: also rows that the paper does not have.")
+_PAGES_ONLY = flags.DEFINE_bool(
+    "pages_only", False, "miniature: run nothing, write the pages of what is there."
+)
+_SIZE = flags.DEFINE_enum(
+    "size", "full", ["full", "smoke"], "miniature: smoke shows that every stage runs, no more."
+)
+_WORKERS = flags.DEFINE_integer(
+    "workers", os.cpu_count() or 1, "miniature: seeds at a time, a core each.", lower_bound=1
+)
+_RUN = flags.DEFINE_bool("run", False, "7b: carry the commands out.")
+_PLAN = flags.DEFINE_bool("plan", False, "7b: ask `plan` for the chip-hours; takes minutes.")
+for _name, _what in {
+    "checkpoint": "the base model",
+    "shards": "preference pairs; without it they are curated",
+    "written": "answers of another model, as shards, for SFT_LLM",
+    "judged": "judge-scored pairs of sampled answers, as shards, for Hound-DPO",
+    "benchmarks": "folder of the folders longvideobench, mlvu and videomme",
+    "haystack": "a movie, for figure3",
+    "needles": "its needles, for figure3",
+}.items():
+    flags.DEFINE_string(_name, "", f"7b: {_what}.")
+
+
+def _seeds() -> list[int]:
+    try:
+        seeds = [int(seed) for seed in _SEEDS.value]
+    except ValueError:
+        raise InputError(f"--seeds={','.join(_SEEDS.value)} must be whole numbers") from None
+    if len(set(seeds)) != len(seeds) or not seeds:
+        raise InputError(
+            f"--seeds={','.join(_SEEDS.value)} must be different numbers, at least one"
+        )
+    return seeds
+
+
+def miniature(items: list[str]) -> None:
+    """Runs what is missing and prints the pages."""
+    # Imported here: processes start from this module, those that render need none of it.
+    import jax
+
+    from tpo_jax.recipes import reproduction, study, study_items, study_runs
+    from tpo_jax.train import train
+
+    workdir, seeds = Path(_WORKDIR.value).absolute(), _seeds()
+    choices = study.CHOICES[_SIZE.value]
+    study_runs.check_workdir(workdir, choices)
+    if not _PAGES_ONLY.value:
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+        wanted = set().union(*(study_items.needed(item, _BESIDES.value) for item in items))
+        todo = study.runs(wanted, seeds)
+        study_runs.carry_out_all(todo, workdir, choices, train, min(_WORKERS.value, len(seeds)))
+    for item in items:
+        print(reproduction.write(item, workdir, seeds), end="\n\n")
+    print(f"CSV, PNG and Markdown: {workdir / 'pages'}", file=sys.stderr)
+
+
+def _planned() -> float:
+    """Chip-hours for 10,000 pairs, by `plan` itself."""
+    from tpo_jax.recipes import full_size
+
+    config = ["--config=configs/llava_video_tpo.py", "--config.model.preset=llava_video_7b"]
+    remat = "--config.compute.remat=attention:save"
+    where = [f"--topology={full_size.TOPOLOGY}", "--config.train.batch_size=16", remat, "--json"]
+    command = [sys.executable, "-m", "tpo_jax.plan", *config, *where]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode == 2:
+        raise InputError("--plan: see the message of plan above")
+    return json.loads(done.stdout)["chip_hours"]
+
+
+def seven_b(items: list[str]) -> None:
+    """Prints the commands, and runs them if asked to."""
+    from tpo_jax.recipes import full_size
+
+    values = flags.FLAGS.flag_values_dict()
+    names = ("checkpoint", "shards", "written", "judged", "benchmarks", "haystack", "needles")
+    given = {name: values[name] for name in names}
+    places = full_size.Places(**given, workdir=_WORKDIR.value)
+    hours, source = full_size.CHIP_HOURS, full_size.PLAN_SOURCE
+    if _PLAN.value:
+        hours, source = _planned(), "plan, now"
+    for item in items:
+        print(full_size.page(item, places, hours, source))
+    if _RUN.value:
+        for item in items:
+            full_size.run(item, places, hours)
+
+
+def main() -> None:
+    """The command."""
+    items = [*TABLES, *FIGURES] if _ITEM.value == "all" else [_ITEM.value]
+    (miniature if _SCALE.value == "miniature" else seven_b)(items)
+
+
+if __name__ == "__main__":
+    run_door(main)
