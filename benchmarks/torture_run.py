@@ -18,6 +18,7 @@ from orbax.checkpoint import v1 as ocp
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tpo_jax.data.batches import BatchIterator
+from tpo_jax.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 8
@@ -25,18 +26,26 @@ CLOCK = ("pairs/s", "time/", "memory/")  # metrics that depend on it
 PAIRS = "TORTURE_PAIRS"  # where a child notes the pairs of its batches
 
 
-def child() -> None:
-    """The train door, noting the pairs of every batch it takes."""
-    take = BatchIterator.__next__
+class Noted(BatchIterator):
+    """Batches that are trained on; the pass for the reference is not noted."""
 
-    def noted(self):
-        k, batch = self.get_state()["next_batch"], take(self)
+    def __next__(self):
+        k, batch = self.get_state()["next_batch"], super().__next__()
         line = {"host": jax.process_index(), "batch": k, "pairs": batch["pair_index"].tolist()}
         with open(os.environ[PAIRS], "a") as file:
             file.write(json.dumps(line) + "\n")
         return batch
 
-    BatchIterator.__next__ = noted
+
+def child() -> None:
+    """The train door, noting the pairs of every batch that is trained on."""
+    run = loop.run
+
+    def noting(length, step, state, batches, *rest):
+        batches.__class__ = Noted
+        return run(length, step, state, batches, *rest)
+
+    loop.run = noting
     sys.argv[0] = "train"
     runpy.run_module("tpo_jax.train", run_name="__main__")
 

@@ -161,7 +161,7 @@ def test_what_a_killed_run_had_not_finished_is_removed_and_reported(two, tmp_pat
     checkpoints.close()
 
 
-def test_a_full_disk_is_reported_and_the_next_try_decides(small_disk, capfd):
+def test_a_full_disk_is_reported_and_the_next_try_decides(small_disk, capfd, caplog):
     directory = small_disk / "checkpoints"
     (small_disk / "ballast").write_bytes(bytes(900_000))
     checkpoints = TrainCheckpoints(directory, CheckpointPolicy(every_steps=1))
@@ -185,6 +185,7 @@ def test_a_full_disk_is_reported_and_the_next_try_decides(small_disk, capfd):
     assert_restores(checkpoints, 3)
     checkpoints.close()
     assert steps(directory) <= {"1", "3"}
+    assert not [record for record in caplog.records if record.exc_info]  # lines, no stacks
 
 
 def test_a_disk_that_becomes_read_only_ends_the_last_save(small_disk):

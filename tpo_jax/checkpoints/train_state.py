@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
@@ -103,6 +104,7 @@ class TrainCheckpoints:
         # for it, and nothing ends before them.
         context.asynchronous.create_directories_asynchronously = False
         context.checkpointables.registry = registry
+        logging.get_absl_logger().addFilter(_is_news)
         for step in self._remove_unfinished():
             _note(f"the checkpoint of step {step} was not finished and is removed")
         self._checkpointer = ocp.training.Checkpointer(
@@ -257,6 +259,12 @@ class TrainCheckpoints:
         """Waits for the checkpoint being written."""
         self._finish()
         self._checkpointer.close()
+        logging.get_absl_logger().removeFilter(_is_news)
+
+
+def _is_news(record) -> bool:
+    """Not what all threads of Orbax say of one error, with their stacks: it is raised, too."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _now() -> datetime.datetime:
