@@ -58,7 +58,7 @@ def test_two_processes_stop_together_and_one_goes_on(finished_run, tiny_world, t
         "ocdbt.process_1",
     }
     assert [record["step"] for record in metrics(work)] == list(range(1, stopped + 1))
-    assert "step 1/6" in outputs[0][1] and "step 1/6" not in outputs[1][1]
+    assert "  1/6  " in outputs[0][1] and "  1/6  " not in outputs[1][1]
     assert not any(str(work) in out for out, _ in outputs)  # there is no model yet
     assert json.loads((work / "config.json").read_text())["data"]["num_frames"] == 8
 
