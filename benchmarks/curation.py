@@ -17,7 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -182,6 +182,7 @@ def run(folder: Path, workdir: Path, answerer: str | None, judge: str | None) ->
 
 def main(_) -> None:
     """Renders, runs and prints."""
+    logging.set_verbosity(logging.WARNING)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         make_videos(root / "videos", SEED, [96] * VIDEOS.value)

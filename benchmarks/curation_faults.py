@@ -1,5 +1,5 @@
-"""Curation of real clips, twice: by a tiny local model with random weights, and by an endpoint that
-fails, while the command is killed and started again.
+"""Curation of real clips: by a tiny local model with random weights, in all roles and as answerer
+and judge alone, and by an endpoint that fails, while the command is killed and started again.
 
     python benchmarks/curation_faults.py [--media=../shared/media] [--kills=10] [--seed=7] \
         [--output=FILE.md]
@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -98,26 +98,34 @@ def yields(workdir: Path) -> list[str]:
 
 
 def local(root: Path) -> list[str]:
-    """The run by random weights."""
+    """The runs by random weights: in all roles, and where an endpoint captions and asks."""
     tiny = preset("tiny_longva")
     save_tokenizer(train_tokenizer(world_texts(0, 20), vocab_size=400), root / "tokenizer")
     save_model(root / "model", tiny, vlm.init_params(tiny, SEED.value), root / "tokenizer")
     config = config_of("local")
     config.local.checkpoint, config.local.dtype = str(root / "model"), "float32"
+    config.segments.localized = config.segments.comprehensive = 3
+    lines = thrown_out(config, root / "local", "in every role")
+    with serve() as endpoint:
+        config.openai.url = endpoint.url
+        config.captioner.backend = config.questioner.backend = "openai"
+        config.questioner.num_frames = 0
+        lines += ["", *thrown_out(config, root / "mixed", "as answerer and judge")]
+    return lines
+
+
+def thrown_out(config: ConfigDict, workdir: Path, roles: str) -> list[str]:
+    """A run that ends without a pair."""
     begin = time.perf_counter()
-    child = start(config, root / "local")
+    child = start(config, workdir)
     _, said = child.communicate()
     seconds = time.perf_counter() - begin
-    assert child.returncode == 2 and not (root / "local/pairs.jsonl").exists(), said
-    last = said.strip().splitlines()[-1].replace(str(root), "DIR").replace(MEDIA.value, "MEDIA")
-    aside = (root / "local/set_aside.jsonl").read_text(encoding="utf-8").splitlines()
-    stages = Counter(json.loads(line)["stage"] for line in aside)
+    assert child.returncode == 2 and not (workdir / "pairs.jsonl").exists(), said
+    last = said.strip().splitlines()[-1].replace(f"{workdir}", "DIR")
     return [
-        f"Tiny model, random weights, in every role: {seconds:.0f} seconds, exit code 2, no pair.",
+        f"Tiny model, random weights, {roles}: {seconds:.0f} seconds, exit code 2, no pair.",
         "",
-        *yields(root / "local"),
-        "",
-        f"Set aside: {', '.join(f'{n} in {stage}' for stage, n in stages.items())}. The last line:",
+        *yields(workdir),
         "",
         f"    {last}",
     ]
@@ -181,7 +189,8 @@ def faulty(root: Path) -> tuple[list[str], bool]:
 
 
 def main(_) -> None:
-    """Runs and prints both."""
+    """Runs and prints all."""
+    logging.set_verbosity(logging.WARNING)
     with tempfile.TemporaryDirectory() as name:
         lines, same = faulty(Path(name))
         lines = [*local(Path(name)), "", *lines]

@@ -91,6 +91,7 @@ def test_a_folder_without_video(world_config, tmp_path):
 @pytest.mark.parametrize(
     ("section", "field", "value", "message"),
     [
+        ("videos", "folder", "", "videos.folder is empty"),
         ("questions", "types", (1.0,), "questions.types must be 8 shares"),
         ("questions", "per_segment", 9, "questions.per_segment must lie between"),
         ("answers", "localized_rejected", ("drop:3",), "answers.localized_rejected: view 'drop:3'"),

@@ -83,6 +83,8 @@ def listing(folder: Path, limit: int) -> list[Unit]:
 
 def check(config: ConfigDict) -> None:
     """Raises `InputError` for a value that no stage could work with."""
+    if not config.videos.folder:
+        raise InputError("videos.folder is empty: name the folder that the videos lie in")
     shares = config.questions.types
     if len(shares) != len(templates.TYPES) or min(shares) < 0 or not sum(shares):
         raise InputError(f"questions.types must be {len(templates.TYPES)} shares, not {shares}")
