@@ -92,6 +92,21 @@ def test_the_judge_keeps_what_is_true_and_better(finished, world_videos):
     assert all(p["chosen"] == truth[p["id"]] != p["rejected"] for p in pairs_of(workdir))
 
 
+def test_a_judge_by_rules_that_says_the_opposite(finished, world_config, tmp_path):
+    """Stages before the judge stay; what it kept it now drops, and the other way round."""
+    judged = {}
+    for slips in (0.0, 1.0):
+        workdir = tmp_path / str(slips)
+        ignored = shutil.ignore_patterns("judged*", "pairs*", "shards")
+        shutil.copytree(finished[0], workdir, ignore=ignored)
+        world_config.rules.judge_slips, world_config.balance.localized = slips, 1.0
+        curate(world_config, workdir)
+        lines = [json.loads(x) for x in (workdir / "judged.jsonl").read_text().splitlines()[1:]]
+        judged[slips] = {line["id"]: "items" in line for line in lines}
+    assert judged[0.0].keys() == judged[1.0].keys()
+    assert all(judged[1.0][name] == (not kept) for name, kept in judged[0.0].items())
+
+
 def test_people_strike_out_pairs(finished, world_config, tmp_path):
     workdir, report = finished
     page = (workdir / "review.html").read_text()

@@ -23,7 +23,7 @@ def test_the_table_has_the_fields_and_their_defaults():
     for file in (curate_local, curate_openai, curate_world):
         config = file.get_config()
         assert flat(config).keys() == flat(curation.base()).keys()
-        config.local.checkpoint = config.openai.model = "x"
+        config.local.checkpoint = config.openai.model = config.videos.folder = "x"
         if file is not curate_world:
             stages.check(config)
 
