@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from tpo_jax.errors import InputError
-from tpo_jax.parallel.attention import fused_attention, prefix_attention
+from tpo_jax.parallel.attention import (
+    MOST_QUERIES,
+    continuation_attention,
+    fused_attention,
+    prefix_attention,
+)
 from tpo_jax.parallel.mesh import AXES, make_mesh
 from tpo_jax.parallel.splash import splash_attention, zigzag_positions
 
@@ -78,6 +83,25 @@ def test_zigzag_of_plain_attention():
         )
     for a, b in zip(found, expected(2, length), strict=True):
         np.testing.assert_allclose(a, b[:, order], atol=1e-5)
+
+
+def test_many_queries_take_turns():
+    """Each sees what it sees when all come at once; memory for the scores does not grow."""
+    B, M, R, P, H, K, C = 1, 3, 2 * MOST_QUERIES // 3 // 16 * 16, 8, 2, 1, 4
+    keys = jax.random.split(jax.random.key(0), 6)
+    q = jax.random.normal(keys[0], (B, M, R, H, C))
+    k, v = (jax.random.normal(key, (B, P, K, C)) for key in keys[1:3])
+    own = [jax.random.normal(key, (B, M, R, K, C)) for key in keys[3:5]]
+    mask = jnp.arange(P)[None] < P - 2
+    own_mask = jnp.tril(jnp.ones((R, R), bool)) & jax.random.bernoulli(keys[5], 0.9, (B, M, 1, R))
+    found = continuation_attention(q, k, v, mask, *own, own_mask)
+    halves = [
+        continuation_attention(q[:, :, part], k, v, mask, *own, own_mask[:, :, part])
+        for part in (slice(0, R // 2), slice(R // 2, R))
+    ]
+    np.testing.assert_allclose(found, jnp.concatenate(halves, axis=2), atol=1e-6)
+    program = jax.jit(continuation_attention).lower(q, k, v, mask, *own, own_mask).as_text()
+    assert "while" in program and f"{M}x{K}x{H}x{R}x{R}xf32" not in program
 
 
 def test_attention_by_lengths_equals_plain_attention():
