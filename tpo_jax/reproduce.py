@@ -77,7 +77,12 @@ def miniature(items: list[str]) -> None:
         todo = study.runs(wanted, seeds)
         study_runs.carry_out_all(todo, workdir, choices, train, min(_WORKERS.value, len(seeds)))
     for item in items:
-        print(reproduction.write(item, workdir, seeds), end="\n\n")
+        try:
+            print(reproduction.write(item, workdir, seeds), end="\n\n")
+        except InputError as error:
+            if len(items) == 1:
+                raise
+            print(f"left out: {error}", file=sys.stderr)
     print(f"CSV, PNG and Markdown: {workdir / 'pages'}", file=sys.stderr)
 
 

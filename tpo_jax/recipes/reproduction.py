@@ -65,8 +65,9 @@ def _table(item: Item, results: Results, path: Path) -> list[str]:
                 + compared(found, results.over_videos(one, other))
                 + [verdict(found) if (one, other) in item.statements else ""]
             )
-    sections.append("Paired over seeds:\n\n" + markdown(lines))
-    if results.there("base", "tpo"):
+    if len(lines) > 1:
+        sections.append("Paired over seeds:\n\n" + markdown(lines))
+    if item.by_type and results.there("base", "tpo"):
         sections.append("By type of question:\n\n" + markdown(_types(results)))
     if item is ITEMS["table4"]:
         sections.append(_pairs(results))
@@ -110,8 +111,13 @@ def write(name: str, workdir: Path, seeds: Sequence[int]) -> str:
     """
     item = ITEMS[name]
     results = Results(workdir, item.family, seeds)
-    if not results.there(*item.variants[:1]):
-        raise InputError(f"--workdir={workdir}: no seed of {seeds} has {item.variants[0]} yet")
+    # A table shows the rows there are; a figure needs all it draws.
+    wanted = item.variants[:1] if name.startswith("table") else item.variants
+    if not results.there(*wanted):
+        raise InputError(
+            f"--workdir={workdir}: {name}: {', '.join(wanted)} of {item.family} not there yet for "
+            f"any seed of {', '.join(map(str, seeds))}"
+        )
     folder = workdir / "pages"
     folder.mkdir(exist_ok=True)
     maker = {

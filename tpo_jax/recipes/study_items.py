@@ -30,6 +30,7 @@ class Item:
     columns: tuple[str, ...] = ()
     statements: tuple[tuple[str, str], ...] = ()
     besides: tuple[str, ...] = ()  # not in the paper; shown if there
+    by_type: bool = False  # whether the page compares base and TPO by type of question
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)  # where the page has its own
 
 
@@ -41,6 +42,7 @@ ITEMS = {
         columns=published.TABLE1_COLUMNS,
         statements=tuple(("tpo", v) for v in ("base", "sft_self", "sft_llm", "hound_dpo")),
         besides=("judge_off", "noisy_judge", "dpo", "rrpo", "leanpo", "frames_48", "stretched"),
+        by_type=True,
     ),
     "table2": Item(
         "Table 2: TPO and its base (LLaVA-Video)",
@@ -49,6 +51,7 @@ ITEMS = {
         published.TABLE2,
         published.TABLE2_COLUMNS,
         (("tpo", "base"),),
+        by_type=True,
     ),
     "table3": Item(
         "Table 3: how much data",
