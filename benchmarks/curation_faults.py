@@ -122,6 +122,7 @@ def thrown_out(config: ConfigDict, workdir: Path, roles: str) -> list[str]:
     seconds = time.perf_counter() - begin
     assert child.returncode == 2 and not (workdir / "pairs.jsonl").exists(), said
     last = said.strip().splitlines()[-1].replace(f"{workdir}", "DIR")
+    last = last.replace(MEDIA.value, "../shared/media")
     return [
         f"Tiny model, random weights, {roles}: {seconds:.0f} seconds, exit code 2, no pair.",
         "",
