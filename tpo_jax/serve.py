@@ -102,12 +102,23 @@ def read_settings() -> Settings:
     )
 
 
+def listen() -> socket.socket:
+    """The socket of `--host` and `--port`. Raises `InputError` where it cannot be had."""
+    family = socket.AF_INET6 if ":" in _HOST.value else socket.AF_INET
+    try:
+        return socket.create_server((_HOST.value, _PORT.value), family=family)
+    except OSError as error:
+        given = f"--host={_HOST.value} --port={_PORT.value}"
+        raise InputError(f"{given}: {error.strerror.partition(' (')[0]}") from error
+
+
 def main() -> None:
     """Serves until it is told to stop."""
     try:
         import uvicorn
 
         from tpo_jax.serving.app import build_app
+        from tpo_jax.serving.connections import Connection
         from tpo_jax.serving.models import load, names
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is not installed; pip install 'tpo_jax[serve]'") from error
@@ -116,19 +127,18 @@ def main() -> None:
     called = names(directories)
     if len(called) < len(directories):
         raise InputError(f"--compare={_COMPARE.value} is --checkpoint")
-    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": -1})
-    models = [
-        load(directory, name, settings.max_new_tokens, _DTYPE.value, mesh)
-        for directory, name in zip(directories, called, strict=True)
-    ]
     # JAX warns of every child; the decoders' run another program at once, which is safe.
     warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-    family = socket.AF_INET6 if ":" in _HOST.value else socket.AF_INET
-    with socket.create_server((_HOST.value, _PORT.value), family=family) as listening:
+    with listen() as listening:  # first: loading may take minutes
+        mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": -1})
+        models = [
+            load(directory, name, settings.max_new_tokens, _DTYPE.value, mesh)
+            for directory, name in zip(directories, called, strict=True)
+        ]
         app = build_app(models, settings)
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=Connection,
             log_level="warning",
             access_log=False,
             limit_concurrency=CONNECTIONS_OVER_WAITING * settings.max_waiting,

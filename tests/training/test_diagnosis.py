@@ -173,3 +173,36 @@ def test_the_door(tmp_path):
     (tmp_path / "broken/metrics.jsonl").write_text('{"step"')
     with pytest.raises(InputError, match="no record yet"):
         run_page.write(tmp_path / "broken")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "metrics.jsonl",
+            '{"step": 1, "losses/total": 1%s}\n' % ("0" * 400),
+            "metrics.jsonl:1: not",
+        ),
+        ("metrics.jsonl", '{"step": 1, "losses/total": [1, 2]}\n', "metrics.jsonl:1: not"),
+        ("metrics.jsonl", '{"step": 1%s}\n' % ("0" * 30), "metrics.jsonl:1: not"),
+        ("metrics.jsonl", "\n\n", "no record yet"),
+        ("goodput.jsonl", '{"time": null}\n', "goodput.jsonl:1: not"),
+        ("goodput.jsonl", '{"time": 0}\n{"time": NaN}\n', "goodput.jsonl:2: not"),
+        ("goodput.jsonl", '{"time": 5, "steps": [0, 1], "seconds": {"<b>": 1}}\n', ":1: not"),
+        ("goodput.jsonl", "[" * 100_000 + "\n", "goodput.jsonl:1: not JSON"),
+        ("config.json", "[" * 100_000, "config.json: not what"),
+    ],
+)
+def test_records_of_something_else_are_one_line(tmp_path, name, content, message):
+    write_run(tmp_path / "run", healthy())
+    (tmp_path / "run" / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        run_page.write(tmp_path / "run")
+
+
+def test_what_cannot_be_shown_does_not_keep_the_rest_from_it(tmp_path):
+    run = healthy()
+    run.config["model"]["checkpoint"] = "\ud800"
+    unknown = dataclasses.replace(run, series={"of/nobody": np.ones(SIZE)})
+    write_run(tmp_path / "run", unknown)
+    assert "no metric of those" in run_page.write(tmp_path / "run").read_text()

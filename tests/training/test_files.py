@@ -3,9 +3,12 @@
 import json
 import struct
 
+import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from tpo_jax.errors import InputError
 from tpo_jax.training.files import Board, Lines
+from tpo_jax.training.metrics import MetricsWriter
 
 
 def steps_of(path) -> list[int]:
@@ -55,3 +58,14 @@ def test_half_a_line_is_cut_off(tmp_path):
     lines.add({"step": 2})
     lines.close()
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_damaged_metrics_are_named_and_not_touched(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 0.5}\ngarbage\n{"step": 3}\n')
+    with pytest.raises(InputError, match=r"metrics.jsonl:2: not JSON"):
+        MetricsWriter(tmp_path, 1)
+    assert "garbage" in path.read_text()
+    path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n{"st')
+    MetricsWriter(tmp_path, 1).close()
+    assert path.read_text() == '{"step": 1, "loss": 0.5}\n'

@@ -180,6 +180,14 @@ class FakeWandb(types.ModuleType):
         self.finished += 1
 
 
+def test_a_profile_that_cannot_be_written_ends_no_run(tmp_path, capsys):
+    (tmp_path / "profile").touch()
+    profiler = watch.Profiler(range(1, 2), tmp_path / "profile")
+    profiler.before(1)
+    profiler.after(1, {})
+    assert "profile cannot be written: " in capsys.readouterr().err
+
+
 def test_a_profile_and_a_board_on_demand(tiny_world, compiled, tmp_path, monkeypatch):
     """Weights & Biases is told what the files are told, and the key goes nowhere."""
     fake = FakeWandb()

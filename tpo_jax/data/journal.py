@@ -10,8 +10,12 @@ from typing import Any, Self
 from tpo_jax.errors import InputError
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_lines(path: Path, *, growing: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON Lines file, each with its place, `file:line`.
+
+    Args:
+        path: the file.
+        growing: leaves out a last line without its end, which is being written or was cut off.
 
     Raises:
         InputError: a line that is no JSON object; blank ones are skipped.
@@ -19,7 +23,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             where = f"{path}:{number}"
-            if not line.strip():
+            if not line.strip() or (growing and not line.endswith(b"\n")):
                 continue
             try:
                 value = json.loads(line)

@@ -4,15 +4,17 @@
 stretch of steps, so that it also tells of work that a kill threw away.
 """
 
-import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from tpo_jax.data.journal import read_lines
+from tpo_jax.errors import InputError
 from tpo_jax.training.clock import SPANS
 from tpo_jax.training.files import Lines
 
 JOURNAL = "goodput.jsonl"
+LONGEST = 1e12  # seconds, more than any clock shows
 
 
 class Account:
@@ -78,10 +80,30 @@ class Account:
 
 
 def read(workdir: Path) -> list[dict]:
-    """The whole lines of a working directory's journal; none where there is no journal."""
+    """The whole lines of a working directory's journal; none where there is no journal.
+
+    Raises:
+        InputError: a line of something else.
+    """
     path = workdir / JOURNAL
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = []
+    for where, line in read_lines(path, growing=True) if path.exists() else ():
+        if not _is_line(line):
+            raise InputError(f"{where}: not what `train` writes; mend the line or remove it")
+        lines.append(line)
+    return lines
+
+
+def _is_line(line: dict) -> bool:
+    numbers = [line.get("time")]
+    if "steps" in line:
+        steps, seconds = line["steps"], line.get("seconds")
+        if not (isinstance(steps, list) and len(steps) == 2 and isinstance(seconds, dict)):
+            return False
+        if seconds.keys() - {"step", *SPANS, "other"} or "step" not in seconds:
+            return False
+        numbers += [*steps, *seconds.values()]
+    return all(type(x) in (int, float) and abs(x) < LONGEST for x in numbers)
 
 
 class GoodputJournal:

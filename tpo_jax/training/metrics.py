@@ -6,7 +6,32 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tpo_jax.data.journal import read_lines
+from tpo_jax.errors import InputError
 from tpo_jax.training.files import Board, Lines
+
+MOST_STEPS = 1 << 53
+LARGEST = 1e39  # beyond what float32 holds; nothing that was measured
+
+
+def read_records(path: Path) -> list[dict[str, float]]:
+    """The records of `metrics.jsonl`, without one that is half written.
+
+    Raises:
+        InputError: a line that is no record.
+    """
+    records = []
+    for where, record in read_lines(path, growing=True):
+        step, numbers = record.get("step"), map(_is_number, record.values())
+        if type(step) is not int or abs(step) > MOST_STEPS or not all(numbers):
+            raise InputError(f"{where}: not what `train` writes; mend the line or remove it")
+        records.append(record)
+    return records
+
+
+def _is_number(value: Any) -> bool:
+    # Others may have written NaN.
+    return type(value) in (int, float) and (abs(value) < LARGEST or value != value)
 
 
 class MetricsWriter:
@@ -15,17 +40,18 @@ class MetricsWriter:
 
     Lines of steps after the one resumed from are dropped, and so is one that a killed run left half
     written: a continued run leaves the record of an uninterrupted one.
+
+    Raises:
+        InputError: there is a file that is not one of metrics.
     """
 
     def __init__(self, workdir: Path, first_step: int, wandb: Any = None):
         self._wandb = wandb
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
-            lines = self._path.read_text().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]
-            kept = [line for line in whole if json.loads(line)["step"] <= first_step]
+            kept = [record for record in read_records(self._path) if record["step"] <= first_step]
             temporary = self._path.with_suffix(".tmp")
-            temporary.write_text("".join(kept))
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
             temporary.replace(self._path)
         self._jsonl = Lines(self._path)
         self._board = Board(workdir / "tensorboard", first_step)

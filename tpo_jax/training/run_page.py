@@ -66,7 +66,7 @@ def write(workdir: Path) -> Path:
     """
     run = load(workdir)
     path, temporary = workdir / NAME, workdir / f"{NAME}.tmp"
-    temporary.write_text(page(workdir.absolute().name, run), encoding="utf-8")
+    temporary.write_text(page(workdir.absolute().name, run), encoding="utf-8", errors="replace")
     temporary.replace(path)
     return path
 
@@ -167,6 +167,8 @@ def curves(run: Run) -> str:
         for title, names in PANELS
         if (found := [name for name in names if name in run.series])
     ]
+    if not panels:
+        return "<p>There is no metric of those that are shown.</p>"
     rows = -(-len(panels) // 3)
     figure = Figure(figsize=(12, 2.6 * rows), layout="constrained")
     places = figure.subplots(rows, 3, squeeze=False).flat

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tpo_jax.data.journal import read_lines
 from tpo_jax.errors import InputError
 from tpo_jax.training.goodput import Account, read
+from tpo_jax.training.metrics import read_records
 
 ENOUGH = 10  # records that a rule about a course wants at least
 
@@ -54,19 +54,17 @@ def load(workdir: Path) -> Run:
     for path in (metrics, config):
         if not path.is_file():
             raise InputError(f"{path}: no such file; --workdir must be one of `train`")
-    text = metrics.read_bytes()
-    if b"\n" not in text:
+    if not (records := read_records(metrics)):
         raise InputError(f"{metrics}: no record yet; there is one every train.log_every steps")
-    # The last line of a run that goes on may be half written.
-    whole = text.count(b"\n")
-    records = [record for _, (_, record) in zip(range(whole), read_lines(metrics), strict=False)]
     names = dict.fromkeys(name for record in records for name in record if name != "step")
     try:
-        return Run(
-            {section: dict(fields) for section, fields in json.loads(config.read_text()).items()},
-            np.array([record["step"] for record in records], int),
-            {n: np.array([r.get(n, math.nan) for r in records], float) for n in names},
-            Account(read(workdir)),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{workdir}: not what `train` writes: {error!r}") from error
+        sections = json.loads(config.read_bytes())
+        fields = {section: dict(fields) for section, fields in sections.items()}
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{config}: not what `train` writes: {error!r}") from error
+    return Run(
+        fields,
+        np.array([record["step"] for record in records], int),
+        {n: np.array([r.get(n, math.nan) for r in records], float) for n in names},
+        Account(read(workdir)),
+    )

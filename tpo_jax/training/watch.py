@@ -55,20 +55,27 @@ class Watch:
 
 
 def wandb_run(project: str, workdir: Path, config: dict) -> Any:
-    """The run of this working directory at Weights & Biases, continued where there is one."""
+    """The run of this working directory at Weights & Biases, continued where there is one.
+
+    Raises:
+        InputError: it refuses, or cannot be reached.
+    """
     import wandb
 
     kept = workdir / "wandb_run_id"
     if not kept.exists():
         kept.write_text(uuid.uuid4().hex)
-    return wandb.init(
-        project=project,
-        name=workdir.name,
-        id=kept.read_text(),
-        resume="allow",
-        dir=str(workdir),
-        config=config,
-    )
+    try:
+        return wandb.init(
+            project=project,
+            name=workdir.name,
+            id=kept.read_text(),
+            resume="allow",
+            dir=str(workdir),
+            config=config,
+        )
+    except wandb.Error as error:  # a wrong key, no network
+        raise InputError(f"--wandb_project={project}: {error}") from error
 
 
 class Profiler:
@@ -93,8 +100,13 @@ class Profiler:
         """Writes the trace of a run that ends within these steps."""
         if self._running:
             self._running = False
-            jax.profiler.stop_trace()
-            print(f"profile: {self._directory}", file=sys.stderr, flush=True)
+            text = f"profile: {self._directory}"
+            try:
+                jax.profiler.stop_trace()
+            except (RuntimeError, OSError) as error:  # a disk that is full or read-only
+                reason = str(error).partition("\n")[0]
+                text += f" cannot be written: {reason}; training goes on"
+            print(text, file=sys.stderr, flush=True)
 
 
 def device_memory() -> dict[str, float]:
