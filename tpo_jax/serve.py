@@ -108,8 +108,8 @@ def listen() -> socket.socket:
     try:
         return socket.create_server((_HOST.value, _PORT.value), family=family)
     except OSError as error:
-        given = f"--host={_HOST.value} --port={_PORT.value}"
-        raise InputError(f"{given}: {error.strerror.partition(' (')[0]}") from error
+        given, reason = f"--host={_HOST.value} --port={_PORT.value}", str(error.strerror)
+        raise InputError(f"{given}: {reason.partition(' (')[0]}") from error
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ stretch of steps, so that it also tells of work that a kill threw away.
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tpo_jax.data.journal import read_lines
 from tpo_jax.errors import InputError
@@ -95,7 +96,7 @@ def read(workdir: Path) -> list[dict]:
 
 
 def _is_line(line: dict) -> bool:
-    numbers = [line.get("time")]
+    numbers: list[Any] = [line.get("time")]
     if "steps" in line:
         steps, seconds = line["steps"], line.get("seconds")
         if not (isinstance(steps, list) and len(steps) == 2 and isinstance(seconds, dict)):
