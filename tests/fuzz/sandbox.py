@@ -160,9 +160,12 @@ def _child(module: str, folder: str, arguments: list[str]) -> None:
 def _serve(module: str) -> None:
     from absl import flags
 
+    from tpo_jax.data.records import features
+
     sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     importlib.import_module(module)
+    features()  # what TFDS imports late
     # Everything is imported now; the child runs the door's own file, which defines its flags anew.
     for flag in list(flags.FLAGS.flags_by_module_dict().get(module, [])):
         delattr(flags.FLAGS, flag.name)
