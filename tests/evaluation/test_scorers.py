@@ -125,6 +125,7 @@ def test_breakdown_and_errors_by_hand() -> None:
         ("videomme", {"answer": 1}, "'answer'"),
         ("longvideobench_val_i", {"option0": "N/A", "correct_choice": 0}, "'option0'"),
         ("longvideobench_val_i", {"option0": "x", "correct_choice": "A"}, "'correct_choice'"),
+        ("longvideobench_val_i", {"option0": "x", "correct_choice": -(2**70)}, "'correct_choice'"),
         ("tempcompass_multi_choice", {"answer": "A. x"}, "'dim'"),
     ],
 )

@@ -43,7 +43,7 @@ class CheckpointPolicy:
             ("checkpoint_every", self.every_steps),
             ("checkpoint_minutes", self.every_minutes),
         ):
-            if value < 0:
+            if not value >= 0:  # not a number neither
                 raise InputError(f"train.{name}={value} must not be negative")
         if self.keep < 1:
             raise InputError(f"train.keep_checkpoints={self.keep} must be above 0")

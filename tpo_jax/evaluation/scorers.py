@@ -236,7 +236,9 @@ def _longvideobench(doc: dict, text: str, era: str, draws: random.Random) -> Ver
         raise InputError("the doc's 'option0' must be an option")
     letter = extraction.first(text, "ABCDE", extraction.LONGVIDEOBENCH_OPENINGS)
     parsed = letter or draws.choice("ABCDE"[:options])
-    answer = chr(ord("A") + _need(doc, "correct_choice", int))
+    if not 0 <= (choice := _need(doc, "correct_choice", int)) < 26:
+        raise InputError(f"the doc's 'correct_choice' must number an option, not be {choice}")
+    answer = chr(ord("A") + choice)
     value = {
         "id": doc.get("id"),
         "duration_group": doc.get("duration_group"),

@@ -98,6 +98,8 @@ def interleave(path: Path, duration: float, offset: float, num_frames: int) -> s
         times = [duration / num_frames * i for i in range(num_frames)]
     else:
         times = list(map(float, range(int(duration))))
+    if not path.is_file():  # a device would be read for ever
+        raise InputError(f"{path}: no such file of subtitles")
     try:
         subtitles = list(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
