@@ -51,9 +51,6 @@ Written by `python benchmarks/plan.py --output=docs/results/plan.md`; jax 0.10.2
 |---|---|---|---|---|---|---|---|---|---|---|
 """  # noqa: E501
 
-_OUTPUT = flags.DEFINE_string("output", "docs/results/plan.md", "where the table goes")
-_WHICH = flags.DEFINE_list("rows", [], "numbers of the rows to compile; empty: all")
-
 
 def compiled(row) -> Plan:
     """The plan of a row."""
@@ -99,4 +96,6 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
+    _OUTPUT = flags.DEFINE_string("output", "docs/results/plan.md", "where the table goes")
+    _WHICH = flags.DEFINE_list("rows", [], "numbers of the rows to compile; empty: all")
     app.run(main)

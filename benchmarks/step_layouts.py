@@ -41,6 +41,7 @@ def make_batch(model: ModelConfig, frames: int, text: int, response: int) -> dic
         "input_mask": np.ones_like(ids[..., 1:], bool),
         "target_ids": ids[..., 1:],
         "target_mask": np.ones_like(ids[..., 1:], bool),
+        "pair_index": np.zeros((1, 1), np.int32),
     }
 
 

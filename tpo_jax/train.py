@@ -234,9 +234,6 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
             check_same_run(saved, meta)
         elif (workdir / "config.json").exists():
             print(f"{workdir} holds no checkpoint: starting at step 0", file=sys.stderr)
-        journal = None
-        if jax.process_index() == 0:
-            journal = stack.enter_context(contextlib.closing(GoodputJournal(workdir, started)))
         if objective.uses_live_reference:
             trained, _ = split_params(params, freeze, lora)
             step = functools.partial(step, reference=frozen_copy(trained, compute.dtype))
@@ -254,6 +251,9 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
             state = jax.jit(initial, out_shardings=shardings, donate_argnums=0)(params)
             if jax.process_index() == 0:
                 (workdir / "config.json").write_text(json.dumps(meta["config"], indent=2) + "\n")
+        journal = None
+        if jax.process_index() == 0:
+            journal = stack.enter_context(contextlib.closing(GoodputJournal(workdir, started)))
         state = loop.run(
             length,
             step,

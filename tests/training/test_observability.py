@@ -186,6 +186,8 @@ def test_a_profile_that_cannot_be_written_ends_no_run(tmp_path, capsys):
     profiler.before(1)
     profiler.after(1, {})
     assert "profile cannot be written: " in capsys.readouterr().err
+    (tmp_path / "profile").unlink()
+    jax.profiler.stop_trace()  # JAX keeps the trace until it is written, and begins no other
 
 
 def test_a_profile_and_a_board_on_demand(tiny_world, compiled, tmp_path, monkeypatch):
