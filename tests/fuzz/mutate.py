@@ -54,8 +54,9 @@ def text(rng: np.random.Generator, original: str) -> bytes:
     if rng.random() < 0.4:
         return data(rng, original.encode("utf-8", "surrogatepass"), original.encode())
     pattern = (r"-?\d+(\.\d+)?", r"\w+", r"[^\n]*\n?", r"[^\w\s]")[int(rng.integers(4))]
-    found = list(re.finditer(pattern, original))
+    found = list(re.finditer(pattern, original)) or [re.match("", original)]
     match = found[int(rng.integers(len(found)))]
+    assert match
     wild = WILD[int(rng.integers(len(WILD)))]
     value = wild if isinstance(wild, str) else json.dumps(wild)
     changed = original[: match.start()] + value + original[match.end() :]
