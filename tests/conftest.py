@@ -145,26 +145,15 @@ def smoke_quickstart(tmp_path_factory) -> tuple[Path, str]:
 
 
 @pytest.fixture
-def tiny_door(tiny_world, compiled, tmp_path) -> Iterator[Callable[..., subprocess.Popen]]:
-    """Starts the train door on the tiny run, with more flags and the number of devices."""
-    environment = os.environ | {
-        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-        "JAX_COMPILATION_CACHE_DIR": str(compiled),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    config = tmp_path / "config.py"
-    config.write_text(
-        "import pathlib\n\nfrom tests.tiny_run import tiny_config\n\n\n"
-        f"def get_config():\n    return tiny_config(pathlib.Path({str(tiny_world)!r}))\n"
-    )
+def start_door() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts a door as a child with variables of its own; none outlives the test."""
     children = []
 
-    def start(*arguments: str, devices: int = 8) -> subprocess.Popen:
-        command = [sys.executable, "-m", "tpo_jax.train", f"--config={config}", *arguments]
+    def start(door: str, *arguments: str, variables: dict[str, str]) -> subprocess.Popen:
         child = subprocess.Popen(
-            command,
+            [sys.executable, "-m", f"tpo_jax.{door}", *arguments],
             cwd=Path(__file__).resolve().parents[1],
-            env=environment | {"JAX_NUM_CPU_DEVICES": str(devices)},
+            env=os.environ | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -177,6 +166,27 @@ def tiny_door(tiny_world, compiled, tmp_path) -> Iterator[Callable[..., subproce
         if child.poll() is None:
             child.kill()
         child.communicate()
+
+
+@pytest.fixture
+def tiny_door(tiny_world, compiled, tmp_path, start_door) -> Callable[..., subprocess.Popen]:
+    """Starts the train door on the tiny run, with more flags and the number of devices."""
+    variables = {
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "JAX_COMPILATION_CACHE_DIR": str(compiled),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    config = tmp_path / "config.py"
+    config.write_text(
+        "import pathlib\n\nfrom tests.tiny_run import tiny_config\n\n\n"
+        f"def get_config():\n    return tiny_config(pathlib.Path({str(tiny_world)!r}))\n"
+    )
+
+    def start(*arguments: str, devices: int = 8) -> subprocess.Popen:
+        here = variables | {"JAX_NUM_CPU_DEVICES": str(devices)}
+        return start_door("train", f"--config={config}", *arguments, variables=here)
+
+    return start
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """Rendered videos and configs of runs that take a second."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -37,9 +35,8 @@ def world_config(world_videos) -> ConfigDict:
 
 
 @pytest.fixture
-def curate_door(tmp_path):
+def curate_door(tmp_path, start_door):
     """Starts the command on a config, with more flags and variables."""
-    children = []
 
     def start(config: ConfigDict, *arguments: str, **variables: str) -> subprocess.Popen:
         file = tmp_path / "config.py"
@@ -47,22 +44,9 @@ def curate_door(tmp_path):
             "import json\n\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
             f"    return ConfigDict(json.loads({config.to_json()!r}))\n"
         )
-        child = subprocess.Popen(
-            [sys.executable, "-m", "tpo_jax.curate", f"--config={file}", *arguments],
-            cwd=Path(__file__).resolve().parents[2],
-            env=os.environ | variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        children.append(child)
-        return child
+        return start_door("curate", f"--config={file}", *arguments, variables=variables)
 
-    yield start
-    for child in children:
-        if child.poll() is None:
-            child.kill()
-        child.communicate()
+    return start
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from configs import tiny
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.curation.self_training import Conditions, Query, ask, self_pairs
 from tpo_jax.data import images, preparation, sampling
+from tpo_jax.data.shards import write_json
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import report
@@ -88,13 +89,6 @@ class Stages:
                 raise InputError(f"{name} was stopped before its end; run again to go on")
             self.seconds[name] = round(time.monotonic() - start, 1)
             self._times.write_text(json.dumps(self.seconds, indent=2))
-
-
-def write_json(path: Path, value) -> None:
-    """Writes JSON under a temporary name, then renames."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1))
-    temporary.replace(path)
 
 
 def render(workdir: Path, name: str, seed: int, seconds: list[int]) -> None:

@@ -43,15 +43,3 @@ TABLE5 = {
     "mix_2_8": ("2:8", "53.4", "59.1", "54.2"),
     "comprehensive_only": ("0:10", "53.4", "58.5", "53.8"),
 }
-
-# Shares of the 10k questions in percent; as printed they add up to 98.9.
-FIGURE6 = {
-    "temporal reasoning": 8.7,
-    "action": 12.4,
-    "causal": 11.1,
-    "information extraction": 18.0,
-    "descriptive": 12.8,
-    "summarization": 7.5,
-    "object": 14.9,
-    "spatial": 13.5,
-}

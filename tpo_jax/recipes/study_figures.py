@@ -12,8 +12,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tpo_jax.curation.card import LENGTHS
+from tpo_jax.curation.templates import TYPES
 from tpo_jax.evaluation.statistics import paired, t_interval
-from tpo_jax.recipes import published, study
+from tpo_jax.recipes import study
 from tpo_jax.recipes.study_items import (
     HEAD,
     Item,
@@ -128,7 +129,7 @@ def pie(item: Item, results: Results, path: Path) -> list[str]:
             row["id"]: row["type"] for row in json.loads((directory / "answers.json").read_text())
         }
         counts = Counter(types[p["id"]] for p in pairs)
-        printed: dict[str, float | None] = dict(published.FIGURE6)
+        printed: dict[str, float | None] = dict(TYPES)
     else:
         videos = json.loads((directory / "long.json").read_text())
         ends = [next(name for name, end in LENGTHS if v["duration"] < end) for v in videos]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tpo_jax.curation.self_training import Conditions, Query, ask, self_pairs
+from tpo_jax.data.shards import write_json
 from tpo_jax.evaluation.scoring import exact
 from tpo_jax.recipes import miniature
 from tpo_jax.worlds.questions import Question, make_questions
@@ -66,7 +67,7 @@ def answer(workdir: Path, model: str, seed: int, localized: int, temperature: fl
                 "rejected_right": exact(pair.rejected, question.answer),
             }
         )
-    miniature.write_json(workdir / "answers.json", rows)
+    write_json(workdir / "answers.json", rows)
 
 
 def pairs_of(

@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 
 from tpo_jax.checkpoints.models import load_model, save_model
+from tpo_jax.data.shards import write_json
 from tpo_jax.errors import InputError
 from tpo_jax.recipes import miniature, study_needles, study_pairs
 from tpo_jax.recipes.study import CURVE_OF, NEEDLES_OF, VARIANTS, Choices, Run, variant_config
@@ -59,7 +60,7 @@ def evaluate(directory: Path, family: str, name: str, choices: Choices, model: s
     for seconds, num_frames, blind in settings:
         videos, frames = _eval_frames(directory, seconds, num_frames, family)
         rows += miniature.asked(generator, videos, frames, seconds, blind)
-    miniature.write_json(directory / f"{name}_answers.json", rows)
+    write_json(directory / f"{name}_answers.json", rows)
 
 
 def carry_out(run: Run, workdir: Path, choices: Choices, train: miniature.Train) -> None:
@@ -103,7 +104,7 @@ def _stages(run: Run, directory: Path, choices: Choices, train: miniature.Train)
 def needles(directory: Path, name: str, model: str, seed: int, choices: Choices) -> None:
     """Which needles a model finds."""
     found = study_needles.search(directory, model, seed, choices.lengths, choices.needles)
-    miniature.write_json(directory / f"{name}_needles.json", found)
+    write_json(directory / f"{name}_needles.json", found)
 
 
 def pairs(directory: Path, source: str, seed: int, choices: Choices) -> None:
@@ -119,7 +120,7 @@ def check_workdir(workdir: Path, choices: Choices) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     path, ours = workdir / "choices.json", json.loads(json.dumps(dataclasses.asdict(choices)))
     if not path.exists():
-        miniature.write_json(path, ours)
+        write_json(path, ours)
     theirs = json.loads(path.read_text())
     if differs := sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)):
         raise InputError(
