@@ -51,7 +51,7 @@ class Ledger:
         self._file.seek(0)
         content = self._file.read()
         self._file.truncate(content.rfind(b"\n") + 1)  # a line that a kill cut
-        self.own = _total(content)
+        self.own = self._read_replies(content)
 
     def reserve(self) -> float:
         """Holds back the costs of a request and returns them, for `add` or `release`.
@@ -79,8 +79,17 @@ class Ledger:
                 with path.open("rb") as file:
                     file.seek(start)
                     content = file.read()
-                self._others += _total(content)
+                self._others += self._read_replies(content)
                 self._read[path] = start + content.rfind(b"\n") + 1
+
+    def _read_replies(self, content: bytes) -> Spent:
+        """The sum of the whole lines of a file; the dearest one counts for what is held back."""
+        total = Spent()
+        for line in content[: content.rfind(b"\n") + 1].splitlines():
+            reply = json.loads(line)
+            total += Spent(reply["in"], reply["out"], reply["cost"])
+            self._dearest = max(self._dearest, reply["cost"])
+        return total
 
     def release(self, held: float) -> None:
         """Gives back what `reserve` held."""
@@ -100,12 +109,3 @@ class Ledger:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
-
-
-def _total(content: bytes) -> Spent:
-    """Of the whole lines of a file; what stands behind the last line feed is not whole."""
-    total = Spent()
-    for line in content[: content.rfind(b"\n") + 1].splitlines():
-        reply = json.loads(line)
-        total += Spent(reply["in"], reply["out"], reply["cost"])
-    return total
