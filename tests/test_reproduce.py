@@ -173,6 +173,9 @@ def test_a_page_says_what_the_answers_say(made_up):
     assert rows["tpo", "bare words"]["mean"] == "nan"
     page = reproduction.write("table1", made_up, SEEDS)
     assert "| object, localized | 52.0 ± 2.5 | 62.0 ± 2.5 | +10.0 |" in page
+    shutil.copytree(made_up / "tiny_longva", made_up / "tiny_llava_video")
+    page = reproduction.write("table2", made_up, SEEDS)
+    assert "| LLaVA-Video-TPO | 60.1 |" in page and "| GPT-4o (quoted) | 66.7 |" in page
 
 
 def test_every_variant_belongs_to_an_item_and_to_a_wave():

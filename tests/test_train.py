@@ -343,6 +343,13 @@ def test_wrong_configs_are_named_before_anything_is_written(config, tmp_path, ch
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_in_the_place_of_the_working_directory_is_named(config, tmp_path):
+    (tmp_path / "work").write_text("mine")
+    with pytest.raises(InputError, match="work cannot be a directory: File exists"):
+        train(config, tmp_path / "work")
+    assert (tmp_path / "work").read_text() == "mine"
+
+
 def test_a_shard_that_is_cut_off_is_named(config, tiny_world, tmp_path):
     shards = tmp_path / "shards"
     shards.mkdir()

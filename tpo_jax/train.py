@@ -225,7 +225,10 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
 
     key, logps = identity(config, model, params, pipeline), None
     meta = {"config": json.loads(config.to_json_best_effort()), "identity": key}
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--workdir={workdir} cannot be a directory: {error.strerror}") from error
     checkpoints = TrainCheckpoints(workdir / "checkpoints", policy)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(checkpoints))
@@ -246,7 +249,13 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
             )
             state, position = checkpoints.restore(where)
             batches.set_state(position)
-            print(f"resuming at step {int(state['step'])}", file=sys.stderr)
+            done = int(state["step"])
+            print(f"resuming at step {done}", file=sys.stderr)
+            if watch.profiled and watch.profiled[-1] <= done:
+                print(
+                    f"--profile_steps={watch.profile_steps}: already done, nothing is traced",
+                    file=sys.stderr,
+                )
         else:
             state = jax.jit(initial, out_shardings=shardings, donate_argnums=0)(params)
             if jax.process_index() == 0:

@@ -190,7 +190,7 @@ def test_a_profile_that_cannot_be_written_ends_no_run(tmp_path, capsys):
     jax.profiler.stop_trace()  # JAX keeps the trace until it is written, and begins no other
 
 
-def test_a_profile_and_a_board_on_demand(tiny_world, compiled, tmp_path, monkeypatch):
+def test_a_profile_and_a_board_on_demand(tiny_world, compiled, tmp_path, monkeypatch, capsys):
     """Weights & Biases is told what the files are told, and the key goes nowhere."""
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
@@ -206,6 +206,8 @@ def test_a_profile_and_a_board_on_demand(tiny_world, compiled, tmp_path, monkeyp
     asked = Watch(profile_steps="2:3", wandb_project="tpo")
     train(config, tmp_path, asked)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    train(config, tmp_path, Watch(profile_steps="2:3"))
+    assert "--profile_steps=2:3: already done" in capsys.readouterr().err
     records = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [{"step": step, **scalars} for step, scalars in fake.logged] == records
     assert fake.finished == 1

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tpo_jax.data import sampling
 from tpo_jax.worlds import render, timeline, tokenizer, world
 from tpo_jax.worlds.questions import TYPES, make_questions
 
@@ -211,6 +212,20 @@ def test_videos_do_not_depend_on_the_number_of_workers(tmp_path):
     other = world.make_videos(tmp_path / "other", 10, seconds, workers=1)
     assert digest(one) != digest(other)
     assert not list(tmp_path.rglob("*.partial.mp4"))
+
+
+def test_a_frame_may_last_several_seconds(tmp_path):
+    every = world.make_videos(tmp_path / "every", 9, [24, 24], workers=1)
+    third = world.make_videos(tmp_path / "third", 9, [24, 24], workers=1, strides=[1, 3])
+    assert [video.questions for video in every] == [video.questions for video in third]
+    for video, num_frames in zip(third, (24, 8), strict=True):
+        frames, times, duration = sampling.read_frames(video.path, "fps", 24)
+        # MPEG-4 counts in thousandths: a third of a frame per second is 0.333.
+        assert len(frames) == num_frames and duration == pytest.approx(video.duration, rel=2e-3)
+        np.testing.assert_allclose(times, np.arange(num_frames) * 24 / num_frames, rtol=2e-3)
+    whole, _, _ = sampling.read_frames(every[1].path, "fps", 24)
+    same, next_one = (np.abs(frames.astype(int) - whole[at::3]).mean() for at in (0, 1))
+    assert same < next_one / 2  # a picture coded twice, against another picture's noise
 
 
 def test_writing_where_no_file_can_be_is_one_clear_error(tmp_path):

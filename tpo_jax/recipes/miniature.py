@@ -39,9 +39,11 @@ from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer, world_text
 from tpo_jax.worlds.world import WorldVideo, make_videos
 
 MODEL = "tiny_longva"
-SHORT_FRAMES, LONG_FRAMES = 12, 32
-SHORT_SECONDS = (23, 35)  # at least this, less than that: two to three seconds a frame
-LONG_SECONDS = 96
+# Frames of a short video and the seconds that each of them lasts, both at least and at most. With a
+# single number of frames a question always stands at one distance from the start, and a model that
+# knows no other finds nothing one frame further.
+SHORT_FRAMES, SHORT_STRIDES = (8, 12), (2, 4)
+LONG_SECONDS, LONG_FRAMES = 96, 32
 LONG_WORLD = 2000  # the world of the long videos is that of the seed and this
 MAX_NEW_TOKENS = 12
 
@@ -52,8 +54,8 @@ Train = Callable[[ConfigDict, Path], Path | None]
 class Scale:
     """How much of everything."""
 
-    short_videos: int = 4500
-    tower_steps: int = 1000
+    short_videos: int = 9000
+    tower_steps: int = 3000
     base_steps: int = 1350
     long_videos: int = 900
     eval_videos: int = 300
@@ -91,9 +93,11 @@ class Stages:
             self._times.write_text(json.dumps(self.seconds, indent=2))
 
 
-def render(workdir: Path, name: str, seed: int, seconds: list[int]) -> None:
+def render(
+    workdir: Path, name: str, seed: int, seconds: list[int], strides: list[int] | None = None
+) -> None:
     """Videos in `workdir/name/`, and what can be asked about them in `workdir/name.json`."""
-    videos = make_videos(workdir / name, seed, seconds, workers=os.cpu_count() or 1)
+    videos = make_videos(workdir / name, seed, seconds, os.cpu_count() or 1, strides)
     write_json(workdir / f"{name}.json", [dataclasses.asdict(video) for video in videos])
 
 
@@ -143,13 +147,13 @@ def base_pairs(videos: list[WorldVideo]) -> list[dict]:
     ]
 
 
-def prepare(workdir: Path, pairs: str, videos: str, num_frames: int) -> None:
+def prepare(workdir: Path, pairs: str, videos: str, num_frames: int, rule: str = "uniform") -> None:
     """`{pairs}.jsonl` about `videos/` to `{pairs}_shards/`."""
     preparation.prepare(
         workdir / f"{pairs}.jsonl",
         workdir / videos,
         workdir / f"{pairs}_shards",
-        preparation.Settings(num_frames=num_frames),
+        preparation.Settings(rule, num_frames),
         num_shards=4,
         workers=os.cpu_count() or 1,
     )
@@ -158,22 +162,23 @@ def prepare(workdir: Path, pairs: str, videos: str, num_frames: int) -> None:
 def short_shards(workdir: Path) -> None:
     """Shards for the base model."""
     write_pairs(workdir / "short.jsonl", base_pairs(videos_of(workdir, "short")))
-    prepare(workdir, "short", "short", SHORT_FRAMES)
+    prepare(workdir, "short", "short", max(SHORT_FRAMES), "fps")
 
 
 def initial_model(workdir: Path, scale: Scale, seed: int, model: str = MODEL) -> None:
     """Random weights with a tower that learned to name what a frame shows."""
     config = preset(model)
     videos = videos_of(workdir, "short")[: max(32, scale.short_videos // 2)]
-    frames, times = frames_of(videos, SHORT_FRAMES, model)
-    labels = [
-        frame_labels(make_timeline(seed + 1000, i, round(video.duration)), times[i])
-        for i, video in enumerate(videos)
-    ]
+    frames, labels = [], []
+    for index, video in enumerate(videos):
+        clip, times, _ = sampling.read_frames(video.path, "fps", max(SHORT_FRAMES))
+        frames.append(images.preprocess(clip, config.tower))
+        timeline = make_timeline(seed + 1000, index, round(video.duration))
+        labels.append(frame_labels(timeline, times))
     params, loss = pretrain_tower(
         config,
         init_params(config, seed),
-        frames.reshape(-1, *frames.shape[2:]),
+        np.concatenate(frames),
         np.concatenate(labels),
         SIZES,
         steps=scale.tower_steps,
@@ -188,8 +193,10 @@ def base_config(workdir: Path, scale: Scale, seed: int):
     config = tiny.get_config()
     config.model.checkpoint = str(workdir / "initial")
     config.data.shards = str(workdir / "short_shards")
-    config.data.num_frames = SHORT_FRAMES
+    config.data.num_frames = max(SHORT_FRAMES)
+    config.data.sampling = "fps"  # every frame there is
     config.data.pairs_per_row = 8
+    config.compute.micro_batches = 2  # what a core works on then fits its cache better
     config.objective.dpo_weight = 0.0
     config.objective.alpha = 1.0
     config.train.batch_size = 128
@@ -240,7 +247,7 @@ def curate(workdir: Path, scale: Scale) -> None:
         frames,
         times,
         queries,
-        Conditions(window=SHORT_FRAMES, sparse=4),
+        Conditions(window=max(SHORT_FRAMES), sparse=4),
     )
     kept, quality = [], []
     for pair in found:
@@ -333,10 +340,13 @@ def base_stages(stage: Stages, scale: Scale, seed: int, train: Train, model: str
     """From nothing to the base model of a seed, and the long videos to teach and to ask it with."""
     workdir = stage.workdir
     stage("tokenizer", "tokenizer/tokenizer.json", make_tokenizer, workdir, seed)
-    shorts = np.random.default_rng(seed).integers(*SHORT_SECONDS, scale.short_videos).tolist()
-    longs = [LONG_SECONDS] * scale.long_videos
-    stage("render short videos", "short.json", render, workdir, "short", seed + 1000, shorts)
-    stage("render long videos", "long.json", render, workdir, "long", seed + LONG_WORLD, longs)
+    rng, n = np.random.default_rng(seed), scale.short_videos
+    strides = rng.integers(*SHORT_STRIDES, n, endpoint=True)
+    lasting = strides * rng.integers(*SHORT_FRAMES, n, endpoint=True)
+    shorts = ("short", seed + 1000, lasting.tolist(), strides.tolist())
+    longs = ("long", seed + LONG_WORLD, [LONG_SECONDS] * scale.long_videos)
+    stage("render short videos", "short.json", render, workdir, *shorts)
+    stage("render long videos", "long.json", render, workdir, *longs)
     for seconds in scale.lengths:
         name, many = f"eval_{seconds}", [seconds] * scale.eval_videos
         stage(f"render {name}", f"{name}.json", render, workdir, name, seed + 3000 + seconds, many)

@@ -43,9 +43,11 @@ def _table(item: Item, results: Results, path: Path) -> list[str]:
     axes.set(xlabel="accuracy in percent, 96 s, 32 frames; grey: seeds")
     figure.savefig(path.with_suffix(".png"), dpi=110)
 
-    sections = [
-        "The paper:\n\n" + markdown([["", *item.columns], *map(list, item.printed.values())])
-    ]
+    head = ["", *item.columns]
+    sections = ["The paper:\n\n" + markdown([head, *map(list, item.printed.values())])]
+    if item.quoted:
+        quoted = markdown([head, *([f"{name} (quoted)", *row] for name, *row in item.quoted)])
+        sections.append("Quoted from the paper, not run here:\n\n" + quoted)
     ours = [["", "seeds", *COLUMNS]]
     ours += [
         [label(item, v), str(len(results.there(v)))]

@@ -34,7 +34,7 @@ class Choices:
 
 
 CHOICES = {
-    "full": Choices(miniature.Scale(long_videos=1500), pairs=1500, steps=375),
+    "full": Choices(miniature.Scale(base_steps=2000, long_videos=1500), pairs=2400, steps=375),
     "smoke": Choices(
         dataclasses.replace(miniature.SCALES["smoke"], long_videos=6, eval_videos=4),
         *(8, 2, 1, 0.2, 0.1, (32,), (), (8,), 2),

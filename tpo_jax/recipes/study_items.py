@@ -28,6 +28,7 @@ class Item:
     family: str = "tiny_longva"
     printed: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     columns: tuple[str, ...] = ()
+    quoted: tuple[tuple[str, ...], ...] = ()  # systems that are not run here, as printed
     statements: tuple[tuple[str, str], ...] = ()
     besides: tuple[str, ...] = ()  # not in the paper; shown if there
     by_type: bool = False  # whether the page compares base and TPO by type of question
@@ -50,6 +51,7 @@ ITEMS = {
         "tiny_llava_video",
         published.TABLE2,
         published.TABLE2_COLUMNS,
+        published.TABLE2_QUOTED,
         (("tpo", "base"),),
         by_type=True,
     ),

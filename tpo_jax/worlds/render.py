@@ -90,8 +90,8 @@ def render(timeline: Timeline, seed: int, index: int) -> np.ndarray:
     return canvas.repeat(2, axis=1).repeat(2, axis=2)
 
 
-def write_mp4(path: str | os.PathLike, frames: np.ndarray) -> None:
-    """Writes uint8 RGB `[n, height, width, 3]` as MPEG-4 at `FPS`; a temporary name comes first.
+def write_mp4(path: str | os.PathLike, frames: np.ndarray, fps: float = FPS) -> None:
+    """Writes uint8 RGB `[n, height, width, 3]` as MPEG-4; a temporary name comes first.
 
     Raises:
         OSError: the file cannot be written, or this OpenCV has no MPEG-4 encoder.
@@ -100,7 +100,7 @@ def write_mp4(path: str | os.PathLike, frames: np.ndarray) -> None:
     partial = path.with_name(f".{path.stem}.partial.mp4")
     fourcc = cv2.VideoWriter.fourcc(*"mp4v")
     size = (frames.shape[2], frames.shape[1])
-    writer = cv2.VideoWriter(str(partial), cv2.CAP_FFMPEG, fourcc, FPS, size)
+    writer = cv2.VideoWriter(str(partial), cv2.CAP_FFMPEG, fourcc, fps, size)
     if not writer.isOpened():
         raise OSError(f"{path}: cannot be opened for writing as MPEG-4")
     for frame in frames:

@@ -24,16 +24,24 @@ class WorldVideo:
     questions: tuple[Question, ...]
 
 
-def make_video(seed: int, index: int, seconds: int, path: str | os.PathLike) -> WorldVideo:
-    """Renders video `index` of the world of `seed` to an MP4 file of `seconds` frames at `path`."""
+def make_video(
+    seed: int, index: int, seconds: int, path: str | os.PathLike, stride: int = 1
+) -> WorldVideo:
+    """Renders video `index` of the world of `seed` to an MP4 file at `path`, of which a frame lasts
+    `stride` seconds; with more than `MIN_SECONDS` it would miss things.
+    """
     timeline = make_timeline(seed, index, seconds)
-    write_mp4(path, render(timeline, seed, index))
+    write_mp4(path, render(timeline, seed, index)[::stride], FPS / stride)
     questions = make_questions(timeline, seed, index)
     return WorldVideo(str(path), seconds / FPS, tuple(questions))
 
 
 def make_videos(
-    directory: str | os.PathLike, seed: int, seconds: Sequence[int], workers: int = 2
+    directory: str | os.PathLike,
+    seed: int,
+    seconds: Sequence[int],
+    workers: int = 2,
+    strides: Sequence[int] | None = None,
 ) -> list[WorldVideo]:
     """Renders one video per entry of `seconds`, `00000.mp4` and on.
 
@@ -44,6 +52,7 @@ def make_videos(
         seed: of the world; training and evaluation take different ones.
         seconds: length of each video.
         workers: processes.
+        strides: seconds that a frame of each video lasts; None: one.
 
     Raises:
         OSError: a file cannot be written.
@@ -52,10 +61,11 @@ def make_videos(
     directory.mkdir(parents=True, exist_ok=True)
     paths = [directory / f"{i:05d}.mp4" for i in range(len(seconds))]
     make = functools.partial(make_video, seed)
+    all_arguments = (range(len(seconds)), seconds, paths, strides or [1] * len(seconds))
     if workers <= 1:
-        return list(map(make, range(len(seconds)), seconds, paths))
+        return list(map(make, *all_arguments))
     context = multiprocessing.get_context("spawn")  # forking a process that runs JAX may deadlock
     with concurrent.futures.ProcessPoolExecutor(
         workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)
     ) as pool:
-        return list(pool.map(make, range(len(seconds)), seconds, paths, chunksize=64))
+        return list(pool.map(make, *all_arguments, chunksize=64))
