@@ -15,7 +15,14 @@ from tests.doors import call
 from tests.test_docs import PARSE, ROOT
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.statistics import paired, t_interval
-from tpo_jax.recipes import full_size, reproduction, study, study_pairs, study_runs
+from tpo_jax.recipes import (
+    full_size,
+    full_size_results,
+    reproduction,
+    study,
+    study_pairs,
+    study_runs,
+)
 from tpo_jax.recipes.study_items import ITEMS, needed
 
 SEEDS = (1, 2, 3)
@@ -213,3 +220,44 @@ def test_commands_at_7b_parse_and_missing_things_are_named(tmp_path):
     assert unknown.code != 0 and "table9" in unknown.err
     assert seeds.code == 2 and "--seeds=1,1" in seeds.err
     assert not (tmp_path / "out").exists()
+
+
+def evaluated(item: str, row: str, places: full_size.Places, benchmark: str, score: float, **more):
+    """What `evaluate run` leaves of a row, as far as pages read it."""
+    folder = Path(full_size.place(item, row, places)) / benchmark
+    folder.mkdir(parents=True)
+    summary = {"benchmark": benchmark, "score": score} | more
+    (folder / "results.json").write_text(json.dumps({"tpo_jax": summary}))
+
+
+def test_results_at_7b_stand_beside_those_of_the_paper(tmp_path):
+    places = full_size.Places(workdir=str(tmp_path))
+    assert full_size_results.write("table1", places) == ""  # nothing was carried out
+    evaluated("table1", "base", places, "longvideobench_val_v", 0.5134)
+    evaluated("table1", "base", places, "mlvu_dev", 58.76)
+    groups = {"duration": {"short": {"percent": 61.1}, "long": {"percent": 46.22}}}
+    evaluated("table1", "base", places, "videomme", 52.6, breakdown=groups)
+    evaluated("table1", "tpo", places, "videomme_w_subtitle", 56.6)
+    page = full_size_results.write("table1", places)
+    assert "| LongVA-7B | 51.3 | 58.8 | 61.1/61.6 |" in page
+    assert "| base | 51.3 | 58.8 | 61.1/ |  | 46.2/ | 52.6/ |" in page
+    assert "| TPO |  |  |  |  |  | /56.6 |" in page and "| SFT_Self |  |" in page
+    assert page + "\n" == (tmp_path / "pages/table1.md").read_text()
+    assert (tmp_path / "pages/table1.png").stat().st_size > 0
+    lines = (tmp_path / "pages/table1.csv").read_text().splitlines()
+    assert lines[1] == "base,LVB,0,51.340" and lines[-1] == "tpo,average,1,56.600"
+    evaluated("figure2", "tpo", places, "mlvu_dev_64", 60.0)
+    assert "| TPO |  |  | 60.0 |  |  |" in full_size_results.write("figure2", places)
+    assert "| base | 51.3 | 58.8 | 52.6 |" in full_size_results.write("table4", places)
+
+
+def test_pairs_are_given_or_curated_at_7b(tmp_path):
+    (tmp_path / "there").mkdir()
+    there = str(tmp_path / "there")
+    places = full_size.Places(checkpoint=there, benchmarks=there)
+    assert full_size.missing("table4", places) == ["--shards is not given"]
+    curated = full_size.Places(checkpoint=there, benchmarks=there, videos=there)
+    assert full_size.missing("table4", curated) == []
+    assert [c.door for c in full_size.commands("table4", curated)][:2] == ["curate", "evaluate"]
+    given = full_size.Places(checkpoint=there, benchmarks=there, shards=there)
+    assert "curate" not in [c.door for c in full_size.commands("table4", given)]

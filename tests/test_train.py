@@ -324,6 +324,8 @@ def test_what_is_not_finite_stops_with_step_pairs_and_checkpoint(
         ({"train.num_epochs": 0}, "one of train.num_steps and train.num_epochs"),
         ({"train.log_every": 0}, "train.log_every=0 must be above 0"),
         ({"train.freeze": ("towers",)}, "train.freeze names .'towers'."),
+        ({"train.freeze": ({},)}, "train.freeze names .{}."),
+        ({"lora.targets": ({}, "q_proj")}, r"lora.targets=\({}, 'q_proj'\) must be some of"),
         ({"mesh.data": 3, "mesh.fsdp": 1}, "mesh .* does not fit 8 devices"),
         ({"model.preset": ""}, "one of model.checkpoint and model.preset"),
         ({"model.preset": "tiny"}, "model.preset='tiny' is unknown; choose one of"),

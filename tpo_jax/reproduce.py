@@ -36,15 +36,17 @@ _WORKERS = flags.DEFINE_integer(
 )
 _RUN = flags.DEFINE_bool("run", False, "7b: carry the commands out.")
 _PLAN = flags.DEFINE_bool("plan", False, "7b: ask `plan` for the chip-hours; takes minutes.")
-for _name, _what in {
+_PLACES = {
     "checkpoint": "the base model",
-    "shards": "preference pairs; without it they are curated",
+    "shards": "preference pairs; without it they are curated from --videos",
+    "videos": "folder of videos to curate pairs from",
     "written": "answers of another model, as shards, for SFT_LLM",
     "judged": "judge-scored pairs of sampled answers, as shards, for Hound-DPO",
     "benchmarks": "folder of the folders longvideobench, mlvu and videomme",
     "haystack": "a movie, for figure3",
     "needles": "its needles, for figure3",
-}.items():
+}
+for _name, _what in _PLACES.items():
     flags.DEFINE_string(_name, "", f"7b: {_what}.")
 
 
@@ -102,11 +104,10 @@ def _planned() -> float:
 
 def seven_b(items: list[str]) -> None:
     """Prints the commands, and runs them if asked to."""
-    from tpo_jax.recipes import full_size
+    from tpo_jax.recipes import full_size, full_size_results
 
     values = flags.FLAGS.flag_values_dict()
-    names = ("checkpoint", "shards", "written", "judged", "benchmarks", "haystack", "needles")
-    given = {name: values[name] for name in names}
+    given = {name: values[name] for name in _PLACES}
     places = full_size.Places(**given, workdir=_WORKDIR.value)
     hours, source = full_size.CHIP_HOURS, full_size.PLAN_SOURCE
     if _PLAN.value:
@@ -116,6 +117,9 @@ def seven_b(items: list[str]) -> None:
     if _RUN.value:
         for item in items:
             full_size.run(item, places, hours)
+    for item in items:
+        if page := full_size_results.write(item, places):
+            print(page, end="\n\n")
 
 
 def main() -> None:

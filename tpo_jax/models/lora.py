@@ -37,7 +37,8 @@ class Lora:
             raise InputError(f"lora.rank={self.rank} must not be negative")
         if self.alpha <= 0:
             raise InputError(f"lora.alpha={self.alpha} must be above 0")
-        if not self.targets or set(self.targets) - PROJECTIONS.keys():
+        # Compared, not hashed: a target may be anything that a config can hold.
+        if not self.targets or any(t not in list(PROJECTIONS) for t in self.targets):
             raise InputError(
                 f"lora.targets={tuple(self.targets)!r} must be some of {', '.join(PROJECTIONS)}"
             )

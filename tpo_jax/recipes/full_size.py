@@ -37,6 +37,7 @@ class Places:
         written: answers of another model, for SFT_LLM.
         judged: judge-scored pairs of sampled answers, for Hound-DPO.
         benchmarks: folder that holds the benchmarks' folders.
+        videos: folder of videos to curate pairs from, where `shards` is not given.
         haystack: a movie, for Figure 3.
         needles: its needles.
         workdir: of everything that is made.
@@ -47,6 +48,7 @@ class Places:
     written: str = ""
     judged: str = ""
     benchmarks: str = ""
+    videos: str = ""
     haystack: str = ""
     needles: str = ""
     workdir: str = "reproduction_7b"
@@ -109,6 +111,15 @@ class Command:
         return " ".join(("python -m", f"tpo_jax.{self.door}", *quoted))
 
 
+def _family(item: str) -> str:
+    return "llava_video" if item == "table2" else "longva"
+
+
+def place(item: str, row: str, places: Places) -> str:
+    """The directory of a row: its training and, by benchmark, its evaluations."""
+    return f"{places.workdir}/{_family(item)}_{row}"
+
+
 def commands(item: str, places: Places, chip_hours: float = CHIP_HOURS) -> list[Command]:
     """The commands of an item, in order. Places that are not given stand there in capitals.
 
@@ -121,15 +132,14 @@ def commands(item: str, places: Places, chip_hours: float = CHIP_HOURS) -> list[
         field.name: getattr(places, field.name) or field.name.upper()
         for field in dataclasses.fields(places)
     }
-    work = given["workdir"]
-    family = "llava_video" if item == "table2" else "longva"
-    curated = f"{work}/curated_{family}"
+    family = _family(item)
+    curated = f"{places.workdir}/curated_{family}"
     curate = Command(
         "curate",
         (
             "--config=configs/curate_local.py",
             f"--workdir={curated}",
-            "--config.videos.folder=VIDEOS",
+            f"--config.videos.folder={given['videos']}",
             f"--config.local.checkpoint={given['checkpoint']}",
             "--config.balance.pairs=10000",
         ),
@@ -140,27 +150,27 @@ def commands(item: str, places: Places, chip_hours: float = CHIP_HOURS) -> list[
     found = [] if places.shards else [curate]
     given["shards"] = places.shards or curate.makes
     for row in ITEMS[item]:
-        model = f"{work}/{family}_{row}/model"
+        model = f"{place(item, row, places)}/model"
         if row == "base":
             model = given["checkpoint"]
         else:
             training = TRAININGS[row]
             arguments = (
                 f"--config=configs/{family}_tpo.py:{training.variant}",
-                f"--workdir={work}/{family}_{row}",
+                f"--workdir={place(item, row, places)}",
                 f"--config.model.checkpoint={given['checkpoint']}",
                 f"--config.data.shards={given[training.shards]}",
                 *training.changes,
             )
             cost = chip_hours * training.pairs / 10_000
             found.append(Command("train", arguments, model, cost))
-        found += _evaluations(item, f"{work}/{family}_{row}", model, given)
+        found += _evaluations(item, place(item, row, places), model, given)
     return found
 
 
-def _evaluations(item: str, place: str, model: str, given: dict[str, str]) -> Iterator[Command]:
+def _evaluations(item: str, folder: str, model: str, given: dict[str, str]) -> Iterator[Command]:
     if item == "figure3":
-        output = f"{place}/niah"
+        output = f"{folder}/niah"
         yield Command(
             "evaluate",
             (
@@ -180,7 +190,7 @@ def _evaluations(item: str, place: str, model: str, given: dict[str, str]) -> It
     if item == "figure2":
         settings = [("mlvu_dev", f"--num_frames={n}") for n in FIGURE2_FRAMES]
     for name, frames in settings:
-        output = f"{place}/{name}{frames.replace('--num_frames=', '_')}"
+        output = f"{folder}/{name}{frames.replace('--num_frames=', '_')}"
         arguments = (
             "run",
             f"--benchmark={name}",
@@ -196,14 +206,16 @@ def _evaluations(item: str, place: str, model: str, given: dict[str, str]) -> It
 
 def missing(item: str, places: Places) -> list[str]:
     """What an item needs and the places do not hold: flag and reason."""
-    wanted = {"checkpoint", "shards"}
+    wanted = {"checkpoint"}
     if item in ("figure5", "figure6"):
-        wanted = {"checkpoint"}
+        wanted.add("videos")
     elif item == "figure3":
         wanted |= {"haystack", "needles"}
     else:
         wanted.add("benchmarks")
     wanted |= {TRAININGS[row].shards for row in ITEMS.get(item, ()) if row != "base"}
+    if "shards" in wanted and places.videos:
+        wanted = wanted - {"shards"} | {"videos"}
     found = []
     for field in dataclasses.fields(places):
         value = getattr(places, field.name)

@@ -22,8 +22,8 @@ def split_params(
     Raises:
         InputError: a frozen part that the model does not have, or nothing left to train.
     """
-    unknown = sorted(set(freeze) - set(params))
-    if unknown:
+    # Compared, not hashed: a part may be anything that a config can hold.
+    if unknown := [part for part in freeze if part not in list(params)]:
         raise InputError(f"train.freeze names {unknown}; the model has {sorted(params)}")
     if lora.rank:
         freeze = (*freeze, "decoder")

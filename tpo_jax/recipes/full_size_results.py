@@ -1,0 +1,94 @@
+"""What the commands of `full_size` left: CSV, PNG and a table per item, the paper's numbers beside
+ours.
+"""
+
+import csv
+import json
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from tpo_jax.recipes.full_size import BENCHMARKS, FIGURE2_FRAMES, ITEMS, SUBTITLED, Places, place
+from tpo_jax.recipes.study_items import ITEMS as DESCRIBED
+from tpo_jax.recipes.study_items import label, markdown
+
+LENGTHS = ("short", "medium", "long")
+
+
+def _read(folder: Path) -> dict:
+    """The summary of an evaluation; empty where it has not been carried out."""
+    path = folder / "results.json"
+    return json.loads(path.read_text())["tpo_jax"] if path.exists() else {}
+
+
+def _percent(summary: dict) -> float | None:
+    """The score of a benchmark in percent, as the paper prints it."""
+    if not summary:
+        return None
+    return summary["score"] * (100 if summary["benchmark"].startswith("longvideobench") else 1)
+
+
+def _cells(item: str, folder: Path) -> dict[str, list[float | None]]:
+    """Numbers of a row by column; two of them where the paper has those with subtitles, too."""
+    if item == "figure2":
+        return {str(n): [_percent(_read(folder / f"mlvu_dev_{n}"))] for n in FIGURE2_FRAMES}
+    cells = {name: [_percent(_read(folder / BENCHMARKS[name]))] for name in ("LVB", "MLVU")}
+    names = [BENCHMARKS["VMME"]]
+    if len(DESCRIBED[item].columns) == 3:
+        return cells | {"VMME average": [_percent(_read(folder / names[0]))]}
+    found = [_read(folder / name) for name in (*names, *SUBTITLED.values())]
+    for length in LENGTHS:
+        groups = [summary.get("breakdown", {}).get("duration", {}) for summary in found]
+        column = "VMME short" if length == "short" else length
+        cells[column] = [group.get(length, {}).get("percent") for group in groups]
+    return cells | {"average": [_percent(summary) for summary in found]}
+
+
+def _written(numbers: list[float | None]) -> str:
+    """A cell: `52.6`, or `52.6/54.3` without and with subtitles; empty where nothing is there."""
+    texts = ["" if number is None else f"{number:.1f}" for number in numbers]
+    return "/".join(texts) if any(texts) else ""
+
+
+def write(item: str, places: Places) -> str:
+    """Writes `pages/{item}.csv`, `.png` and `.md` in the working directory; returns the page, empty
+    where no evaluation of the item has been carried out. Figures 3, 5 and 6 are pictures that
+    `evaluate niah` and `curate` draw themselves.
+    """
+    if item not in ITEMS or item == "figure3":
+        return ""
+    described = DESCRIBED[item]
+    rows = {row: _cells(item, Path(place(item, row, places))) for row in ITEMS[item]}
+    if not any(number is not None for row in rows.values() for n in row.values() for number in n):
+        return ""
+    columns = list(next(iter(rows.values())))
+    folder = Path(places.workdir) / "pages"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{item}.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["model", "column", "subtitles", "percent"])
+        for row, cells in rows.items():
+            for column, numbers in cells.items():
+                for subtitles, number in enumerate(numbers):
+                    if number is not None:
+                        writer.writerow([row, column, subtitles, f"{number:.3f}"])
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for row, cells in rows.items():
+        axes.plot(columns, [cells[c][0] for c in columns], "o-", label=label(described, row))
+    axes.set(ylabel="percent, without subtitles")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(folder / f"{item}.png", dpi=110)
+
+    sections = [f"## {described.title}, at 7B"]
+    if described.printed:
+        printed = [["", *described.columns], *map(list, described.printed.values())]
+        sections.append("The paper:\n\n" + markdown(printed))
+    ours = [["", *columns]]
+    for row, cells in rows.items():
+        ours.append([label(described, row), *(_written(cells[column]) for column in columns)])
+    sections += ["Here:\n\n" + markdown(ours), f"![{described.title}]({item}.png)"]
+    text = "\n\n".join(sections)
+    (folder / f"{item}.md").write_text(text + "\n")
+    return text
