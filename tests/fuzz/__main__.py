@@ -96,6 +96,8 @@ def page(tallies: dict[str, Tally], seed: int, minutes: float, command: str) -> 
             f"| {name} | {t.inputs} | {t.accepted} | {t.refused} | {len(t.found)} | "
             f"{t.seconds:.1f} | {t.memory_mb} |"
         )
+    if found := [line for t in tallies.values() for line in t.found]:
+        lines += ["", "What did neither:", "", *(f"- `{line}`" for line in found)]
     return "\n".join(lines) + "\n"
 
 

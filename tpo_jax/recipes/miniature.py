@@ -39,11 +39,11 @@ from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer, world_text
 from tpo_jax.worlds.world import WorldVideo, make_videos
 
 MODEL = "tiny_longva"
-# Frames of a short video and the seconds that each of them lasts, both at least and at most. With a
-# single number of frames a question always stands at one distance from the start, and a model that
-# knows no other finds nothing one frame further.
-SHORT_FRAMES, SHORT_STRIDES = (8, 12), (2, 4)
-LONG_SECONDS, LONG_FRAMES = 96, 32
+SHORT_FRAMES, LONG_FRAMES = 12, 32
+SHORT_SECONDS = (23, 34)  # at least, at most: two to three seconds a frame
+# Of varied short videos: frames, and seconds that each of them lasts.
+VARIED_FRAMES, VARIED_STRIDES = (8, SHORT_FRAMES), (2, 4)
+LONG_SECONDS = 96
 LONG_WORLD = 2000  # the world of the long videos is that of the seed and this
 MAX_NEW_TOKENS = 12
 
@@ -54,8 +54,11 @@ Train = Callable[[ConfigDict, Path], Path | None]
 class Scale:
     """How much of everything."""
 
-    short_videos: int = 9000
-    tower_steps: int = 3000
+    short_videos: int = 4500
+    # With a single number of frames a question always stands at one distance from the start, and
+    # a model that knows no other finds less one frame further. Varied ones take longer to learn.
+    varied: bool = False
+    tower_steps: int = 1000
     base_steps: int = 1350
     long_videos: int = 900
     eval_videos: int = 300
@@ -64,11 +67,16 @@ class Scale:
     temperature: float = 0.0  # of the base model's own answers
     truth_filter: bool = True  # keep pairs whose chosen answer is true and whose rejected is not
 
+    @property
+    def short_rule(self) -> str:
+        """How the frames of short videos are sampled: varied ones hold no others."""
+        return "fps" if self.varied else "uniform"
+
 
 SCALES = {
     "full": Scale(),
     # Minutes become seconds: shows that every stage runs, and nothing about the method.
-    "smoke": Scale(48, 20, 6, 16, 12, (16, 32), (96,), 1.0, truth_filter=False),
+    "smoke": Scale(48, False, 20, 6, 16, 12, (16, 32), (96,), 1.0, truth_filter=False),
 }
 
 
@@ -159,10 +167,10 @@ def prepare(workdir: Path, pairs: str, videos: str, num_frames: int, rule: str =
     )
 
 
-def short_shards(workdir: Path) -> None:
+def short_shards(workdir: Path, scale: Scale) -> None:
     """Shards for the base model."""
     write_pairs(workdir / "short.jsonl", base_pairs(videos_of(workdir, "short")))
-    prepare(workdir, "short", "short", max(SHORT_FRAMES), "fps")
+    prepare(workdir, "short", "short", SHORT_FRAMES, scale.short_rule)
 
 
 def initial_model(workdir: Path, scale: Scale, seed: int, model: str = MODEL) -> None:
@@ -171,7 +179,7 @@ def initial_model(workdir: Path, scale: Scale, seed: int, model: str = MODEL) ->
     videos = videos_of(workdir, "short")[: max(32, scale.short_videos // 2)]
     frames, labels = [], []
     for index, video in enumerate(videos):
-        clip, times, _ = sampling.read_frames(video.path, "fps", max(SHORT_FRAMES))
+        clip, times, _ = sampling.read_frames(video.path, scale.short_rule, SHORT_FRAMES)
         frames.append(images.preprocess(clip, config.tower))
         timeline = make_timeline(seed + 1000, index, round(video.duration))
         labels.append(frame_labels(timeline, times))
@@ -193,8 +201,8 @@ def base_config(workdir: Path, scale: Scale, seed: int):
     config = tiny.get_config()
     config.model.checkpoint = str(workdir / "initial")
     config.data.shards = str(workdir / "short_shards")
-    config.data.num_frames = max(SHORT_FRAMES)
-    config.data.sampling = "fps"  # every frame there is
+    config.data.num_frames = SHORT_FRAMES
+    config.data.sampling = scale.short_rule
     config.data.pairs_per_row = 8
     config.compute.micro_batches = 2  # what a core works on then fits its cache better
     config.objective.dpo_weight = 0.0
@@ -247,7 +255,7 @@ def curate(workdir: Path, scale: Scale) -> None:
         frames,
         times,
         queries,
-        Conditions(window=max(SHORT_FRAMES), sparse=4),
+        Conditions(window=SHORT_FRAMES, sparse=4),
     )
     kept, quality = [], []
     for pair in found:
@@ -341,8 +349,12 @@ def base_stages(stage: Stages, scale: Scale, seed: int, train: Train, model: str
     workdir = stage.workdir
     stage("tokenizer", "tokenizer/tokenizer.json", make_tokenizer, workdir, seed)
     rng, n = np.random.default_rng(seed), scale.short_videos
-    strides = rng.integers(*SHORT_STRIDES, n, endpoint=True)
-    lasting = strides * rng.integers(*SHORT_FRAMES, n, endpoint=True)
+    strides = np.ones(n, int)
+    if scale.varied:
+        strides = rng.integers(*VARIED_STRIDES, n, endpoint=True)
+        lasting = strides * rng.integers(*VARIED_FRAMES, n, endpoint=True)
+    else:
+        lasting = rng.integers(*SHORT_SECONDS, n, endpoint=True)
     shorts = ("short", seed + 1000, lasting.tolist(), strides.tolist())
     longs = ("long", seed + LONG_WORLD, [LONG_SECONDS] * scale.long_videos)
     stage("render short videos", "short.json", render, workdir, *shorts)
@@ -350,7 +362,7 @@ def base_stages(stage: Stages, scale: Scale, seed: int, train: Train, model: str
     for seconds in scale.lengths:
         name, many = f"eval_{seconds}", [seconds] * scale.eval_videos
         stage(f"render {name}", f"{name}.json", render, workdir, name, seed + 3000 + seconds, many)
-    stage("shards of short videos", "short_shards", short_shards, workdir)
+    stage("shards of short videos", "short_shards", short_shards, workdir, scale)
     stage("tower", "initial", initial_model, workdir, scale, seed, model)
     stage("base model", "base/model", train, base_config(workdir, scale, seed), workdir / "base")
 

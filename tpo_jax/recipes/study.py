@@ -34,9 +34,15 @@ class Choices:
 
 
 CHOICES = {
-    "full": Choices(miniature.Scale(base_steps=2000, long_videos=1500), pairs=2400, steps=375),
+    "full": Choices(
+        miniature.Scale(
+            short_videos=9000, varied=True, tower_steps=3000, base_steps=2000, long_videos=1500
+        ),
+        pairs=2400,
+        steps=375,
+    ),
     "smoke": Choices(
-        dataclasses.replace(miniature.SCALES["smoke"], long_videos=6, eval_videos=4),
+        dataclasses.replace(miniature.SCALES["smoke"], varied=True, long_videos=6, eval_videos=4),
         *(8, 2, 1, 0.2, 0.1, (32,), (), (8,), 2),
     ),
 }

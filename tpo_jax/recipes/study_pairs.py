@@ -15,7 +15,7 @@ from tpo_jax.worlds.questions import Question, make_questions
 from tpo_jax.worlds.timeline import make_timeline
 
 SOURCES = ("judged", "unjudged", "noisy", "written", "sampled")
-CONDITIONS = Conditions(window=max(miniature.SHORT_FRAMES), sparse=4)
+CONDITIONS = Conditions(window=miniature.SHORT_FRAMES, sparse=4)
 # More rounds over the eight types than any video has comprehensive questions.
 ALL_QUESTIONS = 40
 
