@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from tpo_jax.recipes.full_size import BENCHMARKS, FIGURE2_FRAMES, ITEMS, SUBTITLED, Places, place
@@ -75,7 +76,8 @@ def write(item: str, places: Places) -> str:
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     axes = figure.subplots()
     for row, cells in rows.items():
-        axes.plot(columns, [cells[c][0] for c in columns], "o-", label=label(described, row))
+        heights = np.array([cells[column][0] for column in columns], float)  # None: not a number
+        axes.plot(columns, heights, "o-", label=label(described, row))
     axes.set(ylabel="percent, without subtitles")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
