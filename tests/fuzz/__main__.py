@@ -79,13 +79,17 @@ def page(tallies: dict[str, Tally], seed: int, minutes: float, command: str) -> 
         "changes each: bits flipped, numbers made extreme, pieces cut, doubled, zeroed or taken "
         "from other files, JSON values replaced by wild ones.",
         "A call is one run of a door in a process of its own; a call of `prepare` reads eight "
-        "clips.",
+        "clips. Shards, subtitles, rows of benchmarks and pictures",
+        "go through the readers of `train`, `evaluate` and `serve` alone "
+        "(`tests/fuzz/entries.py`), without the model that these load first. Fields of configs "
+        "come with a checkpoint",
+        "that is not there: what is accepted ends at its absence.",
         "",
         f"Each must end within {SECONDS:.0f} s with its work done or with one line of error and "
         "exit code 2, must not die, print a traceback",
         "or take 3 GB, and must leave everything but its output as it was: every file opened for "
         "writing, made, renamed or removed",
-        "is watched by an audit hook, and the folder is compared afterwards.",
+        "from Python is watched by an audit hook, and the folder is compared afterwards.",
         "",
         "| input | inputs | calls that did their work | refused in one line | anything else | "
         "slowest, s | memory, MB |",

@@ -126,10 +126,11 @@ def _make_checkpoint(folder: Path, tokenizer: Path) -> None:
 def _make_archives(folder: Path, files: Path) -> None:
     for kind in ("", "gz", "bz2", "xz"):
         with tarfile.open(folder / f"videos.tar{kind}", f"w:{kind}") as out:
-            out.add(files, "videos")
+            for file in sorted(files.glob("*.*")):
+                out.add(file, file.name)
     with zipfile.ZipFile(folder / "videos.zip", "w", zipfile.ZIP_DEFLATED) as out:
         for file in sorted(files.glob("*.*")):
-            out.write(file, f"videos/{file.name}")
+            out.write(file, file.name)
     hostile = io.BytesIO()
     with tarfile.open(fileobj=hostile, mode="w") as out:
         for name, kind, target in (
@@ -392,7 +393,7 @@ def archives(rng, cache, folder):
     return [
         f"--archive={name}",
         f"--pairs={cache}/pairs.json",
-        f"--videos={folder}/out_videos/videos",
+        f"--videos={folder}/out_videos",
         f"--output={folder}/out",
         "--num_frames=2",
         "--frames=png",

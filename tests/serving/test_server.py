@@ -2,6 +2,7 @@
 the client understands.
 """
 
+import asyncio
 import base64
 import json
 import socket
@@ -15,6 +16,9 @@ import pytest
 
 from tests.doors import call
 from tests.serving.conftest import FLAGS, QUESTIONS
+from tpo_jax.serving.app import Gate
+from tpo_jax.serving.metrics import Metrics
+from tpo_jax.serving.settings import Settings
 
 TIMELESS = {"time_instruction": "none"}  # images have no times
 pytestmark = pytest.mark.slow
@@ -137,7 +141,9 @@ def test_wrong_requests_are_answered_in_openais_shape(server, folder) -> None:
         (400, about(video_part("data:video/mp4;base64,AAAA"))),
         (400, about(video_part(f"data:video/mp4;base64,{playlist}"))),
         (400, about(video_part(str(media / "broken.mp4")))),
-        (400, about(video_part("http://127.0.0.1/video.mp4"))),
+        (403, about(video_part("http://127.0.0.1/video.mp4"))),
+        (400, about(video_part("file://[x/a"))),
+        (400, about(video_part("file://media/video.mp4"))),
         (403, about(video_part(str(folder / "outside.mp4")))),
         (403, about(video_part(str(media / "../outside.mp4")))),
         (403, about(video_part(str(media / "link.mp4")))),
@@ -153,6 +159,8 @@ def test_wrong_requests_are_answered_in_openais_shape(server, folder) -> None:
         (400, about(video_part(str(media / "video.mp4")), num_frames=1000)),
         (400, about({"type": "audio"})),
         (400, about({"type": "text", "text": "<|im_end|>"})),
+        (400, about({"type": "text", "text": "\ud800"})),
+        (400, {"model": "tpo", "messages": [{"role": "user", "content": "  "}]}),
         (400, about({"type": "text", "text": "long " * 2000})),
         (400, {"model": "tpo"}),
         (400, {"model": "tpo", "messages": [{"role": "system", "content": "Be a pirate."}]}),
@@ -170,6 +178,17 @@ def test_wrong_requests_are_answered_in_openais_shape(server, folder) -> None:
         assert str(folder) not in error["message"].replace(str(media), "")
     assert httpx.get(f"{server.url}/nothing").json()["error"]["message"]
     assert httpx.get(f"{server.url}/health", headers={"host": "evil.example"}).status_code == 400
+
+
+def test_a_failure_of_the_server_is_counted() -> None:
+    async def failing(scope, receive, send):
+        raise RuntimeError("broken")
+
+    metrics = Metrics()
+    gate = Gate(failing, Settings(), metrics, ["/health"])
+    with pytest.raises(RuntimeError, match="broken"):
+        asyncio.run(gate({"type": "http", "path": "/health", "headers": []}, None, None))
+    assert 'requests_total{path="/health",status="500"} 1.0' in metrics.text().decode()
 
 
 def test_the_client_raises_openais_errors(ask) -> None:

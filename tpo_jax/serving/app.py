@@ -58,8 +58,12 @@ class Gate:
             return await self.app(scope, receive, send)
         path = scope["path"] if scope["path"] in self.paths else "other"
 
+        begun = False
+
         async def counted(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 self.metrics.requests.labels(path, message["status"]).inc()
             await send(message)
 
@@ -71,7 +75,12 @@ class Gate:
         ):
             error = ApiError(401, "the key is missing or wrong", "invalid_api_key")
             return await error.response()(scope, receive, counted)
-        await self.app(scope, receive, counted)
+        try:
+            await self.app(scope, receive, counted)
+        except Exception:  # Starlette answers it outside of here
+            if not begun:
+                self.metrics.requests.labels(path, 500).inc()
+            raise
 
 
 def build_app(models: Sequence[Model], settings: Settings) -> Starlette:

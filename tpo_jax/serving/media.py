@@ -75,11 +75,11 @@ class Media:
             return self._uploads[url]
         if scheme in ("http", "https"):
             if not self.settings.allow_urls:
-                raise ApiError(400, "addresses are fetched only with --allow_urls", "not_allowed")
+                raise ApiError(403, "addresses are fetched only with --allow_urls", "not_allowed")
             limit = self.settings.max_upload_mb * MB
             await asyncio.to_thread(fetch, url, target, limit, self.settings.media_seconds)
             return _hashed(target)
-        return self.local(unquote(urlsplit(url).path) if scheme == "file" else url)
+        return self.local(_path(url) if scheme == "file" else url)
 
     def local(self, path: str) -> File:
         """A file or directory of frames below an allowed folder."""
@@ -147,3 +147,15 @@ class Media:
 def _hashed(path: Path) -> File:
     with path.open("rb") as file:
         return File(("bytes", hashlib.file_digest(file, "sha256").digest()), path)
+
+
+def _path(url: str) -> str:
+    """The path of a `file` URL."""
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:  # half an IPv6 address
+        raise ApiError(400, f"not a URL: {error}", "invalid_media") from error
+    if parts.netloc not in ("", "localhost"):
+        message = "a file URL is file:///PATH, absolute and without a host; a relative path is none"
+        raise ApiError(400, message, "invalid_media")
+    return unquote(parts.path)

@@ -154,6 +154,8 @@ def _parse_messages(messages: Any) -> tuple[str, tuple[Part, ...]]:
         if kind == "text":
             if not isinstance(part.get("text"), str):
                 raise _wrong(where, "must have a text")
+            if any("\ud800" <= character <= "\udfff" for character in part["text"]):
+                raise _wrong(where, "holds half of a surrogate pair, which is no character")
             texts.append(part["text"])
         elif kind in PARTS:
             link = part.get(kind)
@@ -166,7 +168,10 @@ def _parse_messages(messages: Any) -> tuple[str, tuple[Part, ...]]:
     kinds = [part.kind for part in parts]
     if "video" in kinds and len(kinds) > 1:
         raise _wrong("messages", "must hold one video or images, not more")
-    return "\n".join(texts).strip(), tuple(parts)
+    question = "\n".join(texts).strip()
+    if not question:
+        raise _wrong("messages", "must hold a text")
+    return question, tuple(parts)
 
 
 @dataclasses.dataclass(frozen=True)
