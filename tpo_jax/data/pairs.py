@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tpo_jax.data.formats import read_records
-from tpo_jax.data.prompts import check_placeholders, check_text, strip_placeholder
+from tpo_jax.data.prompts import check_placeholders, check_text, is_unicode, strip_placeholder
 from tpo_jax.data.records import KINDS, Provenance
 from tpo_jax.errors import InputError
 
@@ -208,7 +208,7 @@ def _text(record: dict, name: str) -> str:
         raise ValueError(f"{name} must be text, not {_type(value)} {value!r}")
     if not value.strip():
         raise ValueError(f"{name} is empty")
-    if any("\ud800" <= c <= "\udfff" for c in value):
+    if not is_unicode(value):
         raise ValueError(f"{name} is no valid Unicode text")
     return value
 

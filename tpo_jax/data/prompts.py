@@ -54,8 +54,21 @@ def check_placeholders(question: str, images: int) -> None:
         raise InputError(f"{given} <image> placeholders for {images} images")
 
 
+def is_unicode(text: str) -> bool:
+    """Whether no half of a surrogate pair is in it, which no tokenizer and no file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_text(text: str) -> str:
-    """Returns the text; `InputError` where it holds a marker that only the template may set."""
+    """Returns the text; `InputError` where it is no valid Unicode or holds a marker that only the
+    template may set.
+    """
+    if not is_unicode(text):
+        raise InputError("the text is no valid Unicode")
     for marker in (*PLACEHOLDERS, IM_START, IM_END):
         if marker in text:
             raise InputError(f"the text holds {marker}, which only the template may set")

@@ -120,6 +120,11 @@ def place(item: str, row: str, places: Places) -> str:
     return f"{places.workdir}/{_family(item)}_{row}"
 
 
+def evaluation(folder: str | Path, benchmark: str, num_frames: int = 0) -> str:
+    """The directory of one evaluation below that of its row."""
+    return f"{folder}/{benchmark}" + (f"_{num_frames}" if num_frames else "")
+
+
 def commands(item: str, places: Places, chip_hours: float = CHIP_HOURS) -> list[Command]:
     """The commands of an item, in order. Places that are not given stand there in capitals.
 
@@ -184,13 +189,13 @@ def _evaluations(item: str, folder: str, model: str, given: dict[str, str]) -> I
         )
         return
     names = list(BENCHMARKS.values())
-    settings = [(name, "") for name in names]
+    settings = [(name, 0) for name in names]
     if item in ("table1", "table2"):
-        settings += [(name, "") for name in SUBTITLED.values()]
+        settings += [(name, 0) for name in SUBTITLED.values()]
     if item == "figure2":
-        settings = [("mlvu_dev", f"--num_frames={n}") for n in FIGURE2_FRAMES]
-    for name, frames in settings:
-        output = f"{folder}/{name}{frames.replace('--num_frames=', '_')}"
+        settings = [("mlvu_dev", n) for n in FIGURE2_FRAMES]
+    for name, num_frames in settings:
+        output = evaluation(folder, name, num_frames)
         arguments = (
             "run",
             f"--benchmark={name}",
@@ -199,7 +204,7 @@ def _evaluations(item: str, folder: str, model: str, given: dict[str, str]) -> I
             f"--output={output}",
             "--scorer=paper_era",
             "--time_instruction=none",
-            *([frames] if frames else []),
+            *([f"--num_frames={num_frames}"] if num_frames else []),
         )
         yield Command("evaluate", arguments, f"{output}/results.json")
 

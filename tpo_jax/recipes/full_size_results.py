@@ -9,16 +9,24 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from tpo_jax.recipes.full_size import BENCHMARKS, FIGURE2_FRAMES, ITEMS, SUBTITLED, Places, place
+from tpo_jax.recipes.full_size import (
+    BENCHMARKS,
+    FIGURE2_FRAMES,
+    ITEMS,
+    SUBTITLED,
+    Places,
+    evaluation,
+    place,
+)
 from tpo_jax.recipes.study_items import ITEMS as DESCRIBED
 from tpo_jax.recipes.study_items import label, markdown
 
 LENGTHS = ("short", "medium", "long")
 
 
-def _read(folder: Path) -> dict:
+def _read(folder: str, benchmark: str, num_frames: int = 0) -> dict:
     """The summary of an evaluation; empty where it has not been carried out."""
-    path = folder / "results.json"
+    path = Path(evaluation(folder, benchmark, num_frames)) / "results.json"
     return json.loads(path.read_text())["tpo_jax"] if path.exists() else {}
 
 
@@ -29,20 +37,22 @@ def _percent(summary: dict) -> float | None:
     return summary["score"] * (100 if summary["benchmark"].startswith("longvideobench") else 1)
 
 
-def _cells(item: str, folder: Path) -> dict[str, list[float | None]]:
+def _cells(item: str, folder: str) -> dict[str, list[float | None]]:
     """Numbers of a row by column; two of them where the paper has those with subtitles, too."""
     if item == "figure2":
-        return {str(n): [_percent(_read(folder / f"mlvu_dev_{n}"))] for n in FIGURE2_FRAMES}
-    cells = {name: [_percent(_read(folder / BENCHMARKS[name]))] for name in ("LVB", "MLVU")}
-    names = [BENCHMARKS["VMME"]]
-    if len(DESCRIBED[item].columns) == 3:
-        return cells | {"VMME average": [_percent(_read(folder / names[0]))]}
-    found = [_read(folder / name) for name in (*names, *SUBTITLED.values())]
+        return {str(n): [_percent(_read(folder, "mlvu_dev", n))] for n in FIGURE2_FRAMES}
+    columns = DESCRIBED[item].columns
+    if len(columns) == len(BENCHMARKS):
+        scores = [[_percent(_read(folder, name))] for name in BENCHMARKS.values()]
+        return dict(zip(columns, scores, strict=True))
+    *others, video_mme = BENCHMARKS.values()
+    scores = [[_percent(_read(folder, name))] for name in others]
+    found = [_read(folder, name) for name in (video_mme, *SUBTITLED.values())]
     for length in LENGTHS:
         groups = [summary.get("breakdown", {}).get("duration", {}) for summary in found]
-        column = "VMME short" if length == "short" else length
-        cells[column] = [group.get(length, {}).get("percent") for group in groups]
-    return cells | {"average": [_percent(summary) for summary in found]}
+        scores.append([group.get(length, {}).get("percent") for group in groups])
+    scores.append([_percent(summary) for summary in found])
+    return dict(zip(columns, scores, strict=True))
 
 
 def _written(numbers: list[float | None]) -> str:
@@ -59,7 +69,7 @@ def write(item: str, places: Places) -> str:
     if item not in ITEMS or item == "figure3":
         return ""
     described = DESCRIBED[item]
-    rows = {row: _cells(item, Path(place(item, row, places))) for row in ITEMS[item]}
+    rows = {row: _cells(item, place(item, row, places)) for row in ITEMS[item]}
     if not any(number is not None for row in rows.values() for n in row.values() for number in n):
         return ""
     columns = list(next(iter(rows.values())))

@@ -154,8 +154,6 @@ def _parse_messages(messages: Any) -> tuple[str, tuple[Part, ...]]:
         if kind == "text":
             if not isinstance(part.get("text"), str):
                 raise _wrong(where, "must have a text")
-            if any("\ud800" <= character <= "\udfff" for character in part["text"]):
-                raise _wrong(where, "holds half of a surrogate pair, which is no character")
             texts.append(part["text"])
         elif kind in PARTS:
             link = part.get(kind)
