@@ -27,6 +27,7 @@ def base() -> ConfigDict:
                 "response_multiple": 16,
                 "shuffle": True,
                 "workers": 2,
+                "cache_mib": 0,
                 "on_error": "error",
                 "verify_shards": False,
                 "reference": "",
@@ -75,41 +76,43 @@ def base() -> ConfigDict:
     )
 
 
-def apply_variant(config: ConfigDict, variant: str | None) -> ConfigDict:
-    """The paper's baselines and ablations and its peers, as changes of the full method.
+# The paper's baselines and ablations and its peers, as changes of the full method;
+# `docs/objectives.md` says where the numbers come from. SFT_LLM is `sft_self` on shards of another
+# model's answers.
+VARIANTS = {
+    "tpo": {},
+    "localized_only": {"data.mixing": (1.0, 0.0)},
+    "mix_8_2": {"data.mixing": (0.8, 0.2)},
+    "mix_2_8": {"data.mixing": (0.2, 0.8)},
+    "comprehensive_only": {"data.mixing": (0.0, 1.0)},
+    "scale_2k": {"data.limit": 2_000, "data.subset_seed": 1},
+    "scale_5k": {"data.limit": 5_000, "data.subset_seed": 1},
+    "dpo": {"objective.alpha": 0.0},
+    "sft_self": {"objective.dpo_weight": 0.0, "objective.alpha": 1.0},
+    "hound_dpo": {
+        "objective.beta": 0.1,
+        "objective.alpha": 0.0,
+        "train.learning_rate": 5e-7,
+        "train.num_epochs": 3,
+        "train.freeze": (),
+    },
+    "rrpo": {
+        "objective.loss": "rrpo",
+        "objective.beta": 0.1,
+        "objective.alpha": 0.0,
+        "objective.token_kl": 0.01,
+    },
+    "leanpo": {"objective.loss": "leanpo", "objective.beta": 2.0, "objective.alpha": 0.0},
+}
 
-    `docs/objectives.md` says where the numbers come from.
+
+def apply_variant(config: ConfigDict, variant: str | None) -> ConfigDict:
+    """`config` with the changes of one of `VARIANTS`.
 
     Raises:
         ValueError: no such variant.
     """
-    if variant == "localized_only":
-        config.data.mixing = (1.0, 0.0)
-    elif variant == "comprehensive_only":
-        config.data.mixing = (0.0, 1.0)
-    elif variant == "dpo":
-        config.objective.alpha = 0.0
-    elif variant == "sft_self":
-        config.objective.dpo_weight = 0.0
-        config.objective.alpha = 1.0
-    elif variant == "hound_dpo":
-        config.objective.beta = 0.1
-        config.objective.alpha = 0.0
-        config.train.learning_rate = 5e-7
-        config.train.num_epochs = 3
-        config.train.freeze = ()
-    elif variant == "rrpo":
-        config.objective.loss = "rrpo"
-        config.objective.beta = 0.1
-        config.objective.alpha = 0.0
-        config.objective.token_kl = 0.01
-    elif variant == "leanpo":
-        config.objective.loss = "leanpo"
-        config.objective.beta = 2.0
-        config.objective.alpha = 0.0
-    elif variant not in (None, "", "tpo"):
-        raise ValueError(
-            f"unknown variant {variant!r}; there are tpo, localized_only, comprehensive_only, dpo, "
-            "sft_self, hound_dpo, rrpo and leanpo"
-        )
+    if (name := variant or "tpo") not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}; there are {', '.join(VARIANTS)}")
+    config.update_from_flattened_dict(VARIANTS[name])
     return config

@@ -3,8 +3,9 @@
 python -m tpo_jax.train --config=configs/longva_tpo.py --workdir=DIR \
   --config.model.checkpoint=LongVA-7B --config.data.shards=SHARDS
 
-Variants: `:localized_only` and `:comprehensive_only` (Table 4), `:dpo` (no supervised term) and
-`:sft_self` (supervised on the chosen answers; Table 1); peers: `:hound_dpo`, `:rrpo` and `:leanpo`
+Variants: `:sft_self` (supervised on the chosen answers) and `:hound_dpo` (Table 1), `:scale_2k` and
+`:scale_5k` (Table 3), `:localized_only` and `:comprehensive_only` (Table 4), `:mix_8_2` and
+`:mix_2_8` (Table 5), `:dpo` (no supervised term); peers: `:rrpo` and `:leanpo`
 (`docs/objectives.md`). Not run at 7B yet: no score to report.
 """
 

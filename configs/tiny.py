@@ -17,6 +17,7 @@ def get_config(variant: str = "tpo"):
     config.data.prefix_multiple = 8
     config.data.response_multiple = 1
     config.data.workers = 0  # small files: processes cost more than they bring
+    config.data.cache_mib = 512  # all there are
     config.objective.beta = 0.1
     config.objective.alpha = 1.0
     config.compute.dtype = "float32"

@@ -26,10 +26,6 @@ from tpo_jax.training.step import Compute
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs/configs.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| `(\w+\.\w+)`( \*)? \| `(.*?)` \| (.+?) \|$", TEXT, re.MULTILINE)
-VARIANTS = (
-    *("tpo", "localized_only", "comprehensive_only", "dpo", "sft_self"),
-    *("hound_dpo", "rrpo", "leanpo"),
-)
 
 
 def flat(config: ml_collections.ConfigDict) -> dict:
@@ -55,12 +51,17 @@ def test_variants_change_what_their_name_says(file):
     base = flat(file.get_config())
     changed = {
         variant: {k: v for k, v in flat(file.get_config(variant)).items() if v != base[k]}
-        for variant in VARIANTS
+        for variant in common.VARIANTS
     }
     assert base.keys() == flat(common.base()).keys()
     assert changed["tpo"] == {}
     assert changed["localized_only"] == {"data.mixing": (1.0, 0.0)}
     assert changed["comprehensive_only"] == {"data.mixing": (0.0, 1.0)}
+    # The other ratios of Table 5 and scales of Table 3.
+    assert changed["mix_8_2"] == {"data.mixing": (0.8, 0.2)}
+    assert changed["mix_2_8"] == {"data.mixing": (0.2, 0.8)}
+    for variant, pairs in (("scale_2k", 2_000), ("scale_5k", 5_000)):
+        assert changed[variant] == {"data.limit": pairs, "data.subset_seed": 1}
     assert changed["dpo"] == {"objective.alpha": 0.0}
     assert changed["sft_self"]["objective.dpo_weight"] == 0.0
     for variant in ("rrpo", "leanpo"):
@@ -76,7 +77,7 @@ def test_variants_change_what_their_name_says(file):
             "train.freeze": (),
         }.items()
     )
-    for variant in VARIANTS:
+    for variant in common.VARIANTS:
         Objective(**file.get_config(variant).objective)
     with pytest.raises(ValueError, match="unknown variant 'other'; there are tpo, "):
         file.get_config("other")

@@ -110,11 +110,10 @@ def test_a_study_goes_on_where_it_stopped(tmp_path):
     assert [run.variant for run in todo] == ["base", "tpo"]
     with pytest.raises(KeyboardInterrupt):
         study_runs.carry_out_all(todo, tmp_path, choices, killed, workers=1)
-    directory = todo[0].directory(tmp_path)
-    before = {p: p.stat().st_mtime_ns for p in directory.rglob("*") if p.is_file()}
-    assert directory / "short_shards" / "manifest.json" in before
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    assert tmp_path / "common" / "short_shards" / "manifest.json" in before
     study_runs.carry_out_all(todo, tmp_path, choices, untrained, workers=1)
-    after = {p: p.stat().st_mtime_ns for p in directory.rglob("*") if p.is_file()}
+    after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
     assert {p.name for p in before if before[p] != after[p]} <= {"times.json", "lock"}
     rows = [json.loads(run.answers(tmp_path).read_text()) for run in todo]
     assert rows[0] == rows[1]  # nothing was learned: the same weights answer the same

@@ -59,6 +59,7 @@ FREE = (
     "compute.attention",
     "compute.scan",
     "data.workers",
+    "data.cache_mib",
     "data.on_error",
     "data.verify_shards",
     "data.reference",

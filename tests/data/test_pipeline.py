@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tpo_jax.data import images, preparation, prompts, sampling
+from tpo_jax.data import clips, images, preparation, prompts, sampling
 from tpo_jax.data.phrases import phrase_mask
 from tpo_jax.data.pipeline import DataConfig, Pipeline
 from tpo_jax.data.shards import index_entry, open_shards, shard_names, write_metadata, write_shard
@@ -87,6 +87,31 @@ def test_batches_keep_the_contract(config, tokenizer):
             **{f"{n}_mask": ("bool", (b, 1, 2, r)) for n in ("input", "target")},
             "pair_index": ("int32", (b, 1)),
         }
+
+
+def test_kept_clips_change_no_batch_and_are_read_once(config, tokenizer, monkeypatch):
+    read = []
+
+    def counted(shards, position, *how):
+        read.append(position)
+        return clips.read_clip(shards, position, *how)
+
+    monkeypatch.setattr("tpo_jax.data.pipeline.read_clip", counted)
+    batches = []
+    for room, reads in ((0, 14), (1, 3)):  # seven pairs of three videos, two epochs
+        read.clear()
+        pipeline = make(config, tokenizer, cache_mib=room)
+        batches.append([pipeline[k] for k in range(len(pipeline))])
+        assert len(read) == reads
+    assert all(equal(a, b) for a, b in zip(*batches, strict=True))
+
+
+def test_no_more_clips_are_kept_than_there_is_room_for():
+    clip = clips.Clip(np.zeros((4, 256, 512, 1), np.uint8), range(4), 4.0)  # half a MiB
+    kept, read = clips.ClipCache(1), []
+    for video in "abcabcabc":
+        assert kept.get(video, lambda v=video: read.append(v) or clip) is clip
+    assert read == ["a", "b", "c", "c", "c"]
 
 
 @pytest.mark.parametrize(("encoding", "style"), [("clip", "inference"), ("png", "dpo_trainer")])

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from tpo_jax.data import images, prompts, sampling
 from tpo_jax.data.batches import Batch, BatchIterator
-from tpo_jax.data.clips import read_clip
+from tpo_jax.data.clips import Clip, ClipCache, read_clip
 from tpo_jax.data.order import epoch_order, select
 from tpo_jax.data.phrases import phrase_mask
 from tpo_jax.data.records import PairRecord
@@ -51,6 +51,7 @@ class DataConfig:
     prefix_multiple: int = 128
     response_multiple: int = 16
     workers: int = 0  # decoding processes; 0: threads of this one
+    cache_mib: int = 0  # room for decoded frames that this process keeps for later epochs
     on_error: str = "error"  # or "skip_and_count": a pair that cannot be decoded is left out
     verify_shards: bool = False  # whether their content is compared with the manifest's checksums
 
@@ -58,7 +59,7 @@ class DataConfig:
         for name in ("num_frames", "batch_size", "pairs_per_row"):
             if getattr(self, name) < 1:
                 raise InputError(f"data.{name}={getattr(self, name)} must be at least 1")
-        for name in ("num_epochs", "limit", "max_prefix", "max_response", "workers"):
+        for name in ("num_epochs", "limit", "max_prefix", "max_response", "workers", "cache_mib"):
             if getattr(self, name) < 0:
                 raise InputError(f"data.{name}={getattr(self, name)} must not be negative")
         if self.sampling not in sampling.RULES:
@@ -108,6 +109,7 @@ class Pipeline:
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.shards = open_shards(config.shards, verify=config.verify_shards)
         _check_stored_frames(self.shards, config)
+        self._clips = ClipCache(config.cache_mib)
         self.pairs = select(self.shards.index, config.mixing, config.limit, config.subset_seed)
         rows = config.batch_size // config.pairs_per_row
         if rows % process_count:
@@ -159,9 +161,7 @@ class Pipeline:
         used, skipped = positions[positions >= 0].tolist(), 0
         for position in used:  # the pairs of a row have the same video
             try:
-                clip, times, duration = read_clip(
-                    self.shards, position, config.sampling, config.num_frames
-                )
+                clip, times, duration = self._clip(position)
                 break
             except InputError as error:
                 if not skipping:
@@ -174,7 +174,7 @@ class Pipeline:
         if skipped == len(used):
             row = {"frames": frames, **self._empty_texts(), "pair_index": index}
             return self._with_phrases(row)
-        frames[: len(clip)] = images.preprocess(clip, self.model.tower)
+        frames[: len(clip)] = clip
         pairs = [self.shards.index[position] for position in used]
         texts = self._texts(pairs, times, duration, self.max_prefix, self.max_response)
         # A newline token behind the whole video comes after the frames that are not there, too.
@@ -187,6 +187,15 @@ class Pipeline:
             row[name][:skipped] = 0
             row[name] = np.pad(row[name], ((0, absent), (0, 0), (0, 0)))
         return self._with_phrases(row)
+
+    def _clip(self, position: int) -> Clip:
+        """Of the pair at a position, as the model takes it."""
+
+        def read() -> Clip:
+            clip = read_clip(self.shards, position, self.config.sampling, self.config.num_frames)
+            return clip._replace(frames=images.preprocess(clip.frames, self.model.tower))
+
+        return self._clips.get(self.shards.index[position].video_id, read)
 
     def _with_phrases(self, row: Batch) -> Batch:
         if self.config.phrases:

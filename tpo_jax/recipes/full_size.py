@@ -56,21 +56,11 @@ class Places:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How one row of a table is trained: variant of the config, field of `Places`, overrides."""
+    """How one row of a table is trained: variant of the config, field of `Places`, pairs seen."""
 
     variant: str = "tpo"
     shards: str = "shards"
-    changes: tuple[str, ...] = ()
     pairs: int = 10_000
-
-
-def _mixed(localized: int, comprehensive: int) -> Training:
-    return Training(changes=(f"--config.data.mixing=({localized},{comprehensive})",))
-
-
-def _limited(pairs: int) -> Training:
-    changes = (f"--config.data.limit={pairs}", "--config.data.subset_seed=1")
-    return Training(changes=changes, pairs=pairs)
 
 
 TRAININGS = {
@@ -80,10 +70,10 @@ TRAININGS = {
     "sft_self": Training("sft_self"),
     "sft_llm": Training("sft_self", "written"),
     "hound_dpo": Training("hound_dpo", "judged", pairs=30_000),  # three epochs
-    "mix_8_2": _mixed(8, 2),
-    "mix_2_8": _mixed(2, 8),
-    "scale_20": _limited(2_000),
-    "scale_50": _limited(5_000),
+    "mix_8_2": Training("mix_8_2"),
+    "mix_2_8": Training("mix_2_8"),
+    "scale_20": Training("scale_2k", pairs=2_000),
+    "scale_50": Training("scale_5k", pairs=5_000),
 }
 ITEMS = {
     "table1": tuple(published.TABLE1),
@@ -165,7 +155,6 @@ def commands(item: str, places: Places, chip_hours: float = CHIP_HOURS) -> list[
                 f"--workdir={place(item, row, places)}",
                 f"--config.model.checkpoint={given['checkpoint']}",
                 f"--config.data.shards={given[training.shards]}",
-                *training.changes,
             )
             cost = chip_hours * training.pairs / 10_000
             found.append(Command("train", arguments, model, cost))

@@ -204,7 +204,8 @@ def base_config(workdir: Path, scale: Scale, seed: int):
     config.data.num_frames = SHORT_FRAMES
     config.data.sampling = scale.short_rule
     config.data.pairs_per_row = 8
-    config.compute.micro_batches = 2  # what a core works on then fits its cache better
+    # What a core works on then fits its cache better.
+    config.compute.micro_batches, config.compute.scan, config.compute.remat = 8, False, "none"
     config.objective.dpo_weight = 0.0
     config.objective.alpha = 1.0
     config.train.batch_size = 128
@@ -344,8 +345,8 @@ def evaluate(workdir: Path, name: str, scale: Scale) -> None:
     write_json(workdir / f"{name}_answers.json", rows)
 
 
-def base_stages(stage: Stages, scale: Scale, seed: int, train: Train, model: str = MODEL) -> None:
-    """From nothing to the base model of a seed, and the long videos to teach and to ask it with."""
+def short_stages(stage: Stages, scale: Scale, seed: int) -> None:
+    """What a base model is trained with: language, videos and shards."""
     workdir = stage.workdir
     stage("tokenizer", "tokenizer/tokenizer.json", make_tokenizer, workdir, seed)
     rng, n = np.random.default_rng(seed), scale.short_videos
@@ -356,15 +357,24 @@ def base_stages(stage: Stages, scale: Scale, seed: int, train: Train, model: str
     else:
         lasting = rng.integers(*SHORT_SECONDS, n, endpoint=True)
     shorts = ("short", seed + 1000, lasting.tolist(), strides.tolist())
-    longs = ("long", seed + LONG_WORLD, [LONG_SECONDS] * scale.long_videos)
     stage("render short videos", "short.json", render, workdir, *shorts)
-    stage("render long videos", "long.json", render, workdir, *longs)
-    for seconds in scale.lengths:
-        name, many = f"eval_{seconds}", [seconds] * scale.eval_videos
-        stage(f"render {name}", f"{name}.json", render, workdir, name, seed + 3000 + seconds, many)
     stage("shards of short videos", "short_shards", short_shards, workdir, scale)
-    stage("tower", "initial", initial_model, workdir, scale, seed, model)
-    stage("base model", "base/model", train, base_config(workdir, scale, seed), workdir / "base")
+
+
+def long_stages(stage: Stages, scale: Scale, seed: int) -> None:
+    """The videos that pairs are made of, and those that are held out."""
+    longs = ("long", seed + LONG_WORLD, [LONG_SECONDS] * scale.long_videos)
+    stage("render long videos", "long.json", render, stage.workdir, *longs)
+    for seconds in scale.lengths:
+        held_out = (f"eval_{seconds}", seed + 3000 + seconds, [seconds] * scale.eval_videos)
+        name = held_out[0]
+        stage(f"render {name}", f"{name}.json", render, stage.workdir, *held_out)
+
+
+def base_stage(stage: Stages, scale: Scale, seed: int, train: Train) -> None:
+    """The base model of a seed."""
+    config = base_config(stage.workdir, scale, seed)
+    stage("base model", "base/model", train, config, stage.workdir / "base")
 
 
 def run(workdir: Path, scale: Scale, seed: int, train: Train) -> Path:
@@ -378,7 +388,10 @@ def run(workdir: Path, scale: Scale, seed: int, train: Train) -> Path:
     """
     workdir.mkdir(parents=True, exist_ok=True)
     stage = Stages(workdir)
-    base_stages(stage, scale, seed, train)
+    short_stages(stage, scale, seed)
+    long_stages(stage, scale, seed)
+    stage("tower", "initial", initial_model, workdir, scale, seed)
+    base_stage(stage, scale, seed, train)
     stage("self-generated pairs", "quality.json", curate, workdir, scale)
     stage("shards of pairs", "pairs_shards", prepare, workdir, "pairs", "long", LONG_FRAMES)
     stage("TPO", "tpo/model", train, tpo_config(workdir, seed), workdir / "tpo")

@@ -13,6 +13,12 @@ from ml_collections import ConfigDict
 from configs import tiny
 from tpo_jax.recipes import miniature
 
+# Language, short videos and towers are the same for all seeds, as the paper's models have one CLIP
+# and one SigLIP; they are made with a seed of their own.
+COMMON_SEED = 40
+# Both of the paper's models were made of one language model: the base of a family begins with the
+# decoder of another family's base of the same seed.
+DECODER_OF = {"tiny_llava_video": "tiny_longva"}
 CURVE_OF = ("base", "tpo", "frames_48", "stretched", "base_stretched")
 NEEDLES_OF = ("base", "tpo")
 
@@ -24,6 +30,7 @@ class Choices:
     scale: miniature.Scale
     pairs: int  # of the full data; Table 3 has a fifth and a half of it as well
     steps: int  # updates of every variant
+    adapting_steps: int  # of a base that begins with another's decoder
     localized: int = 3  # localized questions per long video
     flips: float = 0.2  # share of verdicts that the noisy judge turns round
     slips: float = 0.1  # share of the other model's answers that are wrong
@@ -36,14 +43,15 @@ class Choices:
 CHOICES = {
     "full": Choices(
         miniature.Scale(
-            short_videos=9000, varied=True, tower_steps=3000, base_steps=2000, long_videos=1500
+            short_videos=9000, varied=True, tower_steps=3000, base_steps=1500, long_videos=1500
         ),
         pairs=2400,
-        steps=375,
+        steps=250,
+        adapting_steps=450,
     ),
     "smoke": Choices(
         dataclasses.replace(miniature.SCALES["smoke"], varied=True, long_videos=6, eval_videos=4),
-        *(8, 2, 1, 0.2, 0.1, (32,), (), (8,), 2),
+        *(8, 2, 3, 1, 0.2, 0.1, (32,), (), (8,), 2),
     ),
 }
 
@@ -82,11 +90,12 @@ VARIANTS = {
 }
 # What matters most comes first, for all seeds, then the next.
 WAVES = (
-    ("tiny_longva", ("base", "tpo", "localized_only", "comprehensive_only", "judge_off")),
+    ("tiny_longva", ("base", "tpo", "localized_only", "comprehensive_only")),
     ("tiny_longva", ("sft_self", "sft_llm", "hound_dpo")),
     ("tiny_longva", ("mix_8_2", "mix_2_8", "scale_20", "scale_50")),
     ("tiny_llava_video", ("base", "tpo")),
-    ("tiny_longva", ("noisy_judge", "dpo", "frames_48", "stretched", "rrpo", "leanpo")),
+    ("tiny_longva", ("noisy_judge", "frames_48", "stretched")),
+    ("tiny_longva", ("dpo", "judge_off", "rrpo", "leanpo")),
 )
 
 
@@ -112,8 +121,11 @@ class Run:
 
 
 def runs(wanted: Iterable[tuple[str, str]], seeds: Sequence[int]) -> list[Run]:
-    """Runs of all seeds for (family, variant), in the order of `WAVES`."""
+    """Runs of all seeds for (family, variant), in the order of `WAVES`, with the bases of
+    `DECODER_OF` that they need.
+    """
     wanted = set(wanted)
+    wanted |= {(DECODER_OF[family], "base") for family, _ in wanted if family in DECODER_OF}
     return [
         Run(family, seed, variant)
         for family, variants in WAVES

@@ -1,8 +1,8 @@
 """Carries out the runs of a study.
 
 A run does what is missing of the stages of its seed and leaves `{variant}_answers.json` in
-`{family}/seed_{seed}/`; tables and figures are made of these. Runs of different seeds share nothing
-and may go on at the same time.
+`{family}/seed_{seed}/`; tables and figures are made of these. What all seeds share lies in
+`common/`; apart from it runs of different seeds may go on at the same time.
 """
 
 import concurrent.futures
@@ -22,8 +22,19 @@ import jax
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.data.shards import write_json
 from tpo_jax.errors import InputError
+from tpo_jax.models.config import preset
+from tpo_jax.models.vlm import init_params
 from tpo_jax.recipes import miniature, study_needles, study_pairs
-from tpo_jax.recipes.study import CURVE_OF, NEEDLES_OF, VARIANTS, Choices, Run, variant_config
+from tpo_jax.recipes.study import (
+    COMMON_SEED,
+    CURVE_OF,
+    DECODER_OF,
+    NEEDLES_OF,
+    VARIANTS,
+    Choices,
+    Run,
+    variant_config,
+)
 
 
 def stretch(directory: Path) -> None:
@@ -70,16 +81,45 @@ def carry_out(run: Run, workdir: Path, choices: Choices, train: miniature.Train)
         InputError: another process is at work on the seed.
     """
     print(f"= {run.family} seed {run.seed}: {run.variant}", file=sys.stderr, flush=True)
-    directory = run.directory(workdir)
-    directory.mkdir(parents=True, exist_ok=True)
+    common, directory = workdir / "common", run.directory(workdir)
+    with _alone(common, wait=True):
+        stage = miniature.Stages(common)
+        miniature.short_stages(stage, choices.scale, COMMON_SEED)
+        tower = (common, run.family, choices.scale)
+        stage(f"tower of {run.family}", run.family, towers, *tower)
     with _alone(directory):
-        _stages(run, directory, choices, train)
+        for name in ("tokenizer", "short_shards"):
+            if not (directory / name).exists():
+                (directory / name).symlink_to(os.path.relpath(common / name, directory))
+        _stages(run, workdir, choices, train)
 
 
-def _stages(run: Run, directory: Path, choices: Choices, train: miniature.Train) -> None:
-    stage = miniature.Stages(directory)
-    scale, seed = choices.scale, run.seed
-    miniature.base_stages(stage, scale, seed, train, run.family)
+def towers(common: Path, family: str, scale: miniature.Scale) -> None:
+    """A model of a family, of which seeds take the tower."""
+    miniature.initial_model(common, scale, COMMON_SEED, family)
+    (common / "initial").rename(common / family)
+
+
+def initial_model(directory: Path, family: str, seed: int, tower: Path, decoder: Path | None):
+    """Random weights with a tower and, if given, a decoder of other model directories."""
+    config = preset(family)
+    params = init_params(config, seed)
+    params["tower"] = load_model(tower, dtype=None).params["tower"]
+    if decoder:
+        params["decoder"] = load_model(decoder, dtype=None).params["decoder"]
+    save_model(directory / "initial", config, params, directory / "tokenizer")
+
+
+def _stages(run: Run, workdir: Path, choices: Choices, train: miniature.Train) -> None:
+    directory = run.directory(workdir)
+    stage, scale, seed, decoder = miniature.Stages(directory), choices.scale, run.seed, None
+    if other := DECODER_OF.get(run.family):
+        decoder = Run(other, seed, "base").directory(workdir) / "base" / "model"
+        scale = dataclasses.replace(scale, base_steps=choices.adapting_steps)
+    miniature.long_stages(stage, scale, seed)
+    initial = (directory, run.family, seed, workdir / "common" / run.family, decoder)
+    stage("initial weights", "initial", initial_model, *initial)
+    miniature.base_stage(stage, scale, seed, train)
     if run.variant != "base":
         variant, name = VARIANTS[run.variant], run.variant
         made = (directory, run.family, seed, choices.localized, scale.temperature)
@@ -155,11 +195,11 @@ def carry_out_all(
     ) as pool:
         going: dict[concurrent.futures.Future, Run] = {}
         while waiting or going:
-            busy = {(run.family, run.seed) for run in going.values()}
+            busy = {run.seed for run in going.values()}
             for run in list(waiting):
-                if len(going) < workers and (run.family, run.seed) not in busy:
+                if len(going) < workers and run.seed not in busy:
                     waiting.remove(run)
-                    busy.add((run.family, run.seed))
+                    busy.add(run.seed)
                     going[pool.submit(carry_out, run, workdir, choices, train)] = run
             done, _ = concurrent.futures.wait(going, return_when=concurrent.futures.FIRST_COMPLETED)
             for future in done:
@@ -168,11 +208,12 @@ def carry_out_all(
 
 
 @contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Holds the directory of a seed; raises InputError where another process does."""
+def _alone(directory: Path, wait: bool = False) -> Iterator[None]:
+    """Holds a directory, made if absent; where another process does, waits or raises InputError."""
+    directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             raise InputError(f"{directory}: another run is at work there") from error
         yield
