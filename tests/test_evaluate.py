@@ -1,6 +1,7 @@
 """The evaluate door: stored predictions, and whole runs on small folders."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -39,12 +40,14 @@ def predictions(tmp_path):
 def test_score(predictions, tmp_path) -> None:
     path, rows = predictions
     flags = {"benchmark": "videomme", "predictions": path}
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "today.jsonl")
     today, before = call(
         "evaluate",
-        flags | {"output": tmp_path / "today.jsonl"},
+        flags | {"output": tmp_path / "link.jsonl"},
         flags | {"output": tmp_path / "before.jsonl", "scorer": "paper_era"},
         command="score",
     )
+    assert (tmp_path / "link.jsonl").is_symlink()  # what it points to was written
     for result, name, era in (
         (today, "today", "lmms_eval_0.7"),
         (before, "before", "paper_era"),
@@ -79,12 +82,16 @@ def test_wrong_input_of_score(predictions, tmp_path) -> None:
         calls.append(flags | {"predictions": file})
         messages.append(f"{file}:2: ")
     (tmp_path / "empty.jsonl").write_text("\n")
+    os.mkfifo(tmp_path / "pipe")
     for name, value, message in (
         ("predictions", tmp_path / "empty.jsonl", "no prediction"),
         ("predictions", tmp_path / "nothing.jsonl", "nothing.jsonl"),
         ("benchmark", "mlvu", "videomme|"),
         ("scorer", "old", "paper_era"),
         ("output", tmp_path / "no/where.jsonl", "no such directory"),
+        ("output", tmp_path, "a folder"),
+        ("output", "", "--output=: a folder"),
+        ("output", tmp_path / "pipe", "not a regular file"),
     ):
         calls.append(flags | {name: value})
         messages.append(message)

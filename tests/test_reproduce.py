@@ -1,6 +1,7 @@
 """Tables and figures: statistics, pairs, stages at smoke size, pages, and the commands at 7B."""
 
 import csv
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -13,8 +14,11 @@ from scipy import stats
 
 from tests.doors import call
 from tests.test_docs import PARSE, ROOT
+from tpo_jax.checkpoints.models import save_model
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.statistics import paired, t_interval
+from tpo_jax.models.config import preset
+from tpo_jax.models.vlm import init_params
 from tpo_jax.recipes import (
     full_size,
     full_size_results,
@@ -24,6 +28,7 @@ from tpo_jax.recipes import (
     study_runs,
 )
 from tpo_jax.recipes.study_items import ITEMS, needed
+from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 
 SEEDS = (1, 2, 3)
 
@@ -131,8 +136,20 @@ def test_a_study_goes_on_where_it_stopped(tmp_path):
             assert (tmp_path / "pages" / f"{item}.{ending}").stat().st_size > 0
     study_runs.carry_out_all(todo, tmp_path, choices, killed, workers=1)  # nothing is left to do
 
-    [result] = call("reproduce", {"item": "table4", "workdir": tmp_path, "pages_only": True})
-    assert result.code == 2 and "results of other choices (" in result.err
+    flags = {"item": "table4", "workdir": tmp_path, "pages_only": True}
+    typo = tmp_path / "typo"
+    other, nowhere, run = call("reproduce", flags, flags | {"workdir": typo}, flags | {"run": True})
+    assert other.code == 2 and "results of other choices (" in other.err
+    assert nowhere.code == 2 and f"--workdir={typo}: no such folder" in nowhere.err
+    assert not typo.exists()
+    assert run.code == 2 and "--run and --plan are for --scale=7b" in run.err
+    todo[0].answers(tmp_path).write_text("[")
+    for content in ("", "[]"):
+        (tmp_path / "choices.json").write_text(content)
+        with pytest.raises(InputError, match="choices.json: "):
+            study_runs.check_workdir(tmp_path, choices)
+    with pytest.raises(InputError, match="base_answers.json: cannot be read"):
+        reproduction.write("figure2", tmp_path, [1])
 
 
 @pytest.fixture
@@ -203,12 +220,11 @@ def test_commands_at_7b_parse_and_missing_things_are_named(tmp_path):
     assert child.returncode == 0, child.stderr
     assert not any(json.loads(child.stdout))
 
-    (tmp_path / "model").mkdir()
     flags = {"item": "table4", "scale": "7b", "workdir": tmp_path / "out"}
     printed, lacking, unknown, seeds = call(
         "reproduce",
         flags,
-        flags | {"run": True, "checkpoint": tmp_path / "model", "benchmarks": tmp_path / "none"},
+        flags | {"run": True, "checkpoint": tmp_path, "benchmarks": tmp_path / "none"},
         flags | {"item": "table9"},
         {"item": "table1", "workdir": tmp_path, "seeds": "1,1"},
     )
@@ -244,19 +260,37 @@ def test_results_at_7b_stand_beside_those_of_the_paper(tmp_path):
     assert page + "\n" == (tmp_path / "pages/table1.md").read_text()
     assert (tmp_path / "pages/table1.png").stat().st_size > 0
     lines = (tmp_path / "pages/table1.csv").read_text().splitlines()
+    assert "Partial" not in page
     assert lines[1] == "base,LVB,0,51.340" and lines[-1] == "tpo,average,1,56.600"
     evaluated("figure2", "tpo", places, "mlvu_dev_64", 60.0)
     assert "| TPO |  |  | 60.0 |  |  |" in full_size_results.write("figure2", places)
-    assert "| base | 51.3 | 58.8 | 52.6 |" in full_size_results.write("table4", places)
+    evaluated("table5", "tpo", places, "mlvu_dev", 50.0, partial=True, missing=9)
+    page = full_size_results.write("table4", places)
+    assert "| base | 51.3 | 58.8 | 52.6 |" in page
+    assert "Partial scores:\n\n- both (TPO): mlvu_dev, 9 questions missing" in page
+    broken = Path(full_size.place("table1", "sft_self", places)) / "mlvu_dev/results.json"
+    broken.parent.mkdir(parents=True)
+    for content in ("", "[]", "{}"):
+        broken.write_text(content)
+        with pytest.raises(InputError, match="mlvu_dev/results.json: "):
+            full_size_results.write("table1", places)
 
 
 def test_pairs_are_given_or_curated_at_7b(tmp_path):
-    (tmp_path / "there").mkdir()
-    there = str(tmp_path / "there")
+    there, video = (str(tmp_path / name) for name in ("tiny_longva", "tiny_llava_video"))
+    for family in ("tiny_longva", "tiny_llava_video"):
+        config = preset(family)
+        save_tokenizer(train_tokenizer(["a"], 300), tmp_path / "tokenizer")
+        save_model(tmp_path / family, config, init_params(config, 0), tmp_path / "tokenizer")
     places = full_size.Places(checkpoint=there, benchmarks=there)
     assert full_size.missing("table4", places) == ["--shards is not given"]
     curated = full_size.Places(checkpoint=there, benchmarks=there, videos=there)
     assert full_size.missing("table4", curated) == []
     assert [c.door for c in full_size.commands("table4", curated)][:2] == ["curate", "evaluate"]
     given = full_size.Places(checkpoint=there, benchmarks=there, shards=there)
+    other = dataclasses.replace(given, checkpoint=video)
+    assert full_size.missing("table2", other) == full_size.missing("table4", given) == []
+    for item, places, family in (("table2", given, "llava_video"), ("table4", other, "longva")):
+        [lacking] = full_size.missing(item, places)
+        assert lacking == f"--checkpoint={places.checkpoint} has no tower of {family}"
     assert "curate" not in [c.door for c in full_size.commands("table4", given)]

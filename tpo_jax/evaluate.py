@@ -22,6 +22,7 @@ The aggregate goes to standard output as JSON.
 import hashlib
 import itertools
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -35,6 +36,7 @@ from tqdm import tqdm
 
 from tpo_jax.checkpoints.models import load_config, load_model
 from tpo_jax.data import prompts
+from tpo_jax.data.journal import output_file
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, printable, run_door
 from tpo_jax.evaluation import (
@@ -129,7 +131,8 @@ def _given(name: str) -> str:
 def score() -> None:
     """Scores a file of predictions and prints the aggregate."""
     scorer = scorers.Scorer(_given("benchmark"), _SCORER.value, _SEED.value)
-    summary = rescoring.rescore(scorer, Path(_given("predictions")), Path(_OUTPUT.value))
+    predictions, output = Path(_given("predictions")), output_file(_OUTPUT.value)
+    summary = rescoring.rescore(scorer, predictions, output)
     print(json.dumps(summary, indent=2))
 
 
@@ -145,7 +148,7 @@ def _report(problems: list[str], total: int, what: str = "questions") -> None:
 
 
 def _output_folder() -> Path:
-    folder = Path(_OUTPUT.value)
+    folder = Path(_given("output"))
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output={folder}: not a folder")
     return folder
@@ -236,6 +239,9 @@ def search() -> None:
     lengths = list(range(_MIN_FRAMES.value, _MAX_FRAMES.value + 1, _FRAME_STEP.value))
     if not lengths:
         raise InputError(f"--min_frames={_MIN_FRAMES.value} is above --max_frames")
+    for name in ("depth_step", "rope_theta"):
+        if not math.isfinite(value := flags.FLAGS[name].value):
+            raise InputError(f"--{name}={value} must be a number")
     depths = niah.depths(_DEPTH_STEP.value)
     checkpoint = Path(_given("checkpoint"))
     theta = {"rope_theta": _ROPE_THETA.value} if _ROPE_THETA.value else {}

@@ -22,7 +22,9 @@ FIGURES = tuple(f"figure{n}" for n in (2, 3, 5, 6))
 
 _ITEM = flags.DEFINE_enum("item", None, (*TABLES, *FIGURES, "all"), "What.", required=True)
 _SCALE = flags.DEFINE_enum("scale", "miniature", ["miniature", "7b"], "Which models.")
-_WORKDIR = flags.DEFINE_string("workdir", "reproduction", "Where everything goes.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Where everything goes; by default reproduction, or reproduction_7b."
+)
 _SEEDS = flags.DEFINE_list("seeds", ["41", "42", "43", "44", "45"], "miniature: base models.")
 _BESIDES = flags.DEFINE_bool("besides", False, "miniature: also rows that the paper does not have.")
 _PAGES_ONLY = flags.DEFINE_bool(
@@ -70,20 +72,26 @@ def miniature(items: list[str]) -> None:
     from tpo_jax.recipes import reproduction, study, study_items, study_runs
     from tpo_jax.train import train
 
-    workdir, seeds = Path(_WORKDIR.value).absolute(), _seeds()
+    if _RUN.value or _PLAN.value:
+        raise InputError("--run and --plan are for --scale=7b; miniature runs what is missing")
+    workdir, seeds = Path(_WORKDIR.value or "reproduction").absolute(), _seeds()
     choices = study.CHOICES[_SIZE.value]
+    if _PAGES_ONLY.value and not workdir.is_dir():
+        raise InputError(f"--workdir={workdir}: no such folder, so there are no pages to write")
     study_runs.check_workdir(workdir, choices)
     if not _PAGES_ONLY.value:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
         wanted = set().union(*(study_items.needed(item, _BESIDES.value) for item in items))
         todo = study.runs(wanted, seeds)
         study_runs.carry_out_all(todo, workdir, choices, train, min(_WORKERS.value, len(seeds)))
+    left_out: list[InputError] = []
     for item in items:
         try:
             print(reproduction.write(item, workdir, seeds), end="\n\n")
         except InputError as error:
-            if len(items) == 1:
+            if len(left_out) == len(items) - 1:
                 raise
+            left_out.append(error)
             print(f"left out: {error}", file=sys.stderr)
     print(f"CSV, PNG and Markdown: {workdir / 'pages'}", file=sys.stderr)
 
@@ -106,15 +114,20 @@ def seven_b(items: list[str]) -> None:
     """Prints the commands, and runs them if asked to."""
     from tpo_jax.recipes import full_size, full_size_results
 
+    if _PAGES_ONLY.value:
+        raise InputError("--pages_only is for --scale=miniature; 7b runs nothing without --run")
     values = flags.FLAGS.flag_values_dict()
     given = {name: values[name] for name in _PLACES}
-    places = full_size.Places(**given, workdir=_WORKDIR.value)
+    places = full_size.Places(**given, workdir=_WORKDIR.value or "reproduction_7b")
     hours, source = full_size.CHIP_HOURS, full_size.PLAN_SOURCE
     if _PLAN.value:
         hours, source = _planned(), "plan, now"
     for item in items:
         print(full_size.page(item, places, hours, source))
     if _RUN.value:
+        for item in items:
+            if lacking := full_size.missing(item, places):
+                raise InputError(f"--item={item} --scale=7b: {'; '.join(lacking)}")
         for item in items:
             full_size.run(item, places, hours)
     for item in items:

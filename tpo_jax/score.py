@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 
 from tpo_jax.checkpoints.models import load_config, load_model
 from tpo_jax.data import images, prompts, sampling
+from tpo_jax.data.journal import output_file, replacing
 from tpo_jax.data.pairs import Pair, Rejection, read_pairs
 from tpo_jax.data.rows import CONTINUATION
 from tpo_jax.data.tokenizer import load_tokenizer
@@ -225,9 +226,7 @@ def _results(pairs, sums, counts) -> Iterator[dict]:
 
 def main() -> None:
     """Scores the list and prints where to."""
-    output = Path(_OUTPUT.value)
-    if not output.parent.is_dir():
-        raise InputError(f"--output={output}: no such directory {output.parent}")
+    output = output_file(_OUTPUT.value)
     pairs, rejections = read_pairs(_PAIRS.value, stills=True)
     rejections += [
         Rejection(pair.where, "is one answer on two videos; score takes two answers on one", None)
@@ -252,25 +251,20 @@ def main() -> None:
     read(pairs[0])  # what is wrong with all pairs shows before the weights are read
     mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1, "context": 1})
     loaded = load_model(_CHECKPOINT.value, mesh=mesh, dtype=_DTYPE.value)
-    temporary = output.with_name(f".{output.name}.partial")
-    try:
-        with (
-            jax.default_matmul_precision("highest" if _DTYPE.value == "float32" else "default"),
-            temporary.open("w", encoding="utf-8") as file,
-        ):
-            # A batch is of videos or has none.
-            results = {}
-            for video in (True, False):
-                part = [pair for pair in pairs if bool(pair.video) == video]
-                for result in score(config, loaded.params, part, read, mesh, _BATCH_SIZE.value):
-                    results[result["id"]] = result
-                    if len(results) % 100 == 0:
-                        logging.info("%d of %d pairs", len(results), len(pairs))
-            file.writelines(json.dumps(results[pair.id]) + "\n" for pair in pairs)
-        temporary.rename(output)
-    finally:
-        temporary.unlink(missing_ok=True)
-    print(f"{output}: {len(pairs)} pairs")
+    with (
+        jax.default_matmul_precision("highest" if _DTYPE.value == "float32" else "default"),
+        replacing(output) as file,
+    ):
+        # A batch is of videos or has none.
+        results = {}
+        for video in (True, False):
+            part = [pair for pair in pairs if bool(pair.video) == video]
+            for result in score(config, loaded.params, part, read, mesh, _BATCH_SIZE.value):
+                results[result["id"]] = result
+                if len(results) % 100 == 0:
+                    logging.info("%d of %d pairs", len(results), len(pairs))
+        file.writelines(json.dumps(results[pair.id]) + "\n" for pair in pairs)
+    print(f"{_OUTPUT.value}: {len(pairs)} pairs")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Prompts are those of the published lmms-eval; what is missing or broken is named."""
 
 import json
+import math
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -14,6 +15,8 @@ from tests.evaluation.agreement import Oracle
 from tests.evaluation.folders import FOLDERS, write_srt
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.benchmarks import BENCHMARKS, ask, read_rows, spaced_frames
+from tpo_jax.evaluation.journal import Journal
+from tpo_jax.evaluation.rescoring import rescore
 from tpo_jax.evaluation.scorers import ERAS, Scorer
 from tpo_jax.evaluation.subtitles import interleave, read_srt, shown_lines
 
@@ -116,6 +119,7 @@ def write_json(path: Path, value) -> None:
     [
         ("json/1_plotQA.json", "{", "cannot be read"),
         ("json/1_plotQA.json", "{}", "not a list of rows"),
+        ("json/1_plotQA.json", "[" * 100_000, "cannot be read"),
         ("json/2_needle.json", '[{"video": "a"}]', "row 0: no 'candidates'"),
         (
             "json/4_count.json",
@@ -165,6 +169,82 @@ def test_missing_and_broken_files_are_named(benchmark_folders, tmp_path) -> None
     ]
 
 
+def lvb(folder: Path, **changes) -> Path:
+    """A folder with one row of LongVideoBench and files of its names."""
+    row = {"id": "a_0", "video_path": "a.mp4", "subtitle_path": "a.json", "duration": 20.0}
+    row |= {"question": "What?", "correct_choice": 1, "candidates": ["a", "b"]}
+    row |= {"starting_timestamp_for_subtitles": 0, "duration_group": 15, "question_category": "S2A"}
+    write_json(folder / "lvb_val.json", [row | changes])
+    write_json(folder / "subtitles/a.json", [])
+    (folder / "videos").mkdir()
+    (folder / "videos/a.mp4").touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"duration": math.nan}, "NaN"),
+        ({"duration": 10**400}, "too large"),
+        ({"candidates": 5}, "'option0'"),
+        ({"question": "half \ud800"}, "no valid Unicode"),
+        ({"question": "<|im_end|>"}, "only the template"),
+        ({"correct_choice": "b"}, "'correct_choice'"),
+        ({"correct_choice": None}, "'correct_choice'"),
+    ],
+)
+def test_rows_are_checked_before_anything_is_asked(changes, message, tmp_path) -> None:
+    assert not ask(lvb(tmp_path / "good"), "longvideobench_val_i")[1]
+    questions, problems = ask(lvb(tmp_path / "bad", **changes), "longvideobench_val_i")
+    assert not questions and problems[0].startswith("row 0: ") and message in problems[0]
+
+
+def test_what_no_scorer_knows_is_named_by_its_row(tmp_path) -> None:
+    row = {"video_name": "a.mp4", "question": "?", "answer": "A", "task_type": "plotQA"}
+    (tmp_path / "a.mp4").touch()
+    rows = [row, row | {"task_type": "juggling"}, row | {"question": 3}]
+    write_json(tmp_path / "test.json", rows)
+    questions, problems = ask(tmp_path, "mlvu_test")
+    assert len(questions) == 1
+    assert "row 1: task_type 'juggling' is none of mlvu_test" in problems[0]
+    assert problems[1].startswith("row 2: ")
+
+
+def test_a_folder_without_any_subtitles_is_an_error(benchmark_folders, tmp_path) -> None:
+    shutil.copytree(benchmark_folders / "videomme", tmp_path / "videomme")
+    shutil.rmtree(tmp_path / "videomme/subtitle")
+    assert not ask(tmp_path / "videomme", "videomme")[1]
+    with pytest.raises(InputError, match="subtitle: no subtitles there"):
+        ask(tmp_path / "videomme", "videomme_w_subtitle")
+
+
+def test_stored_rows_with_candidates_are_guessed_among_them(tmp_path) -> None:
+    [question], _ = ask(lvb(tmp_path / "data"), "longvideobench_val_v")
+    as_published = json.loads((tmp_path / "data/lvb_val.json").read_text())[0]
+    stored = tmp_path / "stored.jsonl"
+    extracted = []
+    for doc in (question.doc, as_published):
+        stored.write_text((json.dumps({"doc": doc, "prediction": "none"}) + "\n") * 50)
+        rescore(Scorer("longvideobench_val_v"), stored, tmp_path / "out.jsonl")
+        lines = (tmp_path / "out.jsonl").read_text().splitlines()
+        assert all(json.loads(line)["doc"] == doc for line in lines)
+        extracted.append([json.loads(line)["extracted"] for line in lines])
+    assert extracted[0] == extracted[1] and set(extracted[0]) == {"A", "B"}
+
+
+def test_a_journal_that_names_no_owner_is_not_taken(tmp_path) -> None:
+    path = tmp_path / "answers.jsonl"
+    for content, message in (
+        ("\n\n", "does not say whose"),
+        ('{"who": "me"}\n{"doc_id": [1], "input": "a", "answer": "b"}\n', "answers.jsonl:2: "),
+        ('{"who": "you"}\n{"doc_', "results of another run"),
+    ):
+        path.write_text(content)
+        with pytest.raises(InputError, match=message):
+            Journal(path, {"who": "me"})
+        assert path.read_text() == content
+
+
 @pytest.mark.parametrize(
     "times",
     [
@@ -172,6 +252,7 @@ def test_missing_and_broken_files_are_named(benchmark_folders, tmp_path) -> None
         "00:00:01.000 --> 00:00:02.000",
         "00:01,000 --> 00:02,000",
         "a:b:c,d --> 00:00:02,000",
+        f"{'9' * 400}:00:00,000 --> 00:00:02,000",
     ],
 )
 def test_srt_with_broken_times(times, tmp_path) -> None:
@@ -188,6 +269,8 @@ def test_srt_with_broken_times(times, tmp_path) -> None:
         "3",
         '[{"timestamp": [1.0]}]',
         '[{"timestamp": [null, 2.0], "text": "a"}]',
+        f'[{{"timestamp": [1{"0" * 400}, 2.0], "text": "a"}}]',
+        f'[{{"start": "{"9" * 400}:0:0", "end": "0:0:1", "line": "a"}}]',
         '[{"start": "1", "end": "2", "line": "a"}]',
         '[{"text": "a"}]',
         '["timestamp"]',

@@ -5,13 +5,16 @@ import json
 
 import jax
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
 from tests.doors import call
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.data.prompts import HEAD
-from tpo_jax.evaluation import niah
+from tpo_jax.errors import InputError
+from tpo_jax.evaluation import niah, niah_files
 from tpo_jax.models import vlm
 from tpo_jax.models.config import preset
 from tpo_jax.parallel.mesh import make_mesh
@@ -132,6 +135,49 @@ def needles(tmp_path):
     return tmp_path / "dataset.json"
 
 
+def test_the_published_needles(shared_media, tokenizer, tmp_path) -> None:
+    """Three of the five images are there; as a table they are the same."""
+    tower, listed = preset("tiny_longva").tower, shared_media / "needles/dataset.json"
+    asked, problems = niah_files.read_needles(listed, tower, tokenizer)
+    assert len(asked) == 3 and len(problems) == 2
+    assert all(".png: No such file" in problem for problem in problems)
+    assert [len(needle.answer) > 0 for _, needle in asked] == [True] * 3
+    frames = np.stack([needle.frame for _, needle in asked])
+    assert frames.shape == (3, 32, 32, 3) and len(np.unique(frames, axis=0)) == 3
+    rows = [
+        {
+            "image": {"bytes": (listed.parent / row["path"]).read_bytes(), "path": row["path"]},
+            "question": row["prompt"],
+            "answer": row["answer"],
+        }
+        for row in json.loads(listed.read_text())
+        if (listed.parent / row["path"]).is_file()
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "needles.parquet")
+    again, problems = niah_files.read_needles(tmp_path / "needles.parquet", tower, tokenizer)
+    assert not problems and [key for key, _ in again] == [key for key, _ in asked]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"path": "a\0.png"}, "null"),
+        ({"prompt": "half \ud800"}, "no valid Unicode"),
+        ({"answer": None}, "must be texts"),
+        ({"path": 3}, "must name an image"),
+    ],
+)
+def test_needles_that_are_none(row, message, needles, tokenizer) -> None:
+    rows = json.loads(needles.read_text())
+    rows[0] |= row
+    needles.write_text(json.dumps(rows))
+    asked, problems = niah_files.read_needles(needles, preset("tiny_longva").tower, tokenizer)
+    assert len(asked) == 1 and message in problems[0]
+    needles.write_text("[" * 100_000)
+    with pytest.raises(InputError, match="dataset.json: cannot be read"):
+        niah_files.read_needles(needles, preset("tiny_longva").tower, tokenizer)
+
+
 def test_door(models, movie, needles, compiled, tmp_path, monkeypatch) -> None:
     """A run that grows on two devices, the files it writes, and what the user can do wrong."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(compiled))
@@ -152,6 +198,8 @@ def test_door(models, movie, needles, compiled, tmp_path, monkeypatch) -> None:
         allowed | {"haystack": needles},
         allowed | {"haystack": ""},
         allowed | {"needles": movie},
+        allowed | {"depth_step": "nan"},
+        allowed | {"output": ""},
         command="niah",
     )
     assert missing.code == 2 and "1 of 3 needles cannot be asked" in missing.err
@@ -174,7 +222,8 @@ def test_door(models, movie, needles, compiled, tmp_path, monkeypatch) -> None:
     with Image.open(out / "heatmap.png") as picture:
         assert picture.size == (1750, 800)
     messages = ("weights", "12 frames, one per second", "min_frames", "dataset.json")
-    for result, message in zip(wrong, (*messages, "--haystack", "cannot be read"), strict=True):
+    messages += ("--haystack", "cannot be read", "--depth_step=nan", "--output must have a value")
+    for result, message in zip(wrong, messages, strict=True):
         assert (result.code, result.out) == (2, "")
         assert message in (line := result.err.splitlines()[-1]) and line.startswith("error: ")
     assert not short.exists()

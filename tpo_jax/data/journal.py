@@ -1,13 +1,55 @@
-"""Results on disk, one JSON line each, so that a run that was killed goes on where it stood."""
+"""Results on disk: files that appear whole, and journals of one JSON line each, so that a run that
+was killed goes on where it stood.
+"""
 
+import contextlib
 import fcntl
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from tpo_jax.errors import InputError
+
+
+def output_file(given: str) -> Path:
+    """The file that `--output` names, a link followed.
+
+    Raises:
+        InputError: it cannot be written as a file: a folder, a device, or in no folder.
+    """
+    try:
+        path = Path(given).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a ring of links, a null character
+        raise InputError(f"--output={given}: no name of a file: {error}") from error
+    if not given or path.is_dir():
+        raise InputError(f"--output={given}: a folder; name a file")
+    if not path.parent.is_dir():
+        raise InputError(f"--output={given}: no such directory {path.parent}")
+    if path.exists() and not path.is_file():
+        raise InputError(f"--output={given}: not a regular file")
+    return path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """A file to write that takes the place of `path` when the block ends without an error."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            yield file
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file; raises `InputError` where it holds none."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
 
 
 def read_lines(path: Path, *, growing: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -66,12 +108,15 @@ class Journal:
             raise InputError(f"{self.path}: another run is writing here") from error
         self._file.seek(0)
         whole = self._file.read().rfind(b"\n") + 1
+        if whole:
+            lines = list(read_lines(self.path, growing=True))
+            if not lines:
+                raise InputError(f"{self.path}: does not say whose results it holds; remove it")
+            (_, found), *self.lines = lines
+            check_owner(self.path, found, owner, advice)
         self._file.truncate(whole)
         if not whole:
             self.add([owner])
-            return
-        (_, found), *self.lines = read_lines(self.path)
-        check_owner(self.path, found, owner, advice)
 
     def add(self, lines: list[dict[str, Any]]) -> None:
         """Appends lines; they are on disk when this returns."""

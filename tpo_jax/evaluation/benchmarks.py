@@ -15,7 +15,6 @@ MLVU and TempCompass came out with are read, too (`layouts.py`).
 """
 
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,11 +24,12 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
-from tpo_jax.data.journal import read_lines
+from tpo_jax.data.journal import read_json, read_lines
+from tpo_jax.data.prompts import IMAGE, check_text
 from tpo_jax.data.video import Video, opened
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import layouts, subtitles
-from tpo_jax.evaluation.scorers import ERAS
+from tpo_jax.evaluation.scorers import ERAS, Scorer
 
 INTERLEAVED_FRAMES = 16
 
@@ -104,7 +104,7 @@ def read_rows(folder: Path, benchmark: str) -> list[dict[str, Any]]:
         for place in places:
             if files := sorted(folder.glob(place + name)):
                 rows = [row for file in files for row in _read(file)]
-                return [row for row in map(_complete, rows) if spec.keep(row)]
+                return [row for row in map(complete, rows) if spec.keep(row)]
     if rows := layouts.ORIGINALS.get(benchmark, lambda folder: [])(folder):
         return rows
     raise InputError(f"--data={folder}: no rows of {benchmark} ({places[0]}{names[0]} or .jsonl)")
@@ -113,23 +113,25 @@ def read_rows(folder: Path, benchmark: str) -> list[dict[str, Any]]:
 def _read(file: Path) -> list[dict[str, Any]]:
     if file.suffix == ".jsonl":
         return [row for _, row in read_lines(file)]
-    try:
-        if file.suffix == ".parquet":
+    if file.suffix == ".parquet":
+        try:
             return pyarrow.parquet.read_table(file).to_pylist()
-        rows = json.loads(file.read_bytes())
-    except (ValueError, RecursionError, pyarrow.ArrowException) as error:
-        raise InputError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
+        except (ValueError, pyarrow.ArrowException) as error:
+            raise InputError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
+    rows = read_json(file)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{file}: not a list of rows")
     return rows
 
 
-def _complete(row: dict) -> dict:
-    """LongVideoBench's JSON has a list of candidates where its tables have five columns."""
-    if "candidates" in row and "correct_choice" in row and "option0" not in row:
-        candidates = [*row["candidates"], *["N/A"] * 5][:5]
-        row |= {f"option{i}": text for i, text in enumerate(candidates)}
-    return row
+def complete(row: dict) -> dict:
+    """The row as LongVideoBench's tables have it: with five columns of options where its JSON has a
+    list of candidates.
+    """
+    candidates = row.get("candidates")
+    if not isinstance(candidates, list) or "correct_choice" not in row or "option0" in row:
+        return row
+    return row | {f"option{i}": text for i, text in enumerate([*candidates, *["N/A"] * 5][:5])}
 
 
 def ask(
@@ -146,22 +148,27 @@ def ask(
     Raises:
         InputError: of `read_rows`.
     """
-    spec = BENCHMARKS[benchmark]
+    spec, scorer = BENCHMARKS[benchmark], Scorer(benchmark, era)
     questions, problems = [], []
+    if spec.prompt is _videomme_subtitled and not any((folder / "subtitle").glob("*.srt")):
+        raise InputError(f"{folder / 'subtitle'}: no subtitles there (*.srt)")
     for doc_id, doc in enumerate(read_rows(folder, benchmark)[: limit or None]):
         try:
             candidates = [folder / name for name in spec.files(doc)]
             video = next((path for path in candidates if path.is_file()), None)
             if video is None:
                 raise InputError(f"{candidates[0]}: no such video")
-            question = Question(doc_id, doc, spec.prompt(doc, folder, era), video)
+            prompt = spec.prompt(doc, folder, era)
+            check_text(prompt.replace(IMAGE, "") if spec.interleaved else prompt)
+            scorer.summary([doc], [scorer.judge(doc, "")])  # what it lacks shows before answers
+            question = Question(doc_id, doc, prompt, video)
             if spec.interleaved:
                 pictures = functools.partial(spaced_frames, video, doc["duration"])
                 question = question._replace(pictures=pictures)
             questions.append(question)
         except InputError as error:
             problems.append(f"row {doc_id}: {error}")
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             problems.append(f"row {doc_id}: a column is missing or of the wrong type: {error}")
     return questions, problems
 

@@ -24,8 +24,8 @@ class Journal(journal.Journal):
         for where, line in self.lines:
             try:
                 self.answers[line["doc_id"]] = (line["input"], line["answer"])
-            except KeyError as error:
-                raise InputError(f"{where}: no {error} in this line") from error
+            except (KeyError, TypeError) as error:
+                raise InputError(f"{where}: no answer to a row: {error}") from error
 
     def answer(self, doc_id: int, prompt: str) -> str | None:
         """The answer to a row's question, None where there is none yet.

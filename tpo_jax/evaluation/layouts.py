@@ -10,11 +10,11 @@ MLVU's tables have the options in the question and the gold letter where its fil
 options and the gold text. Its two tasks of free answers, `8_…` and `9_…`, are left out.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tpo_jax.data.journal import read_json
 from tpo_jax.errors import InputError
 
 Rows = list[dict[str, Any]]
@@ -50,7 +50,7 @@ def tempcompass(folder: Path) -> Rows:
     file = folder / "questions/multi-choice.json"
     if not file.is_file():
         return []
-    videos, rows = _read(file), []
+    videos, rows = read_json(file), []
     try:
         for video, dims in videos.items():
             for dim, asked in dims.items():
@@ -75,15 +75,8 @@ ORIGINALS: dict[str, Callable[[Path], Rows]] = {
 }
 
 
-def _read(file: Path) -> Any:
-    try:
-        return json.loads(file.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{file}: cannot be read: {error}") from error
-
-
 def _listed(file: Path) -> list[tuple[str, dict]]:
-    rows = _read(file)
+    rows = read_json(file)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{file}: not a list of rows")
     return [(f"{file}: row {i}", row) for i, row in enumerate(rows)]

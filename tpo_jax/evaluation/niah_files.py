@@ -15,6 +15,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from tpo_jax.data import images, journal
+from tpo_jax.data.prompts import check_text
 from tpo_jax.data.video import Video, VideoError, opened
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.niah import Cell, Needle, make_needle
@@ -81,7 +82,7 @@ def read_needles(
             rows = pyarrow.parquet.read_table(file).to_pylist()
         else:
             rows = json.loads(file.read_bytes())
-    except (ValueError, pyarrow.ArrowException) as error:
+    except (ValueError, RecursionError, pyarrow.ArrowException) as error:
         raise InputError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(rows, list) or not rows:
         raise InputError(f"{file}: not a list of needles")
@@ -101,14 +102,16 @@ def _read_needle(file: Path, row: Any, tower: TowerConfig, tokenizer: Tokenizer)
     picture = row.get("image") or row.get("path")
     if not isinstance(prompt, str) or not isinstance(answer, str):
         raise InputError(f"{file}: 'prompt' and 'answer' must be texts")
+    for text in (prompt, answer):
+        check_text(text)
     if isinstance(picture, dict) and isinstance(picture.get("bytes"), bytes):
         where, data = f"{file}: image", picture["bytes"]
     elif isinstance(picture, str):
         where = str(file.parent / picture)
         try:
             data = Path(where).read_bytes()
-        except OSError as error:
-            raise InputError(f"{where}: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # a null character in the name
+            raise InputError(f"{where}: {getattr(error, 'strerror', error)}") from error
     else:
         raise InputError(f"{file}: 'path' must name an image")
     try:
@@ -140,8 +143,8 @@ class Journal(journal.Journal):
         for where, line in self.lines:
             try:
                 self.found[line["frames"], line["depth"], line["needle"]] = line["found"]
-            except KeyError as error:
-                raise InputError(f"{where}: no {error} in this line") from error
+            except (KeyError, TypeError) as error:
+                raise InputError(f"{where}: no result of a cell: {error}") from error
 
     def result(self, cell: Cell) -> bool | None:
         """Whether the needle was found; None where nobody has looked yet."""
@@ -189,15 +192,22 @@ def write_results(
     _write(folder / "heatmap.png", heat_map(np.array(means), lengths, shown))
 
 
+def heat_colours():
+    """The original's map of scores from 0 to 1 to colours."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("needles", ["#F0496E", "#EBB839", "#9ad5b3"])
+
+
 def heat_map(scores: np.ndarray, lengths: Sequence[int], percent: Sequence[float]) -> bytes:
     """A PNG of `[depths, lengths]` scores from 0 to 1, `percent` the depths' names."""
-    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(17.5, 8), dpi=100, layout="tight")
     axes = figure.subplots()
-    colours = LinearSegmentedColormap.from_list("needles", ["#F0496E", "#EBB839", "#9ad5b3"])
-    mesh = axes.pcolormesh(scores, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=1.5)
+    mesh = axes.pcolormesh(
+        scores, cmap=heat_colours(), vmin=0, vmax=1, edgecolors="white", linewidth=1.5
+    )
     figure.colorbar(mesh).set_label("Score", size=14)
     names = [f"{n / 1000:.1f}K" if n >= 1000 else str(n) for n in lengths]
     axes.set_xticks(np.arange(len(lengths)) + 0.5, names, rotation=45, fontsize=14)

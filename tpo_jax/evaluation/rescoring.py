@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tpo_jax.data.journal import read_lines
+from tpo_jax.data.journal import read_lines, replacing
 from tpo_jax.errors import InputError
+from tpo_jax.evaluation.benchmarks import complete
 from tpo_jax.evaluation.scorers import Scorer
 
 
@@ -23,33 +24,23 @@ def rescore(scorer: Scorer, predictions: Path, output: Path) -> dict[str, Any]:
     Raises:
         InputError: a line that cannot be scored, named by its place; nothing is written then.
     """
-    if not output.parent.is_dir():
-        raise InputError(f"--output={output}: no such directory {output.parent}")
     docs, verdicts = [], []
-    temporary = output.with_name(f".{output.name}.partial")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            for where, line in read_lines(predictions):
-                doc, prediction = line.get("doc"), line.get("prediction", 0)
-                if not isinstance(doc, dict):
-                    raise InputError(f"{where}: 'doc' must be an object")
-                if not isinstance(prediction, str | None):
-                    raise InputError(f"{where}: 'prediction' must be a text")
-                try:
-                    verdict = scorer.judge(doc, prediction)
-                except InputError as error:
-                    raise InputError(f"{where}: {error}") from error
-                file.write(
-                    json.dumps(line | {"extracted": verdict.extracted, "score": verdict.score})
-                )
-                file.write("\n")
-                docs.append(doc)
-                verdicts.append(verdict)
+    with replacing(output) as file:
+        for where, line in read_lines(predictions):
+            doc, prediction = line.get("doc"), line.get("prediction", 0)
+            if not isinstance(doc, dict):
+                raise InputError(f"{where}: 'doc' must be an object")
+            if not isinstance(prediction, str | None):
+                raise InputError(f"{where}: 'prediction' must be a text")
+            try:
+                verdict = scorer.judge(complete(doc), prediction)
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from error
+            added = {"extracted": verdict.extracted, "score": verdict.score}
+            file.write(json.dumps(line | added) + "\n")
+            docs.append(doc)
+            verdicts.append(verdict)
         try:
-            summary = scorer.summary(docs, verdicts)
+            return scorer.summary(docs, verdicts)
         except InputError as error:
             raise InputError(f"{predictions}: {error}") from error
-        temporary.rename(output)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return summary

@@ -37,7 +37,7 @@ def read_srt(path: Path) -> dict[tuple[float, float], str]:
         if block.strip() and len(lines) >= 3:
             try:
                 start, end = map(_seconds, lines[1].split(" --> ")[:2])
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:
                 raise InputError(
                     f"{path}:{line + 1}: {lines[1]!r} is no time range H:M:S,ms --> H:M:S,ms"
                 ) from error
@@ -109,7 +109,7 @@ def interleave(path: Path, duration: float, offset: float, num_frames: int) -> s
         try:
             start, end, text = _entry(subtitle, duration)
             start, end = start - offset, end - offset
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
                 f"{path}: subtitle {number} has no readable times: {subtitle!r}"
             ) from error

@@ -3,11 +3,13 @@ lists this process runs, and what the plan says they cost.
 """
 
 import dataclasses
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tpo_jax.checkpoints.models import load_config
 from tpo_jax.errors import InputError
 from tpo_jax.recipes import published
 
@@ -84,6 +86,7 @@ ITEMS = {
     "figure2": ("base", "tpo"),
     "figure3": ("base", "tpo"),
 }
+TOWERS = {"longva": "clip", "llava_video": "siglip"}
 FIGURE2_FRAMES = (16, 32, 64, 96, 128)
 
 
@@ -97,8 +100,7 @@ class Command:
     chip_hours: float = 0.0
 
     def __str__(self) -> str:
-        quoted = (f"'{a}'" if any(c in a for c in "() ") else a for a in self.arguments)
-        return " ".join(("python -m", f"tpo_jax.{self.door}", *quoted))
+        return shlex.join(("python", "-m", f"tpo_jax.{self.door}", *self.arguments))
 
 
 def _family(item: str) -> str:
@@ -174,7 +176,7 @@ def _evaluations(item: str, folder: str, model: str, given: dict[str, str]) -> I
                 f"--checkpoint={model}",
                 f"--output={output}",
             ),
-            output,
+            f"{output}/summary.json",
         )
         return
     names = list(BENCHMARKS.values())
@@ -199,7 +201,11 @@ def _evaluations(item: str, folder: str, model: str, given: dict[str, str]) -> I
 
 
 def missing(item: str, places: Places) -> list[str]:
-    """What an item needs and the places do not hold: flag and reason."""
+    """What an item needs and the places do not hold: flag and reason.
+
+    Raises:
+        InputError: the base model cannot be read.
+    """
     wanted = {"checkpoint"}
     if item in ("figure5", "figure6"):
         wanted.add("videos")
@@ -217,6 +223,8 @@ def missing(item: str, places: Places) -> list[str]:
             found.append(f"--{field.name} is not given")
         elif field.name in wanted and not Path(value).exists():
             found.append(f"--{field.name}={value} is not there")
+    if not found and load_config(places.checkpoint).tower.kind != TOWERS[_family(item)]:
+        found.append(f"--checkpoint={places.checkpoint} has no tower of {_family(item)}")
     return found
 
 
@@ -228,20 +236,15 @@ def page(item: str, places: Places, chip_hours: float, source: str) -> str:
     if total:
         lines += [
             f"Training: at least {total:.1f} chip-hours on {TOPOLOGY}, {chip_hours:.1f} for 10,000 "
-            f"pairs ({source}). Curation and evaluation are not part of the plan.",
+            f"pairs ({source}; 16 pairs at a time, compute.remat=attention:save). Curation and "
+            "evaluation are not part of the plan.",
             "",
         ]
     return "\n".join(lines)
 
 
 def run(item: str, places: Places, chip_hours: float) -> None:
-    """Carries out the commands whose results are not there.
-
-    Raises:
-        InputError: something is missing, or a command failed.
-    """
-    if lacking := missing(item, places):
-        raise InputError(f"--item={item} --scale=7b: {'; '.join(lacking)}")
+    """Carries out the commands whose results are not there; raises InputError if one fails."""
     for command in commands(item, places, chip_hours):
         if Path(command.makes).exists():
             continue

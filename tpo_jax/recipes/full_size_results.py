@@ -3,12 +3,13 @@ ours.
 """
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from tpo_jax.data.journal import read_json
+from tpo_jax.errors import InputError
 from tpo_jax.recipes.full_size import (
     BENCHMARKS,
     FIGURE2_FRAMES,
@@ -27,7 +28,12 @@ LENGTHS = ("short", "medium", "long")
 def _read(folder: str, benchmark: str, num_frames: int = 0) -> dict:
     """The summary of an evaluation; empty where it has not been carried out."""
     path = Path(evaluation(folder, benchmark, num_frames)) / "results.json"
-    return json.loads(path.read_text())["tpo_jax"] if path.exists() else {}
+    if not path.exists():
+        return {}
+    found = read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get("tpo_jax"), dict):
+        raise InputError(f"{path}: no results of `evaluate run`; remove it")
+    return found["tpo_jax"]
 
 
 def _percent(summary: dict) -> float | None:
@@ -53,6 +59,20 @@ def _cells(item: str, folder: str) -> dict[str, list[float | None]]:
         scores.append([group.get(length, {}).get("percent") for group in groups])
     scores.append([_percent(summary) for summary in found])
     return dict(zip(columns, scores, strict=True))
+
+
+def _partial(item: str, folder: str) -> list[str]:
+    """What is missing of the evaluations of a row."""
+    if item == "figure2":
+        asked = [("mlvu_dev", n) for n in FIGURE2_FRAMES]
+    else:
+        asked = [(name, 0) for name in (*BENCHMARKS.values(), *SUBTITLED.values())]
+    found = ((name, n, _read(folder, name, n)) for name, n in asked)
+    return [
+        f"{evaluation('', name, n).strip('/')}, {summary['missing']} questions missing"
+        for name, n, summary in found
+        if summary.get("partial")
+    ]
 
 
 def _written(numbers: list[float | None]) -> str:
@@ -100,7 +120,15 @@ def write(item: str, places: Places) -> str:
     ours = [["", *columns]]
     for row, cells in rows.items():
         ours.append([label(described, row), *(_written(cells[column]) for column in columns)])
-    sections += ["Here:\n\n" + markdown(ours), f"![{described.title}]({item}.png)"]
+    sections.append("Here:\n\n" + markdown(ours))
+    partial = [
+        f"- {label(described, row)}: {what}"
+        for row in rows
+        for what in _partial(item, place(item, row, places))
+    ]
+    if partial:
+        sections.append("Partial scores:\n\n" + "\n".join(partial))
+    sections.append(f"![{described.title}]({item}.png)")
     text = "\n\n".join(sections)
     (folder / f"{item}.md").write_text(text + "\n")
     return text

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from tpo_jax.curation.card import LENGTHS
 from tpo_jax.curation.templates import TYPES
+from tpo_jax.evaluation.niah_files import heat_colours
 from tpo_jax.evaluation.statistics import paired, t_interval
 from tpo_jax.recipes import study
 from tpo_jax.recipes.study_items import (
@@ -92,7 +93,7 @@ def needles(item: Item, results: Results, path: Path) -> list[str]:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["model", "length", "depth", "seeds", "mean", "per seed"])
     for axes, (variant, share) in zip(figure.subplots(1, 2), shares.items(), strict=True):
-        picture = axes.imshow(share.mean(0).T, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+        picture = axes.imshow(share.mean(0).T, vmin=0, vmax=1, cmap=heat_colours(), aspect="auto")
         axes.set_xticks(range(len(lengths)), lengths)
         axes.set_yticks(range(len(depths)), [f"{d:.1f}" for d in depths])
         axes.set(title=label(item, variant), xlabel="frames", ylabel="depth")

@@ -1,12 +1,12 @@
 """What the runs of a study left, as numbers per seed."""
 
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tpo_jax.data.journal import read_json
 from tpo_jax.evaluation.scoring import bootstrap
 from tpo_jax.evaluation.statistics import Difference, Mean, paired, t_interval
 from tpo_jax.recipes.miniature import LONG_FRAMES, LONG_SECONDS
@@ -46,7 +46,7 @@ class Results:
         self.rows = functools.cache(self._rows)
 
     def _rows(self, variant: str, seed: int) -> list[dict]:
-        return json.loads(Run(self.family, seed, variant).answers(self.workdir).read_text())
+        return read_json(Run(self.family, seed, variant).answers(self.workdir))
 
     def there(self, *variants: str) -> list[int]:
         """Seeds of which all these variants have been carried out."""

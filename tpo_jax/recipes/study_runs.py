@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 import jax
 
 from tpo_jax.checkpoints.models import load_model, save_model
+from tpo_jax.data.journal import read_json
 from tpo_jax.data.shards import write_json
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import preset
@@ -161,7 +163,8 @@ def check_workdir(workdir: Path, choices: Choices) -> None:
     path, ours = workdir / "choices.json", json.loads(json.dumps(dataclasses.asdict(choices)))
     if not path.exists():
         write_json(path, ours)
-    theirs = json.loads(path.read_text())
+    if not isinstance(theirs := read_json(path), dict):
+        raise InputError(f"{path}: does not say which choices the results are of; remove it")
     if differs := sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)):
         raise InputError(
             f"--workdir={workdir} holds results of other choices ({', '.join(differs)}); "
@@ -190,8 +193,11 @@ def carry_out_all(
             carry_out(run, workdir, choices, train)
         return
     context = multiprocessing.get_context("spawn")
+    cores = context.Queue()
+    for core in itertools.islice(itertools.cycle(_cores()), workers):
+        cores.put(core)
     with concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_one_core, initargs=(workdir / "compiled",)
+        *(workers, context), initializer=_one_core, initargs=(workdir / "compiled", cores)
     ) as pool:
         going: dict[concurrent.futures.Future, Run] = {}
         while waiting or going:
@@ -219,7 +225,18 @@ def _alone(directory: Path, wait: bool = False) -> Iterator[None]:
         yield
 
 
-def _one_core(compiled: Path) -> None:
-    """A worker has one device of one thread; programs compiled once serve all."""
-    os.environ["NPROC"] = "1"
+def _cores() -> list[int]:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _one_core(compiled: Path, cores: multiprocessing.Queue) -> None:
+    """A worker has a core of its own, where the system can do that, and one device of one thread;
+    threads that wander between cores take a third longer. Programs compiled once serve all.
+    """
+    os.environ["NPROC"], core = "1", cores.get()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {core})
     jax.config.update("jax_compilation_cache_dir", str(compiled))
