@@ -17,6 +17,21 @@ optional() { # DISTRIBUTION VERSION
 optional torch 2.13.0
 optional libtpu 0.0.51
 
+# The scorers are compared with the published lmms-eval of two eras, whose task files are read from
+# folders of their own: nothing of what the package depends on is needed.
+published() { # VERSION -> its folder
+  local folder="$VIRTUAL_ENV/lmms-eval-$1"
+  [ -d "$folder/lmms_eval" ] ||
+    python -m pip install -qq --disable-pip-version-check --no-deps --target="$folder" \
+      "lmms-eval==$1" </dev/null >&2 || return
+  echo "$folder"
+}
+if today="$(published 0.7.3)" && first="$(published 0.3.0)" && before="$(published 0.7.1)"; then
+  export LMMS_EVAL="${LMMS_EVAL:-$today}" LMMS_EVAL_PAPER_ERA="${LMMS_EVAL_PAPER_ERA:-$first:$before}"
+else
+  echo "launch: WARNING: lmms-eval could not be installed; the tests that need it will skip" >&2
+fi
+
 lint=0 tests=0
 bash launch/lint.sh </dev/null || lint=$?
 # Two processes; tests that share one resource (the marker tpu_compiler) stay in one of them.
