@@ -77,13 +77,13 @@ def read_needles(
     Raises:
         InputError: a file that is no such list.
     """
-    try:
-        if file.suffix == ".parquet":
+    if file.suffix == ".parquet":
+        try:
             rows = pyarrow.parquet.read_table(file).to_pylist()
-        else:
-            rows = json.loads(file.read_bytes())
-    except (ValueError, RecursionError, pyarrow.ArrowException) as error:
-        raise InputError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
+        except (ValueError, pyarrow.ArrowException) as error:
+            raise InputError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
+    else:
+        rows = journal.read_json(file)
     if not isinstance(rows, list) or not rows:
         raise InputError(f"{file}: not a list of needles")
     asked, problems = [], []
