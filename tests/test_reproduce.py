@@ -1,11 +1,14 @@
 """Tables and figures: statistics, pairs, stages at smoke size, pages, and the commands at 7B."""
 
+import ast
 import csv
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +153,37 @@ def test_a_study_goes_on_where_it_stopped(tmp_path):
             study_runs.check_workdir(tmp_path, choices)
     with pytest.raises(InputError, match="base_answers.json: cannot be read"):
         reproduction.write("figure2", tmp_path, [1])
+
+
+PARENT = """
+import concurrent.futures, multiprocessing, os, pathlib, time
+from tpo_jax.recipes.study_runs import begin_worker
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    cores = context.Queue()
+    cores.put(sorted(os.sched_getaffinity(0))[-1])
+    start = {"initializer": begin_worker, "initargs": (pathlib.Path("compiled"), cores)}
+    with concurrent.futures.ProcessPoolExecutor(1, context, **start) as pool:
+        print(pool.submit(os.getpid).result(), pool.submit(os.sched_getaffinity, 0).result())
+        print(flush=True)
+        pool.submit(time.sleep, 1000).result()
+"""
+
+
+def test_a_worker_has_a_core_and_ends_with_its_parent(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout
+        pid, cores = parent.stdout.readline().split(maxsplit=1)
+        parent.kill()
+    assert len(ast.literal_eval(cores)) == 1
+    state, deadline = Path(f"/proc/{pid}/stat"), time.monotonic() + 60
+    while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.fixture

@@ -239,8 +239,8 @@ def search() -> None:
     lengths = list(range(_MIN_FRAMES.value, _MAX_FRAMES.value + 1, _FRAME_STEP.value))
     if not lengths:
         raise InputError(f"--min_frames={_MIN_FRAMES.value} is above --max_frames")
-    for name in ("depth_step", "rope_theta"):
-        if not math.isfinite(value := flags.FLAGS[name].value):
+    for name, value in (("depth_step", _DEPTH_STEP.value), ("rope_theta", _ROPE_THETA.value)):
+        if not math.isfinite(value):
             raise InputError(f"--{name}={value} must be a number")
     depths = niah.depths(_DEPTH_STEP.value)
     checkpoint = Path(_given("checkpoint"))

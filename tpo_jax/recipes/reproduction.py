@@ -2,6 +2,7 @@
 numbers beside ours, from whatever seeds have been carried out.
 """
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import report
 from tpo_jax.recipes import study, study_figures
+from tpo_jax.recipes.miniature import LONG_SECONDS
 from tpo_jax.recipes.study_items import (
     HEAD,
     ITEMS,
@@ -23,7 +25,7 @@ from tpo_jax.recipes.study_items import (
     verdict,
     write_csv,
 )
-from tpo_jax.recipes.study_results import COLUMNS, MAIN, Results
+from tpo_jax.recipes.study_results import COLUMNS, MAIN, Results, asked
 
 
 def _table(item: Item, results: Results, path: Path) -> list[str]:
@@ -78,16 +80,19 @@ def _table(item: Item, results: Results, path: Path) -> list[str]:
 
 def _types(results: Results) -> list[list[str]]:
     """Base and TPO on every type and kind of question."""
-    rows = [["96 s, 32 frames", "base", "TPO", *HEAD]]
+    blind = asked(LONG_SECONDS, 0)
+    head = ["96 s, 32 frames", "base", "TPO", *HEAD]
     first = results.rows("base", results.there("base")[0])
+    rows = [[*head, "base, another video"] if any(map(blind, first)) else head]
     for name, kind in sorted({(row["type"], row["kind"]) for row in first}):
 
-        def chosen(row: dict, name: str = name, kind: str = kind) -> bool:
-            return MAIN(row) and (row["type"], row["kind"]) == (name, kind)
+        def chosen(row: dict, of=MAIN, name: str = name, kind: str = kind) -> bool:
+            return of(row) and (row["type"], row["kind"]) == (name, kind)
 
         means = [shown(results.mean(variant, chosen)) for variant in ("base", "tpo")]
         found = compared(results.difference("tpo", "base", chosen))
-        rows.append([f"{name}, {kind}", *means, *found])
+        words_alone = [shown(results.mean("base", functools.partial(chosen, of=blind)))]
+        rows.append([f"{name}, {kind}", *means, *found, *words_alone[: len(rows[0]) - len(head)]])
     return rows
 
 

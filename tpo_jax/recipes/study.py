@@ -19,8 +19,11 @@ COMMON_SEED = 40
 # Both of the paper's models were made of one language model: the base of a family begins with the
 # decoder of another family's base of the same seed.
 DECODER_OF = {"tiny_llava_video": "tiny_longva"}
-CURVE_OF = ("base", "tpo", "frames_48", "stretched", "base_stretched")
-NEEDLES_OF = ("base", "tpo")
+# The figures are of one family.
+CURVE_OF = {
+    ("tiny_longva", name) for name in ("base", "tpo", "frames_48", "stretched", "base_stretched")
+}
+NEEDLES_OF = {("tiny_longva", "base"), ("tiny_longva", "tpo")}  # and asked with another video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +100,12 @@ WAVES = (
     ("tiny_longva", ("noisy_judge", "frames_48", "stretched")),
     ("tiny_longva", ("dpo", "judge_off", "rrpo", "leanpo")),
 )
+
+
+def draws(family: str) -> int:
+    """Answers drawn to every question: two, where a variant of the family is made of such."""
+    names = (name for of, names in WAVES for name in names if of == family and name != "base")
+    return 2 if any(VARIANTS[name].source == "sampled" for name in names) else 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,9 +31,11 @@ def questions_of(seed: int, videos: int, localized: int) -> list[list[Question]]
     return found
 
 
-def answer(workdir: Path, model: str, seed: int, localized: int, temperature: float) -> None:
+def answer(
+    workdir: Path, model: str, seed: int, localized: int, temperature: float, draws: int
+) -> None:
     """`answers.json`: per question the base model's well and badly informed answer, drawn at
-    `temperature`, and two drawn at temperature 1 with all frames seen.
+    `temperature`, and `draws` drawn at temperature 1 with all frames seen.
     """
     videos = miniature.videos_of(workdir, "long")
     frames, times = miniature.frames_of(videos, miniature.LONG_FRAMES, model)
@@ -45,7 +47,7 @@ def answer(workdir: Path, model: str, seed: int, localized: int, temperature: fl
     texts = [[q.text for q in asked] for asked in questions]
     drawn = [
         ask(miniature.generator_of(base, temperature=1.0, seed=draw), frames, texts)
-        for draw in range(2)
+        for draw in range(draws)
     ]
     rows = []
     for pair in pairs:

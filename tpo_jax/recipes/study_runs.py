@@ -14,7 +14,10 @@ import itertools
 import json
 import multiprocessing
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -35,8 +38,11 @@ from tpo_jax.recipes.study import (
     VARIANTS,
     Choices,
     Run,
+    draws,
     variant_config,
 )
+
+SECONDS_TO_SAVE = 30
 
 
 def stretch(directory: Path) -> None:
@@ -59,15 +65,15 @@ def _eval_frames(directory: Path, seconds: int, num_frames: int, family: str):
 
 def evaluate(directory: Path, family: str, name: str, choices: Choices, model: str) -> None:
     """Asks a model the held-out questions: long videos at several numbers of frames, short ones at
-    theirs; base and TPO also at those of the curve and with another video.
+    theirs; those of a curve also at others, those of needles also with another video.
     """
     generator = miniature.generator_of(directory / model / "model")
     long = miniature.LONG_SECONDS
     settings = [(long, frames, False) for frames in choices.frames]
     settings += [(s, s * 32 // long, False) for s in choices.scale.lengths if s != long]
-    if name in CURVE_OF:
+    if (family, name) in CURVE_OF:
         settings += [(long, frames, False) for frames in choices.curve]
-    if name in ("base", "tpo"):
+    if (family, name) in NEEDLES_OF:
         settings.append((long, miniature.LONG_FRAMES, True))
     rows = []
     for seconds, num_frames, blind in settings:
@@ -83,17 +89,23 @@ def carry_out(run: Run, workdir: Path, choices: Choices, train: miniature.Train)
         InputError: another process is at work on the seed.
     """
     print(f"= {run.family} seed {run.seed}: {run.variant}", file=sys.stderr, flush=True)
-    common, directory = workdir / "common", run.directory(workdir)
-    with _alone(common, wait=True):
-        stage = miniature.Stages(common)
-        miniature.short_stages(stage, choices.scale, COMMON_SEED)
-        tower = (common, run.family, choices.scale)
-        stage(f"tower of {run.family}", run.family, towers, *tower)
+    directory = run.directory(workdir)
     with _alone(directory):
+        miniature.long_stages(miniature.Stages(directory), choices.scale, run.seed)
+        _common(workdir / "common", run.family, choices.scale)
         for name in ("tokenizer", "short_shards"):
             if not (directory / name).exists():
-                (directory / name).symlink_to(os.path.relpath(common / name, directory))
+                made = workdir / "common" / name
+                (directory / name).symlink_to(os.path.relpath(made, directory))
         _stages(run, workdir, choices, train)
+
+
+def _common(common: Path, family: str, scale: miniature.Scale) -> None:
+    """What all seeds share, made by the first that comes."""
+    with _alone(common, wait=True):
+        stage = miniature.Stages(common)
+        miniature.short_stages(stage, scale, COMMON_SEED)
+        stage(f"tower of {family}", family, towers, common, family, scale)
 
 
 def towers(common: Path, family: str, scale: miniature.Scale) -> None:
@@ -118,14 +130,14 @@ def _stages(run: Run, workdir: Path, choices: Choices, train: miniature.Train) -
     if other := DECODER_OF.get(run.family):
         decoder = Run(other, seed, "base").directory(workdir) / "base" / "model"
         scale = dataclasses.replace(scale, base_steps=choices.adapting_steps)
-    miniature.long_stages(stage, scale, seed)
     initial = (directory, run.family, seed, workdir / "common" / run.family, decoder)
     stage("initial weights", "initial", initial_model, *initial)
     miniature.base_stage(stage, scale, seed, train)
     if run.variant != "base":
         variant, name = VARIANTS[run.variant], run.variant
-        made = (directory, run.family, seed, choices.localized, scale.temperature)
-        stage("answers of the base", "answers.json", study_pairs.answer, *made)
+        made = (directory, run.family, seed, choices.localized)
+        how = (scale.temperature, draws(run.family))
+        stage("answers of the base", "answers.json", study_pairs.answer, *made, *how)
         source = (directory, variant.source, seed, choices)
         stage(f"{variant.source} pairs", f"{variant.source}_shards/manifest.json", pairs, *source)
         if variant.start == "stretched":
@@ -136,7 +148,7 @@ def _stages(run: Run, workdir: Path, choices: Choices, train: miniature.Train) -
         config = variant_config(directory, name, choices, seed)
         stage(f"training of {name}", f"tuned/{name}/model", train, config, place)
     model = "base" if run.variant == "base" else f"tuned/{run.variant}"
-    if run.variant in NEEDLES_OF:
+    if (run.family, run.variant) in NEEDLES_OF:
         find = (directory, run.variant, model, seed, choices)
         stage(f"needles of {run.variant}", f"{run.variant}_needles.json", needles, *find)
     asked = (directory, run.family, run.variant, choices, model)
@@ -197,7 +209,7 @@ def carry_out_all(
     for core in itertools.islice(itertools.cycle(_cores()), workers):
         cores.put(core)
     with concurrent.futures.ProcessPoolExecutor(
-        *(workers, context), initializer=_one_core, initargs=(workdir / "compiled", cores)
+        *(workers, context), initializer=begin_worker, initargs=(workdir / "compiled", cores)
     ) as pool:
         going: dict[concurrent.futures.Future, Run] = {}
         while waiting or going:
@@ -225,6 +237,17 @@ def _alone(directory: Path, wait: bool = False) -> Iterator[None]:
         yield
 
 
+def _end_with_parent() -> None:
+    """A worker whose parent was killed stops as if it were asked to, training after it has saved;
+    left alone it would wait for work for ever.
+    """
+    if parent := multiprocessing.parent_process():
+        parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SECONDS_TO_SAVE)
+    os._exit(1)
+
+
 def _cores() -> list[int]:
     """Those that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -232,11 +255,12 @@ def _cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def _one_core(compiled: Path, cores: multiprocessing.Queue) -> None:
+def begin_worker(compiled: Path, cores: multiprocessing.Queue) -> None:
     """A worker has a core of its own, where the system can do that, and one device of one thread;
     threads that wander between cores take a third longer. Programs compiled once serve all.
     """
     os.environ["NPROC"], core = "1", cores.get()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     jax.config.update("jax_compilation_cache_dir", str(compiled))
