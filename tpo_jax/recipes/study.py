@@ -17,7 +17,7 @@ from tpo_jax.recipes import miniature
 # and one SigLIP; they are made with a seed of their own.
 COMMON_SEED = 40
 # Both of the paper's models were made of one language model: the base of a family begins with the
-# decoder of another family's base of the same seed.
+# decoder of another family's base of the same seed, and sees the same videos.
 DECODER_OF = {"tiny_llava_video": "tiny_longva"}
 # The figures are of one family.
 CURVE_OF = {
@@ -95,8 +95,8 @@ VARIANTS = {
 WAVES = (
     ("tiny_longva", ("base", "tpo", "localized_only", "comprehensive_only")),
     ("tiny_longva", ("sft_self", "sft_llm", "hound_dpo")),
-    ("tiny_longva", ("mix_8_2", "mix_2_8", "scale_20", "scale_50")),
     ("tiny_llava_video", ("base", "tpo")),
+    ("tiny_longva", ("mix_8_2", "mix_2_8", "scale_20", "scale_50")),
     ("tiny_longva", ("noisy_judge", "frames_48", "stretched")),
     ("tiny_longva", ("dpo", "judge_off", "rrpo", "leanpo")),
 )

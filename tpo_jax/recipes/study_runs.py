@@ -89,15 +89,22 @@ def carry_out(run: Run, workdir: Path, choices: Choices, train: miniature.Train)
         InputError: another process is at work on the seed.
     """
     print(f"= {run.family} seed {run.seed}: {run.variant}", file=sys.stderr, flush=True)
-    directory = run.directory(workdir)
+    directory, common = run.directory(workdir), workdir / "common"
     with _alone(directory):
+        if other := DECODER_OF.get(run.family):
+            there = Run(other, run.seed, "base").directory(workdir)
+            names = ("long", *(f"eval_{seconds}" for seconds in choices.scale.lengths))
+            _link(directory, [there / f"{name}{end}" for name in names for end in ("", ".json")])
         miniature.long_stages(miniature.Stages(directory), choices.scale, run.seed)
-        _common(workdir / "common", run.family, choices.scale)
-        for name in ("tokenizer", "short_shards"):
-            if not (directory / name).exists():
-                made = workdir / "common" / name
-                (directory / name).symlink_to(os.path.relpath(made, directory))
+        _common(common, run.family, choices.scale)
+        _link(directory, [common / "tokenizer", common / "short_shards"])
         _stages(run, workdir, choices, train)
+
+
+def _link(directory: Path, made: Sequence[Path]) -> None:
+    for path in made:
+        if not (directory / path.name).exists():
+            (directory / path.name).symlink_to(os.path.relpath(path, directory))
 
 
 def _common(common: Path, family: str, scale: miniature.Scale) -> None:
