@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -205,7 +206,8 @@ def base_config(workdir: Path, scale: Scale, seed: int):
     config.data.sampling = scale.short_rule
     config.data.pairs_per_row = 8
     # What a core works on then fits its cache better.
-    config.compute.micro_batches, config.compute.scan, config.compute.remat = 8, False, "none"
+    config.compute.micro_batches = max(1, 8 // jax.device_count())
+    config.compute.scan, config.compute.remat = False, "none"
     config.objective.dpo_weight = 0.0
     config.objective.alpha = 1.0
     config.train.batch_size = 128
