@@ -1,6 +1,7 @@
 """The evaluate door: stored predictions, and whole runs on small folders."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -73,6 +74,7 @@ def test_wrong_input_of_score(predictions, tmp_path) -> None:
         "no prediction": '{"doc": {}}',
         "number": '{"doc": {}, "prediction": 3}',
         "no answer": '{"doc": {}, "prediction": "A"}',
+        "no number": json.dumps(rows[0] | {"more": math.nan}),
     }
     flags = {"benchmark": "videomme", "predictions": path, "output": tmp_path / "out.jsonl"}
     calls, messages = [], []
@@ -85,12 +87,13 @@ def test_wrong_input_of_score(predictions, tmp_path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name, value, message in (
         ("predictions", tmp_path / "empty.jsonl", "no prediction"),
-        ("predictions", tmp_path / "nothing.jsonl", "nothing.jsonl"),
+        ("predictions", tmp_path / "nothing.jsonl", "--predictions="),
+        ("predictions", "/dev/zero", "--predictions=/dev/zero: no such file"),
         ("benchmark", "mlvu", "videomme|"),
         ("scorer", "old", "paper_era"),
         ("output", tmp_path / "no/where.jsonl", "no such directory"),
         ("output", tmp_path, "a folder"),
-        ("output", "", "--output=: a folder"),
+        ("output", "", "--output must have a value"),
         ("output", tmp_path / "pipe", "not a regular file"),
     ):
         calls.append(flags | {name: value})
@@ -103,6 +106,8 @@ def test_wrong_input_of_score(predictions, tmp_path) -> None:
     assert not list(tmp_path.glob("*out.jsonl*")) and not list(tmp_path.glob(".*"))
     (unknown,) = call("evaluate", flags, command="sore")
     assert unknown.code == 2 and "score" in unknown.err
+    (nothing,) = call("evaluate", {})
+    assert nothing.code == 2 and "the first argument must be one of run, score, niah" in nothing.err
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -19,6 +19,7 @@ from tests.doors import call
 from tests.test_docs import PARSE, ROOT
 from tpo_jax.checkpoints.models import save_model
 from tpo_jax.errors import InputError
+from tpo_jax.evaluation import niah_files
 from tpo_jax.evaluation.statistics import paired, t_interval
 from tpo_jax.models.config import preset
 from tpo_jax.models.vlm import init_params
@@ -143,9 +144,9 @@ def test_a_study_goes_on_where_it_stopped(tmp_path):
     typo = tmp_path / "typo"
     other, nowhere, run = call("reproduce", flags, flags | {"workdir": typo}, flags | {"run": True})
     assert other.code == 2 and "results of other choices (" in other.err
-    assert nowhere.code == 2 and f"--workdir={typo}: no such folder" in nowhere.err
+    assert nowhere.code == 2 and f"--workdir={typo}: no folder of results" in nowhere.err
     assert not typo.exists()
-    assert run.code == 2 and "--run and --plan are for --scale=7b" in run.err
+    assert run.code == 2 and "--run is not for --scale=miniature" in run.err
     todo[0].answers(tmp_path).write_text("[")
     for content in ("", "[]"):
         (tmp_path / "choices.json").write_text(content)
@@ -260,15 +261,25 @@ def test_commands_at_7b_parse_and_missing_things_are_named(tmp_path):
     assert not any(json.loads(child.stdout))
 
     flags = {"item": "table4", "scale": "7b", "workdir": tmp_path / "out"}
-    printed, lacking, unknown, seeds = call(
+    printed, larger, no_slice, too_large, other_scale, lacking, unknown, seeds = call(
         "reproduce",
         flags,
+        flags | {"topology": "v5e:4x8"},
+        flags | {"topology": "v5e"},
+        flags | {"topology": "v5e:16x16"},
+        flags | {"seeds": "1,2"},
         flags | {"run": True, "checkpoint": tmp_path, "benchmarks": tmp_path / "none"},
         flags | {"item": "table9"},
         {"item": "table1", "workdir": tmp_path, "seeds": "1,1"},
     )
-    assert printed.code == 0 and "15.9 chip-hours" in printed.out
+    assert printed.code == 0 and "11.7 chip-hours" in printed.out
     assert printed.out.count("tpo_jax.train") == 3
+    assert printed.out.count("--config.compute.micro_batches=4") == 3 + 1  # and `plan`
+    assert larger.out.count("--config.compute.micro_batches=2") == 3 + 1
+    assert "Training on v5e:4x8: ask `python -m tpo_jax.plan" in larger.out
+    assert no_slice.code == 2 and "--topology=v5e: slices of v5e are" in no_slice.err
+    assert too_large.code == 2 and "256 chips do not share 64 pairs" in too_large.err
+    assert other_scale.code == 2 and "--seeds is not for --scale=7b" in other_scale.err
     assert lacking.code == 2 and "--shards is not given" in lacking.err
     assert f"--benchmarks={tmp_path / 'none'} is not there" in lacking.err
     assert unknown.code != 0 and "table9" in unknown.err
@@ -313,6 +324,33 @@ def test_results_at_7b_stand_beside_those_of_the_paper(tmp_path):
         broken.write_text(content)
         with pytest.raises(InputError, match="mlvu_dev/results.json: "):
             full_size_results.write("table1", places)
+
+
+def test_figures_at_7b_are_made_of_what_niah_and_curate_left(tmp_path):
+    places = full_size.Places(workdir=str(tmp_path))
+    for item in ("figure3", "figure5", "figure6"):
+        assert full_size_results.write(item, places) == ""
+    for row, scores in (("base", [[1.0, 0.5], [0.5, 0.0]]), ("tpo", [[1.0, 1.0], [1.0, 0.75]])):
+        folder = Path(full_size.place("figure3", row, places)) / "niah"
+        folder.mkdir(parents=True)
+        niah_files.write_results(folder, np.array(scores), [32, 3000], [0.0, 1.0], {})
+    page = full_size_results.write("figure3", places)
+    assert "| base | 3000 | 25.0 |" in page and "| TPO | 3000 | 87.5 |" in page
+    lines = (tmp_path / "pages/figure3.csv").read_text().splitlines()
+    assert "base,32,1.0,0.5000" in lines and len(lines) == 1 + 2 * 4
+    report = Path(full_size.curated("figure5", places)) / "report.json"
+    report.parent.mkdir()
+    lengths = {"3 to 10 min": 3, "longer": 1}
+    report.write_text(json.dumps({"video lengths": lengths, "question types": {"object": 2}}))
+    assert "| 3 to 10 min | not printed | 75.0 |" in full_size_results.write("figure5", places)
+    assert "| object | 14.9 | 100.0 |" in full_size_results.write("figure6", places)
+    for item in ("figure3", "figure5", "figure6"):
+        assert (tmp_path / f"pages/{item}.png").stat().st_size > 0
+    for file, item in ((folder / "all_accuracies.json", "figure3"), (report, "figure6")):
+        for content in ("", "[]", "{}", "[{}]", '{"question types": {"object": "x"}}'):
+            file.write_text(content)
+            with pytest.raises(InputError, match=str(file)):
+                full_size_results.write(item, places)
 
 
 def test_pairs_are_given_or_curated_at_7b(tmp_path):

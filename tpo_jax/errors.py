@@ -60,6 +60,8 @@ def run_door(main: Callable[[], int | None] | Mapping[str, Callable[[], int | No
             # An error in a config file has its traceback between the first line and the last.
             lines = str(error).strip().splitlines()
             reason = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+            if lacking := re.fullmatch(r"flag (--\w+)=None: .* other than None\.", reason):
+                reason = f"flag {lacking[1]} must have a value"
         except (AttributeError, KeyError) as error:
             # Quoted once or twice, with a suggestion on a line of its own where there is one.
             words = re.findall(r"\w+", str(error).replace("\\n", " "))

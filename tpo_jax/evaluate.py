@@ -58,10 +58,8 @@ from tpo_jax.training.reference import weights_fingerprint
 _BENCHMARK = flags.DEFINE_enum(
     "benchmark", None, list(scorers.BENCHMARKS), "run, score: lmms-eval's name."
 )
-_OUTPUT = flags.DEFINE_string(
-    *("output", None),
-    "run, niah: folder of the results; score: JSON Lines file to write.",
-    required=True,
+flags.DEFINE_string(
+    *("output", None), "run, niah: folder of the results; score: JSON Lines file to write."
 )
 _SCORER = flags.DEFINE_enum(
     "scorer", scorers.ERAS[0], scorers.ERAS, "Rules of lmms-eval today or at the paper's time."
@@ -131,7 +129,9 @@ def _given(name: str) -> str:
 def score() -> None:
     """Scores a file of predictions and prints the aggregate."""
     scorer = scorers.Scorer(_given("benchmark"), _SCORER.value, _SEED.value)
-    predictions, output = Path(_given("predictions")), output_file(_OUTPUT.value)
+    predictions, output = Path(_given("predictions")), output_file(_given("output"))
+    if not predictions.is_file():  # a device would be read for ever
+        raise InputError(f"--predictions={predictions}: no such file")
     summary = rescoring.rescore(scorer, predictions, output)
     print(json.dumps(summary, indent=2))
 

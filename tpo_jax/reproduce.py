@@ -37,6 +37,7 @@ _WORKERS = flags.DEFINE_integer(
     "workers", os.cpu_count() or 1, "miniature: seeds at a time, a core each.", lower_bound=1
 )
 _RUN = flags.DEFINE_bool("run", False, "7b: carry the commands out.")
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "7b: the slice that trains.")
 _PLAN = flags.DEFINE_bool("plan", False, "7b: ask `plan` for the chip-hours; takes minutes.")
 _PLACES = {
     "checkpoint": "the base model",
@@ -50,6 +51,8 @@ _PLACES = {
 }
 for _name, _what in _PLACES.items():
     flags.DEFINE_string(_name, "", f"7b: {_what}.")
+_MINIATURE = ("seeds", "besides", "pages_only", "size", "workers")
+_SEVEN_B = ("run", "topology", "plan", *_PLACES)
 
 
 def _seeds() -> list[int]:
@@ -72,13 +75,9 @@ def miniature(items: list[str]) -> None:
     from tpo_jax.recipes import reproduction, study, study_items, study_runs
     from tpo_jax.train import train
 
-    if _RUN.value or _PLAN.value:
-        raise InputError("--run and --plan are for --scale=7b; miniature runs what is missing")
     workdir, seeds = Path(_WORKDIR.value or "reproduction").absolute(), _seeds()
     choices = study.CHOICES[_SIZE.value]
-    if _PAGES_ONLY.value and not workdir.is_dir():
-        raise InputError(f"--workdir={workdir}: no such folder, so there are no pages to write")
-    study_runs.check_workdir(workdir, choices)
+    study_runs.check_workdir(workdir, choices, make=not _PAGES_ONLY.value)
     if not _PAGES_ONLY.value:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
         wanted = set().union(*(study_items.needed(item, _BESIDES.value) for item in items))
@@ -96,40 +95,41 @@ def miniature(items: list[str]) -> None:
     print(f"CSV, PNG and Markdown: {workdir / 'pages'}", file=sys.stderr)
 
 
-def _planned() -> float:
+def _planned(family: str, topology: str) -> float:
     """Chip-hours for 10,000 pairs, by `plan` itself."""
     from tpo_jax.recipes import full_size
 
-    config = ["--config=configs/llava_video_tpo.py", "--config.model.preset=llava_video_7b"]
-    remat = "--config.compute.remat=attention:save"
-    where = [f"--topology={full_size.TOPOLOGY}", "--config.train.batch_size=16", remat, "--json"]
-    command = [sys.executable, "-m", "tpo_jax.plan", *config, *where]
+    arguments = full_size.plan_arguments(family, topology)
+    command = [sys.executable, "-m", "tpo_jax.plan", *arguments, "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode == 2:
+    if done.returncode not in (0, 1):
         raise InputError("--plan: see the message of plan above")
-    return json.loads(done.stdout)["chip_hours"]
+    plan = json.loads(done.stdout)
+    if not plan["fits"]:
+        raise InputError(f"--topology={topology}: {family}_7b does not fit; take a larger slice")
+    return plan["chip_hours"]
 
 
 def seven_b(items: list[str]) -> None:
     """Prints the commands, and runs them if asked to."""
     from tpo_jax.recipes import full_size, full_size_results
 
-    if _PAGES_ONLY.value:
-        raise InputError("--pages_only is for --scale=miniature; 7b runs nothing without --run")
     values = flags.FLAGS.flag_values_dict()
     given = {name: values[name] for name in _PLACES}
     places = full_size.Places(**given, workdir=_WORKDIR.value or "reproduction_7b")
-    hours, source = full_size.CHIP_HOURS, full_size.PLAN_SOURCE
+    topology = _TOPOLOGY.value
+    hours = full_size.CHIP_HOURS if topology == full_size.TOPOLOGY else {}
     if _PLAN.value:
-        hours, source = _planned(), "plan, now"
+        families = sorted({full_size.family(item) for item in items})
+        hours = {family: _planned(family, topology) for family in families}
     for item in items:
-        print(full_size.page(item, places, hours, source))
+        print(full_size.page(item, places, topology, hours))
     if _RUN.value:
         for item in items:
             if lacking := full_size.missing(item, places):
                 raise InputError(f"--item={item} --scale=7b: {'; '.join(lacking)}")
         for item in items:
-            full_size.run(item, places, hours)
+            full_size.run(item, places, topology)
     for item in items:
         if page := full_size_results.write(item, places):
             print(page, end="\n\n")
@@ -137,6 +137,9 @@ def seven_b(items: list[str]) -> None:
 
 def main() -> None:
     """The command."""
+    others = {"miniature": _SEVEN_B, "7b": _MINIATURE}[_SCALE.value]
+    if given := [name for name in others if flags.FLAGS[name].present]:
+        raise InputError(f"--{given[0]} is not for --scale={_SCALE.value}")
     items = [*TABLES, *FIGURES] if _ITEM.value == "all" else [_ITEM.value]
     (miniature if _SCALE.value == "miniature" else seven_b)(items)
 

@@ -37,7 +37,10 @@ def rescore(scorer: Scorer, predictions: Path, output: Path) -> dict[str, Any]:
             except InputError as error:
                 raise InputError(f"{where}: {error}") from error
             added = {"extracted": verdict.extracted, "score": verdict.score}
-            file.write(json.dumps(line | added) + "\n")
+            try:
+                file.write(json.dumps(line | added, allow_nan=False) + "\n")
+            except ValueError as error:
+                raise InputError(f"{where}: a number that JSON does not have") from error
             docs.append(doc)
             verdicts.append(verdict)
         try:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tpo_jax.data.journal import replacing
 from tpo_jax.evaluation import extraction
 from tpo_jax.evaluation.benchmarks import BENCHMARKS, Question
 from tpo_jax.evaluation.scorers import ERAS, Scorer, Verdict
@@ -75,8 +76,10 @@ def write_results(
         "total_evaluation_time_seconds": str(seconds),
         "tpo_jax": {name: value for name, value in summary.items() if name != "results"},
     }
-    _write(folder / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    _write(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    with replacing(folder / "samples.jsonl") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    with replacing(folder / "results.json") as file:
+        file.write(json.dumps(results, indent=2) + "\n")
     return summary
 
 
@@ -92,9 +95,3 @@ def _sample(question: Question, raw: str, text: str, verdict: Verdict, target: s
         **verdict.metrics,
         "input": question.prompt,
     }
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(path)

@@ -6,18 +6,18 @@ import dataclasses
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tpo_jax.checkpoints.models import load_config
 from tpo_jax.errors import InputError
 from tpo_jax.recipes import published
+from tpo_jax.training.plan import chips_of
 
-# `plan` for configs/llava_video_tpo.py, 32 frames, v5e:4x4: docs/results/plan.md. LongVA's rows are
-# shorter (144 visual tokens per frame instead of 182), so this bounds its training from above.
 TOPOLOGY = "v5e:4x4"
-CHIP_HOURS = 5.3  # per 10,000 pairs, a lower bound for the time of its steps
-PLAN_SOURCE = "docs/results/plan.md, llava_video_7b at 32 frames"
+BATCH_SIZE = 64  # of the configs
+# There, per 10,000 pairs, by `plan`: jax 0.10.2, libtpu 0.0.51. LongVA's rows are shorter.
+CHIP_HOURS = {"longva": 3.9, "llava_video": 5.1}
 
 BENCHMARKS = {"LVB": "longvideobench_val_v", "MLVU": "mlvu_dev", "VMME": "videomme"}
 SUBTITLED = {"VMME with subtitles": "videomme_w_subtitle"}
@@ -103,13 +103,46 @@ class Command:
         return shlex.join(("python", "-m", f"tpo_jax.{self.door}", *self.arguments))
 
 
-def _family(item: str) -> str:
+def family(item: str) -> str:
+    """Whose model an item is about."""
     return "llava_video" if item == "table2" else "longva"
+
+
+def fitting(topology: str) -> tuple[str, ...]:
+    """Flags of `train` with which a chip of 16 GB is enough: one pair at a time on each.
+
+    Raises:
+        InputError: no such slice, or one over which a step's pairs do not divide.
+    """
+    if BATCH_SIZE % (chips := chips_of(topology)):
+        raise InputError(
+            f"--topology={topology}: {chips} chips do not share {BATCH_SIZE} pairs, one each at a "
+            "time; take a slice of 1, 2, 4, … or 64"
+        )
+    return (
+        f"--config.compute.micro_batches={BATCH_SIZE // chips}",
+        "--config.compute.remat=attention:save",
+    )
+
+
+def plan_arguments(name: str, topology: str) -> tuple[str, ...]:
+    """Of `plan`, for TPO of a family."""
+    return (
+        f"--config=configs/{name}_tpo.py",
+        f"--config.model.preset={name}_7b",
+        f"--topology={topology}",
+        *fitting(topology),
+    )
 
 
 def place(item: str, row: str, places: Places) -> str:
     """The directory of a row: its training and, by benchmark, its evaluations."""
-    return f"{places.workdir}/{_family(item)}_{row}"
+    return f"{places.workdir}/{family(item)}_{row}"
+
+
+def curated(item: str, places: Places) -> str:
+    """The directory of the pairs that are curated for an item."""
+    return f"{places.workdir}/curated_{family(item)}"
 
 
 def evaluation(folder: str | Path, benchmark: str, num_frames: int = 0) -> str:
@@ -117,30 +150,36 @@ def evaluation(folder: str | Path, benchmark: str, num_frames: int = 0) -> str:
     return f"{folder}/{benchmark}" + (f"_{num_frames}" if num_frames else "")
 
 
-def commands(item: str, places: Places, chip_hours: float = CHIP_HOURS) -> list[Command]:
+def commands(
+    item: str,
+    places: Places,
+    topology: str = TOPOLOGY,
+    chip_hours: Mapping[str, float] = CHIP_HOURS,
+) -> list[Command]:
     """The commands of an item, in order. Places that are not given stand there in capitals.
 
     Args:
         item: one of `ITEMS`, or `figure5` or `figure6`, which need curation alone.
         places: of what is there.
-        chip_hours: of training on 10,000 pairs.
+        topology: of the slice that trains.
+        chip_hours: of training on 10,000 pairs there, by family; 0 where it is not known.
     """
     given = {
         field.name: getattr(places, field.name) or field.name.upper()
         for field in dataclasses.fields(places)
     }
-    family = _family(item)
-    curated = f"{places.workdir}/curated_{family}"
+    name = family(item)
+    made = curated(item, places)
     curate = Command(
         "curate",
         (
             "--config=configs/curate_local.py",
-            f"--workdir={curated}",
+            f"--workdir={made}",
             f"--config.videos.folder={given['videos']}",
             f"--config.local.checkpoint={given['checkpoint']}",
             "--config.balance.pairs=10000",
         ),
-        f"{curated}/shards",
+        f"{made}/shards",
     )
     if item in ("figure5", "figure6"):
         return [curate]
@@ -153,12 +192,13 @@ def commands(item: str, places: Places, chip_hours: float = CHIP_HOURS) -> list[
         else:
             training = TRAININGS[row]
             arguments = (
-                f"--config=configs/{family}_tpo.py:{training.variant}",
+                f"--config=configs/{name}_tpo.py:{training.variant}",
                 f"--workdir={place(item, row, places)}",
                 f"--config.model.checkpoint={given['checkpoint']}",
                 f"--config.data.shards={given[training.shards]}",
+                *fitting(topology),
             )
-            cost = chip_hours * training.pairs / 10_000
+            cost = chip_hours.get(name, 0.0) * training.pairs / 10_000
             found.append(Command("train", arguments, model, cost))
         found += _evaluations(item, place(item, row, places), model, given)
     return found
@@ -223,29 +263,34 @@ def missing(item: str, places: Places) -> list[str]:
             found.append(f"--{field.name} is not given")
         elif field.name in wanted and not Path(value).exists():
             found.append(f"--{field.name}={value} is not there")
-    if not found and load_config(places.checkpoint).tower.kind != TOWERS[_family(item)]:
-        found.append(f"--checkpoint={places.checkpoint} has no tower of {_family(item)}")
+    if not found and load_config(places.checkpoint).tower.kind != TOWERS[family(item)]:
+        found.append(f"--checkpoint={places.checkpoint} has no tower of {family(item)}")
     return found
 
 
-def page(item: str, places: Places, chip_hours: float, source: str) -> str:
-    """The commands of an item and their cost as Markdown, with the paper's numbers."""
-    found = commands(item, places, chip_hours)
-    total = sum(command.chip_hours for command in found)
+def page(item: str, places: Places, topology: str, chip_hours: Mapping[str, float]) -> str:
+    """The commands of an item and their cost as Markdown."""
+    found = commands(item, places, topology, chip_hours)
     lines = [f"## {item} at 7B", "", "```bash", *map(str, found), "```", ""]
-    if total:
+    if any(command.door == "train" for command in found):
+        name = family(item)
+        plan = str(Command("plan", plan_arguments(name, topology), ""))
+        if each := chip_hours.get(name):
+            total = sum(command.chip_hours for command in found)
+            cost = f"at least {total:.1f} chip-hours, {each:.1f} for 10,000 pairs, by `{plan}`"
+        else:
+            cost = f"ask `{plan}`"
         lines += [
-            f"Training: at least {total:.1f} chip-hours on {TOPOLOGY}, {chip_hours:.1f} for 10,000 "
-            f"pairs ({source}; 16 pairs at a time, compute.remat=attention:save). Curation and "
-            "evaluation are not part of the plan.",
+            f"Training on {topology}: {cost}; every row counts as TPO. Curation and evaluation are "
+            "not part of the plan.",
             "",
         ]
     return "\n".join(lines)
 
 
-def run(item: str, places: Places, chip_hours: float) -> None:
+def run(item: str, places: Places, topology: str) -> None:
     """Carries out the commands whose results are not there; raises InputError if one fails."""
-    for command in commands(item, places, chip_hours):
+    for command in commands(item, places, topology):
         if Path(command.makes).exists():
             continue
         print(command, file=sys.stderr, flush=True)

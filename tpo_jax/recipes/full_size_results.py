@@ -16,13 +16,17 @@ from tpo_jax.recipes.full_size import (
     ITEMS,
     SUBTITLED,
     Places,
+    curated,
     evaluation,
     place,
 )
+from tpo_jax.recipes.study_figures import FIGURE5, FIGURE6, heat_maps, pies
 from tpo_jax.recipes.study_items import ITEMS as DESCRIBED
 from tpo_jax.recipes.study_items import label, markdown
 
 LENGTHS = ("short", "medium", "long")
+# What `curate` reports, and the paper's percentages.
+_PIES = {"figure5": ("video lengths", FIGURE5), "figure6": ("question types", FIGURE6)}
 
 
 def _read(folder: str, benchmark: str, num_frames: int = 0) -> dict:
@@ -83,19 +87,78 @@ def _written(numbers: list[float | None]) -> str:
 
 def write(item: str, places: Places) -> str:
     """Writes `pages/{item}.csv`, `.png` and `.md` in the working directory; returns the page, empty
-    where no evaluation of the item has been carried out. Figures 3, 5 and 6 are pictures that
-    `evaluate niah` and `curate` draw themselves.
+    where nothing of the item has been carried out.
+
+    Raises:
+        InputError: results that cannot be read.
     """
-    if item not in ITEMS or item == "figure3":
+    path = Path(places.workdir) / "pages" / item
+    makers = {"figure3": _needles, "figure5": _shares, "figure6": _shares}
+    sections = makers.get(item, _evaluated)(item, places, path)
+    if not sections:
         return ""
+    title = DESCRIBED[item].title
+    text = "\n\n".join([f"## {title}, at 7B", *sections, f"![{title}]({item}.png)"])
+    path.with_suffix(".md").write_text(text + "\n")
+    return text
+
+
+def _needles(item: str, places: Places, path: Path) -> list[str]:
+    """Figure 3, of what `evaluate niah` left."""
+    maps = {}
+    for row in ITEMS[item]:
+        file = Path(place(item, row, places)) / "niah/all_accuracies.json"
+        if not file.exists():
+            continue
+        try:
+            cells = {(c["Num. Frame"], c["Frame Depth"]): c["Score"] for c in read_json(file)}
+            lengths, tens = (sorted(set(values)) for values in zip(*cells, strict=True))
+            shares = np.array([[cells[n, ten] for ten in tens] for n in lengths], float)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{file}: no results of `evaluate niah`; remove it") from error
+        maps[row] = (lengths, [ten / 100 for ten in tens], shares)
+    if not maps:
+        return []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    titles = {row: label(DESCRIBED[item], row) for row in maps}
+    heat_maps({titles[row]: found for row, found in maps.items()}, path)
+    lines = [["model", "frames", "needles found, %"]]
+    with path.with_suffix(".csv").open("w", newline="") as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["model", "frames", "depth", "found"])
+        for row, (lengths, depths, shares) in maps.items():
+            for length, found in zip(lengths, shares, strict=True):
+                lines.append([titles[row], str(length), f"{100 * found.mean():.1f}"])
+                writer.writerows(
+                    [row, length, f"{depth:.1f}", f"{share:.4f}"]
+                    for depth, share in zip(depths, found, strict=True)
+                )
+    return ["The paper shows heat maps without numbers. Here:\n\n" + markdown(lines)]
+
+
+def _shares(item: str, places: Places, path: Path) -> list[str]:
+    """Figures 5 and 6, of what `curate` left."""
+    report = Path(curated(item, places)) / "report.json"
+    field, printed = _PIES[item]
+    if not report.exists():
+        return []
+    try:
+        counts = {name: int(n) for name, n in read_json(report)[field].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{report}: no report of `curate`; remove it") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return [f"{sum(counts.values())} in all:\n\n{pies(counts, printed, 'here', path)}"]
+
+
+def _evaluated(item: str, places: Places, path: Path) -> list[str]:
+    """Tables and Figure 2, of what `evaluate run` left."""
     described = DESCRIBED[item]
     rows = {row: _cells(item, place(item, row, places)) for row in ITEMS[item]}
     if not any(number is not None for row in rows.values() for n in row.values() for number in n):
-        return ""
+        return []
     columns = list(next(iter(rows.values())))
-    folder = Path(places.workdir) / "pages"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{item}.csv").open("w", newline="") as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["model", "column", "subtitles", "percent"])
         for row, cells in rows.items():
@@ -111,9 +174,9 @@ def write(item: str, places: Places) -> str:
     axes.set(ylabel="percent, without subtitles")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    figure.savefig(folder / f"{item}.png", dpi=110)
+    figure.savefig(path.with_suffix(".png"), dpi=110)
 
-    sections = [f"## {described.title}, at 7B"]
+    sections = []
     if described.printed:
         printed = [["", *described.columns], *map(list, described.printed.values())]
         sections.append("The paper:\n\n" + markdown(printed))
@@ -128,7 +191,4 @@ def write(item: str, places: Places) -> str:
     ]
     if partial:
         sections.append("Partial scores:\n\n" + "\n".join(partial))
-    sections.append(f"![{described.title}]({item}.png)")
-    text = "\n\n".join(sections)
-    (folder / f"{item}.md").write_text(text + "\n")
-    return text
+    return sections

@@ -87,7 +87,7 @@ VARIANTS = {
     "noisy_judge": Variant("noisy judge", "noisy"),
     "dpo": Variant("no SFT term", config="dpo"),
     "frames_48": Variant("trained at 48 frames", num_frames=48),
-    "stretched": Variant("positions scaled", start="stretched"),
+    "stretched": Variant("TPO, positions scaled", start="stretched"),
     "rrpo": Variant("RRPO", config="rrpo"),
     "leanpo": Variant("LeanPO", config="leanpo"),
 }

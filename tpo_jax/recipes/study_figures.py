@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,10 @@ from tpo_jax.recipes.study_items import (
     write_csv,
 )
 from tpo_jax.recipes.study_results import Results, asked
+
+# Percentages of the paper's pictures; None where none is printed.
+FIGURE5: dict[str, float | None] = dict.fromkeys(name for name, _ in LENGTHS)
+FIGURE6: dict[str, float | None] = dict(TYPES)
 
 
 def frames(item: Item, results: Results, path: Path) -> list[str]:
@@ -86,17 +91,14 @@ def needles(item: Item, results: Results, path: Path) -> list[str]:
         found[variant] = [json.loads(r.needles(results.workdir).read_text()) for r in run]
     first = found["base"][0]
     lengths, depths = first["lengths"], first["depths"]
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
     shares = {v: np.array([f["found"] for f in files]) for v, files in found.items()}
+    maps = {label(item, v): (lengths, depths, share.mean(0)) for v, share in shares.items()}
+    heat_maps(maps, path)
     lines = [["model", "length", *(f"depth {d:.1f}" for d in depths), "all depths"]]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["model", "length", "depth", "seeds", "mean", "per seed"])
-    for axes, (variant, share) in zip(figure.subplots(1, 2), shares.items(), strict=True):
-        picture = axes.imshow(share.mean(0).T, vmin=0, vmax=1, cmap=heat_colours(), aspect="auto")
-        axes.set_xticks(range(len(lengths)), lengths)
-        axes.set_yticks(range(len(depths)), [f"{d:.1f}" for d in depths])
-        axes.set(title=label(item, variant), xlabel="frames", ylabel="depth")
+    for variant, share in shares.items():
         for i, length in enumerate(lengths):
             cells = [f"{100 * v:.0f}" for v in share.mean(0)[i]]
             lines.append(
@@ -106,8 +108,6 @@ def needles(item: Item, results: Results, path: Path) -> list[str]:
                 each = share[:, i, j]
                 row = [variant, length, f"{depth:.1f}", len(each), f"{each.mean():.4f}"]
                 writer.writerow([*row, " ".join(f"{v:.4f}" for v in each)])
-    figure.colorbar(picture)
-    figure.savefig(path.with_suffix(".png"), dpi=110)
     path.with_suffix(".csv").write_text(out.getvalue())
     by_seed = {v: share.mean((1, 2)) for v, share in shares.items()}
     difference = paired(by_seed["tpo"], by_seed["base"])
@@ -120,28 +120,64 @@ def needles(item: Item, results: Results, path: Path) -> list[str]:
     ]
 
 
+def heat_maps(
+    found: Mapping[str, tuple[Sequence[int], Sequence[float], np.ndarray]], path: Path
+) -> None:
+    """Draws maps side by side.
+
+    Args:
+        found: by title, frames, depths from 0 to 1 and the shares that were found, `[frames,
+            depths]`.
+        path: of the PNG.
+    """
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    every = figure.subplots(1, len(found), squeeze=False)[0]
+    for axes, (title, (lengths, depths, shares)) in zip(every, found.items(), strict=True):
+        picture = axes.imshow(shares.T, vmin=0, vmax=1, cmap=heat_colours(), aspect="auto")
+        axes.set_xticks(range(len(lengths)), lengths)
+        axes.set_yticks(range(len(depths)), [f"{d:.1f}" for d in depths])
+        axes.set(title=title, xlabel="frames", ylabel="depth")
+    figure.colorbar(picture)
+    figure.savefig(path.with_suffix(".png"), dpi=110)
+
+
 def pie(item: Item, results: Results, path: Path) -> list[str]:
     """Figures 5 and 6: of the pairs that TPO is trained on."""
-    seed = results.there("tpo")[0]
-    directory = study.Run(results.family, seed, "tpo").directory(results.workdir)
-    pairs = [json.loads(line) for line in (directory / "judged.jsonl").open()]
-    if path.name == "figure6":
-        types = {
-            row["id"]: row["type"] for row in json.loads((directory / "answers.json").read_text())
-        }
-        counts = Counter(types[p["id"]] for p in pairs)
-        printed: dict[str, float | None] = dict(TYPES)
-    else:
-        videos = json.loads((directory / "long.json").read_text())
-        ends = [next(name for name, end in LENGTHS if v["duration"] < end) for v in videos]
-        counts, printed = Counter(ends), dict.fromkeys(name for name, _ in LENGTHS)
-    total = sum(counts.values())
+    seeds, counts = results.there("tpo"), Counter[str]()
+    for seed in seeds:
+        directory = study.Run(results.family, seed, "tpo").directory(results.workdir)
+        if path.name == "figure6":
+            rows = json.loads((directory / "answers.json").read_text())
+            types = {row["id"]: row["type"] for row in rows}
+            pairs = [json.loads(line) for line in (directory / "judged.jsonl").open()]
+            counts.update(types[pair["id"]] for pair in pairs)
+        else:
+            videos = json.loads((directory / "long.json").read_text())
+            ends = (next(name for name, end in LENGTHS if v["duration"] < end) for v in videos)
+            counts.update(ends)
+    printed = FIGURE6 if path.name == "figure6" else FIGURE5
+    table = pies(counts, printed, f"here, {len(seeds)} seeds", path)
+    return [f"Seeds together, {sum(counts.values())} in all:\n\n{table}"]
+
+
+def pies(
+    counts: Mapping[str, int], printed: Mapping[str, float | None], title: str, path: Path
+) -> str:
+    """Writes CSV and PNG of shares beside the paper's; returns them as a table.
+
+    Args:
+        counts: ours by class.
+        printed: the paper's percentages, in the order of the page; None where it prints none.
+        title: of our picture.
+        path: of both files, without their endings.
+    """
+    total = max(1, sum(counts.values()))
     lines = [["", "the paper, %", "here, %"]]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["class", "paper", "here"])
     for name, value in printed.items():
-        ours = f"{100 * counts[name] / total:.1f}"
+        ours = f"{100 * counts.get(name, 0) / total:.1f}"
         lines.append([name, "not printed" if value is None else str(value), ours])
         writer.writerow([name, "" if value is None else value, ours])
     path.with_suffix(".csv").write_text(out.getvalue())
@@ -151,7 +187,8 @@ def pie(item: Item, results: Results, path: Path) -> list[str]:
         left.pie([v or 0 for v in printed.values()], labels=list(printed), autopct="%.1f %%")
     left.axis("off")
     left.set_title("the paper" if left.patches else "the paper prints no shares")
-    right.pie([counts[n] for n in printed if counts[n]], labels=[n for n in printed if counts[n]])
-    right.set_title(f"here, seed {seed}")
+    there = [name for name in printed if counts.get(name)]
+    right.pie([counts[name] for name in there], labels=there)
+    right.set_title(title)
     figure.savefig(path.with_suffix(".png"), dpi=110)
-    return [f"Seed {seed}, {total} in all:\n\n" + markdown(lines)]
+    return markdown(lines)

@@ -176,11 +176,17 @@ def pairs(directory: Path, source: str, seed: int, choices: Choices) -> None:
     study_pairs.shards(directory, source, choices.pairs, found)
 
 
-def check_workdir(workdir: Path, choices: Choices) -> None:
-    """Makes the directory; raises InputError if it holds results of other choices."""
-    workdir.mkdir(parents=True, exist_ok=True)
+def check_workdir(workdir: Path, choices: Choices, *, make: bool = True) -> None:
+    """Makes the directory unless it must be there.
+
+    Raises:
+        InputError: it holds results of other choices, or must be there and holds none.
+    """
     path, ours = workdir / "choices.json", json.loads(json.dumps(dataclasses.asdict(choices)))
     if not path.exists():
+        if not make:
+            raise InputError(f"--workdir={workdir}: no folder of results, {path.name} is missing")
+        workdir.mkdir(parents=True, exist_ok=True)
         write_json(path, ours)
     if not isinstance(theirs := read_json(path), dict):
         raise InputError(f"{path}: does not say which choices the results are of; remove it")

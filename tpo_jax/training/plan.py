@@ -1,6 +1,7 @@
 """The train step of a config compiled for a TPU slice, on a machine that has none."""
 
 import dataclasses
+import math
 import os
 import re
 from typing import Any
@@ -83,11 +84,11 @@ class Plan:
     chip_hours: float = 0.0  # for 10,000 pairs
 
 
-def devices_of(topology: str, slices: int = 1) -> list:
-    """Abstract devices of a slice, `v5e:4x4`.
+def chips_of(topology: str) -> int:
+    """How many chips a slice has, `v5e:4x4`.
 
     Raises:
-        InputError: no such topology, or the compiler is missing or in use.
+        InputError: no such topology.
     """
     kind, _, shape = topology.partition(":")
     if kind not in CHIPS:
@@ -97,11 +98,22 @@ def devices_of(topology: str, slices: int = 1) -> list:
         )
     if shape not in SLICES[kind].split():
         raise InputError(f"--topology={topology}: slices of {kind} are {SLICES[kind]}")
+    return math.prod(map(int, shape.split("x")))
+
+
+def devices_of(topology: str, slices: int = 1) -> list:
+    """Abstract devices of a slice, `v5e:4x4`.
+
+    Raises:
+        InputError: no such topology, or the compiler is missing or in use.
+    """
+    chips_of(topology)
     # Nothing runs here: libtpu need not search for a TPU of its own, which takes minutes, nor keep
     # others from loading it.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    options: dict = {"chip_config_name": "megacore"} if kind in ("v4", "v5p") else {}
+    megacore = topology.partition(":")[0] in ("v4", "v5p")
+    options: dict = {"chip_config_name": "megacore"} if megacore else {}
     if slices > 1:
         options["num_slices"] = slices
     try:
