@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from configs import longva_tpo
 from tests.doors import call
 from tests.test_docs import PARSE, ROOT
 from tpo_jax.checkpoints.models import save_model
@@ -272,6 +273,7 @@ def test_commands_at_7b_parse_and_missing_things_are_named(tmp_path):
         flags | {"item": "table9"},
         {"item": "table1", "workdir": tmp_path, "seeds": "1,1"},
     )
+    assert longva_tpo.get_config().train.batch_size == full_size.BATCH_SIZE
     assert printed.code == 0 and "11.7 chip-hours" in printed.out
     assert printed.out.count("tpo_jax.train") == 3
     assert printed.out.count("--config.compute.micro_batches=4") == 3 + 1  # and `plan`
@@ -334,6 +336,13 @@ def test_figures_at_7b_are_made_of_what_niah_and_curate_left(tmp_path):
         folder = Path(full_size.place("figure3", row, places)) / "niah"
         folder.mkdir(parents=True)
         niah_files.write_results(folder, np.array(scores), [32, 3000], [0.0, 1.0], {})
+    assert "| TPO | 3000 | 87.5 |" in full_size_results.write("figure3", places)
+    # Depths that fall together where they are rounded count alike.
+    niah_files.write_results(
+        folder, np.array([[1.0] * 3, [1.0, 0.5, 0.75]]), [32, 3000], [0.0, 0.04, 1.0], {}
+    )
+    assert "| TPO | 3000 | 75.0 |" in full_size_results.write("figure3", places)
+    niah_files.write_results(folder, np.array(scores), [32, 3000], [0.0, 1.0], {})
     page = full_size_results.write("figure3", places)
     assert "| base | 3000 | 25.0 |" in page and "| TPO | 3000 | 87.5 |" in page
     lines = (tmp_path / "pages/figure3.csv").read_text().splitlines()

@@ -120,7 +120,8 @@ def seven_b(items: list[str]) -> None:
     topology = _TOPOLOGY.value
     hours = full_size.CHIP_HOURS if topology == full_size.TOPOLOGY else {}
     if _PLAN.value:
-        families = sorted({full_size.family(item) for item in items})
+        trained = [item for item in items if item in full_size.ITEMS]
+        families = sorted({full_size.family(item) for item in trained})
         hours = {family: _planned(family, topology) for family in families}
     for item in items:
         print(full_size.page(item, places, topology, hours))

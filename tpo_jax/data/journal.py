@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import IO, Any, Self
 
 from tpo_jax.errors import InputError
 
@@ -33,11 +33,13 @@ def output_file(given: str) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[TextIO]:
-    """A file to write that takes the place of `path` when the block ends without an error."""
+def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
+    """A file to write, `w` or `wb`, that takes the place of `path` when the block ends without an
+    error.
+    """
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
         temporary.rename(path)
     finally:

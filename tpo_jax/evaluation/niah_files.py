@@ -221,6 +221,5 @@ def heat_map(scores: np.ndarray, lengths: Sequence[int], percent: Sequence[float
 
 
 def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(data)
-    temporary.rename(path)
+    with journal.replacing(path, "wb") as file:
+        file.write(data)

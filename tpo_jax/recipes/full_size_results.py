@@ -3,6 +3,7 @@ ours.
 """
 
 import csv
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,10 @@ LENGTHS = ("short", "medium", "long")
 _PIES = {"figure5": ("video lengths", FIGURE5), "figure6": ("question types", FIGURE6)}
 
 
-def _read(folder: str, benchmark: str, num_frames: int = 0) -> dict:
+Asked = tuple[str, int]  # benchmark and number of frames, 0: its own
+
+
+def _read(folder: str, benchmark: str, num_frames: int) -> dict:
     """The summary of an evaluation; empty where it has not been carried out."""
     path = Path(evaluation(folder, benchmark, num_frames)) / "results.json"
     if not path.exists():
@@ -47,17 +51,26 @@ def _percent(summary: dict) -> float | None:
     return summary["score"] * (100 if summary["benchmark"].startswith("longvideobench") else 1)
 
 
-def _cells(item: str, folder: str) -> dict[str, list[float | None]]:
+def _summaries(item: str, folder: str) -> dict[Asked, dict]:
+    """Those of a row."""
+    if item == "figure2":
+        asked = [("mlvu_dev", n) for n in FIGURE2_FRAMES]
+    else:
+        asked = [(name, 0) for name in (*BENCHMARKS.values(), *SUBTITLED.values())]
+    return {(name, n): _read(folder, name, n) for name, n in asked}
+
+
+def _cells(item: str, summaries: dict[Asked, dict]) -> dict[str, list[float | None]]:
     """Numbers of a row by column; two of them where the paper has those with subtitles, too."""
     if item == "figure2":
-        return {str(n): [_percent(_read(folder, "mlvu_dev", n))] for n in FIGURE2_FRAMES}
+        return {str(n): [_percent(summary)] for (_, n), summary in summaries.items()}
     columns = DESCRIBED[item].columns
     if len(columns) == len(BENCHMARKS):
-        scores = [[_percent(_read(folder, name))] for name in BENCHMARKS.values()]
+        scores = [[_percent(summaries[name, 0])] for name in BENCHMARKS.values()]
         return dict(zip(columns, scores, strict=True))
     *others, video_mme = BENCHMARKS.values()
-    scores = [[_percent(_read(folder, name))] for name in others]
-    found = [_read(folder, name) for name in (video_mme, *SUBTITLED.values())]
+    scores = [[_percent(summaries[name, 0])] for name in others]
+    found = [summaries[name, 0] for name in (video_mme, *SUBTITLED.values())]
     for length in LENGTHS:
         groups = [summary.get("breakdown", {}).get("duration", {}) for summary in found]
         scores.append([group.get(length, {}).get("percent") for group in groups])
@@ -65,16 +78,11 @@ def _cells(item: str, folder: str) -> dict[str, list[float | None]]:
     return dict(zip(columns, scores, strict=True))
 
 
-def _partial(item: str, folder: str) -> list[str]:
+def _partial(summaries: dict[Asked, dict]) -> list[str]:
     """What is missing of the evaluations of a row."""
-    if item == "figure2":
-        asked = [("mlvu_dev", n) for n in FIGURE2_FRAMES]
-    else:
-        asked = [(name, 0) for name in (*BENCHMARKS.values(), *SUBTITLED.values())]
-    found = ((name, n, _read(folder, name, n)) for name, n in asked)
     return [
         f"{evaluation('', name, n).strip('/')}, {summary['missing']} questions missing"
-        for name, n, summary in found
+        for (name, n), summary in summaries.items()
         if summary.get("partial")
     ]
 
@@ -111,9 +119,11 @@ def _needles(item: str, places: Places, path: Path) -> list[str]:
         if not file.exists():
             continue
         try:
-            cells = {(c["Num. Frame"], c["Frame Depth"]): c["Score"] for c in read_json(file)}
+            cells = defaultdict(list)  # several where depths fall together, rounded to tens
+            for cell in read_json(file):
+                cells[cell["Num. Frame"], cell["Frame Depth"]].append(cell["Score"])
             lengths, tens = (sorted(set(values)) for values in zip(*cells, strict=True))
-            shares = np.array([[cells[n, ten] for ten in tens] for n in lengths], float)
+            shares = np.array([[np.mean(cells[n, ten]) for ten in tens] for n in lengths])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{file}: no results of `evaluate niah`; remove it") from error
         maps[row] = (lengths, [ten / 100 for ten in tens], shares)
@@ -153,7 +163,8 @@ def _shares(item: str, places: Places, path: Path) -> list[str]:
 def _evaluated(item: str, places: Places, path: Path) -> list[str]:
     """Tables and Figure 2, of what `evaluate run` left."""
     described = DESCRIBED[item]
-    rows = {row: _cells(item, place(item, row, places)) for row in ITEMS[item]}
+    found = {row: _summaries(item, place(item, row, places)) for row in ITEMS[item]}
+    rows = {row: _cells(item, summaries) for row, summaries in found.items()}
     if not any(number is not None for row in rows.values() for n in row.values() for number in n):
         return []
     columns = list(next(iter(rows.values())))
@@ -186,8 +197,8 @@ def _evaluated(item: str, places: Places, path: Path) -> list[str]:
     sections.append("Here:\n\n" + markdown(ours))
     partial = [
         f"- {label(described, row)}: {what}"
-        for row in rows
-        for what in _partial(item, place(item, row, places))
+        for row, summaries in found.items()
+        for what in _partial(summaries)
     ]
     if partial:
         sections.append("Partial scores:\n\n" + "\n".join(partial))

@@ -4,7 +4,6 @@ the page.
 
 import csv
 import io
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 
 from tpo_jax.curation.card import LENGTHS
 from tpo_jax.curation.templates import TYPES
+from tpo_jax.data.journal import read_json, read_lines
 from tpo_jax.evaluation.niah_files import heat_colours
 from tpo_jax.evaluation.statistics import paired, t_interval
 from tpo_jax.recipes import study
@@ -60,7 +60,7 @@ def frames(item: Item, results: Results, path: Path) -> list[str]:
         return sections
     lines = [["TPO above base at", *HEAD, "95 % over videos"]]
     for n, chosen in columns.items():
-        found, over = results.difference("tpo", "base", chosen), None
+        found = results.difference("tpo", "base", chosen)
         over = results.over_videos("tpo", "base", chosen)
         lines.append([f"{n} frames", *compared(found, over)])
     sections.append("Paired over seeds:\n\n" + markdown(lines))
@@ -88,7 +88,7 @@ def needles(item: Item, results: Results, path: Path) -> list[str]:
     for variant in item.variants:
         seeds = results.there(*item.variants)
         run = [study.Run(results.family, seed, variant) for seed in seeds]
-        found[variant] = [json.loads(r.needles(results.workdir).read_text()) for r in run]
+        found[variant] = [read_json(r.needles(results.workdir)) for r in run]
     first = found["base"][0]
     lengths, depths = first["lengths"], first["depths"]
     shares = {v: np.array([f["found"] for f in files]) for v, files in found.items()}
@@ -147,12 +147,11 @@ def pie(item: Item, results: Results, path: Path) -> list[str]:
     for seed in seeds:
         directory = study.Run(results.family, seed, "tpo").directory(results.workdir)
         if path.name == "figure6":
-            rows = json.loads((directory / "answers.json").read_text())
-            types = {row["id"]: row["type"] for row in rows}
-            pairs = [json.loads(line) for line in (directory / "judged.jsonl").open()]
-            counts.update(types[pair["id"]] for pair in pairs)
+            types = {row["id"]: row["type"] for row in read_json(directory / "answers.json")}
+            pairs = read_lines(directory / "judged.jsonl")
+            counts.update(types[pair["id"]] for _, pair in pairs)
         else:
-            videos = json.loads((directory / "long.json").read_text())
+            videos = read_json(directory / "long.json")
             ends = (next(name for name, end in LENGTHS if v["duration"] < end) for v in videos)
             counts.update(ends)
     printed = FIGURE6 if path.name == "figure6" else FIGURE5
