@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs import curate_world
 from tpo_jax.curation import engine, stages
+from tpo_jax.curation.run import curate
 from tpo_jax.curation.speakers import seed_of
 from tpo_jax.errors import InputError
-from tpo_jax.evaluation.scoring import exact
-from tpo_jax.recipes.curation import curate
+from tpo_jax.study.scoring import exact
 from tpo_jax.worlds.world import make_videos
 
 VIDEOS = flags.DEFINE_integer("videos", 60, "Videos of 96 seconds.", lower_bound=2)

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from absl import app, flags
 
-from tpo_jax.data import video
+from tpo_jax.video import decode as video
 
 MEDIA = flags.DEFINE_string("media", "../shared/media", "Folder of real clips; skipped if absent.")
 CACHE = flags.DEFINE_string(
@@ -35,7 +35,7 @@ Reader = Callable[[str, np.ndarray], np.ndarray]
 
 
 def ours(path: str, indices: np.ndarray) -> np.ndarray:
-    """`tpo_jax.data.video.decode`."""
+    """`tpo_jax.video.decode.decode`."""
     return video.decode(path, indices)
 
 

@@ -25,7 +25,7 @@ from tests.evaluation.agreement import generate, make_docs
 from tpo_jax.evaluation import rescoring, runner
 from tpo_jax.evaluation.benchmarks import Question
 from tpo_jax.evaluation.scorers import BENCHMARKS, Scorer
-from tpo_jax.generation.generator import Generator
+from tpo_jax.inference.generator import Generator
 from tpo_jax.models import vlm
 from tpo_jax.models.config import TowerConfig, preset
 from tpo_jax.worlds.tokenizer import train_tokenizer

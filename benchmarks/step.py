@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import step_formula, step_others
 from benchmarks.step_layouts import measure, table
 from tpo_jax.models.config import DecoderConfig, ModelConfig, TowerConfig, preset, visual_tokens
-from tpo_jax.training.plan import CHIPS, minimum_flops
+from tpo_jax.planning.plan import CHIPS, minimum_flops
 
 REPEATS = flags.DEFINE_integer("repeats", 5, "Repeats of every measurement.", lower_bound=1)
 SCALE = flags.DEFINE_enum("scale", "cpu", ("cpu", "1.5b"), "Size of the model.")

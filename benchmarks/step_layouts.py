@@ -17,7 +17,7 @@ from tpo_jax.models import classic
 from tpo_jax.models.config import ModelConfig, visual_tokens
 from tpo_jax.models.vlm import bind, cast, init_params
 from tpo_jax.objectives.preference import Objective, denominators, tpo_loss
-from tpo_jax.training import hlo
+from tpo_jax.planning import hlo
 from tpo_jax.training.state import new_state
 from tpo_jax.training.step import Compute, make_scorer, make_step
 

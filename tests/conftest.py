@@ -70,7 +70,7 @@ def tiny_world(tmp_path_factory) -> Path:
 def benchmark_folders(tmp_path_factory) -> Path:
     """All benchmarks with seven questions on three rendered videos; not to be written to."""
     from tests.evaluation.folders import make_folders
-    from tpo_jax.data.video import probe
+    from tpo_jax.video.decode import probe
     from tpo_jax.worlds.world import make_videos
 
     root = tmp_path_factory.mktemp("benchmarks")
@@ -145,7 +145,7 @@ def smoke_quickstart(tmp_path_factory) -> tuple[Path, str]:
 
 
 @pytest.fixture
-def start_door() -> Iterator[Callable[..., subprocess.Popen]]:
+def start_command() -> Iterator[Callable[..., subprocess.Popen]]:
     """Starts a door as a child with variables of its own; none outlives the test."""
     children = []
 
@@ -169,7 +169,7 @@ def start_door() -> Iterator[Callable[..., subprocess.Popen]]:
 
 
 @pytest.fixture
-def tiny_door(tiny_world, compiled, tmp_path, start_door) -> Callable[..., subprocess.Popen]:
+def tiny_command(tiny_world, compiled, tmp_path, start_command) -> Callable[..., subprocess.Popen]:
     """Starts the train door on the tiny run, with more flags and the number of devices."""
     variables = {
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
@@ -184,7 +184,7 @@ def tiny_door(tiny_world, compiled, tmp_path, start_door) -> Callable[..., subpr
 
     def start(*arguments: str, devices: int = 8) -> subprocess.Popen:
         here = variables | {"JAX_NUM_CPU_DEVICES": str(devices)}
-        return start_door("train", f"--config={config}", *arguments, variables=here)
+        return start_command("train", f"--config={config}", *arguments, variables=here)
 
     return start
 

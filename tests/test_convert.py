@@ -14,7 +14,7 @@ import safetensors
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from tests.doors import ROOT, call
+from tests.commands import ROOT, call
 from tpo_jax.checkpoints import huggingface_config as hf_config
 from tpo_jax.checkpoints.huggingface import expected_shapes
 from tpo_jax.checkpoints.huggingface_export import export_model
@@ -107,7 +107,7 @@ _PEAKS = """
 import json, sys
 from absl import flags
 from tpo_jax import convert
-from tpo_jax.errors import run_door
+from tpo_jax.errors import run_command
 
 def now(key):
     lines = open("/proc/self/status").read().splitlines()
@@ -121,7 +121,7 @@ for source, output in json.loads(sys.argv[1]):
     open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
     before = now("VmRSS")
     try:
-        run_door(convert.main)
+        run_command(convert.main)
     except SystemExit as end:
         assert not end.code, end.code
     peaks.append(now("VmHWM") - before)

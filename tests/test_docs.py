@@ -36,8 +36,8 @@ import contextlib, io, json, runpy, sys
 from absl import app, flags
 from tpo_jax import errors
 
-run_door = errors.run_door
-errors.run_door = lambda main: run_door(dict.fromkeys(main, int) if isinstance(main, dict) else int)
+real = errors.run_command
+errors.run_command = lambda main: real(dict.fromkeys(main, int) if isinstance(main, dict) else int)
 app.define_help_flags()
 known, complaints = set(flags.FLAGS), []
 for module, *arguments in json.loads(sys.argv[1]):

@@ -11,17 +11,18 @@ import time
 
 import pytest
 
-from tests.doors import ROOT, call
+from tests.commands import ROOT, call
 from tests.evaluation.agreement import generate, make_docs
 from tests.evaluation.folders import FOLDERS
 from tpo_jax.checkpoints.models import load_model, save_model
-from tpo_jax.data import images, prompts, sampling
+from tpo_jax.data import images, prompts
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.evaluation.benchmarks import ask
 from tpo_jax.evaluation.scorers import Scorer
-from tpo_jax.generation.generator import Generator
+from tpo_jax.inference.generator import Generator
 from tpo_jax.models import vlm
 from tpo_jax.models.config import preset, visual_tokens
+from tpo_jax.video import sampling
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 
 

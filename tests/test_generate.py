@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.doors import ROOT, call
+from tests.commands import ROOT, call
 from tpo_jax.checkpoints.models import load_model, save_model
-from tpo_jax.data import images, prompts, sampling
+from tpo_jax.data import images, prompts
 from tpo_jax.data.tokenizer import load_tokenizer
-from tpo_jax.generation.generator import Generator
+from tpo_jax.inference.generator import Generator
 from tpo_jax.models import vlm
 from tpo_jax.models.config import preset, visual_tokens
+from tpo_jax.video import sampling
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 
 QUESTIONS = ["What happens?", "Who is there?"]

@@ -1,5 +1,5 @@
-"""The house stands: imports point downward as the table of docs/architecture.md says, and importing
-a module does nothing but define things.
+"""Imports point downward as the table of docs/architecture.md says, and importing a module does
+nothing but define things.
 """
 
 import ast
@@ -19,13 +19,9 @@ TABLE = re.findall(
     (ROOT / "docs/architecture.md").read_text(encoding="utf-8"),
     re.MULTILINE,
 )
-# None stands beside the floors.
-FLOORS = {
-    room: int(floor) if floor.isdigit() else None for floor, room, kind in TABLE if kind == "/"
-}
+LAYERS = {package: int(layer) for layer, package, kind in TABLE if kind == "/"}
 COMMON = {name for _, name, kind in TABLE if kind == ".py"}
-DOORS = {p.stem for p in PACKAGE.glob("*.py")} - COMMON - {"__init__"}
-DOOR_FLOOR = 5
+COMMANDS = {p.stem for p in PACKAGE.glob("*.py")} - COMMON - {"__init__"}
 
 
 def module_name(path: Path) -> str:
@@ -48,41 +44,30 @@ def imported(path: Path) -> Iterator[str]:
                 yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
-def room_of(name: str) -> str:
-    """`tpo_jax.data.video` -> `data`; '' for what everyone may import: the version, errors.py."""
-    room = (name.split(".") + [""])[1]
-    return room if room in FLOORS or room in DOORS else ""
+def package_of(name: str) -> str:
+    """`tpo_jax.data.video` -> `data`; '' for errors.py and the package itself."""
+    package = (name.split(".") + [""])[1]
+    return package if package in LAYERS or package in COMMANDS else ""
 
 
 def complaint(path: Path, target: str) -> str | None:
-    """What the table has against a module importing `target`; None if nothing."""
-    source_room, target_room = room_of(module_name(path)), room_of(target)
-    if source_room == target_room or not target_room:
+    """Why a module may not import `target`; None if it may."""
+    upper, lower = package_of(module_name(path)), package_of(target)
+    if upper == lower or not lower or upper in ("quickstart", "reproduce"):
         return None
-    if source_room in ("quickstart", "reproduce"):
+    if not upper:
+        return "modules that every package imports may not import a package"
+    if lower in COMMANDS:
+        return "only quickstart and reproduce call another command"
+    if upper in COMMANDS or LAYERS[lower] < LAYERS[upper]:
         return None
-    if not source_room:
-        return "what everyone may import imports no room"
-    if target_room in DOORS:
-        return "only quickstart and reproduce call a door"
-    if source_room in DOORS:
-        return None
-    if source_room == "worlds":
-        allowed = target.startswith("tpo_jax.data.records")
-        return None if allowed else "worlds knows only data.records"
-    source_floor, target_floor = FLOORS[source_room], FLOORS[target_room]
-    if target_floor is None:
-        return None if source_room == "recipes" else f"only recipes and tests use {target_room}"
-    if source_floor is None or target_floor >= source_floor:
-        return f"floor {source_floor} may import only lower floors, {target_room} is {target_floor}"
-    return None
+    return f"layer {LAYERS[upper]} may import lower layers only, {lower} is {LAYERS[lower]}"
 
 
-def test_the_table_names_every_room() -> None:
-    rooms = {p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()}
-    assert len(FLOORS) >= 10
-    assert rooms <= set(FLOORS)
-    assert {floor for floor in FLOORS.values() if floor is not None} == set(range(DOOR_FLOOR))
+def test_table_names_every_package() -> None:
+    packages = {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
+    assert len(LAYERS) >= 10
+    assert packages == set(LAYERS)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)

@@ -34,10 +34,12 @@ def assert_close(found, expected):
         assert error <= 5e-6 * np.linalg.norm(np.asarray(b, np.float64)) + 2e-6
 
 
-def test_two_processes_stop_together_and_one_goes_on(finished_run, tiny_world, tiny_door, tmp_path):
+def test_two_processes_stop_together_and_one_goes_on(
+    finished_run, tiny_world, tiny_command, tmp_path
+):
     port, work = free_port(), tmp_path / "work"
     children = [
-        tiny_door(f"--workdir={work}", f"--distributed=127.0.0.1:{port},2,{i}", devices=4)
+        tiny_command(f"--workdir={work}", f"--distributed=127.0.0.1:{port},2,{i}", devices=4)
         for i in (0, 1)
     ]
     path, deadline = work / "metrics.jsonl", time.monotonic() + 600

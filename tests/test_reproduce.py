@@ -16,23 +16,19 @@ import pytest
 from scipy import stats
 
 from configs import longva_tpo
-from tests.doors import call
+from tests.commands import call
 from tests.test_docs import PARSE, ROOT
 from tpo_jax.checkpoints.models import save_model
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import niah_files
-from tpo_jax.evaluation.statistics import paired, t_interval
 from tpo_jax.models.config import preset
 from tpo_jax.models.vlm import init_params
-from tpo_jax.recipes import (
-    full_size,
-    full_size_results,
-    reproduction,
-    study,
-    study_pairs,
-    study_runs,
-)
-from tpo_jax.recipes.study_items import ITEMS, needed
+from tpo_jax.study import full_size, full_size_results, reproduction
+from tpo_jax.study import pairs as study_pairs
+from tpo_jax.study import runs as study_runs
+from tpo_jax.study import settings as study
+from tpo_jax.study.items import ITEMS, needed
+from tpo_jax.study.statistics import paired, t_interval
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 
 SEEDS = (1, 2, 3)
@@ -159,7 +155,7 @@ def test_a_study_goes_on_where_it_stopped(tmp_path):
 
 PARENT = """
 import concurrent.futures, multiprocessing, os, pathlib, time
-from tpo_jax.recipes.study_runs import begin_worker
+from tpo_jax.study.runs import begin_worker
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")

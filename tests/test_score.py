@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.doors import call
+from tests.commands import call
 from tpo_jax import score
 from tpo_jax.checkpoints.models import load_model, save_model
-from tpo_jax.data import images, prompts, sampling
+from tpo_jax.data import images, prompts
 from tpo_jax.data.pairs import read_pairs
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.models import classic, vlm
 from tpo_jax.models.config import preset, visual_tokens
 from tpo_jax.models.images import stack_pictures
 from tpo_jax.parallel.mesh import make_mesh
+from tpo_jax.video import sampling
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 
 PAIRS = [

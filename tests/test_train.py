@@ -127,9 +127,9 @@ def test_adapters_alone_train_go_on_to_the_bit_and_are_merged(config, tmp_path, 
 
 
 def test_a_run_killed_in_a_save_and_told_to_stop_goes_on_to_the_bit(
-    finished_run, tiny_door, compiled, tmp_path
+    finished_run, tiny_command, compiled, tmp_path
 ):
-    # `tiny_door` has written the config; `benchmarks/torture.py` does this for long.
+    # `tiny_command` has written the config; `benchmarks/torture.py` does this for long.
     settings = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "JAX_NUM_CPU_DEVICES": "8"}
     run = Run(tmp_path / "work", [f"--config={tmp_path / 'config.py'}"], compiled, settings)
     killed = kill_once(run, "in a save", "KILL")

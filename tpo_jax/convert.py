@@ -16,7 +16,7 @@ from absl import flags
 from tpo_jax.checkpoints import huggingface_export as export
 from tpo_jax.checkpoints.models import KEPT, Loaded, is_native, open_model, save_model
 from tpo_jax.data.tokenizer import has_tokenizer, load_tokenizer
-from tpo_jax.errors import InputError, run_door
+from tpo_jax.errors import InputError, run_command
 from tpo_jax.models.config import NEWLINES, POOLINGS
 
 _INPUT = flags.DEFINE_string("input", None, "Model directory, of either layout.", required=True)
@@ -106,4 +106,4 @@ def _export(source: Path, output: Path, opened: Loaded) -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

@@ -16,9 +16,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from tpo_jax.curation.engine import parse_part
-from tpo_jax.errors import run_door
+from tpo_jax.curation.run import curate
+from tpo_jax.errors import run_command
 from tpo_jax.parallel import distributed
-from tpo_jax.recipes.curation import curate
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Run.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of everything it makes.", required=True)
@@ -53,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

@@ -27,7 +27,7 @@ def _report(reason: str) -> None:
     print(f"error: {printable(reason)}", file=sys.stderr)
 
 
-def run_door(main: Callable[[], int | None] | Mapping[str, Callable[[], int | None]]) -> None:
+def run_command(main: Callable[[], int | None] | Mapping[str, Callable[[], int | None]]) -> None:
     """Runs a command: flags parsed, wrong input reported as one line on standard error with exit
     code 2. Where a door has several, by name, the first argument says which.
     """

@@ -36,9 +36,8 @@ from tqdm import tqdm
 
 from tpo_jax.checkpoints.models import load_config, load_model
 from tpo_jax.data import prompts
-from tpo_jax.data.journal import output_file
 from tpo_jax.data.tokenizer import load_tokenizer
-from tpo_jax.errors import InputError, printable, run_door
+from tpo_jax.errors import InputError, printable, run_command
 from tpo_jax.evaluation import (
     benchmarks,
     niah,
@@ -49,7 +48,8 @@ from tpo_jax.evaluation import (
     scorers,
 )
 from tpo_jax.evaluation.journal import Journal
-from tpo_jax.generation.generator import Generator
+from tpo_jax.inference.generator import Generator
+from tpo_jax.io.files import output_file
 from tpo_jax.models.config import ModelConfig, to_dict
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import check_heads
@@ -288,4 +288,4 @@ def search() -> None:
 COMMANDS = {"run": run, "score": score, "niah": search}
 
 if __name__ == "__main__":
-    run_door(COMMANDS)
+    run_command(COMMANDS)

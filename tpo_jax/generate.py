@@ -15,16 +15,17 @@ import numpy as np
 from absl import flags
 
 from tpo_jax.checkpoints.models import load_config, load_model
-from tpo_jax.data import images, prompts, sampling
+from tpo_jax.data import images, prompts
 from tpo_jax.data.rows import Row
 from tpo_jax.data.tokenizer import load_tokenizer
-from tpo_jax.data.video import VideoError
-from tpo_jax.errors import InputError, run_door
-from tpo_jax.generation.generator import Generator, check_context
+from tpo_jax.errors import InputError, run_command
 from tpo_jax.generation.sampling import Sampling
+from tpo_jax.inference.generator import Generator, check_context
 from tpo_jax.models.config import ModelConfig, visual_tokens
 from tpo_jax.models.images import Pictures
 from tpo_jax.parallel.mesh import make_mesh
+from tpo_jax.video import sampling
+from tpo_jax.video.decode import VideoError
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model directory.", required=True)
 _VIDEO = flags.DEFINE_string("video", None, "Video file or directory of frames.")
@@ -119,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

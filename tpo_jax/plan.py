@@ -16,11 +16,11 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from tpo_jax.checkpoints.models import load_config
-from tpo_jax.errors import InputError, run_door
+from tpo_jax.errors import InputError, run_command
 from tpo_jax.models.config import ModelConfig, check_source, preset
 from tpo_jax.parallel.mesh import AXES, mesh_shape
-from tpo_jax.training.plan import GIB, RESPONSE_TOKENS, Plan, compile_step, devices_of
-from tpo_jax.training.plan_search import most_frames, smallest_slice
+from tpo_jax.planning.plan import GIB, RESPONSE_TOKENS, Plan, compile_step, devices_of
+from tpo_jax.planning.search import most_frames, smallest_slice
 
 
 def model_of(config: ConfigDict) -> ModelConfig:
@@ -150,4 +150,4 @@ if __name__ == "__main__":
     _JSON = flags.DEFINE_bool("json", False, "print JSON")
     _HLO = flags.DEFINE_string("hlo", "", "also write the compiled program to this file")
     flags.mark_flag_as_required("config")
-    run_door(main)
+    run_command(main)

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from absl import flags
 
-from tpo_jax.data import archives, preparation, sampling
+from tpo_jax.data import archives, preparation
 from tpo_jax.data.formats import parse_columns
 from tpo_jax.data.records import FRAME_ENCODINGS
-from tpo_jax.errors import InputError, run_door
+from tpo_jax.errors import InputError, run_command
+from tpo_jax.video import sampling
 
 _PAIRS = flags.DEFINE_string(
     "pairs",
@@ -97,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

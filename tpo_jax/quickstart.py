@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from tpo_jax.errors import run_door
+from tpo_jax.errors import run_command
 
 _WORKDIR = flags.DEFINE_string("workdir", "quickstart", "Where everything goes.")
 _SEED = flags.DEFINE_integer("seed", 11, "Of the world, the weights and the order of the data.")
@@ -21,7 +21,7 @@ def main() -> None:
     # Imported here: the processes that render videos start from this module, and need none of it.
     import jax
 
-    from tpo_jax.recipes import miniature
+    from tpo_jax.study import miniature
     from tpo_jax.train import train
 
     # Two small devices use two cores better than one device does; more have too little to do.
@@ -32,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

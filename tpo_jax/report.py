@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from tpo_jax.errors import run_door
+from tpo_jax.errors import run_command
 from tpo_jax.training import run_page
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "that of `train`", required=True)
@@ -19,4 +19,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from tpo_jax.errors import InputError, run_door
+from tpo_jax.errors import InputError, run_command
 
 TABLES = tuple(f"table{n}" for n in range(1, 6))
 FIGURES = tuple(f"figure{n}" for n in (2, 3, 5, 6))
@@ -72,7 +72,10 @@ def miniature(items: list[str]) -> None:
     # Imported here: processes start from this module, those that render need none of it.
     import jax
 
-    from tpo_jax.recipes import reproduction, study, study_items, study_runs
+    from tpo_jax.study import items as study_items
+    from tpo_jax.study import reproduction
+    from tpo_jax.study import runs as study_runs
+    from tpo_jax.study import settings as study
     from tpo_jax.train import train
 
     workdir, seeds = Path(_WORKDIR.value or "reproduction").absolute(), _seeds()
@@ -97,7 +100,7 @@ def miniature(items: list[str]) -> None:
 
 def _planned(family: str, topology: str) -> float:
     """Chip-hours for 10,000 pairs, by `plan` itself."""
-    from tpo_jax.recipes import full_size
+    from tpo_jax.study import full_size
 
     arguments = full_size.plan_arguments(family, topology)
     command = [sys.executable, "-m", "tpo_jax.plan", *arguments, "--json"]
@@ -112,7 +115,7 @@ def _planned(family: str, topology: str) -> float:
 
 def seven_b(items: list[str]) -> None:
     """Prints the commands, and runs them if asked to."""
-    from tpo_jax.recipes import full_size, full_size_results
+    from tpo_jax.study import full_size, full_size_results
 
     values = flags.FLAGS.flag_values_dict()
     given = {name: values[name] for name in _PLACES}
@@ -146,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

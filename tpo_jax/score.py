@@ -22,20 +22,21 @@ from absl import flags, logging
 from tokenizers import Tokenizer
 
 from tpo_jax.checkpoints.models import load_config, load_model
-from tpo_jax.data import images, prompts, sampling
-from tpo_jax.data.journal import output_file, replacing
+from tpo_jax.data import images, prompts
 from tpo_jax.data.pairs import Pair, Rejection, read_pairs
 from tpo_jax.data.rows import CONTINUATION
 from tpo_jax.data.tokenizer import load_tokenizer
-from tpo_jax.data.video import VideoError
-from tpo_jax.errors import InputError, run_door
-from tpo_jax.generation.generator import round_up
+from tpo_jax.errors import InputError, run_command
+from tpo_jax.inference.generator import round_up
+from tpo_jax.io.files import output_file, replacing
 from tpo_jax.models import vlm
 from tpo_jax.models.config import ModelConfig, most_frames, visual_tokens
 from tpo_jax.models.images import Pictures, stack_pictures
 from tpo_jax.parallel.attention import prefix_multiple
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import ROWS, to_global
+from tpo_jax.video import sampling
+from tpo_jax.video.decode import VideoError
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model directory.", required=True)
 _PAIRS = flags.DEFINE_string(
@@ -268,4 +269,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

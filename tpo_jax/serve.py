@@ -13,10 +13,10 @@ from pathlib import Path
 
 from absl import flags
 
-from tpo_jax.data import sampling
-from tpo_jax.errors import InputError, run_door
+from tpo_jax.errors import InputError, run_command
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.serving.settings import Settings
+from tpo_jax.video import sampling
 
 _DEFAULT = Settings()
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model directory.", required=True)
@@ -149,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

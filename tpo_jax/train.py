@@ -30,7 +30,7 @@ from tpo_jax.checkpoints.peft import save_adapters
 from tpo_jax.checkpoints.train_state import CheckpointPolicy, TrainCheckpoints
 from tpo_jax.data.pipeline import DataConfig, Pipeline
 from tpo_jax.data.tokenizer import load_tokenizer
-from tpo_jax.errors import InputError, run_door
+from tpo_jax.errors import InputError, run_command
 from tpo_jax.models.config import ModelConfig, check_source, preset, to_dict
 from tpo_jax.models.lora import Lora, join, merge
 from tpo_jax.models.vlm import init_params
@@ -314,4 +314,4 @@ if __name__ == "__main__":
         "wandb_project", "", "write metrics to this project of Weights & Biases, too"
     )
     flags.mark_flag_as_required("config")
-    run_door(main)
+    run_command(main)

@@ -35,7 +35,7 @@ def world_config(world_videos) -> ConfigDict:
 
 
 @pytest.fixture
-def curate_door(tmp_path, start_door):
+def curate_door(tmp_path, start_command):
     """Starts the command on a config, with more flags and variables."""
 
     def start(config: ConfigDict, *arguments: str, **variables: str) -> subprocess.Popen:
@@ -44,7 +44,7 @@ def curate_door(tmp_path, start_door):
             "import json\n\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
             f"    return ConfigDict(json.loads({config.to_json()!r}))\n"
         )
-        return start_door("curate", f"--config={file}", *arguments, variables=variables)
+        return start_command("curate", f"--config={file}", *arguments, variables=variables)
 
     return start
 

@@ -16,11 +16,11 @@ import pytest
 
 from tests.curation.fake_endpoint import FAULTS, play, words
 from tpo_jax.curation import engine, projection
+from tpo_jax.curation import run as curation
 from tpo_jax.curation.ledger import Ledger
-from tpo_jax.data import journal
 from tpo_jax.data.shards import open_shards
 from tpo_jax.errors import InputError
-from tpo_jax.recipes import curation
+from tpo_jax.io import journal
 
 ALL = engine.Part()
 

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.curation.test_curate import curate
-from tests.data.clips import write
+from tests.video.clips import write
 from tpo_jax.curation.balance import balance
 from tpo_jax.curation.templates import TYPES
 from tpo_jax.errors import InputError

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tpo_jax.data import clips, images, preparation, prompts, sampling
+from tpo_jax.data import clips, images, preparation, prompts
 from tpo_jax.data.phrases import phrase_mask
 from tpo_jax.data.pipeline import DataConfig, Pipeline
 from tpo_jax.data.shards import index_entry, open_shards, shard_names, write_metadata, write_shard
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import PRESETS, preset, visual_tokens
+from tpo_jax.video import sampling
 
 MODEL = preset("tiny_llava_video")
 FRAMES = 4

@@ -11,8 +11,8 @@ import pytest
 from tpo_jax.data import preparation, shards
 from tpo_jax.data.order import select
 from tpo_jax.data.preparation import Settings, prepare
-from tpo_jax.data.sampling import read_frames
 from tpo_jax.errors import InputError
+from tpo_jax.video.sampling import read_frames
 
 SETTINGS = Settings(num_frames=4)
 

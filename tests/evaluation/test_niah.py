@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from tests.doors import call
+from tests.commands import call
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.data.prompts import HEAD
 from tpo_jax.errors import InputError

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from tests.doors import ROOT, call
+from tests.commands import ROOT, call
 from tests.evaluation.folders import FOLDERS
 from tpo_jax.checkpoints.models import save_model
 from tpo_jax.errors import InputError

@@ -11,7 +11,7 @@ from absl import flags
 from tpo_jax.data.images import read_pictures
 from tpo_jax.data.pipeline import DataConfig, Pipeline
 from tpo_jax.data.tokenizer import load_tokenizer
-from tpo_jax.errors import InputError, run_door
+from tpo_jax.errors import InputError, run_command
 from tpo_jax.evaluation import benchmarks
 from tpo_jax.models.config import preset
 
@@ -48,4 +48,4 @@ def picture() -> None:
 COMMANDS = {"records": records, "benchmark": benchmark, "picture": picture}
 
 if __name__ == "__main__":
-    run_door(COMMANDS)
+    run_command(COMMANDS)

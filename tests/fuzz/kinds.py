@@ -18,16 +18,17 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from configs import common
-from tests.data import clips
 from tests.evaluation.agreement import generate, make_docs
 from tests.evaluation.folders import make_folders
 from tests.fuzz import mutate
+from tests.video import clips
 from tpo_jax.checkpoints.huggingface_export import export_model
-from tpo_jax.data import preparation, sampling, shards
+from tpo_jax.data import preparation, shards
 from tpo_jax.data.records import FRAME_ENCODINGS
-from tpo_jax.data.video import probe
 from tpo_jax.models import vlm
 from tpo_jax.models.config import ModelConfig, preset
+from tpo_jax.video import sampling
+from tpo_jax.video.decode import probe
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,9 +9,9 @@ import pytest
 from tests.generation.conftest import QUESTIONS
 from tpo_jax.data.prompts import build_prompts
 from tpo_jax.errors import InputError
-from tpo_jax.generation import generator
-from tpo_jax.generation.generator import Generator
 from tpo_jax.generation.sampling import Sampling
+from tpo_jax.inference import generator
+from tpo_jax.inference.generator import Generator
 from tpo_jax.models import vlm
 from tpo_jax.models.config import preset, visual_tokens
 from tpo_jax.models.images import assemble, layout

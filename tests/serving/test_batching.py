@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpo_jax.generation.generator import Answer
 from tpo_jax.generation.sampling import Sampling
+from tpo_jax.inference.generator import Answer
 from tpo_jax.serving.app import build_app
 from tpo_jax.serving.batching import Engine, Job
 from tpo_jax.serving.errors import ApiError

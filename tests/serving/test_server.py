@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 
-from tests.doors import call
+from tests.commands import call
 from tests.serving.conftest import FLAGS, QUESTIONS
 from tpo_jax.serving.app import Gate
 from tpo_jax.serving.metrics import Metrics

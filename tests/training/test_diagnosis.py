@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from tests.doors import call
+from tests.commands import call
 from tpo_jax.errors import InputError
 from tpo_jax.training import diagnosis, run_page
 from tpo_jax.training.clock import SPANS

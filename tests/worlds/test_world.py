@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpo_jax.data import sampling
+from tpo_jax.video import sampling
 from tpo_jax.worlds import render, timeline, tokenizer, world
 from tpo_jax.worlds.questions import TYPES, make_questions
 

@@ -26,8 +26,8 @@ from tpo_jax.curation import projection
 from tpo_jax.curation.ledger import Spent
 from tpo_jax.curation.speakers import Failure, Request, Speaker, seed_of
 from tpo_jax.curation.stages import Dropped, Stage, Unit
-from tpo_jax.data.journal import Journal, check_owner
 from tpo_jax.errors import InputError
+from tpo_jax.io.journal import Journal, check_owner
 from tpo_jax.parallel import distributed
 
 ADVICE = "choose another --workdir, or remove this file and those of the later stages"

@@ -16,8 +16,8 @@ from tpo_jax.curation.speakers import Failure, Request, try_read
 from tpo_jax.data import images, prompts
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError
-from tpo_jax.generation.generator import Generator, check_context
 from tpo_jax.generation.sampling import Sampling
+from tpo_jax.inference.generator import Generator, check_context
 from tpo_jax.models.config import ModelConfig, visual_tokens
 from tpo_jax.models.images import Pictures
 from tpo_jax.parallel.distributed import gather

@@ -8,8 +8,8 @@ from typing import Any
 
 import cv2
 
-from tpo_jax.data.sampling import read_frames
-from tpo_jax.data.video import VideoError
+from tpo_jax.video.decode import VideoError
+from tpo_jax.video.sampling import read_frames
 
 FRAMES, WIDTH = 8, 160  # shown of a video, pixels across
 _PAGE = """<!doctype html>

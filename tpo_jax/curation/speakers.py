@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from tpo_jax.curation.views import View
-from tpo_jax.data.sampling import select_frames
-from tpo_jax.data.video import VideoError
 from tpo_jax.errors import InputError
+from tpo_jax.video.decode import VideoError
+from tpo_jax.video.sampling import select_frames
 
 ROLES = ("captioner", "questioner", "answerer", "judge")
 

@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 from tpo_jax.curation import templates
 from tpo_jax.curation.speakers import ROLES, Clip, Request, seed_of
 from tpo_jax.curation.views import RANDOM, View, parse
-from tpo_jax.data import sampling, video
 from tpo_jax.errors import InputError
+from tpo_jax.video import decode as video
+from tpo_jax.video import sampling
 
 Unit = dict[str, Any]
 

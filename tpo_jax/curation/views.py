@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tpo_jax.data.sampling import sample, within
+from tpo_jax.video.sampling import sample, within
 
 MAGNITUDES = (2, 4, 8, 16)
 Span = tuple[float, float]

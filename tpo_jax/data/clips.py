@@ -6,10 +6,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from tpo_jax.data import sampling
 from tpo_jax.data.shards import Shards
-from tpo_jax.data.video import VideoError
 from tpo_jax.errors import InputError
+from tpo_jax.video import sampling
+from tpo_jax.video.decode import VideoError
 
 
 class Clip(NamedTuple):

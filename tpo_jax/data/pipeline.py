@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
-from tpo_jax.data import images, prompts, sampling
+from tpo_jax.data import images, prompts
 from tpo_jax.data.batches import Batch, BatchIterator
 from tpo_jax.data.clips import Clip, ClipCache, read_clip
 from tpo_jax.data.order import epoch_order, select
@@ -22,6 +22,7 @@ from tpo_jax.data.rows import CONTINUATION, PrefixError, Row
 from tpo_jax.data.shards import MANIFEST, Shards, open_shards
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import ModelConfig, most_frames, visual_tokens
+from tpo_jax.video import sampling
 
 ON_ERROR = ("error", "skip_and_count")
 

@@ -24,11 +24,13 @@ import numpy as np
 from tqdm import tqdm
 
 import tpo_jax
-from tpo_jax.data import sampling, shards, video
+from tpo_jax.data import shards
 from tpo_jax.data.buckets import Place, fetched, place, stamp
 from tpo_jax.data.pairs import Pair, Rejection, read_pairs
 from tpo_jax.data.records import PairRecord
 from tpo_jax.errors import InputError
+from tpo_jax.video import decode as video
+from tpo_jax.video import sampling
 
 PAIRS_PER_SHARD = 64
 REJECTED, JOURNAL = "rejected.jsonl", "checked.jsonl"

@@ -24,12 +24,12 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
-from tpo_jax.data.journal import read_json, read_lines
 from tpo_jax.data.prompts import IMAGE, check_text
-from tpo_jax.data.video import Video, opened
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import layouts, subtitles
 from tpo_jax.evaluation.scorers import ERAS, Scorer
+from tpo_jax.io.files import read_json, read_lines
+from tpo_jax.video.decode import Video, opened
 
 INTERLEAVED_FRAMES = 16
 

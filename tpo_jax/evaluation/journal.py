@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from tpo_jax.data import journal
 from tpo_jax.errors import InputError
+from tpo_jax.io import journal
 
 
 class Journal(journal.Journal):

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tpo_jax.data.journal import read_json
 from tpo_jax.errors import InputError
+from tpo_jax.io.files import read_json
 
 Rows = list[dict[str, Any]]
 

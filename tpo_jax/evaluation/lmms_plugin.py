@@ -19,8 +19,8 @@ from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import runner
 from tpo_jax.evaluation.benchmarks import Question
-from tpo_jax.generation.generator import Generator
 from tpo_jax.generation.sampling import Sampling
+from tpo_jax.inference.generator import Generator
 from tpo_jax.parallel.mesh import make_mesh
 
 try:

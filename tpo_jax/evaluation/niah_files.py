@@ -14,12 +14,14 @@ import pyarrow.parquet
 from PIL import Image
 from tokenizers import Tokenizer
 
-from tpo_jax.data import images, journal
+from tpo_jax.data import images
 from tpo_jax.data.prompts import check_text
-from tpo_jax.data.video import Video, VideoError, opened
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.niah import Cell, Needle, make_needle
+from tpo_jax.io import journal
+from tpo_jax.io.files import read_json, replacing
 from tpo_jax.models.config import TowerConfig
+from tpo_jax.video.decode import Video, VideoError, opened
 
 _AT_ONCE = 32  # frames of the movie's own size in memory
 
@@ -83,7 +85,7 @@ def read_needles(
         except (ValueError, pyarrow.ArrowException) as error:
             raise InputError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
     else:
-        rows = journal.read_json(file)
+        rows = read_json(file)
     if not isinstance(rows, list) or not rows:
         raise InputError(f"{file}: not a list of needles")
     asked, problems = [], []
@@ -221,5 +223,5 @@ def heat_map(scores: np.ndarray, lengths: Sequence[int], percent: Sequence[float
 
 
 def _write(path: Path, data: bytes) -> None:
-    with journal.replacing(path, "wb") as file:
+    with replacing(path, "wb") as file:
         file.write(data)

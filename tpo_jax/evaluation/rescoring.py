@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tpo_jax.data.journal import read_lines, replacing
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.benchmarks import complete
 from tpo_jax.evaluation.scorers import Scorer
+from tpo_jax.io.files import read_lines, replacing
 
 
 def rescore(scorer: Scorer, predictions: Path, output: Path) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tpo_jax.data.journal import replacing
 from tpo_jax.evaluation import extraction
 from tpo_jax.evaluation.benchmarks import BENCHMARKS, Question
 from tpo_jax.evaluation.scorers import ERAS, Scorer, Verdict
+from tpo_jax.io.files import replacing
 
 
 def write_results(

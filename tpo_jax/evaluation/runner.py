@@ -11,14 +11,15 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
-from tpo_jax.data import images, prompts, sampling
+from tpo_jax.data import images, prompts
 from tpo_jax.data.rows import Row
-from tpo_jax.data.video import VideoError
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.benchmarks import Question
-from tpo_jax.generation.generator import Generator, check_context, round_up
+from tpo_jax.inference.generator import Generator, check_context, round_up
 from tpo_jax.models.config import ModelConfig, visual_tokens
 from tpo_jax.models.images import Pictures, assemble, layout
+from tpo_jax.video import sampling
+from tpo_jax.video.decode import VideoError
 
 # More questions than this on one video are split over several rows; rows of a batch have a power of
 # two of them, and prompts of like length: few programs are compiled.

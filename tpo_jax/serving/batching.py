@@ -17,8 +17,8 @@ import numpy as np
 
 from tpo_jax.data.prompts import IMAGE
 from tpo_jax.data.rows import Row
-from tpo_jax.generation.generator import Answer, round_up
 from tpo_jax.generation.sampling import Sampling
+from tpo_jax.inference.generator import Answer, round_up
 from tpo_jax.parallel.attention import prefix_multiple
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.metrics import Metrics

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Send
 
 from tpo_jax.errors import InputError
-from tpo_jax.generation.generator import Answer
+from tpo_jax.inference.generator import Answer
 from tpo_jax.serving.batching import Engine, Job
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.intake import Intake

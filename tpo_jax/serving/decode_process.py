@@ -18,10 +18,11 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from tpo_jax.data import images, sampling
-from tpo_jax.data.video import VideoError
+from tpo_jax.data import images
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import ModelConfig, from_dict
+from tpo_jax.video import sampling
+from tpo_jax.video.decode import VideoError
 
 # No format that names other files or runs programs: playlists, EPS.
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")

@@ -15,8 +15,8 @@ from tpo_jax.checkpoints.models import load_model
 from tpo_jax.data import prompts
 from tpo_jax.data.rows import Row
 from tpo_jax.data.tokenizer import load_tokenizer
-from tpo_jax.generation.generator import Answer, Generator, check_context
 from tpo_jax.generation.sampling import Sampling
+from tpo_jax.inference.generator import Answer, Generator, check_context
 from tpo_jax.models.config import ModelConfig, visual_tokens
 from tpo_jax.models.images import Pictures
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tpo_jax.data.journal import read_lines
 from tpo_jax.errors import InputError
+from tpo_jax.io.files import read_lines
 from tpo_jax.training.clock import SPANS
 from tpo_jax.training.files import Lines
 

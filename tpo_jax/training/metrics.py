@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tpo_jax.data.journal import read_lines
 from tpo_jax.errors import InputError
+from tpo_jax.io.files import read_lines
 from tpo_jax.training.files import Board, Lines
 
 MOST_STEPS = 1 << 53

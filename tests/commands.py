@@ -1,0 +1,55 @@
+"""Several calls of one door in one child process: starting Python and JAX takes the time."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+_CHILD = """
+import contextlib, importlib, io, json, sys
+from absl import flags
+from tpo_jax.errors import run_command
+
+door = importlib.import_module(sys.argv[1])
+results = []
+for arguments in json.loads(sys.argv[2]):
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    sys.argv = [sys.argv[0], *arguments]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            run_command(getattr(door, "COMMANDS", None) or door.main)
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+    results.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(results))
+"""
+
+
+class Result(NamedTuple):
+    """What a call left: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+def call(door: str, *calls: dict, command: str = "") -> list[Result]:
+    """Runs `python -m tpo_jax.<door> [command]` per mapping of flags; a list repeats a flag."""
+    first = [command] if command else []
+    arguments = [
+        [*first, *(f"--{k}={v}" for k, values in flags.items() for v in _listed(values))]
+        for flags in calls
+    ]
+    command = [sys.executable, "-c", _CHILD, f"tpo_jax.{door}", json.dumps(arguments)]
+    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr
+    return [Result(*values) for values in json.loads(child.stdout.splitlines()[-1])]
+
+
+def _listed(values) -> list:
+    return values if isinstance(values, list) else [values]

@@ -1,0 +1,301 @@
+"""The TPU compiler's verdict on the real step, without a TPU."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import P
+
+from configs import common
+from tpo_jax.errors import InputError
+from tpo_jax.models.config import DecoderConfig, TowerConfig, preset, visual_tokens
+from tpo_jax.models.vlm import abstract_params
+from tpo_jax.parallel.mesh import make_mesh
+from tpo_jax.plan import report
+from tpo_jax.planning import hlo
+from tpo_jax.planning.plan import CHIPS, Plan, compile_step, devices_of, memory_asked, minimum_flops
+from tpo_jax.planning.search import frames_of, most_frames, smallest_slice
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAN = ROOT / "docs/results/plan.md"
+
+# The widths that decide what the compiler does with a layer; two layers and a small tower.
+SLICE = dataclasses.replace(
+    preset("longva_7b"),
+    tower=TowerConfig("clip", 112, 14, width=128, layers=2, heads=2, mlp_width=256),
+    decoder=DecoderConfig(
+        vocab_size=1024,
+        width=512,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=128,
+        mlp_width=1024,
+        rope_theta=1e6,
+    ),
+)
+
+
+def experiment(**changes):
+    config = common.base()
+    config.train.batch_size = 4
+    config.data.num_frames = 60
+    config.data.max_prefix = 1536
+    config.data.max_response = 128
+    config.update_from_flattened_dict(
+        {"mesh.fsdp": 4, "mesh.context": 2, **{k.replace("__", "."): v for k, v in changes.items()}}
+    )
+    return config
+
+
+@pytest.fixture(scope="module")
+def libtpu():
+    pytest.importorskip("libtpu", reason="the TPU compiler is not installed (pip install libtpu)")
+    with jax.default_matmul_precision("default"):  # as outside of tests
+        yield
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.slow
+def test_step_of_a_slice(libtpu):
+    plan, compiled = compile_step(experiment(), SLICE, "v5e:2x4")
+    assert plan.fits and plan.chips == 8
+    # Donated: the new state lies where the old one lay.
+    assert plan.memory["alias"] >= 0.99 * plan.memory["output"]
+    # The weights are gathered, in bf16, for forward and backward pass, and not more often.
+    weights = sum(x.size for x in jax.tree.leaves(abstract_params(SLICE)["decoder"]["layers"]))
+    gathered = plan.collectives["all-gather"][1]
+    assert 2 * 2 * weights <= gathered <= 3 * 2 * weights + 2e7
+    # Full remat costs a forward pass more; blocks half masked and answers on every chip the rest.
+    assert 1.2 <= plan.flops / plan.minimum_flops <= 1.8
+    text = compiled.as_text()
+    assert "splash_mha_dkv" in text and "splash_mha_dq" in text
+    # No chip holds the scores of the prefix, nor all of its positions at full width.
+    for bad in ("1536,1536]", "1,1536,512]"):
+        assert bad not in text
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.slow
+def test_a_live_reference_is_in_the_plan(libtpu):
+    changes = {"objective__loss": "rrpo", "objective__token_kl": 0.01}
+    live, cached = (
+        compile_step(experiment(**c), SLICE, "v5e:2x4")[0]
+        for c in (changes, {"objective__loss": "rrpo"})
+    )
+    trained = {k: v for k, v in abstract_params(SLICE).items() if k != "tower"}
+    copy = 2 * sum(x.size for x in jax.tree.leaves(trained)) / 8  # bf16, over the chips
+    more = live.memory["argument"] - cached.memory["argument"]
+    assert copy <= more <= 1.2 * copy
+    assert live.flops > 1.1 * cached.flops
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topology", "slices", "devices", "chips"),
+    [("v5e:2x4", 2, 16, 16), ("tpu7x:2x2x1", 1, 8, 4)],  # a chip of tpu7x is two devices
+)
+def test_step_elsewhere(libtpu, topology, slices, devices, chips):
+    config = experiment(mesh__data=devices // 8, train__batch_size=devices // 2)
+    plan, compiled = compile_step(config, SLICE, topology, slices)
+    assert plan.fits and (plan.devices, plan.chips) == (devices, chips)
+    assert compiled is not None
+    assert f"{chips} chips" in report(plan)
+
+
+def published():
+    """The rows of docs/results/plan.md by model and frames."""
+    rows = [line.split("|")[1:-1] for line in PLAN.read_text().splitlines() if line[:2] == "| "]
+    head, *rows = ([cell.strip() for cell in row] for row in rows)
+    return {(row[0], row[1]): dict(zip(head, row, strict=True)) for row in rows}
+
+
+def test_every_published_row_fits():
+    rows = published()
+    assert set(rows) >= {
+        ("llava_video_7b", "32"),
+        ("llava_video_7b", "64"),
+        ("llava_video_7b", "128"),
+        ("llava_video_7b", "512"),
+        ("longva_7b", "1,024"),
+        ("longva_7b", "3,000"),
+    }
+    for name, row in rows.items():
+        assert float(row["peak, GiB"]) <= float(row["limit"]), name
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.slow
+def test_a_published_row_is_what_the_compiler_says(libtpu):
+    """All of 7B parameters; as `benchmarks/plan.py` compiles it."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import plan as benchmark
+
+    row = benchmark.ROWS[0]
+    assert benchmark.line(row, benchmark.compiled(row)) in PLAN.read_text().splitlines()
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.parametrize(
+    ("topology", "slices", "devices"),
+    [
+        ("v4:2x2x1", 1, 4),
+        ("v5e:4x4", 2, 32),
+        ("v5p:2x2x1", 1, 4),
+        ("v6e:2x4", 1, 8),
+        ("tpu7x:2x2x1", 1, 8),  # two devices a chip
+    ],
+)
+def test_limit_of_every_kind_of_chip_is_the_compilers(libtpu, topology, slices, devices):
+    found = devices_of(topology, slices)
+    assert len(found) == devices
+    mesh = jax.sharding.Mesh(np.array(found), ("all",))
+    huge = jax.ShapeDtypeStruct((2**38,), jnp.int8, sharding=jax.NamedSharding(mesh, P()))
+    limit = CHIPS[topology.split(":")[0]].hbm
+    message = rf"available HBM \({limit:.2f}G\)"
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message) as raised:
+        jax.jit(lambda x: x + 1).lower(huge).compile()
+    assert memory_asked(raised.value) >= 2**38
+    with pytest.raises(ValueError, match="another"):
+        memory_asked(ValueError("another"))
+
+
+@pytest.mark.tpu_compiler
+def test_only_rows_are_split_over_the_network_between_slices(libtpu):
+    devices = devices_of("v5e:2x4", 2)
+    mesh = make_mesh({"data": 4, "fsdp": -1, "tensor": 1, "context": 1}, devices)
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    assert mesh.devices.shape == (4, 4, 1, 1)
+    assert (slices == np.array([0, 0, 1, 1]).reshape(4, 1, 1, 1)).all()
+    with pytest.raises(InputError, match="mesh.data=1 must be a multiple of the 2 slices"):
+        make_mesh({"data": 1, "fsdp": -1, "tensor": 1, "context": 1}, devices)
+
+
+@pytest.mark.tpu_compiler
+def test_work_of_a_known_program(libtpu):
+    mesh = make_mesh({"data": 1, "fsdp": 8, "tensor": 1, "context": 1}, devices_of("v5e:2x4"))
+    L, n = 5, 1024
+
+    def program(x, weights):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+    def placed(shape, *spec):
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=jax.NamedSharding(mesh, P(*spec)))
+
+    arguments = placed((4096, n), "fsdp"), placed((L, n, n), None, "fsdp")
+    work = hlo.work(jax.jit(program).lower(*arguments).compile().as_text())
+    assert work.flops == 2 * L * 4096 * n * n / 8
+    moved = work.collectives["all-gather"][1] + work.collectives["collective-permute"][1]
+    assert 0.8 <= moved / (2 * L * n * n) <= 1.1
+
+
+def test_loops_count_as_often_as_they_run():
+    def program(x, weights):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+    compiled = jax.jit(program).lower(jnp.ones((32, 64)), jnp.ones((5, 64, 64))).compile()
+    assert hlo.work(compiled.as_text()).flops == 2 * 5 * 32 * 64 * 64
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.parametrize(
+    ("changes", "topology", "message"),
+    [
+        ({}, "v5e:3x5", "slices of v5e are 1x1 2x2"),
+        ({}, "v5e:0x4", "slices of v5e"),
+        ({}, "v4:4x4", "slices of v4 are 2x2x1"),
+        ({}, "v9:4x4", "one of v4, v5e"),
+        ({}, "v5e:4x4", "does not fit 16 devices"),
+        ({"train__batch_size": 6}, "v5e:2x4", "use 4 or 8 rows"),
+        ({"mesh__tensor": 4, "mesh__fsdp": 2, "mesh__context": 1}, "v5e:2x4", "tensor may be 1, 2"),
+        ({"data__max_prefix": 1000}, "v5e:2x4", "nearest legal values are 512 and 1024"),
+    ],
+)
+def test_what_cannot_run_is_named(libtpu, changes, topology, message):
+    with pytest.raises(InputError, match=message):
+        compile_step(experiment(**changes), SLICE, topology)
+
+
+def test_minimum_is_linear_in_rows_and_answers():
+    one = minimum_flops(SLICE, 1, 1, 8, 1024, 128)
+    assert minimum_flops(SLICE, 3, 1, 8, 1024, 128) == 3 * one
+    assert one < minimum_flops(SLICE, 1, 2, 8, 1024, 128) < 2 * one  # the prefix is shared
+
+
+def test_door_refuses_in_one_line():
+    command = [sys.executable, "-m", "tpo_jax.plan", "--config=configs/longva_tpo.py"]
+    result = subprocess.run(
+        [*command, "--topology=nowhere", "--config.model.preset=longva_7b"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "--topology=nowhere is not of the form" in result.stderr.splitlines()[-1]
+
+
+@hypothesis.given(st.integers(1, 4000), st.floats(0.2, 1.3), st.integers(1, 600), st.booleans())
+@hypothesis.settings(max_examples=200, deadline=None)
+def test_search_finds_the_most_frames_that_fit(most, bend, start, shared):
+    """Of a made-up chip whose memory grows with a power of the frames."""
+    model, asked = preset("longva_7b"), []
+
+    def compile_at(frames):
+        asked.append(frames)
+        peak = 10.0 + 90 * (frames / most) ** bend
+        return Plan("", 1, 1, {}, 1, frames, 0, 0, fits=frames <= most, limit=100.0, peak=peak)
+
+    context = 8 if shared else 1
+    best, beyond = most_frames(compile_at, model, 512, context, start, 256)
+    assert len(set(asked)) == len(asked) <= 24
+    unit = 2048 if shared else 512
+    assert best is None or best.frames <= most
+    assert beyond is None or beyond.frames > most
+    frames = [plan.frames if plan else None for plan in (best, beyond)]
+    if None not in frames:  # neighbours: not one prefix lies between them
+        assert (
+            frames_of(model, unit * (-(-(visual_tokens(model, frames[0]) + 100) // unit)))
+            == (frames[0])
+        )
+        assert visual_tokens(model, frames[1]) - visual_tokens(model, frames[0]) <= unit + 144
+    elif best is None:
+        assert beyond.frames == frames_of(model, unit)
+    else:
+        assert visual_tokens(model, best.frames) + unit + 144 + 256 > model.max_length
+
+
+def test_smallest_slice_passes_over_what_cannot_run():
+    told = []
+
+    def compile_on(topology):
+        if topology == "v5e:2x4":
+            raise InputError("rows do not divide")
+        fits = topology in ("v5e:4x8", "v5e:8x8")
+        return Plan(topology, 1, 1, {}, 1, 1, 1, 1, fits=fits, limit=1.0, peak=1.0)
+
+    assert smallest_slice(compile_on, "v5e", told.append).topology == "v5e:4x8"
+    assert told == [
+        "v5e:1x1: does not fit",
+        "v5e:2x2: does not fit",
+        "v5e:2x4: rows do not divide",
+        "v5e:4x4: does not fit",
+    ]
+    # None that is larger: the verdict of the largest, and an error where none can run at all.
+    assert not smallest_slice(compile_on, "v6e", told.append).fits
+
+    def refuse(topology):
+        raise InputError("6 rows do not divide")
+
+    with pytest.raises(InputError, match="no slice can run this experiment; 6 rows"):
+        smallest_slice(refuse, "v6e", told.append)
+    with pytest.raises(InputError, match="--topology=v5e:4x4: a search over slices takes one of"):
+        smallest_slice(compile_on, "v5e:4x4", told.append)

@@ -1,0 +1,34 @@
+"""The quickstart from rendering to the report, in its smallest size."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tpo_jax.study import miniature
+from tpo_jax.study.scoring import exact
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("quickstart")]
+
+
+def test_every_stage_runs_and_a_second_start_redoes_nothing(smoke_quickstart):
+    workdir, out = smoke_quickstart
+    assert out.startswith("# Quickstart") and "95 % interval" in out
+    assert (workdir / "report.html").read_text().count("data:image/png;base64,") == 4
+
+    answers = json.loads((workdir / "tpo_answers.json").read_text())
+    scale = miniature.SCALES["smoke"]
+    settings = {(row["seconds"], row["frames"]) for row in answers}
+    assert settings == {(miniature.LONG_SECONDS, frames) for frames in (0, *scale.frames)}
+    assert all(row["right"] == exact(row["answer"], row["truth"]) for row in answers)
+
+    made = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+    command = (sys.executable, "-m", "tpo_jax.quickstart", "--scale=smoke", f"--workdir={workdir}")
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    assert (again.returncode, again.stdout) == (0, out), again.stderr
+    changed = {p.name for p, then in made.items() if p.stat().st_mtime_ns != then}
+    plots = {"frames.png", "lengths.png", "types.png", "training.png"}
+    assert changed <= {"report.html", "report.md"} | plots

@@ -1,0 +1,326 @@
+"""The train step of a config compiled for a TPU slice, on a machine that has none."""
+
+import dataclasses
+import math
+import os
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from tpo_jax.errors import InputError
+from tpo_jax.models.config import ModelConfig, visual_tokens
+from tpo_jax.models.lora import Lora
+from tpo_jax.models.vlm import abstract_params
+from tpo_jax.objectives.preference import Objective
+from tpo_jax.parallel.mesh import make_mesh
+from tpo_jax.parallel.sharding import batch_sharding, check_heads, check_rows, parameter_shardings
+from tpo_jax.planning import hlo
+from tpo_jax.training.state import learning_rate_schedule, make_optimizer, new_state
+from tpo_jax.training.step import Compute, make_step
+
+TEXT_TOKENS = 100  # of the prefix beside the video, where the config does not say
+RESPONSE_TOKENS = 128
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Published figures of one device as JAX counts them."""
+
+    hbm: float  # GiB a program may use, as the compiler has it
+    flops: float  # bf16, per second
+    bandwidth: float  # of HBM, bytes/s
+    links: float  # of the interconnect, bytes/s, all links together
+    devices: int = 1  # as which JAX sees a chip; the other figures are of one of them
+
+
+CHIPS = {
+    "v4": Chip(30.75, 275e12, 1228e9, 300e9),
+    "v5e": Chip(15.75, 197e12, 819e9, 200e9),
+    "v5p": Chip(95.73, 459e12, 2765e9, 600e9),
+    "v6e": Chip(31.24, 918e12, 1640e9, 448e9),
+    "tpu7x": Chip(94.74, 1153e12, 3690e9, 600e9, devices=2),
+}
+
+
+# Slices that Cloud TPU rents, by the number of chips.
+SLICES = {
+    "v4": "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16",
+    "v5e": "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16",
+    "v5p": "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16",
+    "v6e": "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16",
+    "tpu7x": "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16",
+}
+
+
+@dataclasses.dataclass
+class Plan:
+    """What the compiler says of a step; sizes in bytes and FLOPs of one device unless said
+    otherwise.
+    """
+
+    topology: str
+    devices: int
+    chips: int
+    mesh: dict[str, int]
+    pairs: int  # per step
+    frames: int
+    prefix: int
+    response: int
+    fits: bool
+    limit: float
+    peak: float  # where it does not fit: what the compiler asked for
+    memory: dict[str, float] = dataclasses.field(default_factory=dict)
+    minimum_flops: float = 0.0  # of all chips, by formula
+    # What follows stays empty where jaxlib cannot read the compiled program.
+    flops: float = 0.0  # of all chips, by the compiled program
+    hbm_bytes: float = 0.0
+    collectives: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    pairs_per_hour: float = 0.0
+    chip_hours: float = 0.0  # for 10,000 pairs
+
+
+def chips_of(topology: str) -> int:
+    """How many chips a slice has, `v5e:4x4`.
+
+    Raises:
+        InputError: no such topology.
+    """
+    kind, _, shape = topology.partition(":")
+    if kind not in CHIPS:
+        raise InputError(
+            f"--topology={topology} is not of the form KIND:AxB or KIND:AxBxC with KIND one of "
+            f"{', '.join(CHIPS)}; v5e:4x4 is a slice of 16 chips"
+        )
+    if shape not in SLICES[kind].split():
+        raise InputError(f"--topology={topology}: slices of {kind} are {SLICES[kind]}")
+    return math.prod(map(int, shape.split("x")))
+
+
+def devices_of(topology: str, slices: int = 1) -> list:
+    """Abstract devices of a slice, `v5e:4x4`.
+
+    Raises:
+        InputError: no such topology, or the compiler is missing or in use.
+    """
+    chips_of(topology)
+    # Nothing runs here: libtpu need not search for a TPU of its own, which takes minutes, nor keep
+    # others from loading it.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    megacore = topology.partition(":")[0] in ("v4", "v5p")
+    options: dict = {"chip_config_name": "megacore"} if megacore else {}
+    if slices > 1:
+        options["num_slices"] = slices
+    try:
+        description = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology, **options
+        )
+    except Exception as error:  # the runtime's own, without a common type
+        reason = str(error).strip().splitlines()[0]
+        if "libtpu" in reason.lower() and "lock" not in reason.lower():
+            reason = f"the TPU compiler (pip install libtpu) does not load: {reason}"
+        raise InputError(f"--topology={topology}: {reason}") from error
+    return list(description.devices)
+
+
+def abstract_batch(
+    model: ModelConfig,
+    objective: Objective,
+    rows: int,
+    pairs: int,
+    frames: int,
+    prefix: int,
+    response: int,
+    prompt_style: str = "inference",
+) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and dtype of every array of a batch, `docs/architecture.md`."""
+    B, Q, S = rows, pairs, model.tower.image_size
+    texts = (B, Q, 2, response)
+    batch: dict[str, tuple[tuple[int, ...], Any]] = {
+        "frames": ((B, frames, S, S, 3), jnp.uint8),
+        "prefix_ids": ((B, prefix), jnp.int32),
+        "prefix_mask": ((B, prefix), jnp.bool_),
+        "visual_index": ((B, prefix), jnp.int32),
+        "input_ids": (texts, jnp.int32),
+        "input_mask": (texts, jnp.bool_),
+        "target_ids": (texts, jnp.int32),
+        "target_mask": (texts, jnp.bool_),
+        "pair_index": ((B, Q), jnp.int32),
+    }
+    if prompt_style == "dpo_trainer":
+        batch["target_at"] = (texts, jnp.int32)
+    if objective.uses_phrases:
+        batch["phrase_mask"] = (texts, jnp.bool_)
+    if objective.uses_reference and not objective.uses_live_reference:
+        sums = 4 if objective.uses_phrases else 2
+        batch["reference_logps"] = ((B, Q, sums), jnp.float32)
+    return batch
+
+
+def minimum_flops(
+    model: ModelConfig,
+    rows: int,
+    pairs: int,
+    frames: int,
+    prefix: int,
+    response: int,
+    live_reference: bool = False,
+    frozen_decoder: bool = False,
+) -> float:
+    """FLOPs of a step that computes nothing twice: forward once, backward twice of it, the frozen
+    tower forward only; attention causal, the head at the answers only. A live reference is one
+    more forward pass behind the tower; a frozen decoder (with adapters, whose own work is left out)
+    needs no gradient of its weights.
+    """
+    d, t = model.decoder, model.tower
+    D, C = d.width, d.head_dim
+    layer = D * C * (2 * d.heads + 2 * d.kv_heads) + 3 * D * d.mlp_width
+    answers = 2 * pairs * response
+    linear = 2 * d.layers * layer * (prefix + answers) + 2 * D * d.vocab_size * answers
+    pairs_seen = prefix**2 / 2 + answers * (prefix + response / 2)
+    attention = 4 * d.layers * d.heads * C * pairs_seen
+    N, W = t.grid**2, t.width
+    block = 2 * N * (4 * W**2 + 2 * W * t.mlp_width) + 4 * N**2 * W
+    tower = t.layers * block + 2 * N * W * 3 * t.patch_size**2
+    projector = 2 * N * (W * D + D * D)
+    passes = 4 if live_reference else 3
+    linear *= passes - frozen_decoder
+    return rows * (linear + passes * (attention + frames * projector) + frames * tower)
+
+
+def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
+    """Compiles the step of an experiment.
+
+    Args:
+        config: the experiment, as `train` takes it.
+        model: its model.
+        topology: of one slice.
+        slices: how many.
+
+    Returns:
+        The `Plan`, and the compiled step, None where it does not fit.
+
+    Raises:
+        InputError: the config cannot run on this slice.
+    """
+    devices = devices_of(topology, slices)
+    mesh = make_mesh(config.mesh.to_dict(), devices)
+    objective, compute = Objective(**config.objective), Compute(**config.compute)
+    if compute.attention == "auto":
+        compute = dataclasses.replace(compute, attention="splash")
+    pairs = config.data.pairs_per_row
+    rows, rest = divmod(config.train.batch_size, pairs)
+    if rest:
+        raise InputError(
+            f"train.batch_size={config.train.batch_size} is no multiple of "
+            f"data.pairs_per_row={pairs}"
+        )
+    check_rows(rows, mesh, compute.micro_batches)
+    check_heads(model.decoder.heads, model.decoder.kv_heads, mesh)
+    frames, unit = config.data.num_frames, config.data.prefix_multiple
+    needed = visual_tokens(model, frames) + TEXT_TOKENS
+    prefix = config.data.max_prefix or -(-needed // unit) * unit
+    response = config.data.max_response or RESPONSE_TOKENS
+    if prefix + response > model.max_length:
+        raise InputError(
+            f"{prefix} prefix and {response} response tokens exceed the model's context of "
+            f"{model.max_length}"
+        )
+
+    optimizer = make_optimizer(config.train, learning_rate_schedule(1e-6, 100, 0.1))
+    freeze, lora = tuple(config.train.freeze), Lora(**config.lora)
+    abstract = jax.eval_shape(
+        lambda p: new_state(p, optimizer, freeze, lora, 0), abstract_params(model)
+    )
+    shardings = parameter_shardings(mesh, abstract)
+
+    def placed(shape, dtype, sharding):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    state = jax.tree.map(lambda x, s: placed(x.shape, x.dtype, s), abstract, shardings)
+    sizes = (rows, pairs, frames, prefix, response)
+    arrays = abstract_batch(model, objective, *sizes, config.data.prompt_style)
+    batch = {
+        name: placed(shape, dtype, batch_sharding(mesh)) for name, (shape, dtype) in arrays.items()
+    }
+    reference = None
+    if objective.uses_live_reference:
+        reference = jax.tree.map(
+            lambda x: placed(x.shape, jnp.dtype(compute.dtype), x.sharding),
+            {name: part for name, part in state["params"].items() if name not in state["frozen"]},
+        )
+    chip = CHIPS[topology.split(":")[0]]
+    plan = Plan(
+        topology if slices == 1 else f"{slices} x {topology}",
+        len(devices),
+        len(devices) // chip.devices,
+        dict(mesh.shape),
+        config.train.batch_size,
+        frames,
+        prefix,
+        response,
+        fits=False,
+        limit=chip.hbm * GIB,
+        peak=0.0,
+        minimum_flops=minimum_flops(
+            model, *sizes, objective.uses_live_reference, bool(lora.rank) or "decoder" in freeze
+        ),
+    )
+    with jax.set_mesh(mesh):
+        step = jax.jit(
+            make_step(model, objective, compute, optimizer, lora),
+            donate_argnums=0,
+            out_shardings=(shardings, jax.NamedSharding(mesh, jax.P())),
+        )
+        lowered = step.lower(state, batch, reference)
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            plan.peak = memory_asked(error)
+            return plan, None
+    _measure(plan, compiled, chip)
+    return plan, compiled
+
+
+def memory_asked(error: jax.errors.JaxRuntimeError) -> float:
+    """Bytes per chip that a program needs which does not fit.
+
+    Raises:
+        JaxRuntimeError: the given error, if it says something else.
+    """
+    asked = re.search(r"([\d.]+)([KMGT])\)? (?:of|exceeds available)", str(error))
+    if "RESOURCE_EXHAUSTED" not in str(error) or not asked:
+        raise error
+    return float(asked[1]) * {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}[asked[2]]
+
+
+def _measure(plan: Plan, compiled, chip: Chip) -> None:
+    memory = compiled.memory_analysis()
+    plan.peak = float(memory.peak_memory_in_bytes)
+    plan.memory = {
+        name: float(getattr(memory, f"{name}_size_in_bytes"))
+        for name in ("argument", "output", "alias", "temp")
+    }
+    plan.fits = plan.peak <= plan.limit
+    try:
+        work = hlo.work(compiled.as_text())
+    except jax.errors.JaxRuntimeError as error:
+        # jaxlib 0.10.2 cannot read some of what libtpu 0.0.51 writes for tpu7x.
+        if "RET_CHECK" not in str(error):
+            raise
+        return
+    plan.flops, plan.hbm_bytes = work.flops * plan.devices, work.hbm_bytes
+    plan.collectives = dict(work.collectives)
+    plan.seconds = {
+        "compute": work.flops / chip.flops,
+        "memory": work.hbm_bytes / chip.bandwidth,
+        "links": sum(size for _, size in work.collectives.values()) / chip.links,
+    }
+    step = max(plan.seconds.values())
+    plan.pairs_per_hour = 3600 * plan.pairs / step
+    plan.chip_hours = 10_000 / plan.pairs_per_hour * plan.chips

@@ -1,0 +1,105 @@
+"""The longest videos that fit a slice, and the smallest slice that fits an experiment."""
+
+import bisect
+import math
+from collections.abc import Callable
+
+from tpo_jax.errors import InputError
+from tpo_jax.models.config import ModelConfig, visual_tokens
+from tpo_jax.parallel.splash import LANES
+from tpo_jax.planning.plan import SLICES, TEXT_TOKENS, Plan
+
+
+def frames_of(model: ModelConfig, prefix: int) -> int:
+    """The most frames whose prefix has at most `prefix` tokens."""
+    frames = max(0, (prefix - TEXT_TOKENS) // visual_tokens(model, 1))
+    while visual_tokens(model, frames + 1) + TEXT_TOKENS <= prefix:
+        frames += 1
+    return frames
+
+
+def most_frames(
+    compile_at: Callable[[int], Plan],
+    model: ModelConfig,
+    multiple: int,
+    context: int,
+    start: int,
+    response: int,
+) -> tuple[Plan | None, Plan | None]:
+    """Finds the longest videos that fit.
+
+    Memory grows nearly linearly with the prefix, so the next guess is where the line through two
+    plans meets the limit; after a guess that did not halve the interval, its middle.
+
+    Args:
+        compile_at: the plan of a number of frames; called about six times.
+        model: for the tokens of a frame and the longest context.
+        multiple: the prefix grows in such steps (`data.prefix_multiple`), at least what attention
+            over `context` chips needs.
+        context: chips that share a prefix.
+        start: frames of the first plan.
+        response: tokens of an answer.
+
+    Returns:
+        The plan of the most frames that fit, None where none does, and that of the next larger
+        number, None where the model's context ends first.
+    """
+    unit = math.lcm(multiple, LANES * (2 * context if context > 1 else 1))
+    # Only the frames that fill a prefix are worth a compilation.
+    full = {frames_of(model, n) for n in range(unit, model.max_length - response + 1, unit)}
+    sizes = sorted(full - {0})
+    plans: dict[int, Plan] = {}
+    low, high = -1, len(sizes)  # the last that fits, the first that does not
+    guess = bisect.bisect_left(sizes, start)
+    while high - low > 1:
+        guess = min(max(guess, low + 1), high - 1)
+        plans[guess] = plan = compile_at(sizes[guess])
+        before = high - low
+        low, high = (guess, high) if plan.fits else (low, guess)
+        known = sorted(plans)
+        if len(known) == 1:
+            guess = 2 * guess + 1 if plan.fits else guess // 2
+        elif len(known) > 3 and high - low > before / 2:
+            guess = (low + high) // 2
+        else:
+            a, b = (low, high) if low in plans and high in plans else known[-2:]
+            slope = max(1.0, (plans[b].peak - plans[a].peak) / (b - a))
+            guess = a + int((plans[a].limit - plans[a].peak) / slope)
+    return plans.get(low), plans.get(high)
+
+
+def smallest_slice(
+    compile_on: Callable[[str], Plan], kind: str, tell: Callable[[str], None]
+) -> Plan:
+    """Finds the smallest slice of a kind that an experiment fits.
+
+    Args:
+        compile_on: the plan on a topology, `v5e:4x4`.
+        kind: key of `SLICES`.
+        tell: hears why a slice was passed over.
+
+    Returns:
+        The plan there; on the largest slice where it fits none.
+
+    Raises:
+        InputError: no such kind of chip, or the experiment can run on no slice whatever its memory.
+    """
+    if kind not in SLICES:
+        raise InputError(
+            f"--topology={kind}: a search over slices takes one of {', '.join(SLICES)}"
+        )
+    plan = refused = None
+    for shape in SLICES[kind].split():
+        topology = f"{kind}:{shape}"
+        try:
+            plan = compile_on(topology)
+        except InputError as error:
+            refused = error
+            tell(f"{topology}: {error}")
+            continue
+        if plan.fits:
+            return plan
+        tell(f"{topology}: does not fit")
+    if plan is None:
+        raise InputError(f"--topology={kind}: no slice can run this experiment; {refused}")
+    return plan

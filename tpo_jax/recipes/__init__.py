@@ -1,1 +1,0 @@
-"""Experiments that go through several rooms."""

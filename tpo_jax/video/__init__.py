@@ -1,0 +1,1 @@
+"""Video files: decoding, time stamps, which frames are sampled."""

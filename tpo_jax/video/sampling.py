@@ -1,0 +1,143 @@
+"""Which frames of a video a model sees: the rules of the original code, by name.
+
+| rule | frames |
+|---|---|
+| `uniform` | `num_frames`, evenly spaced, first and last included, repeated when short (LongVA) |
+| `fps` | one a second, as `uniform` where that is more than `num_frames` (training, demo) |
+| `forced` | as `uniform`: what `force_sample=True` makes of one a second (LLaVA-Video inference) |
+
+The originals give a frame's time as `index / average fps`; here it is the time at which the frame
+is shown. The two agree for a constant frame rate.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tpo_jax.video.decode import Source, Video, VideoError, opened
+
+Span = tuple[float, float]  # start and end in seconds, the end not included
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+# Directories of frames in the originals' training data hold two frames of every second.
+DIRECTORY_FPS = 2.0
+
+
+def _uniform(available: int, fps: float, num_frames: int) -> np.ndarray:
+    return np.linspace(0, available - 1, num_frames, dtype=int)
+
+
+def _one_per_second(available: int, fps: float, num_frames: int) -> np.ndarray:
+    indices = np.arange(0, available, max(1, round(fps)))
+    return indices if len(indices) <= num_frames else _uniform(available, fps, num_frames)
+
+
+RULES: dict[str, Callable[[int, float, int], np.ndarray]] = {
+    "uniform": _uniform,
+    "fps": _one_per_second,
+    "forced": _uniform,
+}
+
+
+def sample(rule: str, available: int, fps: float, num_frames: int) -> np.ndarray:
+    """Which of `available` frames to take: int64 `[n]`, ascending, `n <= num_frames`.
+
+    `fps` is the video's average rate. Raises `ValueError` for an unknown rule and for
+    `num_frames` or `available` below one.
+    """
+    if rule not in RULES:
+        raise ValueError(f"no sampling rule {rule!r}; there are {', '.join(RULES)}")
+    if num_frames < 1:
+        raise ValueError(f"num_frames must be at least 1, not {num_frames}")
+    if available < 1:
+        raise ValueError("there is no frame to sample from")
+    return RULES[rule](available, fps, num_frames).astype(np.int64)
+
+
+def within(
+    timestamps: np.ndarray, segment: Span | None = None, exclude: Span | None = None
+) -> np.ndarray:
+    """Indices, int64, of the timestamps (seconds) inside of `segment` and outside of `exclude`."""
+    kept = np.ones(len(timestamps), bool)
+    if segment is not None:
+        kept &= _inside(timestamps, segment)
+    if exclude is not None:
+        kept &= ~_inside(timestamps, exclude)
+    return np.flatnonzero(kept)
+
+
+def _inside(timestamps: np.ndarray, span: Span) -> np.ndarray:
+    start, end = span
+    if not start < end:
+        raise ValueError(f"a segment must end after its start, unlike [{start}, {end}]")
+    return (timestamps >= start) & (timestamps < end)
+
+
+def read_frames(
+    source: Source,
+    rule: str,
+    num_frames: int,
+    segment: Span | None = None,
+    exclude: Span | None = None,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Samples and decodes a video file, the bytes of one, or a directory of images by name.
+
+    With `segment` the rule sees only the frames shown in that span, with `exclude` only the others:
+    the two sides of a localized pair.
+
+    Returns frames uint8 `[n, height, width, 3]`, timestamps float64 `[n]` in seconds from the first
+    frame of the video, and the duration of the whole video in seconds. Raises `VideoError`, and
+    `ValueError` for wrong arguments.
+    """
+
+    def choose(timestamps: np.ndarray, fps: float) -> np.ndarray:
+        candidates = within(timestamps, segment, exclude)
+        if not len(candidates):
+            reason = f"no frame left by segment={segment}, exclude={exclude}"
+            raise VideoError(_name(source), reason)
+        return candidates[sample(rule, len(candidates), fps, num_frames)]
+
+    return select_frames(source, choose)
+
+
+def select_frames(
+    source: Source, choose: Callable[[np.ndarray, float], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """As `read_frames`; `choose(timestamps of all frames, frames per second)` gives the indices."""
+    if not isinstance(source, bytes) and Path(source).is_dir():
+        files = sorted(p for p in Path(source).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        timestamps = np.arange(len(files)) / DIRECTORY_FPS
+        if not files:
+            reason = f"no image ({', '.join(IMAGE_SUFFIXES)}) in this directory"
+            raise VideoError(_name(source), reason)
+        indices = choose(timestamps, DIRECTORY_FPS)
+        return _read_images(files, indices), timestamps[indices], len(files) / DIRECTORY_FPS
+
+    def chosen(video: Video) -> np.ndarray:
+        return choose(video.timestamps, video.info.fps)
+
+    with opened(source) as video:
+        indices, frames = video.select(chosen)
+        return frames, video.timestamps[indices], video.info.duration
+
+
+def _name(source: Source) -> str:
+    return "<bytes>" if isinstance(source, bytes) else os.fspath(source)
+
+
+def _read_images(files: list[Path], indices: np.ndarray) -> np.ndarray:
+    frames = {}
+    for index in np.unique(indices):
+        try:
+            with Image.open(files[index]) as image:
+                frames[index] = np.asarray(image.convert("RGB"))
+        except OSError as error:
+            raise VideoError(files[index], f"not a readable image: {error}") from error
+        first = frames[indices[0]]
+        if frames[index].shape != first.shape:
+            height, width = first.shape[:2]
+            raise VideoError(files[index], f"not {width}x{height} like {files[indices[0]].name}")
+    return np.stack([frames[index] for index in indices])
