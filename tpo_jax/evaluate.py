@@ -34,6 +34,7 @@ from absl import flags
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from tpo_jax.checkpoints.fingerprint import weights_fingerprint
 from tpo_jax.checkpoints.models import load_config, load_model
 from tpo_jax.data import prompts
 from tpo_jax.data.tokenizer import load_tokenizer
@@ -53,7 +54,6 @@ from tpo_jax.io.files import output_file
 from tpo_jax.models.config import ModelConfig, to_dict
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import check_heads
-from tpo_jax.training.reference import weights_fingerprint
 
 _BENCHMARK = flags.DEFINE_enum(
     "benchmark", None, list(scorers.BENCHMARKS), "run, score: lmms-eval's name."

@@ -25,6 +25,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
+from tpo_jax.checkpoints.fingerprint import weights_fingerprint
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.checkpoints.peft import save_adapters
 from tpo_jax.checkpoints.train_state import CheckpointPolicy, TrainCheckpoints
@@ -95,7 +96,7 @@ def identity(config: ConfigDict, model: ModelConfig, params, pipeline: Pipeline)
     """What a run's numbers depend on beyond its config: hashes of weights, shards and texts."""
     data = pipeline.config
     return {
-        "weights": reference.weights_fingerprint(params),
+        "weights": weights_fingerprint(params),
         "model": to_dict(model),
         "shards": pipeline.shards.fingerprint,
         "pairs": hashlib.sha256(pipeline.pairs.tobytes()).hexdigest(),

@@ -12,35 +12,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import P
 
 from tpo_jax.errors import InputError
-
-
-@jax.jit
-def _sums(params):
-    """Wrapping integer sums over the bits of every tensor: the same on any mesh, in any order."""
-
-    def digest(x):
-        bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32).reshape(-1)
-        place = jnp.arange(bits.size, dtype=jnp.uint32)
-        mixed = (bits ^ (bits >> 16)) * jnp.uint32(0x45D9F3B) + place * jnp.uint32(0x9E3779B1)
-        mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0x85EBCA6B)
-        return jnp.stack(
-            [mixed.sum(dtype=jnp.uint32), (mixed ^ (mixed >> 7)).sum(dtype=jnp.uint32)]
-        )
-
-    return jax.tree.map(digest, params)
-
-
-def weights_fingerprint(params: dict) -> str:
-    """Hash of all parameter values, independent of sharding; not meant against an adversary."""
-    digest = hashlib.sha256()
-    for path, value in jax.tree_util.tree_flatten_with_path(jax.device_get(_sums(params)))[0]:
-        digest.update(jax.tree_util.keystr(path).encode() + value.tobytes())
-    return digest.hexdigest()[:32]
 
 
 def cache_path(directory: Path, key: dict) -> Path:
