@@ -7,7 +7,6 @@ Tokenizer files are checked and copied along. Without any it converts the weight
 says so on standard error.
 """
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tpo_jax.checkpoints import huggingface_export as export
 from tpo_jax.checkpoints.models import KEPT, Loaded, is_native, open_model, save_model
 from tpo_jax.data.tokenizer import has_tokenizer, load_tokenizer
 from tpo_jax.errors import InputError, run_command
+from tpo_jax.io.files import replacing_directory
 from tpo_jax.models.config import NEWLINES, POOLINGS
 
 _INPUT = flags.DEFINE_string("input", None, "Model directory, of either layout.", required=True)
@@ -90,19 +90,12 @@ def _check_tokenizer(opened: Loaded) -> None:
 
 
 def _export(source: Path, output: Path, opened: Loaded) -> None:
-    temporary = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with replacing_directory(output) as temporary:
         export.copy_files(source, temporary, export.SIDE_FILES)
         kept = source / KEPT
         export.export_model(
             temporary, opened.config, opened.params, kept if kept.is_dir() else None, _DTYPE.value
         )
-        temporary.rename(output)
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ from tpo_jax.evaluation import (
 )
 from tpo_jax.evaluation.journal import Journal
 from tpo_jax.inference.generator import Generator
-from tpo_jax.io.files import output_file
+from tpo_jax.io.paths import output_file
 from tpo_jax.models.config import ModelConfig, to_dict
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import check_heads

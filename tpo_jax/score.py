@@ -28,7 +28,8 @@ from tpo_jax.data.rows import CONTINUATION
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, run_command
 from tpo_jax.inference.generator import round_up
-from tpo_jax.io.files import output_file, replacing
+from tpo_jax.io.files import replacing
+from tpo_jax.io.paths import output_file
 from tpo_jax.models import vlm
 from tpo_jax.models.config import ModelConfig, most_frames, visual_tokens
 from tpo_jax.models.images import Pictures, stack_pictures

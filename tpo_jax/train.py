@@ -32,6 +32,7 @@ from tpo_jax.checkpoints.train_state import CheckpointPolicy, TrainCheckpoints
 from tpo_jax.data.pipeline import DataConfig, Pipeline
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, run_command
+from tpo_jax.io.files import write_json
 from tpo_jax.models.config import ModelConfig, check_source, preset, to_dict
 from tpo_jax.models.lora import Lora, join, merge
 from tpo_jax.models.vlm import init_params
@@ -261,7 +262,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
         else:
             state = jax.jit(initial, out_shardings=shardings, donate_argnums=0)(params)
             if jax.process_index() == 0:
-                (workdir / "config.json").write_text(json.dumps(meta["config"], indent=2) + "\n")
+                write_json(workdir / "config.json", meta["config"])
         journal = None
         if jax.process_index() == 0:
             journal = stack.enter_context(contextlib.closing(GoodputJournal(workdir, started)))

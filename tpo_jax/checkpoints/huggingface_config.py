@@ -1,12 +1,12 @@
 """`config.json` of a `llava_qwen` checkpoint (LongVA, LLaVA-Video) to `ModelConfig` and back."""
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tpo_jax.errors import InputError
+from tpo_jax.io.files import read_json_object
 from tpo_jax.models.config import (
     DecoderConfig,
     ImageConfig,
@@ -49,28 +49,6 @@ _FIXED = {
 }
 # What the file may leave open, under our name: what `settings` may hold.
 SETTINGS = ("pooling", "newline", "max_length", "time_instruction", "rope_theta")
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object.
-
-    Raises:
-        InputError: no such file, or no JSON object in it.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return values
-
-
-def write_json(path: Path, values: dict) -> None:
-    """Writes a JSON object, keys in their order."""
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def check_architecture(directory: Path, values: dict) -> None:
@@ -116,7 +94,7 @@ def _tower(directory: Path, values: dict) -> TowerConfig:
     folder = tower_folder(directory, values)
     if folder:
         where = f"{folder}/config.json"
-        own = read_json(folder / "config.json")
+        own = read_json_object(folder / "config.json")
         kind = str(own.get("model_type", "")).removesuffix("_vision_model")
         if kind not in _TOWER_FIXED:
             raise InputError(
@@ -192,7 +170,7 @@ def to_config(directory: Path, vocab_size: int, settings: dict) -> ModelConfig:
         InputError: a key is missing, or asks for something the models here are not.
     """
     where = f"{directory}/config.json"
-    values = read_json(directory / "config.json")
+    values = read_json_object(directory / "config.json")
     check_architecture(directory, values)
     _check_fixed(where, values, _FIXED)
     settings = {**read_settings(where, values), **settings}

@@ -16,6 +16,7 @@ from tpo_jax.checkpoints import huggingface_config as hf_config
 from tpo_jax.checkpoints.huggingface import Leaf, check_tensors, expected_shapes, flatten, table
 from tpo_jax.checkpoints.safetensors_files import DTYPES, INDEX, Entry, SafetensorsWriter, Shards
 from tpo_jax.errors import InputError
+from tpo_jax.io.files import read_json_object, write_json
 from tpo_jax.models.config import ModelConfig, TowerConfig
 
 SIDE_FILES = (
@@ -50,7 +51,7 @@ def keep(source: Path, target: Path, config: ModelConfig) -> None:
         }
         for file, names in shards.files.items()
     }
-    hf_config.write_json(target / "layout.json", layout)
+    write_json(target / "layout.json", layout)
     save_file({name: shards.read(name) for name in unused}, target / "unused.safetensors")
 
 
@@ -63,7 +64,7 @@ def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> None:
 
 def copy_tower_config(source: Path, target: Path) -> None:
     """Copies the config of the folder `mm_vision_tower` names, if it names one of the directory."""
-    folder = hf_config.tower_folder(source, json.loads((source / "config.json").read_text()))
+    folder = hf_config.tower_folder(source, read_json_object(source / "config.json"))
     if folder:
         copy = target / folder.relative_to(source.resolve())
         copy.mkdir(parents=True, exist_ok=True)
@@ -144,23 +145,23 @@ def export_model(
         InputError: what was kept does not go together.
     """
     if kept:
-        layout = hf_config.read_json(kept / "layout.json")
+        layout = read_json_object(kept / "layout.json")
         text = (kept / "config.json").read_text(encoding="utf-8")
         updated = hf_config.update_settings(json.loads(text), config)
         copy_tower_config(kept, directory)
         (directory / "config.json").write_text(text, encoding="utf-8")
         if updated != json.loads(text):
-            hf_config.write_json(directory / "config.json", updated)
+            write_json(directory / "config.json", updated)
     else:
         stored = jnp.dtype(dtype or flatten(params)["decoder/embed/embedding"].dtype)
         layout = _new_layout(config, stored.itemsize)
         name = hf_config.known_tower(config.tower)
         values = hf_config.new_values(config, name or "vision_tower", stored.name)
-        hf_config.write_json(directory / "config.json", values)
+        write_json(directory / "config.json", values)
         if not name:
             (directory / "vision_tower").mkdir()
             own = hf_config.tower_values(config.tower)
-            hf_config.write_json(directory / "vision_tower" / "config.json", own)
+            write_json(directory / "vision_tower" / "config.json", own)
 
     expected, rows, leaves = expected_shapes(config), table(config), flatten(params)
     recorded = {name: t for file in layout.values() for name, t in file["tensors"].items()}
@@ -206,4 +207,4 @@ def export_model(
         "metadata": {"total_size": sum(entry.nbytes for entry in entries.values())},
         "weight_map": dict(sorted(weight_map.items())),
     }
-    hf_config.write_json(directory / INDEX, index)
+    write_json(directory / INDEX, index)

@@ -17,6 +17,7 @@ from tpo_jax.checkpoints import huggingface, native
 from tpo_jax.checkpoints import huggingface_config as hf_config
 from tpo_jax.checkpoints import huggingface_export as export
 from tpo_jax.errors import InputError
+from tpo_jax.io.files import read_json_object, replacing_directory, write_json
 from tpo_jax.models import vlm
 from tpo_jax.models.config import ModelConfig, from_dict, to_dict
 from tpo_jax.parallel.sharding import parameter_shardings
@@ -45,7 +46,7 @@ def is_native(directory: str | Path) -> bool:
     Raises:
         InputError: neither, or `config.json` is missing or unreadable.
     """
-    values = hf_config.read_json(Path(directory) / "config.json")
+    values = read_json_object(Path(directory) / "config.json")
     if values.get("format") == FORMAT:
         if values.get("version") != VERSION:
             raise InputError(
@@ -72,7 +73,7 @@ def load_config(directory: str | Path, **settings) -> ModelConfig:
     if not is_native(directory):
         return huggingface.read_config(directory, settings)
     try:
-        values = hf_config.read_json(directory / "config.json")["model"]
+        values = read_json_object(directory / "config.json")["model"]
         if "rope_theta" in settings:
             values["decoder"]["rope_theta"] = settings.pop("rope_theta")
         return from_dict({**values, **settings})
@@ -158,25 +159,16 @@ def save_model(
             f"{directory} exists and is not a native model directory; choose another name"
         )
     native.check_tree("params", params, config)
-    temporary = directory.with_name(f".{directory.name}.partial")
-    if jax.process_index() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a save that was killed
-    multihost_utils.sync_global_devices(f"saving {directory}")
-    try:
+    leads = jax.process_index() == 0
+    with replacing_directory(directory, leads) as temporary:
+        multihost_utils.sync_global_devices(f"saving {directory}")
         native.write_params(temporary / "params", params)
-        if jax.process_index() == 0:
+        if leads:
             values = {"format": FORMAT, "version": VERSION, "model": to_dict(config)}
-            hf_config.write_json(temporary / "config.json", values)
+            write_json(temporary / "config.json", values)
             if source:
                 export.copy_files(source, temporary, export.SIDE_FILES)
                 _keep(source, temporary / KEPT, config)
-            if directory.exists():
-                shutil.rmtree(directory)
-            temporary.rename(directory)
-    except BaseException:
-        if jax.process_index() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise
     multihost_utils.sync_global_devices(f"saved {directory}")
 
 
@@ -184,7 +176,7 @@ def _keep(source: Path, target: Path, config: ModelConfig) -> None:
     """Carries over what an export needs, if the source is a model of the same shapes."""
     if not (source / "config.json").is_file():
         return
-    values = hf_config.read_json(source / "config.json")
+    values = read_json_object(source / "config.json")
     if values.get("format") != FORMAT and values.get("model_type") != hf_config.MODEL_TYPE:
         return
     original = dataclasses.replace(load_config(source), newline=config.newline)

@@ -2,7 +2,6 @@
 Face model.
 """
 
-import shutil
 from pathlib import Path
 
 import jax
@@ -11,8 +10,8 @@ from jax.experimental import multihost_utils
 from safetensors.numpy import save_file
 
 from tpo_jax.checkpoints.huggingface import flatten, table
-from tpo_jax.checkpoints.huggingface_config import write_json
 from tpo_jax.checkpoints.huggingface_export import to_torch
+from tpo_jax.io.files import replacing_directory, write_json
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.lora import Lora, adapters_of
 
@@ -71,13 +70,8 @@ def save_adapters(
         "target_modules": rf"model\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(lora.targets)})",
         "modules_to_save": ["mm_projector"] if "projector" in trained else None,
     }
-    temporary = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write_json(temporary / "adapter_config.json", values)
-    save_file(tensors, temporary / "adapter_model.safetensors", {"format": "pt"})
-    if others:
-        save_file(others, temporary / "non_lora_trainables.safetensors", {"format": "pt"})
-    if directory.exists():
-        shutil.rmtree(directory)
-    temporary.rename(directory)
+    with replacing_directory(directory) as temporary:
+        write_json(temporary / "adapter_config.json", values)
+        save_file(tensors, temporary / "adapter_model.safetensors", {"format": "pt"})
+        if others:
+            save_file(others, temporary / "non_lora_trainables.safetensors", {"format": "pt"})

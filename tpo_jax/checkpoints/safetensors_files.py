@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from tpo_jax.checkpoints.huggingface_config import read_json
 from tpo_jax.errors import InputError
+from tpo_jax.io.files import read_json_object
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
@@ -37,7 +37,7 @@ class Shards:
         self.directory = directory
         index = directory / INDEX
         if index.is_file():
-            indexed = read_json(index).get("weight_map")
+            indexed = read_json_object(index).get("weight_map")
             if not isinstance(indexed, dict) or not all(type(f) is str for f in indexed.values()):
                 raise InputError(f"{index}: weight_map must name the file of every tensor")
             files = sorted(set(indexed.values()))

@@ -9,7 +9,7 @@ unit and the models' replies alone, so neither the number of parts nor a kill ch
 import contextlib
 import dataclasses
 import functools
-import json
+import itertools
 import os
 import sys
 import time
@@ -27,6 +27,7 @@ from tpo_jax.curation.ledger import Spent
 from tpo_jax.curation.speakers import Failure, Request, Speaker, seed_of
 from tpo_jax.curation.stages import Dropped, Stage, Unit
 from tpo_jax.errors import InputError
+from tpo_jax.io.files import read_lines
 from tpo_jax.io.journal import Journal, check_owner
 from tpo_jax.parallel import distributed
 
@@ -181,20 +182,14 @@ def outcomes(workdir: Path, stage: str, owner: dict[str, Any] | None = None) -> 
     for path in sorted([workdir / f"{stage}.jsonl", *workdir.glob(f"{stage}.*-of-*.jsonl")]):
         if not path.exists():
             continue
-        with path.open("rb") as file:
-            lines = (line for line in file if line.endswith(b"\n"))
-            for number, line in enumerate(lines, 1):
-                try:
-                    value = json.loads(line)
-                    if number == 1:
-                        if owner is not None:
-                            check_owner(path, value, owner, ADVICE)
-                    else:
-                        found[value["id"]] = value
-                except (ValueError, KeyError, TypeError) as error:
-                    if isinstance(error, InputError):
-                        raise
-                    raise InputError(f"{path}:{number}: not a line of a journal") from error
+        lines = read_lines(path, growing=True)
+        for _, first in itertools.islice(lines, 1):
+            if owner is not None:
+                check_owner(path, first, owner, ADVICE)
+        for where, line in lines:
+            if not isinstance(line.get("id"), str):
+                raise InputError(f"{where}: not a line of a journal")
+            found[line["id"]] = line
     return found
 
 
@@ -297,14 +292,3 @@ def collect(stages: Sequence[Stage], videos: Sequence[Unit], workdir: Path) -> R
         yields[stage.name] = counts
         units = follow(units, done)
     return Result(units, waiting, yields, aside)
-
-
-def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Writes JSON Lines under a temporary name and renames it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

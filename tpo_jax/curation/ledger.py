@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from tpo_jax.curation.speakers import Stop
+from tpo_jax.io.journal import cut_torn_line
 
 
 class Spent(NamedTuple):
@@ -48,10 +49,9 @@ class Ledger:
         if limit and not sum(self._prices):
             raise Stop("--max_cost needs openai.price_in and openai.price_out")
         self._path, self._file = path, path.open("a+b")
+        cut_torn_line(self._file)
         self._file.seek(0)
-        content = self._file.read()
-        self._file.truncate(content.rfind(b"\n") + 1)  # a line that a kill cut
-        self.own = self._read_replies(content)
+        self.own = self._read_replies(self._file.read())
 
     def reserve(self) -> float:
         """Holds back the costs of a request and returns them, for `add` or `release`.

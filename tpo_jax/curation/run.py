@@ -11,8 +11,8 @@ from tpo_jax.curation.charts import charts
 from tpo_jax.curation.ledger import Ledger, Spent
 from tpo_jax.curation.rules import Rules
 from tpo_jax.data import preparation
-from tpo_jax.data.shards import write_json
 from tpo_jax.errors import InputError
+from tpo_jax.io.files import write_json, write_lines
 from tpo_jax.parallel import distributed
 
 STRUCK = "struck.txt"
@@ -65,7 +65,7 @@ def curate(
         if ledgers:
             ledgers[0].close()
             result = engine.collect(steps, videos, workdir)
-            engine.write_lines(workdir / "set_aside.jsonl", result.set_aside)
+            write_lines(workdir / "set_aside.jsonl", result.set_aside)
     return distributed.lead(lambda: _finish(config, videos, result, workdir, makers))
 
 
@@ -90,7 +90,7 @@ def _finish(
     if not units:
         raise InputError(f"{workdir}: no pair is left by section balance of the config: {fell}")
     model = makers["answerer"]
-    engine.write_lines(workdir / "pairs.jsonl", (pair(unit, model) for unit in units))
+    write_lines(workdir / "pairs.jsonl", (pair(unit, model) for unit in units))
     known = engine.follow(videos, engine.outcomes(workdir, "videos"))
     numbers = card.statistics(known, units)
     result.yields["balance"] = {

@@ -16,6 +16,7 @@ from typing import BinaryIO, NamedTuple, Self, cast
 from tqdm import tqdm
 
 from tpo_jax.errors import InputError
+from tpo_jax.io.files import replacing
 
 MOST_FILES, CHUNK = 1_000_000, 1 << 20
 
@@ -218,17 +219,12 @@ def _checked(archive: Path, name: str) -> str:
 def _copy(archive: Path, member: _Member, target: Path, room: int) -> None:
     """Writes under a temporary name and renames; what is counted is what comes, not the header."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.partial")
-    try:
-        with temporary.open("wb") as out:
-            while block := member.file.read(CHUNK):
-                room -= len(block)
-                if room < 0:
-                    raise _too_much(archive, 0)
-                out.write(block)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(target, "wb") as out:
+        while block := member.file.read(CHUNK):
+            room -= len(block)
+            if room < 0:
+                raise _too_much(archive, 0)
+            out.write(block)
 
 
 def _too_much(archive: Path, limit: int) -> InputError:

@@ -22,9 +22,10 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.writer import ExampleWriter
 
 from tpo_jax.data import shards
-from tpo_jax.data.buckets import Place, place, written
 from tpo_jax.data.records import PairRecord, features
 from tpo_jax.errors import InputError
+from tpo_jax.io.files import write_json
+from tpo_jax.io.paths import Place, place
 
 Records = Callable[[], Iterator[PairRecord]]
 
@@ -48,10 +49,9 @@ class _Writer(ExampleWriter):
                 yield record
 
         target = place(os.fspath(path))
-        with written(target) as file:
-            entry = shards.write_shard(file, records())
-        note = {"shard": entry | {"name": target.name}, "index": index}
-        note_of(target).write_text(json.dumps(note))
+        entry = shards.write_shard(target, records())
+        note = {"shard": entry, "index": index}
+        write_json(note_of(target), note)
 
 
 def note_of(shard: Place) -> Place:
@@ -64,7 +64,7 @@ def _call(function: Callable, job: tuple) -> Any:
 
 
 def _save(path: Place, results: list[Any]) -> None:
-    path.write_text(json.dumps(results))
+    write_json(path, results)
 
 
 def _remove(folder: Place) -> None:

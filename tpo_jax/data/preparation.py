@@ -25,10 +25,12 @@ from tqdm import tqdm
 
 import tpo_jax
 from tpo_jax.data import shards
-from tpo_jax.data.buckets import Place, fetched, place, stamp
 from tpo_jax.data.pairs import Pair, Rejection, read_pairs
 from tpo_jax.data.records import PairRecord
 from tpo_jax.errors import InputError
+from tpo_jax.io.files import read_json, write_json, write_lines
+from tpo_jax.io.journal import Journal
+from tpo_jax.io.paths import Place, fetched, place, version_of
 from tpo_jax.video import decode as video
 from tpo_jax.video import sampling
 
@@ -127,7 +129,7 @@ def prepare(
         with tqdm(total=len(good), desc="pairs", unit="pair", disable=None) as bar:
             for note in _run(_write_shard, jobs, workers):
                 bar.update(note["shard"]["pairs"])
-        notes = [json.loads(_note(partial / name).read_text()) for name in names]
+        notes = [read_json(_note(partial / name)) for name in names]
     manifest = {
         "pairs": len(good),
         "videos": len({v for pair in good for v in (pair.video_id, *pair.videos[1:])}),
@@ -147,8 +149,7 @@ def prepare(
         if path.name not in names:
             path.unlink()
     if rejections:
-        lines = [json.dumps(dataclasses.asdict(r), default=str) + "\n" for r in rejections]
-        (partial / REJECTED).write_text("".join(lines), encoding="utf-8")
+        write_lines(partial / REJECTED, map(dataclasses.asdict, rejections))
     shards.write_metadata(partial, (entry for note in notes for entry in note["index"]), manifest)
     os.replace(partial, output)
     return manifest
@@ -182,7 +183,7 @@ def _identity(path: Place) -> str:
     """Changes whenever the video does, without reading it."""
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
-        return _hash([(file.name, *stamp(file)) for file in files])
+        return _hash([(file.name, *version_of(file)) for file in files])
     except (OSError, ValueError):  # missing, or a name that no file can have
         return ""
 
@@ -221,15 +222,15 @@ def _check_videos(
     root: Place, journal: Path, identities: dict[str, str], settings: Settings, workers: int, pool
 ) -> Iterator[tuple[str, dict]]:
     """(video, `timestamps`, `duration` and `fps`, or `error`); what worked is not redone."""
-    known = _read_journal(journal)
     keys = {
         name: _hash([name, identity, dataclasses.asdict(settings)])
         for name, identity in identities.items()
     }
     with (
-        journal.open("a", encoding="utf-8") as file,
+        Journal(journal, {"format": 1}, "remove it") as checked,
         tqdm(total=len(keys), desc="videos", unit="video", disable=None) as bar,
     ):
+        known = {line["key"]: line["check"] for _, line in checked.lines}
         done = [(name, known[key]) for name, key in keys.items() if key in known]
         bar.update(len(done))
         yield from done
@@ -240,21 +241,8 @@ def _check_videos(
         for name, check in results:
             bar.update()
             if "error" not in check:
-                file.write(json.dumps([keys[name], check]) + "\n")
-                file.flush()
+                checked.add([{"key": keys[name], "check": check}])
             yield name, check
-
-
-def _read_journal(path: Path) -> dict[str, dict]:
-    known = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                key, check = json.loads(line)
-            except ValueError:  # the line that an interrupt cut
-                continue
-            known[key] = check
-    return known
 
 
 def _check_video(name: str, path: Place, settings: Settings) -> tuple[str, dict]:
@@ -296,7 +284,7 @@ def _write_shard(path: Path, root: Place, settings: Settings, items: Sequence[It
     """One shard and the note of what it was made of; nothing if they are there already."""
     made_of = _hash([dataclasses.asdict(settings), items])
     if path.exists() and _note(path).exists():
-        note = json.loads(_note(path).read_text())
+        note = read_json(_note(path))
         if note["made_of"] == made_of and note["shard"]["bytes"] == path.stat().st_size:
             return note
     index = []
@@ -307,7 +295,7 @@ def _write_shard(path: Path, root: Place, settings: Settings, items: Sequence[It
             yield record
 
     note = {"made_of": made_of, "shard": shards.write_shard(path, noted()), "index": index}
-    shards.write_json(_note(path), note)
+    write_json(_note(path), note)
     return note
 
 

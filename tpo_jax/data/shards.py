@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from tpo_jax.data.records import PairRecord, Provenance, features
 from tpo_jax.errors import InputError
+from tpo_jax.io.files import replacing_file, write_json, write_lines
+from tpo_jax.io.paths import Place
 
 FORMAT = 1
 NAME, SPLIT, VERSION = "tpo_pairs", "train", "1.1.0"
@@ -43,35 +44,26 @@ def shard_names(count: int) -> list[str]:
     return [f"{NAME}-{SPLIT}.array_record-{i:05d}-of-{count:05d}" for i in range(count)]
 
 
-def write_shard(path: Path, records: Iterable[PairRecord]) -> dict[str, Any]:
+def write_shard(path: Place, records: Iterable[PairRecord]) -> dict[str, Any]:
     """Writes a shard under a temporary name and renames it; returns its entry of the manifest."""
-    temporary = path.with_name(path.name + ".tmp")
     count = 0
     try:
-        writer = ArrayRecordWriter(str(temporary), "group_size:1")
-        for record in records:
-            writer.write(record.to_bytes())
-            count += 1
-        writer.close()
+        with replacing_file(path) as temporary:
+            writer = ArrayRecordWriter(str(temporary), "group_size:1")
+            for record in records:
+                writer.write(record.to_bytes())
+                count += 1
+            writer.close()
+            size, digest = temporary.stat().st_size, _sha256(temporary)
     except RuntimeError as error:  # a full disk, for one
-        temporary.unlink(missing_ok=True)
         reason = " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be written: {reason}; run again to go on") from error
-    digest = _sha256(temporary)
-    os.replace(temporary, path)
-    return {"name": path.name, "pairs": count, "bytes": path.stat().st_size, "sha256": digest}
+        raise InputError(f"{path}: cannot be written: {reason}; run again to resume") from error
+    return {"name": path.name, "pairs": count, "bytes": size, "sha256": digest}
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON under a temporary name and renames it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def index_entry(record: PairRecord) -> dict[str, Any]:
@@ -87,8 +79,7 @@ def write_metadata(directory: Path, index: Iterable[dict], manifest: dict[str, A
         index: one `index_entry` for every pair, in the order of the shards.
         manifest: what `open_shards` and people want to know.
     """
-    with (directory / INDEX).open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(entry) + "\n" for entry in index)
+    write_lines(directory / INDEX, index)
     features().save_config(str(directory))
     split = {
         "name": SPLIT,

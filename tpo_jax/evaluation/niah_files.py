@@ -19,7 +19,7 @@ from tpo_jax.data.prompts import check_text
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.niah import Cell, Needle, make_needle
 from tpo_jax.io import journal
-from tpo_jax.io.files import read_json, replacing
+from tpo_jax.io.files import read_json, replacing, write_json
 from tpo_jax.models.config import TowerConfig
 from tpo_jax.video.decode import Video, VideoError, opened
 
@@ -188,7 +188,7 @@ def write_results(
     ]
     _write(folder / "all_accuracies.json", json.dumps(rows, indent=4).encode())
     _write(folder / "avg_accuracy.txt", f"Average Accuracy: {float(scores.mean())}\n".encode())
-    _write(folder / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
+    write_json(folder / "summary.json", summary)
     shown = sorted(set(tens))
     means = [scores[:, [t == ten for t in tens]].mean(axis=1) for ten in shown]
     _write(folder / "heatmap.png", heat_map(np.array(means), lengths, shown))

@@ -10,7 +10,7 @@ from typing import Any
 from tpo_jax.evaluation import extraction
 from tpo_jax.evaluation.benchmarks import BENCHMARKS, Question
 from tpo_jax.evaluation.scorers import ERAS, Scorer, Verdict
-from tpo_jax.io.files import replacing
+from tpo_jax.io.files import write_json, write_lines
 
 
 def write_results(
@@ -76,10 +76,8 @@ def write_results(
         "total_evaluation_time_seconds": str(seconds),
         "tpo_jax": {name: value for name, value in summary.items() if name != "results"},
     }
-    with replacing(folder / "samples.jsonl") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
-    with replacing(folder / "results.json") as file:
-        file.write(json.dumps(results, indent=2) + "\n")
+    write_lines(folder / "samples.jsonl", lines)
+    write_json(folder / "results.json", results)
     return summary
 
 

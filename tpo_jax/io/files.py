@@ -1,64 +1,154 @@
-"""Files: where output may go, files that appear whole, JSON and JSON Lines."""
+"""Files and directories that appear whole or not at all; JSON and JSON Lines.
+
+Everything is written under a temporary name beside its place, flushed to disk, and renamed. The
+names of temporary files are unique, so several processes may write one file: the last one wins.
+"""
 
 import contextlib
+import fcntl
 import json
-from collections.abc import Iterator
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from tpo_jax.errors import InputError
-
-
-def output_file(given: str) -> Path:
-    """The file that `--output` names, a link followed.
-
-    Raises:
-        InputError: it cannot be written as a file: a folder, a device, or in no folder.
-    """
-    try:
-        path = Path(given).resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # a ring of links, a null character
-        raise InputError(f"--output={given}: no name of a file: {error}") from error
-    if not given or path.is_dir():
-        raise InputError(f"--output={given}: a folder; name a file")
-    if not path.parent.is_dir():
-        raise InputError(f"--output={given}: no such directory {path.parent}")
-    if path.exists() and not path.is_file():
-        raise InputError(f"--output={given}: not a regular file")
-    return path
+from tpo_jax.io.paths import Place, upload
 
 
 @contextlib.contextmanager
-def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
-    """A file to write, `w` or `wb`, that takes the place of `path` when the block ends without an
-    error.
+def replacing_file(path: Place, suffix: str = "") -> Iterator[Path]:
+    """Yield a path to write to; what is there takes the place of `path` when the block ends.
+
+    If the block raises, `path` stays as it was. A file in a bucket is written on this machine and
+    uploaded.
+
+    Args:
+        path: The file that appears or is replaced. Its directory exists.
+        suffix: End of the temporary name, for libraries that choose a format by it.
     """
-    temporary = path.with_name(f".{path.name}.partial")
+    if not isinstance(path, Path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            upload(temporary, path)
+        return
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial{suffix}")
     try:
-        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-        temporary.rename(path)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def read_json(path: Path) -> Any:
-    """The value of a JSON file; raises `InputError` where it holds none."""
+@contextlib.contextmanager
+def replacing(path: Place, mode: str = "w") -> Iterator[IO]:
+    """Yield a file, opened for writing as `mode` ("w" or "wb") says, that becomes `path` when the
+    block ends without an error.
+    """
+    with (
+        replacing_file(path) as temporary,
+        temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file,
+    ):
+        yield file
+
+
+@contextlib.contextmanager
+def replacing_directory(path: Path, leads: bool = True) -> Iterator[Path]:
+    """Yield an empty directory that takes the place of `path` when the block ends.
+
+    If the block raises, the directory is removed and `path` stays as it was. A directory that a
+    killed process left is emptied first.
+
+    Args:
+        path: The directory that appears or is replaced.
+        leads: False in all but one of the processes that fill the directory together. The others
+            only learn its name; they synchronize with the leading process inside the block.
+
+    Raises:
+        InputError: Another run is writing this directory.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    if not leads:
+        yield temporary
+        return
+    temporary.mkdir(parents=True, exist_ok=True)
+    lock = os.open(temporary, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{path}: another run is writing it") from error
+        except OSError:  # a file system without locks
+            pass
+        try:
+            _empty(temporary)
+            yield temporary
+            old = path.with_name(f".{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            if path.exists():
+                path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    finally:
+        os.close(lock)
+
+
+def _empty(directory: Path) -> None:
+    for entry in directory.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def read_json(path: Place) -> Any:
+    """Return the value in a JSON file.
+
+    Raises:
+        InputError: The file does not exist or is not JSON.
+    """
     try:
         return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist") from error
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
 
 
-def read_lines(path: Path, *, growing: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSON Lines file, each with its place, `file:line`.
-
-    Args:
-        path: the file.
-        growing: leaves out a last line without its end, which is being written or was cut off.
+def read_json_object(path: Place) -> dict[str, Any]:
+    """Return the object in a JSON file.
 
     Raises:
-        InputError: a line that is no JSON object; blank ones are skipped.
+        InputError: The file does not exist or does not hold a JSON object.
+    """
+    if not isinstance(value := read_json(path), dict):
+        raise InputError(f"{path}: not a JSON object")
+    return value
+
+
+def write_json(path: Place, value: Any) -> None:
+    """Write a JSON file, indented; keys keep their order."""
+    with replacing(path) as file:
+        file.write(json.dumps(value, indent=2) + "\n")
+
+
+def read_lines(path: Path, *, growing: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects of a JSON Lines file, each with its place `file:line`. Blank lines are
+    skipped.
+
+    Args:
+        path: The file.
+        growing: Whether another process may be appending: a last line without its newline is
+            skipped.
+
+    Raises:
+        InputError: A line is not a JSON object.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -72,3 +162,9 @@ def read_lines(path: Path, *, growing: bool = False) -> Iterator[tuple[str, dict
             if not isinstance(value, dict):
                 raise InputError(f"{where}: not a JSON object")
             yield where, value
+
+
+def write_lines(path: Place, lines: Iterable[Any]) -> None:
+    """Write a JSON Lines file, one value a line."""
+    with replacing(path) as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)

@@ -7,7 +7,6 @@ not done again if it is there.
 """
 
 import dataclasses
-import json
 import os
 import sys
 import time
@@ -21,11 +20,11 @@ from ml_collections import ConfigDict
 from configs import tiny
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.data import images, preparation
-from tpo_jax.data.shards import write_json
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.inference.generator import Generator
+from tpo_jax.io.files import read_json, write_json, write_lines
 from tpo_jax.models.config import preset
 from tpo_jax.models.vlm import init_params
 from tpo_jax.parallel.mesh import make_mesh
@@ -88,7 +87,7 @@ class Stages:
     def __init__(self, workdir: Path):
         self.workdir = workdir
         self._times = workdir / "times.json"
-        self.seconds = json.loads(self._times.read_text()) if self._times.exists() else {}
+        self.seconds = read_json(self._times) if self._times.exists() else {}
 
     def __call__(self, name: str, result: str, make: Callable, *arguments) -> None:
         """Calls `make(*arguments)` unless `workdir/result`, its last deed, is there."""
@@ -100,7 +99,7 @@ class Stages:
             if not path.exists():
                 raise InputError(f"{name} was stopped before its end; run again to go on")
             self.seconds[name] = round(time.monotonic() - start, 1)
-            self._times.write_text(json.dumps(self.seconds, indent=2))
+            write_json(self._times, self.seconds)
 
 
 def render(
@@ -115,7 +114,7 @@ def videos_of(workdir: Path, name: str) -> list[WorldVideo]:
     """What `render` left."""
     return [
         WorldVideo(v["path"], v["duration"], tuple(Question(**q) for q in v["questions"]))
-        for v in json.loads((workdir / f"{name}.json").read_text())
+        for v in read_json(workdir / f"{name}.json")
     ]
 
 
@@ -136,7 +135,7 @@ def make_tokenizer(workdir: Path, seed: int) -> None:
 
 def write_pairs(path: Path, pairs: list[dict]) -> None:
     """A pair list for `prepare`."""
-    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    write_lines(path, pairs)
 
 
 def base_pairs(videos: list[WorldVideo]) -> list[dict]:

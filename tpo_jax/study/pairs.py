@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tpo_jax.data.shards import write_json
+from tpo_jax.io.files import write_json
 from tpo_jax.study import miniature
 from tpo_jax.study.scoring import exact
 from tpo_jax.study.self_training import Conditions, Query, ask, self_pairs

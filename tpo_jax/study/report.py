@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tpo_jax.io.files import read_json
 from tpo_jax.study.scoring import bootstrap
 
 Rows = list[dict[str, Any]]
@@ -125,9 +126,7 @@ def write(workdir: Path, *, seed: int, scale: dict, seconds: dict[str, float]) -
     Returns:
         Path of the HTML page.
     """
-    base, tuned = (
-        json.loads((workdir / f"{name}_answers.json").read_text()) for name in ("base", "tpo")
-    )
+    base, tuned = (read_json(workdir / f"{name}_answers.json") for name in ("base", "tpo"))
     longest = max(row["seconds"] for row in base)
     main = {"seconds": longest, "frames": 32}
 
@@ -153,7 +152,7 @@ def write(workdir: Path, *, seed: int, scale: dict, seconds: dict[str, float]) -
     }
     by_type = groups("type", **main)
     blind_by_type = groups("type", seconds=longest, frames=0)
-    quality = json.loads((workdir / "quality.json").read_text())
+    quality = read_json(workdir / "quality.json")
     metrics = [
         json.loads(line) for line in (workdir / "tpo/metrics.jsonl").read_text().split("\n") if line
     ]

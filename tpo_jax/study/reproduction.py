@@ -3,7 +3,6 @@ numbers beside ours, from whatever seeds have been carried out.
 """
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tpo_jax.errors import InputError
+from tpo_jax.io.files import read_json
 from tpo_jax.study import figures as study_figures
 from tpo_jax.study import report
 from tpo_jax.study import settings as study
@@ -114,7 +114,7 @@ def _pairs(results: Results) -> str:
     rows = []
     for seed in results.there("tpo"):
         directory = study.Run(results.family, seed, "tpo").directory(results.workdir)
-        for row in json.loads((directory / "answers.json").read_text()):
+        for row in read_json(directory / "answers.json"):
             kept = row["chosen_right"] and not row["rejected_right"]
             rows.append(row | {"kept": kept and bool(row["rejected"])})
     return (

@@ -24,9 +24,8 @@ from pathlib import Path
 import jax
 
 from tpo_jax.checkpoints.models import load_model, save_model
-from tpo_jax.data.shards import write_json
 from tpo_jax.errors import InputError
-from tpo_jax.io.files import read_json
+from tpo_jax.io.files import read_json, write_json
 from tpo_jax.models.config import preset
 from tpo_jax.models.vlm import init_params
 from tpo_jax.study import miniature
@@ -172,7 +171,7 @@ def needles(directory: Path, name: str, model: str, seed: int, choices: Choices)
 
 def pairs(directory: Path, source: str, seed: int, choices: Choices) -> None:
     """The shards of a source of pairs."""
-    rows = json.loads((directory / "answers.json").read_text())
+    rows = read_json(directory / "answers.json")
     shares = (choices.flips, choices.slips)
     found = study_pairs.pairs_of(source, rows, seed, *shares, choices.scale.truth_filter)
     study_pairs.shards(directory, source, choices.pairs, found)

@@ -9,6 +9,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from tpo_jax.io.journal import cut_torn_line
+
 
 class Lines:
     """JSON lines at the end of a file. What cannot be written waits in memory for the next line."""
@@ -17,8 +19,7 @@ class Lines:
         """Opens the file, and cuts off what a kill left half written of its last line."""
         self._path, self._waiting, self._told = path, b"", False
         self._file = path.open("a+b", buffering=0)
-        self._file.seek(0)
-        self._file.truncate(self._file.read().rfind(b"\n") + 1)
+        cut_torn_line(self._file)
 
     def add(self, line: dict) -> None:
         """Appends a line."""

@@ -1,13 +1,12 @@
 """Metrics of a run: JSONL and TensorBoard files, and a table on the console for people."""
 
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from tpo_jax.errors import InputError
-from tpo_jax.io.files import read_lines
+from tpo_jax.io.files import read_lines, write_lines
 from tpo_jax.training.files import Board, Lines
 
 MOST_STEPS = 1 << 53
@@ -50,9 +49,7 @@ class MetricsWriter:
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
             kept = [record for record in read_records(self._path) if record["step"] <= first_step]
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-            temporary.replace(self._path)
+            write_lines(self._path, kept)
         self._jsonl = Lines(self._path)
         self._board = Board(workdir / "tensorboard", first_step)
 

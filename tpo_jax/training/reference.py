@@ -16,6 +16,7 @@ import numpy as np
 from jax import P
 
 from tpo_jax.errors import InputError
+from tpo_jax.io.files import replacing
 
 
 def cache_path(directory: Path, key: dict) -> Path:
@@ -82,6 +83,5 @@ def compute(
 
 def save(path: Path, key: dict, logps: np.ndarray) -> None:
     """Writes the cache in one go (temporary name, then rename); every process may call it."""
-    temporary = path.with_suffix(f".{jax.process_index()}.tmp.npz")
-    np.savez(temporary, key=json.dumps(key, sort_keys=True), logps=logps)
-    temporary.replace(path)
+    with replacing(path, "wb") as file:
+        np.savez(file, key=json.dumps(key, sort_keys=True), logps=logps)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tpo_jax.io.files import replacing
 from tpo_jax.training.diagnosis import RULES, Finding, diagnose
 from tpo_jax.training.run_record import Run, load
 
@@ -65,9 +66,9 @@ def write(workdir: Path) -> Path:
         InputError: it is no such directory, or has no record yet.
     """
     run = load(workdir)
-    path, temporary = workdir / NAME, workdir / f"{NAME}.tmp"
-    temporary.write_text(page(workdir.absolute().name, run), encoding="utf-8", errors="replace")
-    temporary.replace(path)
+    path = workdir / NAME
+    with replacing(path, "wb") as file:
+        file.write(page(workdir.absolute().name, run).encode(errors="replace"))
     return path
 
 

@@ -12,6 +12,7 @@ import pathlib
 import cv2
 import numpy as np
 
+from tpo_jax.io.files import replacing_file
 from tpo_jax.worlds.timeline import FPS, HUES, MIN_SECONDS, Event, Timeline, generator
 
 CANVAS = 16
@@ -97,13 +98,12 @@ def write_mp4(path: str | os.PathLike, frames: np.ndarray, fps: float = FPS) -> 
         OSError: the file cannot be written, or this OpenCV has no MPEG-4 encoder.
     """
     path = pathlib.Path(path)
-    partial = path.with_name(f".{path.stem}.partial.mp4")
     fourcc = cv2.VideoWriter.fourcc(*"mp4v")
     size = (frames.shape[2], frames.shape[1])
-    writer = cv2.VideoWriter(str(partial), cv2.CAP_FFMPEG, fourcc, fps, size)
-    if not writer.isOpened():
-        raise OSError(f"{path}: cannot be opened for writing as MPEG-4")
-    for frame in frames:
-        writer.write(np.ascontiguousarray(frame[..., ::-1]))
-    writer.release()
-    os.replace(partial, path)
+    with replacing_file(path, ".mp4") as temporary:
+        writer = cv2.VideoWriter(str(temporary), cv2.CAP_FFMPEG, fourcc, fps, size)
+        if not writer.isOpened():
+            raise OSError(f"{path}: cannot be opened for writing as MPEG-4")
+        for frame in frames:
+            writer.write(np.ascontiguousarray(frame[..., ::-1]))
+        writer.release()
