@@ -17,10 +17,11 @@ from tpo_jax.checkpoints.models import KEPT, Loaded, is_native, open_model, save
 from tpo_jax.data.tokenizer import has_tokenizer, load_tokenizer
 from tpo_jax.errors import InputError, run_command
 from tpo_jax.io.files import replacing_directory
+from tpo_jax.io.paths import define_path
 from tpo_jax.models.config import NEWLINES, POOLINGS
 
-_INPUT = flags.DEFINE_string("input", None, "Model directory, of either layout.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "New directory, of the other layout.", required=True)
+_INPUT = define_path("input", None, "Model directory, of either layout.", required=True)
+_OUTPUT = define_path("output", None, "New directory, of the other layout.", required=True)
 _DTYPE = flags.DEFINE_enum(
     "dtype",
     None,

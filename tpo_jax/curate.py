@@ -18,10 +18,11 @@ from ml_collections import config_flags
 from tpo_jax.curation.engine import parse_part
 from tpo_jax.curation.run import curate
 from tpo_jax.errors import run_command
+from tpo_jax.io.paths import define_path
 from tpo_jax.parallel import distributed
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Run.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of everything it makes.", required=True)
+_WORKDIR = define_path("workdir", None, "Directory of everything it makes.", required=True)
 _PART = flags.DEFINE_string(
     "part", "", "i/n: do the i-th of n shares of the videos; all use one --workdir."
 )

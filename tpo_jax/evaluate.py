@@ -50,7 +50,7 @@ from tpo_jax.evaluation import (
 )
 from tpo_jax.evaluation.journal import Journal
 from tpo_jax.inference.generator import Generator
-from tpo_jax.io.paths import output_file
+from tpo_jax.io.paths import define_path, output_file
 from tpo_jax.models.config import ModelConfig, to_dict
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import check_heads
@@ -58,18 +58,16 @@ from tpo_jax.parallel.sharding import check_heads
 _BENCHMARK = flags.DEFINE_enum(
     "benchmark", None, list(scorers.BENCHMARKS), "run, score: lmms-eval's name."
 )
-flags.DEFINE_string(
-    *("output", None), "run, niah: folder of the results; score: JSON Lines file to write."
-)
+define_path("output", None, "run, niah: folder of the results; score: JSON Lines file to write.")
 _SCORER = flags.DEFINE_enum(
     "scorer", scorers.ERAS[0], scorers.ERAS, "Rules of lmms-eval today or at the paper's time."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of LongVideoBench's random guesses.", lower_bound=0)
 
-_PREDICTIONS = flags.DEFINE_string("predictions", None, "score: JSON Lines file to read.")
+_PREDICTIONS = define_path("predictions", None, "score: JSON Lines file to read.")
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "run, niah: model directory.")
-_DATA = flags.DEFINE_string("data", None, "run: folder of the benchmark, archives unpacked.")
+_CHECKPOINT = define_path("checkpoint", None, "run, niah: model directory.")
+_DATA = define_path("data", None, "run: folder of the benchmark, archives unpacked.")
 _NUM_FRAMES = flags.DEFINE_integer(
     "num_frames", 0, "run: frames per video; 0: those of the paper, 128 or 96.", lower_bound=0
 )
@@ -100,8 +98,8 @@ _DTYPE = flags.DEFINE_enum(
     "dtype", "bfloat16", ["float32", "bfloat16"], "run, niah: compute dtype."
 )
 
-_HAYSTACK = flags.DEFINE_string("haystack", None, "niah: any movie, one frame a second is used.")
-_NEEDLES = flags.DEFINE_string(
+_HAYSTACK = define_path("haystack", None, "niah: any movie, one frame a second is used.")
+_NEEDLES = define_path(
     "needles", None, "niah: dataset.json with the images beside it, or the published .parquet."
 )
 _MIN_FRAMES = flags.DEFINE_integer("min_frames", 200, "niah: shortest length.", lower_bound=1)

@@ -21,15 +21,16 @@ from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, run_command
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.inference.generator import Generator, check_context
+from tpo_jax.io.paths import define_path, define_paths
 from tpo_jax.models.config import ModelConfig, visual_tokens
 from tpo_jax.models.images import Pictures
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.video import sampling
 from tpo_jax.video.decode import VideoError
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model directory.", required=True)
-_VIDEO = flags.DEFINE_string("video", None, "Video file or directory of frames.")
-_IMAGE = flags.DEFINE_list("image", [], "Image files instead of a video; none: text alone.")
+_CHECKPOINT = define_path("checkpoint", None, "Model directory.", required=True)
+_VIDEO = define_path("video", None, "Video file or directory of frames.")
+_IMAGE = define_paths("image", [], "Image files instead of a video; none: text alone.")
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "Question; may be repeated.", required=True)
 _NUM_FRAMES = flags.DEFINE_integer("num_frames", 32, "Frames sampled.", lower_bound=1)
 _SAMPLING = flags.DEFINE_enum("sampling", "uniform", sampling.RULES, "Which frames are sampled.")

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from tpo_jax.checkpoints.models import load_config
 from tpo_jax.errors import InputError, run_command
+from tpo_jax.io.paths import define_path, local_path
 from tpo_jax.models.config import ModelConfig, check_source, preset
 from tpo_jax.parallel.mesh import AXES, mesh_shape
 from tpo_jax.planning.plan import GIB, RESPONSE_TOKENS, Plan, compile_step, devices_of
@@ -33,7 +34,7 @@ def model_of(config: ConfigDict) -> ModelConfig:
     check_source(given.checkpoint, given.preset)
     settings = {"max_length": given.max_length} if given.max_length else {}
     if given.checkpoint:
-        return load_config(given.checkpoint, **settings)
+        return load_config(local_path("model.checkpoint", given.checkpoint), **settings)
     return dataclasses.replace(preset(given.preset), **settings)
 
 
@@ -148,6 +149,6 @@ if __name__ == "__main__":
     _SEARCH = flags.DEFINE_enum("search", "", ["", "frames", "topology"], "what to look for")
     _SLICES = flags.DEFINE_integer("slices", 1, "how many slices", lower_bound=1)
     _JSON = flags.DEFINE_bool("json", False, "print JSON")
-    _HLO = flags.DEFINE_string("hlo", "", "also write the compiled program to this file")
+    _HLO = define_path("hlo", None, "also write the compiled program to this file")
     flags.mark_flag_as_required("config")
     run_command(main)

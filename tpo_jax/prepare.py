@@ -16,23 +16,24 @@ from tpo_jax.data import archives, preparation
 from tpo_jax.data.formats import parse_columns
 from tpo_jax.data.records import FRAME_ENCODINGS
 from tpo_jax.errors import InputError, run_command
+from tpo_jax.io.paths import define_path, define_place, fetched, in_bucket
 from tpo_jax.video import sampling
 
-_PAIRS = flags.DEFINE_string(
+_PAIRS = define_place(
     "pairs",
     None,
     "List of pairs: .jsonl, .json, .csv, .parquet, .yaml, a LLaVA-NeXT mixture, or a folder of "
     "Hugging Face datasets.",
     required=True,
 )
-_VIDEOS = flags.DEFINE_string(
+_VIDEOS = define_place(
     "videos", None, "Folder the pairs' videos lie in; may be in a bucket, gs://…", required=True
 )
 _COLUMN = flags.DEFINE_multi_string(
     "column", [], "role=name: which column of the list plays a role, as video=clip; repeatable."
 )
-_STRUCK = flags.DEFINE_string("struck", None, "File of the ids of pairs to leave out, by line.")
-_ARCHIVE = flags.DEFINE_string(
+_STRUCK = define_path("struck", None, "File of the ids of pairs to leave out, by line.")
+_ARCHIVE = define_path(
     "archive",
     None,
     "tar or zip of the videos, unpacked into --videos first; of a split one the beginning of its "
@@ -41,7 +42,7 @@ _ARCHIVE = flags.DEFINE_string(
 _UNPACKED_GB = flags.DEFINE_float(
     "unpacked_gb", 0.0, "Most that --archive may unpack to; 0: three times its size.", lower_bound=0
 )
-_OUTPUT = flags.DEFINE_string("output", None, "Directory to write.", required=True)
+_OUTPUT = define_path("output", None, "Directory to write.", required=True)
 _NUM_FRAMES = flags.DEFINE_integer("num_frames", 32, "Frames sampled per video.", lower_bound=1)
 _SAMPLING = flags.DEFINE_enum("sampling", "uniform", sampling.RULES, "Which frames are sampled.")
 _FRAMES = flags.DEFINE_enum(
@@ -67,23 +68,24 @@ _STRICT = flags.DEFINE_bool("strict", False, "Stop at the first pair that cannot
 def main() -> None:
     """Prepares the shards and prints what they hold."""
     columns = parse_columns(_COLUMN.value)
-    if _ARCHIVE.value and "://" in _VIDEOS.value:
+    if _ARCHIVE.value and in_bucket(_VIDEOS.value):
         raise InputError("--archive unpacks onto this machine; name a folder of it as --videos")
     if _ARCHIVE.value:
         limit = round(_UNPACKED_GB.value * 1e9)
         archives.unpack(Path(_ARCHIVE.value), Path(_VIDEOS.value), limit)
-    manifest = preparation.prepare(
-        _PAIRS.value,
-        _VIDEOS.value,
-        _OUTPUT.value,
-        preparation.Settings(_SAMPLING.value, _NUM_FRAMES.value, _FRAMES.value),
-        num_shards=_NUM_SHARDS.value,
-        workers=_WORKERS.value,
-        strict=_STRICT.value,
-        columns=columns,
-        struck=_STRUCK.value,
-        beam=_BEAM.value,
-    )
+    with fetched(_PAIRS.value) as pairs:
+        manifest = preparation.prepare(
+            pairs,
+            _VIDEOS.value,
+            _OUTPUT.value,
+            preparation.Settings(_SAMPLING.value, _NUM_FRAMES.value, _FRAMES.value),
+            num_shards=_NUM_SHARDS.value,
+            workers=_WORKERS.value,
+            strict=_STRICT.value,
+            columns=columns,
+            struck=_STRUCK.value,
+            beam=_BEAM.value,
+        )
     kinds = ", ".join(f"{count} {kind}" for kind, count in manifest["kinds"].items())
     if count := manifest["kinds"].get("video"):
         print(

@@ -10,8 +10,9 @@ from pathlib import Path
 from absl import flags
 
 from tpo_jax.errors import run_command
+from tpo_jax.io.paths import define_path
 
-_WORKDIR = flags.DEFINE_string("workdir", "quickstart", "Where everything goes.")
+_WORKDIR = define_path("workdir", "quickstart", "Where everything goes.")
 _SEED = flags.DEFINE_integer("seed", 11, "Of the world, the weights and the order of the data.")
 _SCALE = flags.DEFINE_enum("scale", "full", ["full", "smoke"], "How much of everything.")
 

@@ -5,12 +5,11 @@ Curves, warnings with their evidence, and where the time went; also while the ru
 
 from pathlib import Path
 
-from absl import flags
-
 from tpo_jax.errors import run_command
+from tpo_jax.io.paths import define_path
 from tpo_jax.training import run_page
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "that of `train`", required=True)
+_WORKDIR = define_path("workdir", None, "that of `train`", required=True)
 
 
 def main() -> None:

@@ -16,14 +16,15 @@ from pathlib import Path
 from absl import flags
 
 from tpo_jax.errors import InputError, run_command
+from tpo_jax.io.paths import define_path
 
 TABLES = tuple(f"table{n}" for n in range(1, 6))
 FIGURES = tuple(f"figure{n}" for n in (2, 3, 5, 6))
 
 _ITEM = flags.DEFINE_enum("item", None, (*TABLES, *FIGURES, "all"), "What.", required=True)
 _SCALE = flags.DEFINE_enum("scale", "miniature", ["miniature", "7b"], "Which models.")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", "", "Where everything goes; by default reproduction, or reproduction_7b."
+_WORKDIR = define_path(
+    "workdir", None, "Where everything goes; by default reproduction, or reproduction_7b."
 )
 _SEEDS = flags.DEFINE_list("seeds", ["41", "42", "43", "44", "45"], "miniature: base models.")
 _BESIDES = flags.DEFINE_bool("besides", False, "miniature: also rows that the paper does not have.")
@@ -50,7 +51,7 @@ _PLACES = {
     "needles": "its needles, for figure3",
 }
 for _name, _what in _PLACES.items():
-    flags.DEFINE_string(_name, "", f"7b: {_what}.")
+    define_path(_name, None, f"7b: {_what}.")
 _MINIATURE = ("seeds", "besides", "pages_only", "size", "workers")
 _SEVEN_B = ("run", "topology", "plan", *_PLACES)
 
@@ -118,8 +119,8 @@ def seven_b(items: list[str]) -> None:
     from tpo_jax.study import full_size, full_size_results
 
     values = flags.FLAGS.flag_values_dict()
-    given = {name: values[name] for name in _PLACES}
-    places = full_size.Places(**given, workdir=_WORKDIR.value or "reproduction_7b")
+    given = {name: str(values[name] or "") for name in _PLACES}
+    places = full_size.Places(**given, workdir=str(_WORKDIR.value or "reproduction_7b"))
     topology = _TOPOLOGY.value
     hours = full_size.CHIP_HOURS if topology == full_size.TOPOLOGY else {}
     if _PLAN.value:

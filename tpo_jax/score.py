@@ -29,7 +29,7 @@ from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, run_command
 from tpo_jax.inference.generator import round_up
 from tpo_jax.io.files import replacing
-from tpo_jax.io.paths import output_file
+from tpo_jax.io.paths import define_path, output_file
 from tpo_jax.models import vlm
 from tpo_jax.models.config import ModelConfig, most_frames, visual_tokens
 from tpo_jax.models.images import Pictures, stack_pictures
@@ -39,14 +39,12 @@ from tpo_jax.parallel.sharding import ROWS, to_global
 from tpo_jax.video import sampling
 from tpo_jax.video.decode import VideoError
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model directory.", required=True)
-_PAIRS = flags.DEFINE_string(
+_CHECKPOINT = define_path("checkpoint", None, "Model directory.", required=True)
+_PAIRS = define_path(
     "pairs", None, "List of pairs: .jsonl, .json, .csv, .yaml or .yml.", required=True
 )
-_VIDEOS = flags.DEFINE_string(
-    "videos", None, "Folder the pairs' videos and images lie in.", required=True
-)
-_OUTPUT = flags.DEFINE_string("output", None, "JSON Lines file to write.", required=True)
+_VIDEOS = define_path("videos", None, "Folder the pairs' videos and images lie in.", required=True)
+_OUTPUT = define_path("output", None, "JSON Lines file to write.", required=True)
 _NUM_FRAMES = flags.DEFINE_integer("num_frames", 32, "Frames sampled per video.", lower_bound=1)
 _SAMPLING = flags.DEFINE_enum("sampling", "uniform", sampling.RULES, "Which frames are sampled.")
 _TIME = flags.DEFINE_enum(

@@ -14,13 +14,14 @@ from pathlib import Path
 from absl import flags
 
 from tpo_jax.errors import InputError, run_command
+from tpo_jax.io.paths import define_path, define_paths
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.serving.settings import Settings
 from tpo_jax.video import sampling
 
 _DEFAULT = Settings()
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model directory.", required=True)
-_COMPARE = flags.DEFINE_string("compare", None, "A second one, for the page's other half.")
+_CHECKPOINT = define_path("checkpoint", None, "Model directory.", required=True)
+_COMPARE = define_path("compare", None, "A second one, for the page's other half.")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0: every one.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port; 0: any free one.", 0, 65535)
 _ALLOWED_HOSTS = flags.DEFINE_list(
@@ -28,7 +29,7 @@ _ALLOWED_HOSTS = flags.DEFINE_list(
     None,
     "Names that clients may call the server by; *: any. Default: --host and localhost.",
 )
-_FOLDERS = flags.DEFINE_list("media_folders", [], "Folders whose files requests may name.")
+_FOLDERS = define_paths("media_folders", [], "Folders whose files requests may name.")
 _ALLOW_URLS = flags.DEFINE_boolean(
     "allow_urls", False, "Whether http addresses are fetched, from the public internet only."
 )
@@ -123,7 +124,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is not installed; pip install 'tpo_jax[serve]'") from error
     settings = read_settings()
-    directories = [_CHECKPOINT.value, *([_COMPARE.value] if _COMPARE.value else [])]
+    directories = [str(path) for path in (_CHECKPOINT.value, _COMPARE.value) if path]
     called = names(directories)
     if len(called) < len(directories):
         raise InputError(f"--compare={_COMPARE.value} is --checkpoint")

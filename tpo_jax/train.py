@@ -33,6 +33,7 @@ from tpo_jax.data.pipeline import DataConfig, Pipeline
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, run_command
 from tpo_jax.io.files import write_json
+from tpo_jax.io.paths import check_config, define_path
 from tpo_jax.models.config import ModelConfig, check_source, preset, to_dict
 from tpo_jax.models.lora import Lora, join, merge
 from tpo_jax.models.vlm import init_params
@@ -169,6 +170,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
     None if it was asked to stop before the end.
     """
     started, watch = time.time(), watch or Watch()
+    check_config(config)
     objective, compute = Objective(**config.objective), Compute(**config.compute)
     lora = Lora(**config.lora)
     mesh = make_mesh(config.mesh.to_dict())
@@ -305,7 +307,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment", lock_config=True)
-    _WORKDIR = flags.DEFINE_string(
+    _WORKDIR = define_path(
         "workdir", None, "checkpoints, metrics and the trained model", required=True
     )
     _DISTRIBUTED = flags.DEFINE_string("distributed", "", distributed.FLAG_HELP)

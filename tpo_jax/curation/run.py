@@ -13,6 +13,7 @@ from tpo_jax.curation.rules import Rules
 from tpo_jax.data import preparation
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import write_json, write_lines
+from tpo_jax.io.paths import check_config
 from tpo_jax.parallel import distributed
 
 STRUCK = "struck.txt"
@@ -34,6 +35,7 @@ def curate(
     Raises:
         InputError: something in the config, the folder or a back end is wrong.
     """
+    check_config(config)
     stages.check(config)
     videos = stages.listing(Path(config.videos.folder), config.videos.limit)
     steps = stages.make_stages(config, videos)

@@ -30,7 +30,7 @@ from tpo_jax.data.records import PairRecord
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import read_json, write_json, write_lines
 from tpo_jax.io.journal import Journal
-from tpo_jax.io.paths import Place, fetched, place, version_of
+from tpo_jax.io.paths import Place, fetched, is_folder, place, version_of
 from tpo_jax.video import decode as video
 from tpo_jax.video import sampling
 
@@ -79,11 +79,7 @@ def prepare(
         InputError: nothing can be made of the inputs, or a pair is bad and `strict` is set.
     """
     root, output = place(videos), Path(output)
-    try:
-        there = root.is_dir()
-    except ImportError as error:  # what reads this kind of bucket is not installed
-        raise InputError(f"--videos={root}: {error}") from error
-    if not there:
+    if not is_folder(root):
         raise InputError(f"--videos={root}: no such folder")
     pool = _beam(beam) if beam is not None else None
     pairs, rejections = read_pairs(pairs_file, columns=columns)

@@ -9,9 +9,10 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from tpo_jax.errors import InputError
 
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
     from etils import epath
 
 Place: TypeAlias = Union[Path, "epath.Path"]
+
+
+_ADVICE = (
+    "must be on this machine; copy it here or mount the bucket (docs/tpu.md), as launch/tpu_run.sh "
+    "does"
+)
 
 
 def in_bucket(path: str | Place) -> bool:
@@ -46,31 +53,36 @@ def local_path(name: str, path: str | Place) -> Path:
         InputError: The path is in a bucket.
     """
     if in_bucket(path):
-        raise InputError(
-            f"{name}={path}: must be on this machine; copy it here or mount the bucket, as "
-            "launch/tpu_run.sh does"
-        )
+        raise InputError(f"{name}={path}: {_ADVICE}")
     return Path(path)
 
 
 class _PathParser(flags.ArgumentParser):
-    """Parses a flag's value to a path; refuses one in a bucket unless the command can use it."""
+    """Parses a flag's value as a path; refuses one in a bucket unless the command can read it."""
 
     def __init__(self, buckets: bool):
         self._buckets = buckets
 
-    def parse(self, argument: str | Path) -> Any:
+    def parse(self, argument: str | Path) -> Place:
         if not str(argument):
-            raise ValueError("must not be empty")
+            raise ValueError("must name a file or folder")
         if in_bucket(argument) and not self._buckets:
-            raise ValueError(
-                "must be on this machine; copy it here or mount the bucket, as launch/tpu_run.sh "
-                "does"
-            )
+            raise ValueError(_ADVICE)
         return place(argument)
 
     def flag_type(self) -> str:
         return "path"
+
+
+class _PathsParser(flags.ListParser):
+    """Parses the value of a flag as paths of this machine, separated by commas."""
+
+    def parse(self, argument: str | list) -> list:
+        found = super().parse(argument)
+        for path in found:
+            if in_bucket(path):
+                raise ValueError(f"{path} {_ADVICE}")
+        return found
 
 
 def define_path(
@@ -85,6 +97,26 @@ def define_place(
 ) -> flags.FlagHolder[Place]:
     """Define a flag that holds a path of this machine or in a bucket."""
     return flags.DEFINE(_PathParser(buckets=True), name, default, help, required=required)
+
+
+def define_paths(name: str, default: list[str], help: str) -> flags.FlagHolder[list[str]]:
+    """Define a flag that holds paths of this machine, separated by commas."""
+    return flags.DEFINE(
+        _PathsParser(), name, default, help, serializer=flags.CsvListSerializer(",")
+    )
+
+
+def check_config(config: ConfigDict, prefix: str = "--config.") -> None:
+    """Check that no field of a config names a place in a bucket.
+
+    Raises:
+        InputError: A field does; names it.
+    """
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            check_config(value, f"{prefix}{name}.")
+        elif isinstance(value, str) and not value.startswith(("http://", "https://")):
+            local_path(prefix + name, value)
 
 
 def output_file(given: str | Path) -> Path:
@@ -106,6 +138,18 @@ def output_file(given: str | Path) -> Path:
     return path
 
 
+def is_folder(path: Place) -> bool:
+    """Return whether there is a folder at a place.
+
+    Raises:
+        InputError: The package that reads this kind of bucket is not installed.
+    """
+    try:
+        return path.is_dir()
+    except ImportError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
 @contextlib.contextmanager
 def fetched(path: Place) -> Iterator[Path]:
     """Yield a local path to a file or a folder of files: itself, or a temporary copy of what is in
@@ -116,7 +160,7 @@ def fetched(path: Place) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / path.name
-        if path.is_dir():
+        if is_folder(path):
             copy.mkdir()
             for file in path.iterdir():
                 file.copy(copy / file.name)
