@@ -30,13 +30,10 @@ def test_published_pinpoints():
 @settings(max_examples=60)
 @given(width=sides, height=sides)
 @example(width=6720, height=137)
+@example(width=1, height=2305)
 def test_tokens_of_both_families(width, height):
     """144 a tile; 729 and at most 9 * 729 * 1.21 patches with a newline behind every row."""
-    try:
-        laid = layout(LONGVA, width, height)
-    except InputError:
-        assert max(width / height, height / width) > 300
-        return
+    laid = layout(LONGVA, width, height)
     tiles = math.prod(laid.grid)
     assert not laid.whole and len(laid.patch_index) == 144 * tiles <= 7056
     assert np.array_equal(np.sort(laid.patch_index.reshape(-1)), 1 + np.arange(576 * tiles))
@@ -121,6 +118,17 @@ def test_equals_go_to_the_first():
     assert best_resolution(100, 100, [(50, 100), (100, 50), (200, 100)]) == (200, 100)
     assert best_resolution(100, 100, [(100, 50), (50, 100)]) == (100, 50)
     assert best_resolution(100, 100, [(400, 400), (100, 100), (200, 200)]) == (100, 100)
+
+
+@pytest.mark.parametrize("size", [(1, 2305), (2305, 1), (2, 40_000)])
+def test_a_side_below_one_pixel_in_every_resolution(size):
+    """The smallest resolution, one tile for LLaVA-Video, and no error: as in the originals."""
+    assert layout(LLAVA, *size).grid == (1, 1)
+    assert best_resolution(*size, LLAVA.images.pinpoints) == (384, 384)
+    laid = layout(LLAVA, *size)
+    newlines = (laid.patch_index[:, 0] == 0).sum()
+    assert len(laid.patch_index) - 729 - newlines == 27  # one row or one column of patches
+    assert best_resolution(1, 20_000, LONGVA.images.pinpoints) == (336, 672)
 
 
 @given(n=st.integers(0, 500))

@@ -81,8 +81,11 @@ def layout(config: ModelConfig, width: int, height: int) -> Layout:
 def best_resolution(
     width: int, height: int, pinpoints: Sequence[tuple[int, int]]
 ) -> tuple[int, int]:
-    """The (width, height) of `pinpoints` that keeps most of an image's pixels and, among those that
-    keep as many, wastes fewest; the first of equals.
+    """Return the (width, height) of `pinpoints` that keeps most of an image's pixels.
+
+    Among those that keep as many, the one with the fewest unused pixels; the first of equals. An
+    image so narrow that its shorter side shrinks below one pixel everywhere keeps none and gets the
+    smallest, as in `select_best_resolution` of LLaVA's `mm_utils.py`.
     """
 
     def merits(size):
@@ -90,10 +93,7 @@ def best_resolution(
         kept = min(int(width * scale) * int(height * scale), width * height)
         return kept, kept - size[0] * size[1]
 
-    best = max(pinpoints, key=merits)
-    if not merits(best)[0]:
-        raise InputError(f"an image of {width}x{height} pixels is too narrow to be cut into tiles")
-    return best
+    return max(pinpoints, key=merits)
 
 
 def _single(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
