@@ -22,6 +22,7 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.evaluation.agreement import generate, make_docs
+from tpo_jax.data.processor import Processor
 from tpo_jax.evaluation import rescoring, runner
 from tpo_jax.evaluation.benchmarks import Question
 from tpo_jax.evaluation.scorers import BENCHMARKS, Scorer
@@ -61,7 +62,7 @@ def asking(clips: list[Path], each: int) -> dict[str, float]:
     questions = make_questions(clips, each)
     tokenizer = train_tokenizer([q.prompt for q in questions], vocab_size=500)
     params = vlm.init_params(MODEL, 0)
-    read = runner.make_reader(MODEL, tokenizer, FRAMES, "none")
+    read = runner.make_reader(Processor(MODEL, tokenizer), FRAMES)
     together = runner.make_groups(questions, tokenizer)
     alone = [group for q in questions for group in runner.make_groups([q], tokenizer)]
     generator = Generator(

@@ -13,6 +13,7 @@ from tpo_jax import score
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.data import images, prompts
 from tpo_jax.data.pairs import read_pairs
+from tpo_jax.data.processor import Processor
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.models import classic, vlm
 from tpo_jax.models.config import preset, visual_tokens
@@ -75,8 +76,7 @@ def test_many_tpus_run_the_kernel(folder, program_for_tpus) -> None:
     config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, **heads))
     read = functools.partial(
         score.read_row,
-        config=config,
-        tokenizer=load_tokenizer(folder / "model"),
+        processor=Processor(config, load_tokenizer(folder / "model")),
         videos=folder / "videos",
         num_frames=4,
     )

@@ -37,6 +37,7 @@ from tqdm import tqdm
 from tpo_jax.checkpoints.fingerprint import weights_fingerprint
 from tpo_jax.checkpoints.models import load_config, load_model
 from tpo_jax.data import prompts
+from tpo_jax.data.processor import Processor
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, printable, run_command
 from tpo_jax.evaluation import (
@@ -211,7 +212,8 @@ def run() -> None:
     ):
         open_ = [q for q in questions if journal.answer(q.doc_id, q.prompt) is None]
         groups = runner.make_groups(open_, tokenizer)
-        read = runner.make_reader(config, tokenizer, num_frames, mode, _STYLE.value)
+        processor = Processor(config, tokenizer, mode, _STYLE.value)
+        read = runner.make_reader(processor, num_frames)
         done = len(questions) - len(open_)
         with tqdm(total=len(questions), initial=done, unit="question", desc=name) as progress:
             for rows, unread in runner.answer(groups, read, generator):

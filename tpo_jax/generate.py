@@ -8,25 +8,22 @@ encoded once and the answers follow one another, a blank line between them. Imag
 the question, or where it has as many `<image>`.
 """
 
-import functools
-
 import jax
 import numpy as np
 from absl import flags
 
 from tpo_jax.checkpoints.models import load_config, load_model
-from tpo_jax.data import images, prompts
+from tpo_jax.data import prompts
+from tpo_jax.data.processor import Processor
 from tpo_jax.data.rows import Row
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, run_command
 from tpo_jax.generation.sampling import Sampling
-from tpo_jax.inference.generator import Generator, check_context
+from tpo_jax.inference.generator import Generator
 from tpo_jax.io.paths import define_path, define_paths
-from tpo_jax.models.config import ModelConfig, visual_tokens
 from tpo_jax.models.images import Pictures
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.video import sampling
-from tpo_jax.video.decode import VideoError
 
 _CHECKPOINT = define_path("checkpoint", None, "Model directory.", required=True)
 _VIDEO = define_path("video", None, "Video file or directory of frames.")
@@ -58,34 +55,18 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", lower_bound=0)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
 
 
-def read_input(config: ModelConfig, tokenizer) -> tuple[np.ndarray | Pictures, Row]:
-    """Frames uint8 `[F, S, S, 3]` or images, and the questions about them."""
-    build = functools.partial(prompts.build_prompts, tokenizer, style=_STYLE.value, cut="video")
+def read_input(processor: Processor) -> tuple[np.ndarray | Pictures, Row]:
+    """Return frames uint8 `[F, S, S, 3]` or images, and the row of questions about them."""
     if not _VIDEO.value:
         if _TIME.value not in (None, "none"):
             raise InputError(f"--time_instruction={_TIME.value} is for a --video")
-        pictures = images.read_pictures(_IMAGE.value, config)
-        row = build(_PROMPT.value, pictures.tokens)
-        check_context(config, row, video=False)
-        return pictures, row
+        pictures = processor.pictures(_IMAGE.value)
+        return pictures, processor.prompts(_PROMPT.value, pictures)
     if _IMAGE.value:
         raise InputError("give one of --video and --image")
     questions = [prompts.strip_placeholder(prompt) for prompt in _PROMPT.value]
-    try:
-        frames, timestamps, duration = sampling.read_frames(
-            _VIDEO.value, _SAMPLING.value, _NUM_FRAMES.value
-        )
-    except VideoError as error:
-        raise InputError(f"--video: {error}") from error
-    mode = _TIME.value or config.time_instruction
-
-    def at(times: list[float]) -> Row:
-        opening = prompts.time_opening(mode, times, duration)
-        return build(questions, visual_tokens(config, len(times)), opening=opening)
-
-    row = at(timestamps.tolist())
-    check_context(config, row, at=at, timestamps=timestamps.tolist())
-    return images.preprocess(frames, config.tower), row
+    clip = processor.video(_VIDEO.value, _NUM_FRAMES.value, _SAMPLING.value)
+    return clip.frames, processor.prompts(questions, clip)
 
 
 def main() -> None:
@@ -96,7 +77,7 @@ def main() -> None:
         raise InputError('--prompt="" asks nothing; give a question')
     config = load_config(_CHECKPOINT.value)
     tokenizer = load_tokenizer(_CHECKPOINT.value, config.decoder.vocab_size)
-    visual, row = read_input(config, tokenizer)
+    visual, row = read_input(Processor(config, tokenizer, _TIME.value, _STYLE.value))
 
     # One video cannot be split by rows: all devices share the weights.
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": -1})

@@ -11,7 +11,7 @@ rejected_tokens`. An answer's tokens are its own, `<|im_end|>` and the newline a
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -19,11 +19,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from absl import flags, logging
-from tokenizers import Tokenizer
 
 from tpo_jax.checkpoints.models import load_config, load_model
-from tpo_jax.data import images, prompts
+from tpo_jax.data import prompts
 from tpo_jax.data.pairs import Pair, Rejection, read_pairs
+from tpo_jax.data.processor import Processor
 from tpo_jax.data.rows import CONTINUATION
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, run_command
@@ -31,13 +31,12 @@ from tpo_jax.inference.generator import round_up
 from tpo_jax.io.files import replacing
 from tpo_jax.io.paths import define_path, output_file
 from tpo_jax.models import vlm
-from tpo_jax.models.config import ModelConfig, most_frames, visual_tokens
+from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.images import Pictures, stack_pictures
 from tpo_jax.parallel.attention import prefix_multiple
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import ROWS, to_global
 from tpo_jax.video import sampling
-from tpo_jax.video.decode import VideoError
 
 _CHECKPOINT = define_path("checkpoint", None, "Model directory.", required=True)
 _PAIRS = define_path(
@@ -88,70 +87,24 @@ class Row(NamedTuple):
 
 
 def read_row(
-    pair: Pair,
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-    videos: str | Path,
-    num_frames: int,
-    rule: str = "uniform",
-    time_instruction: str = "none",
-    style: str = "inference",
+    pair: Pair, processor: Processor, videos: str | Path, num_frames: int, rule: str = "uniform"
 ) -> Row:
-    """One pair as a row of a batch, `Q` = 1.
+    """Return one pair as a row of a batch, `Q` = 1.
 
     Raises:
         InputError: the video, an image or the texts; the message begins with the place of the pair.
     """
-    root = Path(videos)
+    root, answers = Path(videos), (pair.chosen, pair.rejected)
     try:
         if not pair.video:
-            pictures = images.read_pictures([root / image for image in pair.images], config)
-            texts = _texts(pair, tokenizer, pictures.tokens, style)
-            _check_length(config, texts, lambda: "use fewer or smaller images")
-            return Row(pictures, texts)
-        clip, timestamps, duration = sampling.read_frames(root / pair.video, rule, num_frames)
-
-        def at(times: list[float]) -> dict[str, np.ndarray]:
-            opening = prompts.time_opening(time_instruction, times, duration)
-            return _texts(pair, tokenizer, visual_tokens(config, len(times)), style, opening)
-
-        def advice() -> str:
-            fits = lambda times: _length(at(times)) <= config.max_length  # noqa: E731
-            fit = most_frames(fits, timestamps.tolist())
-            return f"{fit} frames would fit (--num_frames)"
-
-        texts = at(timestamps.tolist())
-        _check_length(config, texts, advice)
-    except (InputError, VideoError) as error:
+            pictures = processor.pictures([root / image for image in pair.images])
+            return Row(pictures, processor.scored(pair.question, answers, pictures).arrays())
+        clip = processor.video(root / pair.video, num_frames, rule)
+        row = processor.scored(pair.question, answers, clip)
+    except InputError as error:
         raise InputError(f"{pair.where}: {error}") from error
-    side, missing = config.tower.image_size, num_frames - len(clip)
-    frames = np.zeros((num_frames, side, side, 3), np.uint8)
-    frames[: len(clip)] = images.preprocess(clip, config.tower)
-    # A newline token behind the whole video comes after the frames that are not there, too.
-    index = texts["visual_index"]
-    index[index >= len(clip) * config.tokens_per_frame] += missing * config.tokens_per_frame
-    return Row(frames, texts)
-
-
-def _texts(pair: Pair, tokenizer, visuals, style, opening="") -> dict[str, np.ndarray]:
-    answers = [[pair.chosen, pair.rejected]]
-    return prompts.build_row(
-        tokenizer, [pair.question], answers, visuals, opening=opening, style=style
-    ).arrays()
-
-
-def _length(texts: dict[str, np.ndarray]) -> int:
-    return texts["prefix_ids"].size + int(texts["input_mask"].sum(-1).max())
-
-
-def _check_length(
-    config: ModelConfig, texts: dict[str, np.ndarray], advice: Callable[[], str]
-) -> None:
-    if (used := _length(texts)) > config.max_length:
-        raise InputError(
-            f"prompt and answer take {used} tokens, the model's context holds {config.max_length}; "
-            + advice()
-        )
+    frames, row = processor.pad_frames(clip, row, num_frames)
+    return Row(frames, row.arrays())
 
 
 def stack(rows: list[Row], size: int, mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
@@ -240,13 +193,10 @@ def main() -> None:
     tokenizer = load_tokenizer(_CHECKPOINT.value, config.decoder.vocab_size)
     read = functools.partial(
         read_row,
-        config=config,
-        tokenizer=tokenizer,
+        processor=Processor(config, tokenizer, _TIME.value, _STYLE.value),
         videos=_VIDEOS.value,
         num_frames=_NUM_FRAMES.value,
         rule=_SAMPLING.value,
-        time_instruction=_TIME.value or config.time_instruction,
-        style=_STYLE.value,
     )
     read(pairs[0])  # what is wrong with all pairs shows before the weights are read
     mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1, "context": 1})

@@ -131,17 +131,12 @@ def test_a_stream_of_random_bytes_joins_to_the_answer(longva, tokenizer, videos,
         assert "".join(generator.stream(videos[0], row, seed=seed)) == answer
 
 
-def test_the_context_bounds_prompt_and_answer(chain, tokenizer, videos) -> None:
+def test_the_context_bounds_an_answer(chain, tokenizer, videos) -> None:
     config, params = chain
     row = ask(tokenizer, config, QUESTIONS[:1])
     used = int(row.prefix_mask.sum() + row.input_mask.sum())
     short = dataclasses.replace(config, max_length=used + 3)
     generator = Generator(short, params, tokenizer, max_new_tokens=16)
     assert generator.answer(videos[:1], [row]) == [["日"]]
-    short = dataclasses.replace(config, max_length=used - 1)
-    with pytest.raises(InputError, match="; 2 frames would fit"):
-        Generator(short, params, tokenizer).answer(videos[:1], [row])
-    fits = ask(tokenizer, config, QUESTIONS[:1], num_frames=2)
-    assert fits.prefix_mask.sum() + fits.input_mask.sum() == short.max_length - 1
     with pytest.raises(InputError, match="max_new_tokens"):
         Generator(config, params, tokenizer, max_new_tokens=0)

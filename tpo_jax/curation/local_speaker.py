@@ -13,12 +13,14 @@ from tokenizers import Tokenizer
 
 from tpo_jax.checkpoints.models import load_model
 from tpo_jax.curation.speakers import Failure, Request, try_read
-from tpo_jax.data import images, prompts
+from tpo_jax.data.clips import Clip
+from tpo_jax.data.processor import Processor
+from tpo_jax.data.rows import Row
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError
 from tpo_jax.generation.sampling import Sampling
-from tpo_jax.inference.generator import Generator, check_context
-from tpo_jax.models.config import ModelConfig, visual_tokens
+from tpo_jax.inference.generator import Generator
+from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.images import Pictures
 from tpo_jax.parallel.distributed import gather
 from tpo_jax.parallel.mesh import make_mesh
@@ -57,7 +59,7 @@ class _Row(NamedTuple):
     part: int  # which of the window's
     requests: Sequence[Request]
     visual: np.ndarray | Pictures  # uint8 [F, S, S, 3]; of text alone, no picture
-    prompts: prompts.Row
+    prompts: Row
 
     @property
     def num_frames(self) -> int:
@@ -80,6 +82,7 @@ class LocalSpeaker:
 
     def __init__(self, model: Model, role: ConfigDict, batch_rows: int):
         self._model, self._sampled = model, role.temperature > 0
+        self._processor = Processor(model.config, model.tokenizer)
         self._index, self._count = jax.process_index(), jax.process_count()
         self._generator = Generator(
             model.config,
@@ -123,23 +126,20 @@ class LocalSpeaker:
     def _row(self, part: int, requests: Sequence[Request]) -> _Row | Failure:
         clip = requests[0].clip
         if clip is None:
-            visual: np.ndarray | Pictures = images.read_pictures([], self._model.config)
+            visual: np.ndarray | Pictures = self._processor.pictures([])
         else:
             frames = try_read(clip)
             if isinstance(frames, Failure):
                 return frames
-            visual = images.preprocess(frames, self._model.config.tower)
+            visual = self._processor.resize(frames)
         try:
             return self._build(part, requests, visual, [request.prompt for request in requests])
         except InputError as error:
             return Failure(str(error))
 
     def _build(self, part: int, requests: Sequence[Request], visual, asked: list[str]) -> _Row:
-        config, video = self._model.config, isinstance(visual, np.ndarray)
-        tokens = visual_tokens(config, len(visual)) if video else visual.tokens
-        row = prompts.build_prompts(self._model.tokenizer, asked, tokens, cut="video")
-        check_context(config, row, video=video)
-        return _Row(part, requests, visual, row)
+        shown = Clip(visual, (), 0.0) if isinstance(visual, np.ndarray) else visual
+        return _Row(part, requests, visual, self._processor.prompts(asked, shown))
 
     def _answers(
         self, parts: list[list[Request]], read: list[_Row | Failure]
@@ -172,13 +172,13 @@ class LocalSpeaker:
         """(part, replies) of rows of `count` frames; there may be none, if others have some."""
         if not rows:
             side = self._model.config.tower.image_size
-            nothing = images.read_pictures([], self._model.config)
+            nothing = self._processor.pictures([])
             visual = np.zeros((count, side, side, 3), np.uint8) if count else nothing
             filler = self._build(0, (), visual, ["?"])
         questions = max([len(row.requests) for row in rows], default=1)
         questions = 1 << (questions - 1).bit_length()
 
-        def padded(row: prompts.Row) -> prompts.Row:
+        def padded(row: Row) -> Row:
             padding = ((0, questions - len(row.input_ids)), (0, 0), (0, 0))
             return row._replace(
                 input_ids=np.pad(row.input_ids, padding),

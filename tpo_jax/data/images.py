@@ -6,6 +6,7 @@ two passes), which no resize on the device reproduces; so that much happens on t
 `(x / 255 - mean) / std` is left for the device.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,8 +66,8 @@ def preprocess(frames: np.ndarray, tower: Tower, pad: bool = False) -> np.ndarra
     return out
 
 
-def read_pictures(paths: Sequence[str | Path], config: ModelConfig) -> Pictures:
-    """Image files as one row of the model's input; no files at all for a prompt of text.
+def read_pictures(pictures: Sequence[str | Path | Image.Image], config: ModelConfig) -> Pictures:
+    """Return image files or PIL images as one row of the model's input; none for text alone.
 
     As in the originals an animation is its first picture, transparency is dropped, and a rotation
     noted in the file is not applied.
@@ -76,17 +77,20 @@ def read_pictures(paths: Sequence[str | Path], config: ModelConfig) -> Pictures:
     """
     views: list[np.ndarray] = []
     layouts: list[Layout] = []
-    for path in paths:
+    for number, picture in enumerate(pictures):
+        where = f"image {number}" if isinstance(picture, Image.Image) else picture
         try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
+            with contextlib.ExitStack() as opened:
+                if not isinstance(picture, Image.Image):
+                    picture = opened.enter_context(Image.open(picture))
+                image = picture.convert("RGB")
         except Exception as error:  # broken files make the library raise nearly everything
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            raise InputError(f"{path}: cannot be read as an image: {reason}") from error
+            raise InputError(f"{where}: cannot be read as an image: {reason}") from error
         try:
             layouts.append(layout(config, *image.size))
         except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+            raise InputError(f"{where}: {error}") from error
         views.append(cut(image, layouts[-1], config))
     return assemble(views, layouts, config)
 

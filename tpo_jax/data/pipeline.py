@@ -12,16 +12,17 @@ from collections.abc import Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
-from tpo_jax.data import images, prompts
+from tpo_jax.data import prompts
 from tpo_jax.data.batches import Batch, BatchIterator
 from tpo_jax.data.clips import Clip, ClipCache, read_clip
 from tpo_jax.data.order import epoch_order, select
 from tpo_jax.data.phrases import phrase_mask
+from tpo_jax.data.processor import NO_FRAMES, Processor
 from tpo_jax.data.records import PairRecord
 from tpo_jax.data.rows import CONTINUATION, PrefixError, Row
 from tpo_jax.data.shards import MANIFEST, Shards, open_shards
 from tpo_jax.errors import InputError
-from tpo_jax.models.config import ModelConfig, most_frames, visual_tokens
+from tpo_jax.models.config import ModelConfig
 from tpo_jax.video import sampling
 
 ON_ERROR = ("error", "skip_and_count")
@@ -108,6 +109,8 @@ class Pipeline:
                 the model's context, or the batch cannot be shared out among the hosts.
         """
         self.config, self.model, self.tokenizer = config, model, tokenizer
+        style = config.prompt_style
+        self.processor = Processor(model, tokenizer, config.time_instruction, style)
         self.shards = open_shards(config.shards, verify=config.verify_shards)
         _check_stored_frames(self.shards, config)
         self._clips = ClipCache(config.cache_mib)
@@ -158,11 +161,10 @@ class Pipeline:
         """One row of batch `k`, without `B`."""
         config, side = self.config, self.model.tower.image_size
         skipping = config.on_error == "skip_and_count"
-        frames = np.zeros((config.num_frames, side, side, 3), np.uint8)
         used, skipped = positions[positions >= 0].tolist(), 0
         for position in used:  # the pairs of a row have the same video
             try:
-                clip, times, duration = self._clip(position)
+                clip = self._clip(position)
                 break
             except InputError as error:
                 if not skipping:
@@ -173,15 +175,12 @@ class Pipeline:
         index = _int32(positions)
         index[:skipped] = -2 - index[:skipped]
         if skipped == len(used):
+            frames = np.zeros((config.num_frames, side, side, 3), np.uint8)
             row = {"frames": frames, **self._empty_texts(), "pair_index": index}
             return self._with_phrases(row)
-        frames[: len(clip)] = clip
         pairs = [self.shards.index[position] for position in used]
-        texts = self._texts(pairs, times, duration, self.max_prefix, self.max_response)
-        # A newline token behind the whole video comes after the frames that are not there, too.
-        missing = config.num_frames - len(clip)
-        last = texts.visual_index >= len(clip) * self.model.tokens_per_frame
-        texts.visual_index[last] += missing * self.model.tokens_per_frame
+        texts = self._texts(pairs, clip, self.max_prefix, self.max_response)
+        frames, texts = self.processor.pad_frames(clip, texts, config.num_frames)
         row = {"frames": frames, **texts.arrays(), "pair_index": index}
         absent = config.pairs_per_row - len(used)
         for name in CONTINUATION & row.keys():
@@ -194,7 +193,7 @@ class Pipeline:
 
         def read() -> Clip:
             clip = read_clip(self.shards, position, self.config.sampling, self.config.num_frames)
-            return clip._replace(frames=images.preprocess(clip.frames, self.model.tower))
+            return clip._replace(frames=self.processor.resize(clip.frames))
 
         return self._clips.get(self.shards.index[position].video_id, read)
 
@@ -204,41 +203,34 @@ class Pipeline:
         return row
 
     def _texts(
-        self,
-        pairs: Sequence[PairRecord],
-        timestamps: Sequence[float],
-        duration: float,
-        max_prefix: int,
-        max_response: int,
+        self, pairs: Sequence[PairRecord], clip: Clip, max_prefix: int, max_response: int
     ) -> Row:
         try:
-            return self._built(pairs, timestamps, duration, max_prefix, max_response)
+            return self._built(pairs, clip, max_prefix, max_response)
         except InputError as error:
             advice = ""
             if isinstance(error, PrefixError):
-                fit = self._frames_that_fit(pairs, timestamps, duration, max_prefix)
-                advice = f"; {fit} frames would fit instead of {len(timestamps)}"
+                fit = self._frames_that_fit(pairs, clip, max_prefix)
+                advice = f"; {fit} frames would fit instead of {len(clip.times)}"
             pair = f"{self.shards.directory}: pair {pairs[0].id!r} ({pairs[0].video_id})"
             raise InputError(f"{pair}: {error}{advice}") from error
 
-    def _built(self, pairs, timestamps, duration, max_prefix=0, max_response=0) -> Row:
-        config = self.config
-        return prompts.build_row(
-            self.tokenizer,
+    def _built(
+        self, pairs: Sequence[PairRecord], clip: Clip, max_prefix: int = 0, max_response: int = 0
+    ) -> Row:
+        return self.processor.answers(
             [pair.question for pair in pairs],
-            [(pair.chosen, pair.rejected)[: config.answers] for pair in pairs],
-            visual_tokens(self.model, len(timestamps)),
-            opening=prompts.time_opening(config.time_instruction, timestamps, duration),
-            style=config.prompt_style,
-            cut="answer" if config.pairs_per_row == 1 else "video",
+            [(pair.chosen, pair.rejected)[: self.config.answers] for pair in pairs],
+            clip,
+            cut="answer" if self.config.pairs_per_row == 1 else "video",
             max_prefix=max_prefix,
             max_response=max_response,
         )
 
-    def _frames_that_fit(self, pairs, timestamps, duration, room: int) -> int:
-        """The most frames with which the prefix takes at most `room` tokens."""
-        length = lambda times: self._built(pairs, times, duration).prefix_ids.size  # noqa: E731
-        return most_frames(lambda times: length(times) <= room, timestamps)
+    def _frames_that_fit(self, pairs: Sequence[PairRecord], clip: Clip, limit: int) -> int:
+        """The most frames with which the prefix takes at most `limit` tokens."""
+        fits = lambda clip: self._built(pairs, clip).prefix_ids.size <= limit  # noqa: E731
+        return self.processor.most_frames(clip, fits)
 
     def _empty_texts(self) -> Batch:
         """No pair: one padding token to look at, so that no softmax is over nothing."""
@@ -258,8 +250,8 @@ class Pipeline:
         longest_prefix = longest_response = 0
         for position in self.pairs:
             pair = self.shards.index[position]
-            times = _timestamps(pair, self.shards.manifest["sampling"], config)
-            texts = self._texts([pair], times, pair.duration, prefix, response)
+            clip = _without_frames(pair, self.shards.manifest["sampling"], config)
+            texts = self._texts([pair], clip, prefix, response)
             longest_prefix = max(longest_prefix, texts.prefix_ids.shape[-1])
             longest_response = max(longest_response, texts.input_ids.shape[-1])
         response = response or _round_up(longest_response, config.response_multiple)
@@ -274,12 +266,12 @@ class Pipeline:
             )
             if config.max_prefix:
                 raise InputError(f"{text}; lower data.max_prefix or data.max_response")
-            fit, room = config.num_frames, context - response
+            fit, limit = config.num_frames, context - response
             for position in self.pairs:
                 pair = self.shards.index[position]
-                times = _timestamps(pair, self.shards.manifest["sampling"], config)
-                if self._built([pair], times, pair.duration).prefix_ids.size > room:
-                    fit = min(fit, self._frames_that_fit([pair], times, pair.duration, room))
+                clip = _without_frames(pair, self.shards.manifest["sampling"], config)
+                if self._built([pair], clip).prefix_ids.size > limit:
+                    fit = min(fit, self._frames_that_fit([pair], clip, limit))
             raise InputError(f"{text}; {fit} frames fit instead of {config.num_frames}")
         return prefix, response
 
@@ -296,13 +288,13 @@ def _check_stored_frames(shards: Shards, config: DataConfig) -> None:
         )
 
 
-def _timestamps(pair: PairRecord, stored: dict, config: DataConfig) -> Sequence[float]:
-    """Of the frames that training will see; those of a clip with a varying rate are approximate."""
+def _without_frames(pair: PairRecord, stored: dict, config: DataConfig) -> Clip:
+    """The times that training will see; those of a clip with a varying rate are approximate."""
     if stored == {"rule": config.sampling, "num_frames": config.num_frames}:
-        return pair.timestamps
+        return Clip(NO_FRAMES, pair.timestamps, pair.duration)
     length = max(1, round(pair.duration * pair.fps))
     indices = sampling.sample(config.sampling, length, pair.fps, config.num_frames)
-    return (indices / pair.fps).tolist()
+    return Clip(NO_FRAMES, (indices / pair.fps).tolist(), pair.duration)
 
 
 def _round_up(value: int, multiple: int) -> int:

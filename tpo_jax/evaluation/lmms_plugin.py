@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tpo_jax.checkpoints.models import load_config, load_model
-from tpo_jax.data import prompts
+from tpo_jax.data.processor import Processor
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import runner
@@ -72,25 +72,14 @@ class TpoJax(lmms):
         max_batch_size: int | None = None,
     ):
         super().__init__()
-        for name, value, known in (
-            ("time_instruction", time_instruction, (None, *prompts.TIME_INSTRUCTIONS)),
-            ("prompt_style", prompt_style, prompts.STYLES),
-        ):
-            if value not in known:
-                raise InputError(f"{name}={value!r} must be one of {known}")
         self._config = load_config(pretrained)
         self._tokenizer = load_tokenizer(pretrained, self._config.decoder.vocab_size)
+        processor = Processor(self._config, self._tokenizer, time_instruction, prompt_style)
+        self._read = runner.make_reader(processor, max_frames_num)
         self._mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1, "context": 1})
         self._params = load_model(pretrained, mesh=self._mesh, dtype=dtype).params
         self._precision = "highest" if dtype == "float32" else "default"
         self._batch_rows, self._allow_missing = int(batch_size), allow_missing
-        self._read = runner.make_reader(
-            self._config,
-            self._tokenizer,
-            max_frames_num,
-            time_instruction or self._config.time_instruction,
-            prompt_style,
-        )
 
     def generate_until(self, requests: list) -> list[str]:
         """One answer per request, in their order: on a video, on images, or on neither.

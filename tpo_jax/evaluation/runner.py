@@ -1,6 +1,5 @@
 """Answers to all questions of a benchmark: batches of videos, each encoded once for all its own."""
 
-import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -8,18 +7,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image
 from tokenizers import Tokenizer
 
-from tpo_jax.data import images, prompts
+from tpo_jax.data import prompts
+from tpo_jax.data.processor import Processor
 from tpo_jax.data.rows import Row
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.benchmarks import Question
-from tpo_jax.inference.generator import Generator, check_context, round_up
-from tpo_jax.models.config import ModelConfig, visual_tokens
-from tpo_jax.models.images import Pictures, assemble, layout
-from tpo_jax.video import sampling
-from tpo_jax.video.decode import VideoError
+from tpo_jax.inference.generator import Generator, round_up
+from tpo_jax.models.images import Pictures
 
 # More questions than this on one video are split over several rows; rows of a batch have a power of
 # two of them, and prompts of like length: few programs are compiled.
@@ -63,46 +59,29 @@ def make_groups(questions: Sequence[Question], tokenizer: Tokenizer) -> list[Gro
     return sorted(groups, key=lambda g: (*g.shape, -g.questions[0].doc_id), reverse=True)
 
 
-def make_reader(
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-    num_frames: int,
-    time_instruction: str,
-    style: str = "inference",
-) -> Read:
-    """What decodes a group's video and tokenises its prompts: frames uint8 `[F, S, S, 3]`, or
-    images, and a row with as many continuations as the shape of the group says, those without a
-    question empty.
+def make_reader(processor: Processor, num_frames: int) -> Read:
+    """Return a function that decodes a group's video and tokenises its prompts.
 
-    It raises `InputError` for a video or a prompt that cannot be used.
+    It gives frames uint8 `[F, S, S, 3]`, or images, and a row with as many continuations as the
+    shape of the group says, those without a question empty. It raises `InputError` for a video or
+    a prompt that cannot be used.
     """
 
     def prepare(group: Group) -> tuple[Visual, Row]:
         texts, first = [q.prompt for q in group.questions], group.questions[0]
-        build = functools.partial(prompts.build_prompts, tokenizer, texts, style=style, cut="video")
         if first.pictures is not None:
-            pictures = _prepare_pictures(first.pictures(), config)
-            row = build(pictures.tokens)
-            check_context(config, row, video=False)
-            return pictures, row
-        frames, timestamps, duration = sampling.read_frames(first.video, "uniform", num_frames)
-
-        def at(times: list[float]) -> Row:
-            opening = prompts.time_opening(time_instruction, times, duration)
-            return build(visual_tokens(config, len(times)), opening=opening)
-
-        row = at(timestamps.tolist())
-        check_context(config, row, at=at, timestamps=timestamps.tolist())
-        return images.preprocess(frames, config.tower), row
+            pictures = processor.pictures(first.pictures())
+            return pictures, processor.prompts(texts, pictures)
+        clip = processor.video(first.video, num_frames)
+        return clip.frames, processor.prompts(texts, clip)
 
     def read(group: Group) -> tuple[Visual, Row]:
-        video = group.questions[0].video
+        video = str(group.questions[0].video)
         try:
             visual, row = prepare(group)
-        except VideoError as error:
-            raise InputError(str(error)) from error
         except InputError as error:
-            raise InputError(f"{video}: {error}") from error
+            where = "" if str(error).startswith(video) else f"{video}: "
+            raise InputError(f"{where}{error}") from error
         missing = group.shape[0] - len(group.questions)
         padding = ((0, missing), (0, 0), (0, 0))
         return visual, row._replace(
@@ -110,14 +89,6 @@ def make_reader(
         )
 
     return read
-
-
-def _prepare_pictures(pictures: Sequence[Image.Image], config: ModelConfig) -> Pictures:
-    """Images as `data.images.read_pictures` prepares those of files."""
-    pictures = [picture.convert("RGB") for picture in pictures]
-    layouts = [layout(config, *picture.size) for picture in pictures]
-    views = [images.cut(p, laid, config) for p, laid in zip(pictures, layouts, strict=True)]
-    return assemble(views, layouts, config)
 
 
 def answer(

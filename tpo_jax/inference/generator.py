@@ -3,17 +3,18 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
+from tpo_jax.data.rows import Row
 from tpo_jax.errors import InputError
 from tpo_jax.generation.decode import Limits, decode, prefill
 from tpo_jax.generation.sampling import Sampling
-from tpo_jax.models.config import ModelConfig, frames_that_fit, most_frames
+from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.images import Pictures, stack_pictures
 from tpo_jax.parallel.attention import prefix_multiple
 from tpo_jax.parallel.distributed import gather
@@ -23,30 +24,6 @@ STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 # Lengths are rounded up to multiples of these, so that few shapes are compiled.
 QUESTION_MULTIPLE, ANSWER_MULTIPLE = 16, 16
 STREAM_STEPS = 4
-
-
-class Prompts(Protocol):
-    """The questions of one video; `data.prompts.build_prompts` makes them."""
-
-    @property
-    def prefix_ids(self) -> np.ndarray:
-        """int32 `[P]`."""
-
-    @property
-    def prefix_mask(self) -> np.ndarray:
-        """bool `[P]`."""
-
-    @property
-    def visual_index(self) -> np.ndarray:
-        """int32 `[P]`."""
-
-    @property
-    def input_ids(self) -> np.ndarray:
-        """int32 `[Q, 1, R]`."""
-
-    @property
-    def input_mask(self) -> np.ndarray:
-        """bool `[Q, 1, R]`."""
 
 
 class Answer(NamedTuple):
@@ -60,44 +37,6 @@ class Answer(NamedTuple):
 def round_up(n: int, multiple: int) -> int:
     """The next multiple, at least one."""
     return max(1, -(-n // multiple)) * multiple
-
-
-def _used(prompts: Prompts) -> int:
-    return int(prompts.prefix_mask.sum() + prompts.input_mask.sum(-1).max())
-
-
-def check_context(
-    config: ModelConfig,
-    prompts: Prompts,
-    video: bool = True,
-    at: Callable[[list[float]], Prompts] | None = None,
-    timestamps: Sequence[float] = (),
-) -> None:
-    """Raises `InputError` where a prompt leaves no room for an answer in the model's context.
-
-    The message says how many frames of a video would fit.
-
-    Args:
-        config: of the model.
-        prompts: of a video, of images or of neither.
-        video: which of them.
-        at: the prompts with frames at other times; None: times are not in them.
-        timestamps: of the frames, seconds, with `at`.
-    """
-    used = _used(prompts)
-    if used < config.max_length:
-        return
-    visual = int(prompts.visual_index.max()) + 1
-    if at:
-        count = most_frames(lambda times: _used(at(times)) < config.max_length, timestamps)
-    else:
-        count = frames_that_fit(config, config.max_length - 1 - (used - visual))
-    fit = f"{count} frames would fit"
-    raise InputError(
-        f"the prompt takes {used} tokens, {visual} of them visual, and leaves no room for an "
-        f"answer in the model's context of {config.max_length}; "
-        + (fit if video else "use fewer or smaller images")
-    )
 
 
 class Generator:
@@ -150,10 +89,12 @@ class Generator:
     def answer(
         self,
         frames: np.ndarray | Sequence[Pictures],
-        prompts: Sequence[Prompts],
+        prompts: Sequence[Row],
         seeds: Sequence[int] | None = None,
     ) -> list[list[str]]:
         """One answer to every question; a video and its prefix are encoded once.
+
+        Rows are those of `Processor.prompts`, which checks that the model's context holds them.
 
         Args:
             frames: uint8 `[n, F, S, S, 3]`, as many videos as wanted; or the images of `n` rows.
@@ -163,12 +104,9 @@ class Generator:
 
         Returns:
             `[n][Q]` texts, special tokens and surrounding blanks removed.
-
-        Raises:
-            InputError: a prompt that the model's context does not hold.
         """
         seeds = range(len(prompts)) if seeds is None else seeds
-        shape = self._shape(prompts, isinstance(frames, np.ndarray))
+        shape = self._shape(prompts)
         size = min(self.batch_rows, round_up(len(prompts), self.parts))
         answers = []
         for start in range(0, len(prompts), size):
@@ -183,9 +121,7 @@ class Generator:
                 answers.append([self._text(i) for i in ids[: len(row.input_ids)]])
         return answers
 
-    def stream(
-        self, frames: np.ndarray | Pictures, prompts: Prompts, seed: int = 0
-    ) -> Iterator[str]:
+    def stream(self, frames: np.ndarray | Pictures, prompts: Row, seed: int = 0) -> Iterator[str]:
         """Pieces of the answer to the one question of `prompts`, as they come.
 
         Joined they are what `answer` returns. A piece never ends inside a character.
@@ -194,9 +130,6 @@ class Generator:
             frames: uint8 `[F, S, S, 3]`, or the images of the row.
             prompts: one question.
             seed: of the row.
-
-        Raises:
-            InputError: the prompt does not fit into the model's context.
         """
         rows = frames[None] if isinstance(frames, np.ndarray) else [frames]
         sent = ""
@@ -208,7 +141,7 @@ class Generator:
     def steps(
         self,
         frames: np.ndarray | Sequence[Pictures],
-        prompts: Sequence[Prompts],
+        prompts: Sequence[Row],
         draws: Sequence[tuple[int, int]],
         *,
         new_tokens: np.ndarray | None = None,
@@ -226,11 +159,8 @@ class Generator:
                 default.
             dropped: asked between the steps for a bool `[B, M]`: answers that nobody wants any
                 more, which then count as finished.
-
-        Raises:
-            InputError: a prompt that the model's context does not hold.
         """
-        P, M, R = self._shape(prompts, isinstance(frames, np.ndarray))
+        P, M, R = self._shape(prompts)
         rows, M = shape or (round_up(len(prompts), self.parts), M)
         batch = self._batch(frames, prompts, draws, (P, M, R), rows)
         most = self.max_new_tokens if new_tokens is None else new_tokens
@@ -259,10 +189,8 @@ class Generator:
     def _text(self, ids: np.ndarray) -> str:
         return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()
 
-    def _shape(self, prompts: Sequence[Prompts], video: bool) -> tuple[int, int, int]:
+    def _shape(self, prompts: Sequence[Row]) -> tuple[int, int, int]:
         """(P, M, R) that hold all rows."""
-        for row in prompts:
-            check_context(self.config, row, video)
         P = max(int(row.prefix_mask.sum()) for row in prompts)
         R = max(int(row.input_mask.sum(-1).max()) for row in prompts)
         M = max(len(row.input_ids) for row in prompts)

@@ -1,7 +1,6 @@
 """A model that is served: what it sees of a request, and its batches."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +12,13 @@ from tokenizers import Tokenizer
 
 from tpo_jax.checkpoints.models import load_model
 from tpo_jax.data import prompts
+from tpo_jax.data.clips import Clip
+from tpo_jax.data.processor import Processor
 from tpo_jax.data.rows import Row
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.generation.sampling import Sampling
-from tpo_jax.inference.generator import Answer, Generator, check_context
-from tpo_jax.models.config import ModelConfig, visual_tokens
+from tpo_jax.inference.generator import Answer, Generator
+from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.images import Pictures
 
 # Coarser than `generate`'s: a server sees every length, and each new one is compiled for.
@@ -55,25 +56,13 @@ class Model:
         Raises:
             InputError: a question the template has no room for, or a prompt too long.
         """
-        build = functools.partial(prompts.build_prompts, self.tokenizer, cut="video")
+        processor = Processor(self.config, self.tokenizer)
         if not isinstance(visual.frames, np.ndarray):
-            row = build(questions, visual.frames.tokens)
-            check_context(self.config, row, video=False)
-            return row
+            return processor.prompts(questions, visual.frames)
         questions = [prompts.strip_placeholder(question) for question in questions]
-        if not visual.duration:  # frames without times have no sentence on them
-            row = build(questions, visual_tokens(self.config, len(visual.frames)))
-            check_context(self.config, row)
-            return row
-
-        def at(times: Sequence[float]) -> Row:
-            mode = self.config.time_instruction
-            opening = prompts.time_opening(mode, times, visual.duration)
-            return build(questions, visual_tokens(self.config, len(times)), opening=opening)
-
-        row = at(visual.times)
-        check_context(self.config, row, at=at, timestamps=visual.times)
-        return row
+        # Frames whose times are unknown have no sentence on them.
+        times = visual.times if visual.duration else ()
+        return processor.prompts(questions, Clip(visual.frames, times, visual.duration))
 
     def answers(
         self,

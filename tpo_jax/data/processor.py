@@ -1,0 +1,225 @@
+"""The host side of a model: videos and images to pixels, texts to rows of tokens."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer
+
+from tpo_jax.data import images, prompts
+from tpo_jax.data.clips import Clip
+from tpo_jax.data.rows import Row
+from tpo_jax.errors import InputError
+from tpo_jax.models.config import ModelConfig, most_frames, visual_tokens
+from tpo_jax.models.images import Pictures
+from tpo_jax.video import sampling
+from tpo_jax.video.decode import Source, VideoError
+
+Visual = Clip | Pictures
+NO_FRAMES = np.zeros((0, 0, 0, 3), np.uint8)
+
+
+def used_tokens(row: Row) -> int:
+    """Return the tokens of a row's prefix and of its longest continuation, padding not counted."""
+    return int(row.prefix_mask.sum() + row.input_mask.sum(-1).max())
+
+
+class Processor:
+    """What a model is shown, made from files and texts.
+
+    A visual is a `Clip` with pixels in the model's size, or `Pictures`: some images, or none for a
+    prompt of text alone. A clip whose `times` are empty has frames without known times; its prompt
+    says nothing about them.
+
+        processor = Processor(config, load_tokenizer(directory))
+        clip = processor.video("cooking.mp4", num_frames=32)
+        row = processor.prompts(["What is cut first?"], clip)
+
+    Args:
+        time_instruction: sentence on the frames' times, one of `prompts.TIME_INSTRUCTIONS`; by
+            default what the checkpoint's `config.json` asks for.
+        prompt_style: one of `prompts.STYLES`.
+
+    Raises:
+        InputError: an unknown time instruction or prompt style.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        time_instruction: str | None = None,
+        prompt_style: str = "inference",
+    ) -> None:
+        self.config, self.tokenizer = config, tokenizer
+        self.time_instruction = time_instruction or config.time_instruction
+        self.prompt_style = prompt_style
+        for name, known in (
+            ("time_instruction", prompts.TIME_INSTRUCTIONS),
+            ("prompt_style", prompts.STYLES),
+        ):
+            if (value := getattr(self, name)) not in known:
+                raise InputError(f"{name}={value!r} must be one of {known}")
+
+    def video(self, source: Source, num_frames: int = 32, rule: str = "uniform") -> Clip:
+        """Sample, decode and resize frames: uint8 `[F, S, S, 3]`, times and duration in seconds.
+
+        Args:
+            source: a video file, the bytes of one, or a directory of frames.
+            num_frames: F, at most; see `rule`.
+            rule: which frames are sampled, one of `video.sampling.RULES`.
+
+        Raises:
+            InputError: the video cannot be decoded.
+        """
+        try:
+            frames, times, duration = sampling.read_frames(source, rule, num_frames)
+        except VideoError as error:
+            raise InputError(str(error)) from error
+        return Clip(self.resize(frames), times.tolist(), duration)
+
+    def resize(self, frames: np.ndarray, pad: bool = False) -> np.ndarray:
+        """Resize frames uint8 `[n, height, width, 3]` to uint8 `[n, S, S, 3]`.
+
+        Args:
+            pad: widen the frames to squares first, in the mean colour of the vision tower.
+        """
+        return images.preprocess(frames, self.config.tower, pad)
+
+    def pictures(self, pictures: Sequence[str | Path | Image.Image]) -> Pictures:
+        """Cut image files or PIL images into views; no image at all for a prompt of text alone.
+
+        Raises:
+            InputError: a file that is not a readable image, or an image the model cannot take.
+        """
+        return images.read_pictures(pictures, self.config)
+
+    def prompts(self, questions: Sequence[str], visual: Visual) -> Row:
+        """Build the row of `Q` questions on one visual, for generation: `A` is 1, no targets.
+
+        A question on a video holds no placeholder; a question on images holds an `<image>` for
+        each of them, or none, and then the images come first.
+
+        Raises:
+            InputError: a text the template cannot hold, or a prompt that leaves no space for an
+                answer in the model's context; the message says how many frames would fit.
+        """
+
+        def build(visual: Visual) -> Row:
+            tokens, opening = self._shown(visual)
+            return prompts.build_prompts(
+                self.tokenizer,
+                questions,
+                tokens,
+                opening=opening,
+                style=self.prompt_style,
+                cut="video",
+            )
+
+        row = build(visual)
+        used, context = used_tokens(row), self.config.max_length
+        if used >= context:
+            visible = int(row.visual_index.max()) + 1
+            advice = self._advice(visual, lambda visual: used_tokens(build(visual)) < context)
+            raise InputError(
+                f"the prompt takes {used} tokens, {visible} of them visual, and leaves no space "
+                f"for an answer in the model's context of {context}; {advice}"
+            )
+        return row
+
+    def answers(
+        self,
+        questions: Sequence[str],
+        answers: Sequence[Sequence[str]],
+        visual: Visual,
+        *,
+        cut: str = "answer",
+        max_prefix: int = 0,
+        max_response: int = 0,
+    ) -> Row:
+        """Build the row of `Q` questions with `A` answers each, for training and scoring.
+
+        The model's context is not checked, see `scored`.
+
+        Args:
+            answers: `[Q][A]` texts.
+            cut: 'answer' or 'video', where the prefix ends; see `prompts.build_row`.
+            max_prefix: P to pad to; 0: no padding.
+            max_response: R to pad to; 0: the length of the longest answer.
+
+        Raises:
+            PrefixError: a prefix longer than P.
+            InputError: a text the template cannot hold, or an answer longer than R.
+        """
+        tokens, opening = self._shown(visual)
+        return prompts.build_row(
+            self.tokenizer,
+            questions,
+            answers,
+            tokens,
+            opening=opening,
+            style=self.prompt_style,
+            cut=cut,
+            max_prefix=max_prefix,
+            max_response=max_response,
+        )
+
+    def scored(self, question: str, answers: Sequence[str], visual: Visual) -> Row:
+        """Build the row of one question with `A` answers that the model's context holds.
+
+        Raises:
+            InputError: as `answers`, or a row longer than the model's context; the message says
+                how many frames would fit.
+        """
+
+        def build(visual: Visual) -> Row:
+            return self.answers([question], [answers], visual)
+
+        row = build(visual)
+        used, context = used_tokens(row), self.config.max_length
+        if used > context:
+            advice = self._advice(visual, lambda visual: used_tokens(build(visual)) <= context)
+            raise InputError(
+                f"prompt and answer take {used} tokens, the model's context holds {context}; "
+                + advice
+            )
+        return row
+
+    def most_frames(self, clip: Clip, fits: Callable[[Clip], bool]) -> int:
+        """Return the most frames, fewer than the clip's, with which `fits` holds; 0: not even one.
+
+        Fewer frames span the same time evenly. `fits` gets clips without pixels.
+        """
+        known = len(clip.times) > 0
+
+        def fewer(times: Sequence[float]) -> Clip:
+            return clip._replace(frames=clip.frames[: len(times)], times=times if known else ())
+
+        times = clip.times if known else [0.0] * len(clip.frames)
+        return most_frames(lambda times: fits(fewer(times)), times)
+
+    def pad_frames(self, clip: Clip, row: Row, num_frames: int) -> tuple[np.ndarray, Row]:
+        """Return uint8 `[num_frames, S, S, 3]` with empty frames behind the clip's, and its row.
+
+        A newline token behind the whole video comes after the empty frames, too.
+        """
+        missing = num_frames - len(clip.frames)
+        frames = np.pad(clip.frames, [(0, missing), *[(0, 0)] * 3])
+        index, V = row.visual_index, self.config.tokens_per_frame
+        index = np.where(index >= len(clip.frames) * V, index + missing * V, index)
+        return frames, row._replace(visual_index=index)
+
+    def _shown(self, visual: Visual) -> tuple[int | Sequence[int], str]:
+        """Return the visual tokens of a video, or of every image, and the sentence on its times."""
+        if isinstance(visual, Pictures):
+            return visual.tokens, ""
+        if not len(visual.times):
+            return visual_tokens(self.config, len(visual.frames)), ""
+        opening = prompts.time_opening(self.time_instruction, visual.times, visual.duration)
+        return visual_tokens(self.config, len(visual.times)), opening
+
+    def _advice(self, visual: Visual, fits: Callable[[Visual], bool]) -> str:
+        if isinstance(visual, Pictures):
+            return "use fewer or smaller images"
+        return f"{self.most_frames(visual, fits)} frames would fit"
