@@ -94,7 +94,7 @@ def test_images_of_files_and_of_memory_are_the_same(tokenizer, tmp_path) -> None
     in_memory = processor.pictures([Image.fromarray(pixels)])
     for one, other in zip(from_file, in_memory, strict=True):
         np.testing.assert_array_equal(one, other)
-    many = processor.pictures([Image.fromarray(pixels)] * 60)
+    many = processor.pictures([Image.fromarray(pixels)] * 300)
     with pytest.raises(InputError, match="use fewer or smaller images"):
         processor.prompts(QUESTIONS, many)
 
