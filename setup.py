@@ -40,7 +40,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["tpo_jax", "tpo_jax.*", "configs"]),
     entry_points={"lmms_eval.models": ["tpo_jax = tpo_jax.evaluation.lmms_plugin:manifest"]},
-    package_data={"tpo_jax": ["**/*.txt", "py.typed", "serving/page/*"]},
+    package_data={"tpo_jax": ["**/*.txt", "**/*.jinja", "py.typed", "serving/page/*"]},
     install_requires=[
         *jax(),
         'flax>=0.12.8,<0.12.9; python_version < "3.12"',
@@ -59,6 +59,7 @@ setup(
         "safetensors>=0.8,<0.9",
         "tensorboardX>=2.6.5,<3",
         "matplotlib>=3.11,<4",
+        "Jinja2>=3.1,<4",
         "scipy>=1.17,<2",
         "Pillow>=12.3,<14",
         "PyYAML>=6,<7",

@@ -137,7 +137,12 @@ def test_the_page_needs_no_other_file_and_escapes_what_it_shows(tmp_path):
     workdir = tmp_path / "run & <b>"
     write_run(workdir, run)
     path = run_page.write(workdir)
-    assert path == workdir / "report.html" and not list(workdir.glob("*.tmp"))
+    assert {path.name for path in workdir.iterdir()} == {
+        "report.html",
+        "config.json",
+        "metrics.jsonl",
+        "goodput.jsonl",
+    } and path == workdir / "report.html"
     text = path.read_text()
     assert "<script" not in text and "<b>" not in text and "&lt;script&gt;" in text
     assert not re.search(r"(?:src|href)=\"(?!#)|@import|url\((?!#)", text)
@@ -158,7 +163,15 @@ def test_curves_are_thinned_and_equal_for_equal_runs():
     assert len(run_page.curves(long)) < 60_000
 
 
-def test_the_door(tmp_path):
+def test_held_out_curves_are_drawn_beside_those_of_training():
+    few = np.where(np.arange(SIZE) % 10 == 9, 0.4, np.nan)
+    run = with_series(**{"eval/rewards/margins": few, "eval/lengths/chosen": few})
+    text = run_page.curves(run)
+    assert text.count("margins, held out") == 1 and "chosen, held out" not in text
+    assert "held out" not in run_page.curves(healthy())
+
+
+def test_the_command(tmp_path):
     write_run(tmp_path / "run", healthy())
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/metrics.jsonl").write_text('{"stop": 1}\n')

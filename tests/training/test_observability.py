@@ -1,8 +1,12 @@
-"""Where the time went, what counted of it, and who is told: clock, goodput, profile, W&B."""
+"""Clock, time left, goodput, profile and Weights & Biases of a run."""
 
+import concurrent.futures
+import contextlib
+import io
 import json
 import sys
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +17,10 @@ from hypothesis import strategies as st
 from tests.tiny_run import tiny_config
 from tpo_jax.errors import InputError
 from tpo_jax.train import train
-from tpo_jax.training import watch
+from tpo_jax.training import clock, watch
 from tpo_jax.training.clock import SPANS, StepClock, split
 from tpo_jax.training.goodput import JOURNAL, Account, GoodputJournal, read
+from tpo_jax.training.metrics import Progress
 from tpo_jax.training.watch import Watch, device_memory
 
 times = st.lists(st.floats(0, 100), min_size=2, max_size=20, unique=True).map(sorted)
@@ -45,21 +50,86 @@ def test_a_split_is_that_of_every_instant(host, device, names):
 
 def test_the_clock_sees_compiling_and_the_rest_is_idle_or_at_work(monkeypatch):
     step = jax.jit(lambda state, batch: (state + batch, {"x": (state * batch).sum()}))
-    clock, state = StepClock(), jnp.ones((64, 64))
+    step_clock, state = StepClock(), jnp.ones((64, 64))
     try:
         seconds = []
         for _ in range(2):
             for _ in range(3):
-                with clock.span("input_wait"):
+                with step_clock.span("input_wait"):
                     batch = jnp.ones((64, 64))
-                state, _ = clock.dispatch(step, state, batch)
-            seconds.append(clock.split())
+                state, _ = step_clock.dispatch(step, state, batch)
+            seconds.append(step_clock.split())
     finally:
-        clock.close()
+        step_clock.close()
     first, second = seconds
     assert first["compile"] > 0 and second["compile"] == 0
     assert first["step"] > 0 and second["step"] > 0
     assert all(value >= -1e-9 for values in seconds for value in values.values())
+
+
+class FakeTime:
+    """A clock that only the test moves."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def block_until_ready(self):
+        """As the metric of a step: the devices finish it `step` seconds later."""
+        self.now += self.step
+
+
+class SameThread:
+    """Stands for the watcher's thread: waits at once."""
+
+    def __init__(self, *_):
+        self.shutdown = lambda: None
+
+    def submit(self, function, *arguments):
+        future = concurrent.futures.Future()
+        future.set_result(function(*arguments))
+        return future
+
+
+@given(
+    compiling=st.floats(0, 1e5),
+    step=st.floats(0.01, 100),
+    waiting=st.floats(0, 10),
+    records=st.lists(st.integers(1, 5), min_size=1, max_size=8),
+    more=st.integers(0, 1000),
+    resumed=st.integers(0, 100),
+)
+def test_time_left_is_steps_left_times_a_step_whatever_compiling_took(
+    compiling, step, waiting, records, more, resumed
+):
+    fake, num_steps = FakeTime(), resumed + sum(records) + more
+    fake.step = step
+
+    def step_fn(state, _):
+        if state == resumed:
+            fake.now += compiling
+            jax.monitoring.record_event_duration_secs(clock._COMPILED, compiling)
+        return state + 1, {"loss": fake}
+
+    with (
+        mock.patch.object(clock, "time", fake),
+        mock.patch.object(clock, "ThreadPoolExecutor", SameThread),
+        contextlib.closing(StepClock()) as step_clock,
+    ):
+        table, state = Progress(resumed, num_steps), resumed
+        for steps in records:
+            for _ in range(steps):
+                with step_clock.span("input_wait"):
+                    fake.now += waiting
+                state, _ = step_clock.dispatch(step_fn, state, None)
+            with contextlib.redirect_stderr(io.StringIO()) as shown:
+                table.show(state, {}, step_clock.split())
+            hours, minutes, seconds = shown.getvalue().split()[-1].split(":")
+            left = int(hours) * 3600 + int(minutes) * 60 + int(seconds)
+            expected = (num_steps - state) * (step + waiting)
+            assert left == pytest.approx(expected, abs=1 + 1e-9 * compiling * num_steps)
 
 
 def line(time, after, until, **seconds):
@@ -82,7 +152,7 @@ def test_goodput_over_a_kill():
     assert account.seconds == pytest.approx(
         {
             **{"step": 15 + 19 + 16, "lost": 18, "input_wait": 2, "compile": 9},
-            **{"checkpoint": 1, "other": 0, "startup": 10 + 5, "down": 30},
+            **{"checkpoint": 1, "eval": 0, "other": 0, "startup": 10 + 5, "down": 30},
         }
     )
     assert account.goodput == pytest.approx(50 / 125)

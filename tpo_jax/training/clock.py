@@ -1,4 +1,4 @@
-"""Where the time of a run goes: the devices' work, and what the host did while they had none."""
+"""Where the time of a run goes: the devices' work, and what the host did while they were idle."""
 
 import contextlib
 import time
@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-SPANS = ("input_wait", "compile", "checkpoint")
+SPANS = ("input_wait", "compile", "checkpoint", "eval")
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -19,13 +19,13 @@ def split(
     spans: Sequence[tuple[str, float, float]],
     busy: Sequence[tuple[float, float]],
 ) -> dict[str, float]:
-    """Divides a stretch of time; what the host does while the devices work costs nothing.
+    """Divide a stretch of time; what the host does while the devices work costs nothing.
 
     Args:
-        start: seconds on some clock.
-        end: likewise.
-        spans: what the host did, of `SPANS`, from when to when; disjoint, between start and end.
-        busy: when the devices worked; disjoint, in order, between start and end.
+        start: Seconds on some clock.
+        end: Seconds on the same clock, like all that follow.
+        spans: What the host did, of `SPANS`, from when to when; disjoint, between start and end.
+        busy: When the devices worked; disjoint, in order, between start and end.
 
     Returns:
         Seconds: `step`, while the devices worked; each of `SPANS`, while they waited for it;
@@ -42,10 +42,10 @@ def split(
 
 
 class StepClock:
-    """Times the steps of an asynchronous loop, which it keeps two steps ahead at most.
+    """Times the steps of an asynchronous loop, which it keeps at most two steps ahead.
 
-    A thread of its own waits for the end of every step, so that the loop learns when the devices
-    fell idle without waiting for it.
+    A separate thread waits for the end of every step, so that the loop learns when the devices
+    became idle without waiting for them.
     """
 
     def __init__(self) -> None:
@@ -61,19 +61,17 @@ class StepClock:
 
     @contextlib.contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Around something of `SPANS` that the host does."""
+        """Count the time of the block as `name`, one of `SPANS`."""
         begin = time.monotonic()
         yield
         self._spans.append((name, begin, time.monotonic()))
 
-    def dispatch(
-        self, step_fn: Callable[[dict, dict], tuple[dict, dict]], state: dict, batch: dict
-    ):
-        """`step_fn(state, batch)`; returns when the step before this one has finished: two in
-        flight keep the devices busy, more would only pile up their batches there.
+    def dispatch(self, step_fn: Callable[..., tuple[Any, dict]], *arguments: Any) -> Any:
+        """Call `step_fn` and return what it returns, state and metrics, once the step before this
+        one has finished: two steps in flight keep the devices busy, more would only hold memory.
         """
         before, begin = self._compiled, time.monotonic()
-        state, metrics = step_fn(state, batch)
+        state, metrics = step_fn(*arguments)
         if self._compiled > before:
             self._spans.append(("compile", begin, begin := time.monotonic()))
         self._steps.append((begin, self._watcher.submit(_end, metrics)))
@@ -82,7 +80,7 @@ class StepClock:
         return state, metrics
 
     def split(self) -> dict[str, float]:
-        """`split` since the last call, or since the start; waits for the steps in flight."""
+        """Wait for the steps in flight; return `split` since the last call, or since the start."""
         busy, free = [], self._start
         for begin, end in self._steps:
             busy.append((max(begin, free), free := end.result()))
@@ -92,7 +90,7 @@ class StepClock:
         return seconds
 
     def close(self) -> None:
-        """Ends the thread."""
+        """End the thread."""
         jax.monitoring.unregister_event_duration_listener(self._note)
         self._watcher.shutdown()
 

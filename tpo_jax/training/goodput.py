@@ -1,7 +1,7 @@
-"""Goodput: which part of a run's life, restarts included, was spent on steps that count.
+"""Goodput: the share of a run's life, restarts included, that was spent on steps that count.
 
-`goodput.jsonl` in the working directory is only ever appended to: a line per start and a line per
-stretch of steps, so that it also tells of work that a kill threw away.
+`goodput.jsonl` in the working directory is append-only: a line for each start and a line for each
+stretch of steps, so that it also records work that a kill threw away.
 """
 
 import time
@@ -22,12 +22,12 @@ class Account:
     """Sums over the lines of a journal, in seconds.
 
     Attributes:
-        seconds: `step` (of steps that count), `lost` (of steps that a later start did again),
-            `input_wait`, `compile`, `checkpoint`, `other`, `startup` (from a start to its first
-            step) and `down` (between the last line of one start and the next start: not running,
-            or at work that no line tells of). They add up to `wall`.
-        wall: from the first start to the last line.
-        starts: how many there were.
+        seconds: `step` (steps that count), `lost` (steps that a later start repeated), each of
+            `clock.SPANS`, `other`, `startup` (from a start to its first step) and `down` (between
+            the last line of one start and the next start: not running, or at work that no line
+            records). They add up to `wall`.
+        wall: From the first start to the last line.
+        starts: Number of starts.
     """
 
     def __init__(self, lines: Iterable[dict] = ()):
@@ -45,11 +45,11 @@ class Account:
 
     @property
     def goodput(self) -> float:
-        """Seconds of steps that count per second of wall time; 0 before the first."""
+        """Return seconds of steps that count per second of wall time; 0 before the first."""
         return self.seconds["step"] / self.wall if self.wall else 0.0
 
     def add(self, line: dict) -> None:
-        """Takes the next line into account."""
+        """Add the next line."""
         # Clocks of machines differ: time never runs backwards here.
         now = max(line["time"], self._last) if self.starts else line["time"]
         if "steps" not in line:
@@ -70,7 +70,7 @@ class Account:
         self._last = now
 
     def _forget(self, step: int) -> None:
-        """Steps after this one are done again."""
+        """Count steps after this one as lost: they are repeated."""
         while self._kept and self._kept[-1][1] > step:
             after, until, seconds = self._kept.pop()
             kept = seconds * max(step - after, 0) / (until - after)
@@ -81,16 +81,16 @@ class Account:
 
 
 def read(workdir: Path) -> list[dict]:
-    """The whole lines of a working directory's journal; none where there is no journal.
+    """Return the complete lines of a working directory's journal; none if there is no journal.
 
     Raises:
-        InputError: a line of something else.
+        InputError: A line that `train` did not write.
     """
     path = workdir / JOURNAL
     lines = []
     for where, line in read_lines(path, growing=True) if path.exists() else ():
         if not _is_line(line):
-            raise InputError(f"{where}: not what `train` writes; mend the line or remove it")
+            raise InputError(f"{where}: not what `train` writes; repair or remove the line")
         lines.append(line)
     return lines
 
@@ -111,19 +111,19 @@ class GoodputJournal:
     """The journal of a running process, and the account so far."""
 
     def __init__(self, workdir: Path, started: float):
-        """Notes a start.
+        """Record a start.
 
         Args:
-            workdir: holds the journal.
-            started: when this process began, seconds since the epoch.
+            workdir: Directory of the journal.
+            started: When this process began, seconds since the epoch.
         """
         self.account = Account(read(workdir))
         self._file = Lines(workdir / JOURNAL)
         self._add({"time": started})
 
     def add(self, after: int, until: int, seconds: dict[str, float]) -> None:
-        """Notes a stretch that has just ended: the steps `after + 1 … until`, maybe none, and the
-        clock's `split` of it.
+        """Record a stretch that has just ended: the steps `after + 1 … until`, possibly none, and
+        the clock's `split` of its time.
         """
         self._add({"time": time.time(), "steps": [after, until], "seconds": seconds})
 
@@ -132,5 +132,5 @@ class GoodputJournal:
         self.account.add(line)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._file.close()

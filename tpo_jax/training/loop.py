@@ -130,11 +130,11 @@ def run(
                     **{f"time/{name}": value / total for name, value in spent.items()},
                     **device_memory(),
                 }
-                spent, trained = {}, 0
                 if writer and journal:
                     scalars["time/goodput"] = journal.account.goodput
                     writer.write(step, scalars)
-                    progress.show(step, scalars)
+                    progress.show(step, scalars, spent)
+                spent, trained = {}, 0
             if save:
                 position, final = batches.get_state(), last or stopping
                 with clock.span("checkpoint"):

@@ -1,7 +1,6 @@
-"""Metrics of a run: JSONL and TensorBoard files, and a table on the console for people."""
+"""Metrics of a run: `metrics.jsonl`, TensorBoard files, Weights & Biases, and the console."""
 
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,38 +9,38 @@ from tpo_jax.io.files import read_lines, write_lines
 from tpo_jax.training.files import Board, Lines
 
 MOST_STEPS = 1 << 53
-LARGEST = 1e39  # beyond what float32 holds; nothing that was measured
+LARGEST = 1e39  # beyond float32: not a measured value
 
 
 def read_records(path: Path) -> list[dict[str, float]]:
-    """The records of `metrics.jsonl`, without one that is half written.
+    """Return the records of `metrics.jsonl`; an incomplete last line is left out.
 
     Raises:
-        InputError: a line that is no record.
+        InputError: A line that is not a record.
     """
     records = []
     for where, record in read_lines(path, growing=True):
         step, numbers = record.get("step"), map(_is_number, record.values())
         if type(step) is not int or abs(step) > MOST_STEPS or not all(numbers):
-            raise InputError(f"{where}: not what `train` writes; mend the line or remove it")
+            raise InputError(f"{where}: not what `train` writes; repair or remove the line")
         records.append(record)
     return records
 
 
 def _is_number(value: Any) -> bool:
-    # Others may have written NaN.
+    # NaN may come from other programs.
     return type(value) in (int, float) and (abs(value) < LARGEST or value != value)
 
 
 class MetricsWriter:
-    """Writes scalars of a step to `metrics.jsonl`, to TensorBoard event files and, where a run of
-    Weights & Biases is given, to that.
+    """Writes the scalars of a step to `metrics.jsonl`, to TensorBoard event files and, if one is
+    given, to a run of Weights & Biases.
 
-    Lines of steps after the one resumed from are dropped, and so is one that a killed run left half
-    written: a continued run leaves the record of an uninterrupted one.
+    Lines of steps after `first_step`, and an incomplete last line, are dropped: a resumed run
+    leaves the records of an uninterrupted one.
 
     Raises:
-        InputError: there is a file that is not one of metrics.
+        InputError: The directory has a `metrics.jsonl` with other content.
     """
 
     def __init__(self, workdir: Path, first_step: int, wandb: Any = None):
@@ -54,14 +53,14 @@ class MetricsWriter:
         self._board = Board(workdir / "tensorboard", first_step)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Appends one record."""
+        """Append one record."""
         self._jsonl.add({"step": step, **scalars})
         self._board.add(step, scalars)
         if self._wandb:
             self._wandb.log(scalars, step=step)
 
     def close(self) -> None:
-        """Flushes everything."""
+        """Flush and close everything."""
         self._jsonl.close()
         self._board.close()
         if self._wandb:
@@ -69,7 +68,7 @@ class MetricsWriter:
 
 
 class Progress:
-    """The console's table: a row per record with the few numbers one looks at."""
+    """The console's table: a row for each record with the numbers to watch."""
 
     COLUMNS = (
         ("margin", "rewards/margins", ".3f"),
@@ -85,16 +84,21 @@ class Progress:
     HEAD_EVERY, WIDTH = 20, 9
 
     def __init__(self, first_step: int, num_steps: int):
-        self._first, self._num_steps, self._start = first_step, num_steps, time.monotonic()
-        self._rows = 0
+        self._first, self._num_steps = first_step, num_steps
+        self._rows, self._spent = 0, 0.0
 
-    def show(self, step: int, scalars: dict[str, float]) -> None:
-        """Prints one row on standard error, and the table's head every so often."""
-        per_step = (time.monotonic() - self._start) / max(step - self._first, 1)
-        left = int(per_step * (self._num_steps - step))
-        losses = ["losses/total", *sorted(n for n in scalars if n.startswith("losses/"))]
-        columns = [(n.removeprefix("losses/"), n, ".4g") for n in dict.fromkeys(losses)]
-        columns = [column for column in (*columns, *self.COLUMNS) if column[1] in scalars]
+    def show(self, step: int, scalars: dict[str, float], seconds: dict[str, float]) -> None:
+        """Print one row on standard error, and the table's head every so often.
+
+        Args:
+            step: Of the record.
+            scalars: The record.
+            seconds: Parts of the time since the last row, as `StepClock.split` gives them. The time
+                left is estimated without `compile`, which only the first step needs.
+        """
+        self._spent += sum(seconds.values()) - seconds["compile"]
+        left = int(self._spent / max(step - self._first, 1) * (self._num_steps - step))
+        columns = [column for column in _losses(scalars) + self.COLUMNS if column[1] in scalars]
         place = f"{step}/{self._num_steps}"
         across = max(len("steps"), 2 * len(str(self._num_steps)) + 1)
         lines = []
@@ -106,3 +110,16 @@ class Progress:
         values = (f"{scalars[name]:>{self.WIDTH}{form}}" for _, name, form in columns)
         lines.append("  ".join((f"{place:>{across}}", f"{eta:>8}", *values)))
         print("\n".join(lines), file=sys.stderr, flush=True)
+
+    def show_eval(self, step: int, scalars: dict[str, float]) -> None:
+        """Print one line with the metrics over held-out pairs, given without `eval/`."""
+        columns = _losses(scalars) + self.COLUMNS[:4]
+        values = (f"{title} {scalars[n]:{form}}" for title, n, form in columns if n in scalars)
+        pairs = f"{scalars['pairs']:.0f} held-out pairs"
+        print(f"step {step}, {pairs}: {', '.join(values)}", file=sys.stderr, flush=True)
+
+
+def _losses(scalars: dict[str, float]) -> tuple[tuple[str, str, str], ...]:
+    """Return title, name and format of the losses, the total first."""
+    names = ["losses/total", *sorted(name for name in scalars if name.startswith("losses/"))]
+    return tuple((name.removeprefix("losses/"), name, ".4g") for name in dict.fromkeys(names))

@@ -1,19 +1,21 @@
-"""The page about a run: warnings, curves, where the time went. One file that needs no other."""
+"""The run report: warnings, curves, where the time went, in one file that needs no other."""
 
-import html
 import io
 import re
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tpo_jax.io.files import replacing
-from tpo_jax.training.diagnosis import RULES, Finding, diagnose
+from tpo_jax.io.templates import render
+from tpo_jax.training.diagnosis import RULES, diagnose
 from tpo_jax.training.run_record import Run, load
 
 NAME = "report.html"
 BINS = 400  # points of a curve at most
+HELD_OUT = "eval/"  # the same metric over held-out pairs
 PANELS = (
     ("loss", ("losses/total", "losses/dpo", "losses/sft")),
     ("margin", ("rewards/margins",)),
@@ -28,42 +30,39 @@ PANELS = (
     ("share of time", ("time/step", "time/input_wait", "time/compile", "time/checkpoint")),
     ("goodput", ("time/goodput",)),
 )
+WITHOUT_EVAL = ("lengths/chosen", "lengths/rejected")  # the same at every evaluation
 COLOURS = {"chosen": "#27ae60", "rejected": "#888888"}
 OTHERS = ("#2563a8", "#c0392b", "#d68910", "#7d3c98")
-PARTS = {  # of the account: what it is, colour
+PARTS = {  # of the account: title, colour
     "step": ("steps that count", "#27ae60"),
     "lost": ("steps lost in restarts", "#c0392b"),
     "input_wait": ("waiting for batches", "#d68910"),
     "compile": ("compiling", "#2563a8"),
     "checkpoint": ("saving", "#7d3c98"),
+    "eval": ("evaluating held-out pairs", "#16a085"),
     "startup": ("starting up, reference included", "#5d6d7e"),
     "other": ("other", "#bbbbbb"),
     "down": ("between starts", "#eeeeee"),
 }
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 72em; color: #222;
-       padding: 0 1em }
-svg { max-width: 100%; height: auto }
-article { border-left: 4px solid #c0392b; padding: 0 0 0 .8em; margin: .8em 0 }
-article.fine { border-color: #27ae60 }
-article h3, article p { margin: 0 }
-.bar { display: flex; height: 1.6em; border: 1px solid #ccc }
-.bar i { display: block }
-.key i { display: inline-block; width: .9em; height: .9em; margin-right: .4em }
-.key span { margin-right: 1.2em; white-space: nowrap }
-small { color: #666 }
-pre { background: #f6f6f6; padding: 1em; overflow-x: auto }
-"""
+
+
+class Part(NamedTuple):
+    """A part of the bar of time."""
+
+    title: str
+    colour: str
+    seconds: float
+    percent: float  # of the wall time
 
 
 def write(workdir: Path) -> Path:
-    """Writes `report.html` into a working directory of `train`, whose run may be going on.
+    """Write `report.html` into a working directory of `train`; the run may be in progress.
 
     Returns:
         Path of the page.
 
     Raises:
-        InputError: it is no such directory, or has no record yet.
+        InputError: The directory is not one of `train`, or has no record yet.
     """
     run = load(workdir)
     path = workdir / NAME
@@ -73,71 +72,32 @@ def write(workdir: Path) -> Path:
 
 
 def page(name: str, run: Run) -> str:
-    """HTML of a run that is called `name`."""
-    first, last = run.steps[0], run.steps[-1]
-    title = html.escape(f"Run {name}")
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head><body>\n<h1>{title}</h1>\n"
-        f"<p>{len(run.steps)} records, steps {first} to {last} · {html.escape(_settings(run))}<br>"
-        f"<small>written {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}</small></p>\n"
-        f"<h2>Warnings</h2>\n{_warnings(diagnose(run))}\n"
-        f"<h2>Where the time went</h2>\n{_time(run)}\n"
-        f"<h2>Curves</h2>\n{curves(run)}\n"
-        f"<details><summary>config.json</summary><pre>{_config(run)}</pre></details>\n"
-        "</body></html>\n"
-    )
-
-
-def _settings(run: Run) -> str:
-    model = run.field("model.checkpoint") or run.field("model.preset")
-    return (
-        f"{Path(str(model)).name} · {run.field('objective.loss')}, β "
-        f"{run.field('objective.beta')}, α {run.field('objective.alpha')} · "
-        f"{run.field('train.batch_size')} pairs a step · learning rate "
-        f"{run.field('train.learning_rate')}"
-    )
-
-
-def _config(run: Run) -> str:
-    return html.escape(
-        "\n".join(
-            f"{section}.{name} = {value!r}"
-            for section, fields in run.config.items()
-            for name, value in fields.items()
-        )
-    )
-
-
-def _warnings(findings: list[Finding]) -> str:
-    if not findings:
-        return f'<article class="fine"><p>None of {len(RULES)} rules warns.</p></article>'
-    return "\n".join(
-        f"<article><h3>{html.escape(f.title)}</h3><p>{html.escape(f.evidence)}.<br>"
-        f"<small>{html.escape(f.advice)}.</small></p></article>"
-        for f in findings
-    )
-
-
-def _time(run: Run) -> str:
+    """Return the HTML page of a run that is called `name`."""
     account = run.account
-    if not account.wall:
-        return "<p>This run has no journal of its time.</p>"
-    parts = {name: account.seconds[name] for name in PARTS if account.seconds[name] > 0}
-    bar = "".join(
-        f'<i style="width:{100 * value / account.wall:.2f}%;background:{PARTS[name][1]}" '
-        f'title="{PARTS[name][0]}"></i>'
-        for name, value in parts.items()
+    parts = [
+        Part(title, colour, seconds, 100 * seconds / account.wall)
+        for part, (title, colour) in PARTS.items()
+        if (seconds := account.seconds[part]) > 0
+    ]
+    config = "\n".join(
+        f"{section}.{name} = {value!r}"
+        for section, fields in run.config.items()
+        for name, value in fields.items()
     )
-    key = " ".join(
-        f'<span><i style="background:{PARTS[name][1]}"></i>{PARTS[name][0]} {_duration(value)}, '
-        f"{100 * value / account.wall:.1f} %</span>"
-        for name, value in parts.items()
-    )
-    return (
-        f"<p>Goodput {100 * account.goodput:.1f} % of {_duration(account.wall)} since the first "
-        f"start, {account.starts} start{'s' if account.starts > 1 else ''}.</p>"
-        f'<div class="bar">{bar}</div><p class="key">{key}</p>'
+    model = run.field("model.checkpoint") or run.field("model.preset")
+    return render(
+        "tpo_jax.training",
+        "run_page.html.jinja",
+        name=name,
+        run=run,
+        model=Path(str(model)).name,
+        written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        findings=diagnose(run),
+        rules=len(RULES),
+        parts=parts,
+        duration=_duration,
+        curves=curves(run),
+        config=config,
     )
 
 
@@ -149,7 +109,7 @@ def _duration(seconds: float) -> str:
 
 
 def _binned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means of neighbours, so that at most `BINS` points are left; NaN are left out."""
+    """Return means of neighbours, at most `BINS` points; NaN are left out."""
     there = np.isfinite(values)
     bins = np.array_split(np.arange(there.sum()), min(BINS, max(there.sum(), 1)))
     steps, values = steps[there], values[there]
@@ -159,7 +119,11 @@ def _binned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def curves(run: Run) -> str:
-    """The metrics over the steps as one SVG picture; equal input, equal bytes."""
+    """Return the metrics over the steps as one SVG picture, empty if the run has none of `PANELS`.
+
+    Metrics over held-out pairs are dashed, in the panel and the colour of the training metric.
+    Equal runs give equal bytes.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -169,20 +133,23 @@ def curves(run: Run) -> str:
         if (found := [name for name in names if name in run.series])
     ]
     if not panels:
-        return "<p>There is no metric of those that are shown.</p>"
+        return ""
     rows = -(-len(panels) // 3)
     figure = Figure(figsize=(12, 2.6 * rows), layout="constrained")
     places = figure.subplots(rows, 3, squeeze=False).flat
     for axes, (title, names) in zip(places, panels, strict=False):
         for name, other in zip(names, OTHERS, strict=False):
             side = name.rpartition("/")[2]
-            steps, values = _binned(run.steps, run.series[name])
-            look = {"color": COLOURS.get(side, other), "marker": "." if len(steps) < 2 else ""}
-            axes.plot(steps, values, label=side.replace("_", " "), linewidth=1.2, **look)
+            colour, label = COLOURS.get(side, other), side.replace("_", " ")
+            _draw(axes, run.steps, run.series[name], color=colour, label=label)
+            held_out = run.series.get(HELD_OUT + name)
+            if held_out is not None and name not in WITHOUT_EVAL:
+                look = {"linestyle": "--", "marker": "o", "markersize": 2.5}
+                _draw(axes, run.steps, held_out, color=colour, label=f"{label}, held out", **look)
         axes.set_title(title, fontsize=10)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
-        if len(names) > 1:
+        if len(axes.lines) > 1:
             axes.legend(fontsize=7)
     for axes in figure.axes[len(panels) :]:
         axes.set_axis_off()
@@ -191,3 +158,8 @@ def curves(run: Run) -> str:
     with mpl.rc_context({"svg.hashsalt": "tpo_jax", "svg.fonttype": "none"}):
         figure.savefig(out, format="svg", metadata={"Date": None})
     return re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", out.getvalue(), flags=re.DOTALL)
+
+
+def _draw(axes: Any, steps: np.ndarray, values: np.ndarray, **look: Any) -> None:
+    steps, values = _binned(steps, values)
+    axes.plot(steps, values, **{"linewidth": 1.2, "marker": "." if len(steps) < 2 else ""} | look)

@@ -1,4 +1,4 @@
-"""What a working directory holds of a run: its config, its metrics, where its time went."""
+"""The record of a run in its working directory: config, metrics, where its time went."""
 
 import dataclasses
 import json
@@ -12,18 +12,18 @@ from tpo_jax.errors import InputError
 from tpo_jax.training.goodput import Account, read
 from tpo_jax.training.metrics import read_records
 
-ENOUGH = 10  # records that a rule about a course wants at least
+ENOUGH = 10  # records that a rule about a trend needs
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a working directory holds of a run.
+    """A run as its working directory records it.
 
     Args:
-        config: fields by section.
-        steps: int `[n]`, of the records.
-        series: metric to float `[n]`, NaN where a record lacks it.
-        account: where the time went.
+        config: Fields by section.
+        steps: int `[n]`, one a record.
+        series: Metric name to float `[n]`; NaN if a record lacks it.
+        account: Where the time went.
     """
 
     config: dict[str, Any]
@@ -32,12 +32,12 @@ class Run:
     account: Account
 
     def field(self, name: str) -> Any:
-        """A field of the config such as `train.batch_size`; '?' where it has none."""
+        """Return a field of the config such as `train.batch_size`; '?' if it is absent."""
         section, _, field = name.partition(".")
         return self.config.get(section, {}).get(field, "?")
 
     def get(self, name: str) -> np.ndarray | None:
-        """A metric that every record has; None where one lacks it or there are no `ENOUGH`."""
+        """Return a metric; None if a record lacks it or there are fewer than `ENOUGH` records."""
         values = self.series.get(name)
         if values is None or len(values) < ENOUGH or not np.isfinite(values).all():
             return None
@@ -45,17 +45,19 @@ class Run:
 
 
 def load(workdir: Path) -> Run:
-    """The run in a working directory, which may be going on.
+    """Load the run of a working directory; it may be in progress.
 
     Raises:
-        InputError: it is no working directory of `train`, or has no record yet.
+        InputError: The directory is not one of `train`, or has no record yet.
     """
     metrics, config = workdir / "metrics.jsonl", workdir / "config.json"
     for path in (metrics, config):
         if not path.is_file():
             raise InputError(f"{path}: no such file; --workdir must be one of `train`")
     if not (records := read_records(metrics)):
-        raise InputError(f"{metrics}: no record yet; there is one every train.log_every steps")
+        raise InputError(
+            f"{metrics}: no record yet; `train` writes one every train.log_every steps"
+        )
     names = dict.fromkeys(name for record in records for name in record if name != "step")
     try:
         sections = json.loads(config.read_bytes())

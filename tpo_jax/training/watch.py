@@ -1,4 +1,4 @@
-"""How one looks at a run while it goes on; none of it changes a number of the run."""
+"""Observing a run in progress: profile, Weights & Biases, memory. No number of it changes."""
 
 import dataclasses
 import importlib.util
@@ -16,15 +16,15 @@ from tpo_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Watch:
-    """What is asked for beyond metrics in files and on the console.
+    """What the user asks for beyond metrics in files and on the console.
 
     Args:
-        profile_steps: `FIRST:LAST`, steps of which the profiler leaves a trace in
-            `workdir/profile`, both included; empty: none.
-        wandb_project: also write metrics to this project of Weights & Biases; empty: no.
+        profile_steps: `FIRST:LAST`, steps that the profiler traces to `workdir/profile`, both
+            included; empty: none.
+        wandb_project: Project of Weights & Biases that also gets the metrics; empty: none.
 
     Raises:
-        InputError: not of that form, or Weights & Biases without its package or its key.
+        InputError: Another form, or Weights & Biases without its package or its key.
     """
 
     profile_steps: str = ""
@@ -49,16 +49,16 @@ class Watch:
 
     @property
     def profiled(self) -> range:
-        """The steps to trace."""
+        """Return the steps to trace."""
         first, last = map(int, self.profile_steps.split(":")) if self.profile_steps else (0, -1)
         return range(first, last + 1)
 
 
 def wandb_run(project: str, workdir: Path, config: dict) -> Any:
-    """The run of this working directory at Weights & Biases, continued where there is one.
+    """Open the run of this working directory at Weights & Biases; it is resumed if it exists.
 
     Raises:
-        InputError: it refuses, or cannot be reached.
+        InputError: Weights & Biases refuses, or cannot be reached.
     """
     import wandb
 
@@ -85,19 +85,19 @@ class Profiler:
         self._steps, self._directory, self._running = steps, directory, False
 
     def before(self, step: int) -> None:
-        """Call it before a step is dispatched."""
+        """Start the trace if this step, not yet dispatched, is the first to trace."""
         if not self._running and step in self._steps:
             jax.profiler.start_trace(self._directory)
             self._running = True
 
     def after(self, step: int, metrics: dict) -> None:
-        """Call it after; waits for the last step of the trace."""
+        """End the trace if this step, already dispatched, is the last to trace; wait for it."""
         if self._running and step == self._steps[-1]:
             jax.block_until_ready(metrics)
             self.close()
 
     def close(self) -> None:
-        """Writes the trace of a run that ends within these steps."""
+        """Write the trace, if one is running."""
         if self._running:
             self._running = False
             text = f"profile: {self._directory}"
@@ -105,13 +105,13 @@ class Profiler:
                 jax.profiler.stop_trace()
             except (RuntimeError, OSError) as error:  # a disk that is full or read-only
                 reason = str(error).partition("\n")[0]
-                text += f" cannot be written: {reason}; training goes on"
+                text += f" cannot be written: {reason}; training continues"
             print(text, file=sys.stderr, flush=True)
 
 
 def device_memory() -> dict[str, float]:
-    """GB in use on the fullest of this host's devices, and the most there ever were; nothing where
-    the back end does not say.
+    """Return GB in use on the fullest of this host's devices, now and at the peak; nothing if the
+    back end does not report them.
     """
     stats = [found for device in jax.local_devices() if (found := device.memory_stats())]
     names = {"memory/in_use": "bytes_in_use", "memory/peak": "peak_bytes_in_use"}
