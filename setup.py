@@ -38,7 +38,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["tpo_jax", "tpo_jax.*", "configs"]),
+    packages=find_packages(include=["tpo_jax", "tpo_jax.*"]),
     entry_points={"lmms_eval.models": ["tpo_jax = tpo_jax.evaluation.lmms_plugin:manifest"]},
     package_data={"tpo_jax": ["**/*.txt", "**/*.jinja", "py.typed", "serving/page/*"]},
     install_requires=[

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from configs import curate_world
+from tests.config_files import load
 from tpo_jax.curation import engine, stages
 from tpo_jax.curation.run import curate
 from tpo_jax.curation.speakers import seed_of
@@ -39,7 +39,7 @@ BEFORE = ("videos", "segments", "captions", "questions", "answers")  # stages of
 
 def config_of(folder: Path, checkpoint: str | None) -> ConfigDict:
     """The run: views of 32 frames, as many as the quickstart's long videos have."""
-    config = curate_world.get_config()
+    config = load("curate_world").get_config()
     config.videos.folder, config.rules.world_seed = str(folder), SEED
     config.segments.min_seconds, config.segments.max_seconds = 24.0, 30.0
     config.answerer.num_frames = 32

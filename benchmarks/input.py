@@ -23,20 +23,21 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import app, flags
+from ml_collections import ConfigDict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from configs import tiny
 from tpo_jax.data import preparation
 from tpo_jax.data.pipeline import DataConfig, Pipeline
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.models.config import preset
 from tpo_jax.models.vlm import init_params
-from tpo_jax.objectives.preference import Objective
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import to_global
+from tpo_jax.study.rows import tiny
+from tpo_jax.training import experiment
 from tpo_jax.training.state import learning_rate_schedule, make_optimizer, new_state
-from tpo_jax.training.step import Compute, make_step
+from tpo_jax.training.step import make_step
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 from tpo_jax.worlds.world import make_videos
 
@@ -46,6 +47,7 @@ TOKENIZER = flags.DEFINE_string("tokenizer", str(SHARED / "qwen2_tokenizer"), "Q
 OUTPUT = flags.DEFINE_string("output", None, "File for the tables, besides standard output.")
 
 FRAMES, VIDEOS, SECONDS = 32, 48, 96
+ENDLESS = {"num_epochs": 0, "seed": 0, "answers": 2, "phrases": False}
 PAPER = 10_000 / (4 * 3600)  # pairs/s of the paper's run on eight GPUs
 
 
@@ -86,14 +88,13 @@ def make_world(root: Path) -> None:
 class Step:
     """The train step of `configs/tiny.py` with its state."""
 
-    def __init__(self, config):
-        model = preset("tiny_longva")
-        self.mesh = make_mesh(config.mesh.to_dict())
-        optimizer = make_optimizer(config.train, learning_rate_schedule(1e-4, 100, 0.1))
-        state = new_state(init_params(model, seed=0), optimizer, tuple(config.train.freeze))
+    def __init__(self, config: ConfigDict):
+        model, wanted = preset("tiny_longva"), experiment.read(config)
+        self.mesh = make_mesh(dataclasses.asdict(wanted.mesh))
+        optimizer = make_optimizer(wanted.optimizer, learning_rate_schedule(1e-4, 100, 0.1))
+        state = new_state(init_params(model, seed=0), optimizer, wanted.optimizer.freeze)
         self._state = jax.device_put(state, jax.NamedSharding(self.mesh, jax.P()))
-        compute = Compute(**config.compute)
-        step = make_step(model, Objective(**config.objective), compute, optimizer)
+        step = make_step(model, wanted.objective, wanted.compute, optimizer)
         self._step = jax.jit(step, donate_argnums=0)
 
     def __call__(self, batch: dict) -> None:
@@ -116,17 +117,18 @@ def waiting(batches: Iterator, step: Step, count: int, pairs: int) -> tuple[floa
 
 def against_the_step(root: Path, pairs_per_row: int) -> list[list[str]]:
     """Rows of the first table."""
-    config = tiny.get_config()
+    config = tiny()
     B, model = config.train.batch_size, preset("tiny_longva")
     count = 4 * VIDEOS * 4 // B  # four epochs
     data = DataConfig(
-        str(root / "shards"),
-        FRAMES,
+        **ENDLESS,
         batch_size=B,
+        shards=str(root / "shards"),
+        num_frames=FRAMES,
         pairs_per_row=pairs_per_row,
-        num_epochs=0,
         prefix_multiple=config.data.prefix_multiple,
         response_multiple=config.data.response_multiple,
+        workers=0,
     )
     step, rows = Step(config), []
     pipeline = Pipeline(data, model, load_tokenizer(root / "tokenizer"))
@@ -161,9 +163,8 @@ def at_7b(root: Path) -> list[list[str]]:
         shards = write_pairs(root / name, [pair], Path(MEDIA.value))
         for size in ("longva_7b", "llava_video_7b"):
             # Threads at work are counted in CPU seconds, whatever else the machine does.
-            pipeline = Pipeline(
-                DataConfig(shards, FRAMES, batch_size=1, num_epochs=0), preset(size), tokenizer
-            )
+            data = DataConfig(**ENDLESS, batch_size=1, shards=shards, num_frames=FRAMES, workers=0)
+            pipeline = Pipeline(data, preset(size), tokenizer)
             pipeline[0]
             start, count = cpu(), 4
             for k in range(count):

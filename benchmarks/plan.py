@@ -13,20 +13,20 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from configs import llava_video_tpo, longva_tpo
+from tests.config_files import load
 from tpo_jax.plan import model_of
 from tpo_jax.planning.plan import GIB, Plan, compile_step
 
 # What is kept where memory allows; everything else is recomputed.
 _KEPT, _MORE = "attention:save", "qkv:save,attention:save,residual:save"
-# model, config, frames, topology, (fsdp, context), prefix tokens come in multiples of, remat
+# family, frames, topology, (fsdp, context), prefix tokens come in multiples of, remat
 ROWS = (
-    ("llava_video_7b", llava_video_tpo, 32, "v5e:4x4", (16, 1), 512, _KEPT),
-    ("llava_video_7b", llava_video_tpo, 64, "v5e:4x4", (16, 1), 512, _KEPT),
-    ("llava_video_7b", llava_video_tpo, 128, "v5e:4x8", (16, 2), 1024, _KEPT),
-    ("llava_video_7b", llava_video_tpo, 512, "v5e:8x8", (4, 16), 8192, _MORE),
-    ("longva_7b", longva_tpo, 1024, "v5e:8x8", (2, 32), 16384, _MORE),
-    ("longva_7b", longva_tpo, 3000, "v5e:8x8", (1, 64), 32768, _MORE),
+    ("llava_video", 32, "v5e:4x4", (16, 1), 512, _KEPT),
+    ("llava_video", 64, "v5e:4x4", (16, 1), 512, _KEPT),
+    ("llava_video", 128, "v5e:4x8", (16, 2), 1024, _KEPT),
+    ("llava_video", 512, "v5e:8x8", (4, 16), 8192, _MORE),
+    ("longva", 1024, "v5e:8x8", (2, 32), 16384, _MORE),
+    ("longva", 3000, "v5e:8x8", (1, 64), 32768, _MORE),
 )
 HEAD = """# Which experiments fit which slice
 
@@ -54,21 +54,21 @@ Written by `python benchmarks/plan.py --output=docs/results/plan.md`; jax 0.10.2
 
 def compiled(row) -> Plan:
     """The plan of a row."""
-    name, experiment, frames, topology, (fsdp, context), unit, remat = row
-    config = experiment.get_config()
+    family, frames, topology, (fsdp, context), unit, remat = row
+    config = load(f"{family}_tpo").get_config()
     config.data.num_frames = frames
     config.data.prefix_multiple = unit
     config.mesh.fsdp, config.mesh.context = fsdp, context
     config.compute.remat = remat
     config.train.batch_size = fsdp
-    config.model.preset, config.model.max_length = name, 2**20
+    config.model.preset, config.model.max_length = f"{family}_7b", 2**20
     return compile_step(config, model_of(config), topology)[0]
 
 
 def line(row, plan: Plan) -> str:
     """A row of the table."""
-    name, _, frames, topology, (fsdp, context), _, remat = row
-    cells = [name, f"{frames:,}", topology, f"{fsdp} x {context}", f"{plan.prefix:,}"]
+    family, frames, topology, (fsdp, context), _, remat = row
+    cells = [f"{family}_7b", f"{frames:,}", topology, f"{fsdp} x {context}", f"{plan.prefix:,}"]
     cells += [remat.replace(":save", "").replace(",", ", ")]
     cells += [f"{plan.peak / GIB:.2f}", f"{plan.limit / GIB:.2f}"]
     if plan.fits:

@@ -3,17 +3,20 @@
 python -m tpo_jax.train --config=configs/llava_video_tpo.py --workdir=DIR \
   --config.model.checkpoint=LLaVA-Video-7B-Qwen2 --config.data.shards=SHARDS
 
-Variants as in `configs/longva_tpo.py`. Not run at 7B yet: no score to report.
+Variants: those of `configs/longva_tpo.py`. Not run at 7B yet: no score to report.
 """
 
-from configs import common
+from ml_collections import ConfigDict
+
+from tpo_jax.study.rows import apply_variant
+from tpo_jax.training.experiment import base
 
 
-def get_config(variant: str = "tpo"):
-    """The experiment, or one of its baselines."""
-    config = common.base()
+def get_config(variant: str = "tpo") -> ConfigDict:
+    """Return the experiment, or one of its variants."""
+    config = base()
     config.data.num_frames = 32
     config.objective.beta = 0.2
     config.objective.alpha = 1.0
     config.train.learning_rate = 3e-7
-    return common.apply_variant(config, variant)
+    return apply_variant(config, variant)

@@ -5,18 +5,21 @@ python -m tpo_jax.train --config=configs/longva_tpo.py --workdir=DIR \
 
 Variants: `:sft_self` (supervised on the chosen answers) and `:hound_dpo` (Table 1), `:scale_2k` and
 `:scale_5k` (Table 3), `:localized_only` and `:comprehensive_only` (Table 4), `:mix_8_2` and
-`:mix_2_8` (Table 5), `:dpo` (no supervised term); peers: `:rrpo` and `:leanpo`
+`:mix_2_8` (Table 5), `:dpo` (no supervised term); later methods: `:rrpo` and `:leanpo`
 (`docs/objectives.md`). Not run at 7B yet: no score to report.
 """
 
-from configs import common
+from ml_collections import ConfigDict
+
+from tpo_jax.study.rows import apply_variant
+from tpo_jax.training.experiment import base
 
 
-def get_config(variant: str = "tpo"):
-    """The experiment, or one of its baselines."""
-    config = common.base()
+def get_config(variant: str = "tpo") -> ConfigDict:
+    """Return the experiment, or one of its variants."""
+    config = base()
     config.data.num_frames = 32
     config.objective.beta = 0.3
     config.objective.alpha = 0.5
     config.train.learning_rate = 4e-6
-    return common.apply_variant(config, variant)
+    return apply_variant(config, variant)

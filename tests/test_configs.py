@@ -14,15 +14,13 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import common, llava_video_tpo, longva_tpo, tiny
+from tests.config_files import load
 from tests.tiny_run import tiny_config
 from tpo_jax import train as door
-from tpo_jax.data.pipeline import DataConfig
-from tpo_jax.models.lora import Lora
 from tpo_jax.objectives.losses import LOSSES
 from tpo_jax.objectives.preference import Objective
-from tpo_jax.parallel.mesh import AXES
-from tpo_jax.training.step import Compute
+from tpo_jax.study.rows import variants
+from tpo_jax.training.experiment import SECTIONS, base, read
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs/configs.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| `(\w+\.\w+)`( \*)? \| `(.*?)` \| (.+?) \|$", TEXT, re.MULTILINE)
@@ -35,25 +33,24 @@ def flat(config: ml_collections.ConfigDict) -> dict:
 
 
 def test_the_table_has_the_fields_and_their_defaults():
-    assert {name: ast.literal_eval(value) for name, _, value, _ in ROWS} == flat(common.base())
-    assert len(ROWS) == len(flat(common.base()))
+    assert {name: ast.literal_eval(value) for name, _, value, _ in ROWS} == flat(base())
+    assert len(ROWS) == len(flat(base()))
 
 
 def test_the_table_marks_what_a_continued_run_may_change():
     marked = {name for name, star, _, _ in ROWS if star}
-    assert marked == {
-        n for n in flat(common.base()) if n in door.FREE or n.split(".")[0] in door.FREE
-    }
+    assert marked == {n for n in flat(base()) if n in door.FREE or n.split(".")[0] in door.FREE}
 
 
-@pytest.mark.parametrize("file", [tiny, longva_tpo, llava_video_tpo])
-def test_variants_change_what_their_name_says(file):
-    base = flat(file.get_config())
+@pytest.mark.parametrize("name", ["tiny", "longva_tpo", "llava_video_tpo"])
+def test_variants_change_what_their_name_says(name):
+    file = load(name)
+    plain = flat(file.get_config())
     changed = {
-        variant: {k: v for k, v in flat(file.get_config(variant)).items() if v != base[k]}
-        for variant in common.VARIANTS
+        variant: {k: v for k, v in flat(file.get_config(variant)).items() if v != plain[k]}
+        for variant in variants()
     }
-    assert base.keys() == flat(common.base()).keys()
+    assert plain.keys() == flat(base()).keys()
     assert changed["tpo"] == {}
     assert changed["localized_only"] == {"data.mixing": (1.0, 0.0)}
     assert changed["comprehensive_only"] == {"data.mixing": (0.0, 1.0)}
@@ -77,8 +74,8 @@ def test_variants_change_what_their_name_says(file):
             "train.freeze": (),
         }.items()
     )
-    for variant in common.VARIANTS:
-        Objective(**file.get_config(variant).objective)
+    for variant in variants():
+        read(file.get_config(variant))
     with pytest.raises(ValueError, match="unknown variant 'other'; there are tpo, "):
         file.get_config("other")
 
@@ -99,7 +96,7 @@ def test_commands_of_the_objectives_parse(command, monkeypatch):
     arguments = shlex.split(command.replace("\\\n", ""))
     monkeypatch.setattr(sys, "argv", ["train", *arguments])  # where it looks for the overrides
     assert values(sys.argv) == ["train"]
-    objective = Objective(**config.value.objective)
+    objective = read(config.value).objective
     for name, value in re.findall(r"objective\.(\w+)=(\S+)", " ".join(arguments)):
         found = getattr(objective, name)
         assert found == type(found)(value if name == "loss" else ast.literal_eval(value))
@@ -113,22 +110,22 @@ def test_every_loss_has_a_row_and_a_command():
 
 
 def test_papers_settings():
-    longva, llava = longva_tpo.get_config(), llava_video_tpo.get_config()
-    assert dict(longva.objective) == dict(Objective(0.3, 0.5).__dict__)
-    assert dict(llava.objective) == dict(Objective(0.2, 1.0).__dict__)
-    assert (longva.train.learning_rate, llava.train.learning_rate) == (4e-6, 3e-7)
-    for config in (longva, llava):
-        assert (config.train.batch_size, config.train.num_epochs) == (64, 1)
-        assert (config.train.warmup_ratio, config.train.freeze) == (0.1, ("tower",))
+    longva, llava = (read(load(name).get_config()) for name in ("longva_tpo", "llava_video_tpo"))
+    assert longva.objective == Objective(0.3, 0.5)
+    assert llava.objective == Objective(0.2, 1.0)
+    assert (longva.optimizer.learning_rate, llava.optimizer.learning_rate) == (4e-6, 3e-7)
+    for found in (longva, llava):
+        assert (found.schedule.batch_size, found.schedule.num_epochs) == (64, 1)
+        assert (found.optimizer.warmup_ratio, found.optimizer.freeze) == (0.1, ("tower",))
 
 
-def reads(monkeypatch, kind) -> set[str]:
-    """Names of the fields of a dataclass that somebody reads, checks and copies apart."""
+def reads(monkeypatch, kind: type) -> set[str]:
+    """Return the fields of a dataclass that some code reads; checks and copies do not count."""
     names, seen = {field.name for field in dataclasses.fields(kind)}, set()
-    apart = {"__post_init__", "replace", "_replace", "__eq__", "__hash__", "__repr__"}
+    ignored = {"__post_init__", "replace", "_replace", "__eq__", "__hash__", "__repr__"}
 
     def spy(self, name):
-        if name in names and sys._getframe(1).f_code.co_name not in apart:
+        if name in names and sys._getframe(1).f_code.co_name not in ignored:
             seen.add(name)
         return object.__getattribute__(self, name)
 
@@ -139,15 +136,7 @@ def reads(monkeypatch, kind) -> set[str]:
 @pytest.mark.xdist_group("train")
 def test_every_field_is_read(tiny_world, compiled, tmp_path, monkeypatch):
     config = tiny_config(tiny_world)
-    config.lora.rank = 2  # the others say nothing without
-    sections = {id(config[name]): name for name in config}
-    seen = set()
-    original = ml_collections.ConfigDict.__getitem__
-
-    def spy(self, key):
-        if id(self) in sections:
-            seen.add(f"{sections[id(self)]}.{key}")
-        return original(self, key)
+    config.lora.rank = 2  # the other fields of the section have no effect without
 
     def trace(length, step, state, batches, pairs, logps, mesh, *_):
         batch = next(batches)
@@ -155,25 +144,21 @@ def test_every_field_is_read(tiny_world, compiled, tmp_path, monkeypatch):
         jax.eval_shape(step, state, batch)
         return state
 
-    by_kind = {
-        "data": reads(monkeypatch, DataConfig),
-        "objective": reads(monkeypatch, Objective),
-        "compute": reads(monkeypatch, Compute),
-        "lora": reads(monkeypatch, Lora),
+    seen = {
+        section: {kind: reads(monkeypatch, kind) for kind in kinds}
+        for section, kinds in SECTIONS.items()
     }
-    monkeypatch.setattr(ml_collections.ConfigDict, "__getitem__", spy)
-    # It writes all of them down, which is no use of them.
-    monkeypatch.setattr(ml_collections.ConfigDict, "to_json_best_effort", lambda _: "{}")
     # The step is traced, nothing is computed.
     monkeypatch.setattr(door.loop, "run", trace)
     monkeypatch.setattr(door.reference, "compute", lambda *_: None)
     monkeypatch.setattr(door.reference, "save", lambda *_: None)
     door.train(config, tmp_path)
 
-    # Whole sections become dataclasses and the mesh: what those read counts.
-    handed_on = ("data", "objective", "compute", "lora", "mesh")
-    used = {name for name in seen if name.split(".")[0] not in handed_on}
-    used |= {"data.reference"} & seen | {f"mesh.{axis}" for axis in AXES}
-    used |= {f"{section}.{name}" for section, names in by_kind.items() for name in names}
+    used = {
+        f"{section}.{name}"
+        for section, kinds in seen.items()
+        for names in kinds.values()
+        for name in names
+    }
     unread = flat(config).keys() - used
     assert not unread

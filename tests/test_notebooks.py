@@ -62,6 +62,7 @@ def test_it_runs_top_to_bottom(path, smoke_quickstart, tmp_path, monkeypatch):
     pytest.importorskip("ipykernel", reason="ipykernel is not installed")
     folder, _ = smoke_quickstart
     (tmp_path / "quickstart").symlink_to(folder)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     # `python` of a shell is the one of these tests, and finds the package without its being
     # installed.
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from configs import longva_tpo
 from tests.commands import call
+from tests.config_files import load
 from tests.test_docs import PARSE, ROOT
 from tpo_jax.checkpoints.models import save_model
 from tpo_jax.errors import InputError
@@ -28,6 +28,7 @@ from tpo_jax.study import pairs as study_pairs
 from tpo_jax.study import runs as study_runs
 from tpo_jax.study import settings as study
 from tpo_jax.study.items import ITEMS, needed
+from tpo_jax.study.rows import ROWS
 from tpo_jax.study.statistics import paired, t_interval
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 
@@ -242,7 +243,10 @@ def test_every_variant_belongs_to_an_item_and_to_a_wave():
     wanted = set().union(*(needed(item, besides=True) for item in ITEMS))
     planned = {(family, variant) for family, variants in study.WAVES for variant in variants}
     assert wanted == planned
-    assert {v for f, v in planned if f == "tiny_longva"} == {"base", *study.VARIANTS}
+    assert {v for f, v in planned if f == "tiny_longva"} == {
+        "base",
+        *(name for name, row in ROWS.items() if row.miniature),
+    }
 
 
 def test_commands_at_7b_parse_and_missing_things_are_named(tmp_path):
@@ -269,7 +273,7 @@ def test_commands_at_7b_parse_and_missing_things_are_named(tmp_path):
         flags | {"item": "table9"},
         {"item": "table1", "workdir": tmp_path, "seeds": "1,1"},
     )
-    assert longva_tpo.get_config().train.batch_size == full_size.BATCH_SIZE
+    assert load("longva_tpo").get_config().train.batch_size == full_size.BATCH_SIZE
     assert printed.code == 0 and "11.7 chip-hours" in printed.out
     assert printed.out.count("tpo_jax.train") == 3
     assert printed.out.count("--config.compute.micro_batches=4") == 3 + 1  # and `plan`

@@ -10,8 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from configs import common
 from tpo_jax.data import preparation
+from tpo_jax.training.experiment import base
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 from tpo_jax.worlds.world import make_videos
 
@@ -47,7 +47,7 @@ def make_world(root: Path) -> None:
 
 def tiny_config(world: Path) -> ConfigDict:
     """Six steps over two epochs of DPO alone; tests change fields of their own copy."""
-    config = common.base()
+    config = base()
     config.model.preset = "tiny_longva"
     config.model.tokenizer = str(world / "tokenizer")
     config.data.shards = str(world / "shards")

@@ -17,6 +17,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,20 +29,20 @@ from ml_collections import ConfigDict, config_flags
 from tpo_jax.checkpoints.fingerprint import weights_fingerprint
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.checkpoints.peft import save_adapters
-from tpo_jax.checkpoints.train_state import CheckpointPolicy, TrainCheckpoints
-from tpo_jax.data.pipeline import DataConfig, Pipeline
+from tpo_jax.checkpoints.train_state import TrainCheckpoints
+from tpo_jax.data.pipeline import Pipeline
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, run_command
 from tpo_jax.io.files import write_json
 from tpo_jax.io.paths import check_config, define_path
 from tpo_jax.models.config import ModelConfig, check_source, preset, to_dict
-from tpo_jax.models.lora import Lora, join, merge
+from tpo_jax.models.lora import join, merge
 from tpo_jax.models.vlm import init_params
-from tpo_jax.objectives.preference import Objective
 from tpo_jax.parallel import distributed
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import check_rows, parameter_shardings, to_global
 from tpo_jax.training import loop, reference, run_page
+from tpo_jax.training.experiment import Experiment, read
 from tpo_jax.training.goodput import GoodputJournal
 from tpo_jax.training.state import (
     learning_rate_schedule,
@@ -49,7 +50,7 @@ from tpo_jax.training.state import (
     new_state,
     split_params,
 )
-from tpo_jax.training.step import Compute, make_scorer, make_step
+from tpo_jax.training.step import make_scorer, make_step
 from tpo_jax.training.watch import Watch
 
 # What may differ between a checkpoint and the run that continues it: where and how fast, never
@@ -74,11 +75,11 @@ FREE = (
 )
 
 
-def load_weights(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[ModelConfig, dict, Path]:
-    """(model config, parameters on the mesh, tokenizer directory) as `config.model` says."""
-    given = config.model
+def load_weights(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[ModelConfig, dict, Path]:
+    """Return model config, parameters on the mesh and tokenizer directory."""
+    given = experiment.source
     check_source(given.checkpoint, given.preset)
-    settings = {"max_length": given.max_length} if given.max_length else {}
+    settings: dict[str, Any] = {"max_length": given.max_length} if given.max_length else {}
     if given.checkpoint:
         loaded = load_model(given.checkpoint, mesh=mesh, dtype=None, **settings)
         return loaded.config, loaded.params, loaded.tokenizer_directory
@@ -89,12 +90,12 @@ def load_weights(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[ModelConf
     ids = load_tokenizer(given.tokenizer).get_vocab_size()
     size = max(model.decoder.vocab_size, -(-ids // 128) * 128)
     model = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, vocab_size=size))
-    init = lambda: init_params(model, config.train.seed)  # noqa: E731
+    init = lambda: init_params(model, experiment.schedule.seed)  # noqa: E731
     shardings = parameter_shardings(mesh, jax.eval_shape(init))
     return model, jax.jit(init, out_shardings=shardings)(), Path(given.tokenizer)
 
 
-def identity(config: ConfigDict, model: ModelConfig, params, pipeline: Pipeline):
+def identity(experiment: Experiment, model: ModelConfig, params, pipeline: Pipeline):
     """What a run's numbers depend on beyond its config: hashes of weights, shards and texts."""
     data = pipeline.config
     return {
@@ -105,15 +106,15 @@ def identity(config: ConfigDict, model: ModelConfig, params, pipeline: Pipeline)
         "sampling": [data.sampling, data.num_frames],
         "template": [data.time_instruction, data.prompt_style, data.pairs_per_row > 1],
         "tokenizer": hashlib.sha256(pipeline.tokenizer.to_str().encode()).hexdigest(),
-        "dtype": config.compute.dtype,
+        "dtype": experiment.compute.dtype,
     }
 
 
-def reference_logps(config: ConfigDict, compute: Compute, model, params, pipeline, mesh, key: dict):
+def reference_logps(experiment: Experiment, model, params, pipeline, mesh, key: dict):
     """The cached log-probabilities of the initial weights, computed if nobody did so before."""
     data = pipeline.config
     key = key | ({"phrases": True} if data.phrases else {})
-    given = config.data.reference
+    given = experiment.reference.reference
     path = Path(given) if given else reference.cache_path(Path(data.shards), key)
     # Hosts whose disks differ must still agree on who computes.
     if given or multihost_utils.process_allgather(np.array(path.exists())).all():
@@ -121,7 +122,7 @@ def reference_logps(config: ConfigDict, compute: Compute, model, params, pipelin
     print(f"computing reference log-probabilities: {path}", file=sys.stderr)
     once = dataclasses.replace(data, shuffle=False, num_epochs=1)
     batches = Pipeline(once, model, pipeline.tokenizer, jax.process_index(), jax.process_count())
-    score = make_scorer(model, compute)
+    score = make_scorer(model, experiment.compute)
     with contextlib.closing(iter(batches)) as parts:
         logps = reference.compute(
             score, params, (to_global(b, mesh) for b in parts), len(pipeline.shards), mesh
@@ -171,43 +172,27 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
     """
     started, watch = time.time(), watch or Watch()
     check_config(config)
-    objective, compute = Objective(**config.objective), Compute(**config.compute)
-    lora = Lora(**config.lora)
-    mesh = make_mesh(config.mesh.to_dict())
-    model, params, tokenizer = load_weights(config, mesh)
+    experiment = read(config)
+    objective, compute, lora = experiment.objective, experiment.compute, experiment.lora
+    mesh = make_mesh(dataclasses.asdict(experiment.mesh))
+    model, params, tokenizer = load_weights(experiment, mesh)
 
-    data = config.data.to_dict()
-    data.pop("reference")
-    data["mixing"] = data["mixing"] or None
-    data["time_instruction"] = data["time_instruction"] or model.time_instruction
     pipeline = Pipeline(
-        DataConfig(
-            **data,
-            batch_size=config.train.batch_size,
-            seed=config.train.seed,
-            num_epochs=0 if config.train.num_steps else config.train.num_epochs,
-            answers=2 if objective.uses_pairs else 1,
-            phrases=objective.uses_phrases,
-        ),
+        experiment.data,
         model,
         load_tokenizer(tokenizer, model.decoder.vocab_size),
         jax.process_index(),
         jax.process_count(),
     )
-    check_rows(config.train.batch_size // config.data.pairs_per_row, mesh, compute.micro_batches)
+    rows = experiment.data.batch_size // experiment.data.pairs_per_row
+    check_rows(rows, mesh, compute.micro_batches)
     if compute.head_chunk and pipeline.max_response % compute.head_chunk:
         raise InputError(
             f"compute.head_chunk={compute.head_chunk} must divide the {pipeline.max_response} "
             "positions of a response"
         )
-    if not (config.train.num_steps or config.train.num_epochs):
-        raise InputError("one of train.num_steps and train.num_epochs must be above 0")
-    length = loop.LoopConfig(config.train.num_steps or len(pipeline), config.train.log_every)
-    policy = CheckpointPolicy(
-        config.train.checkpoint_every,
-        config.train.checkpoint_minutes,
-        config.train.keep_checkpoints,
-        config.train.keep_best,
+    length = loop.LoopConfig(
+        experiment.schedule.num_steps or len(pipeline), experiment.schedule.log_every
     )
     if watch.profiled.start > length.num_steps:
         raise InputError(
@@ -215,11 +200,11 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
         )
 
     schedule = learning_rate_schedule(
-        config.train.learning_rate, length.num_steps, config.train.warmup_ratio
+        experiment.optimizer.learning_rate, length.num_steps, experiment.optimizer.warmup_ratio
     )
-    optimizer = make_optimizer(config.train, schedule)
-    freeze = tuple(config.train.freeze)
-    initial = lambda p: new_state(p, optimizer, freeze, lora, config.train.seed)  # noqa: E731
+    optimizer, freeze = make_optimizer(experiment.optimizer, schedule), experiment.optimizer.freeze
+    seed = experiment.schedule.seed
+    initial = lambda p: new_state(p, optimizer, freeze, lora, seed)  # noqa: E731
     abstract = jax.eval_shape(initial, params)
     shardings = parameter_shardings(mesh, abstract)
     step = jax.jit(
@@ -228,13 +213,13 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
         out_shardings=(shardings, jax.NamedSharding(mesh, jax.P())),
     )
 
-    key, logps = identity(config, model, params, pipeline), None
+    key, logps = identity(experiment, model, params, pipeline), None
     meta = {"config": json.loads(config.to_json_best_effort()), "identity": key}
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--workdir={workdir} cannot be a directory: {error.strerror}") from error
-    checkpoints = TrainCheckpoints(workdir / "checkpoints", policy)
+    checkpoints = TrainCheckpoints(workdir / "checkpoints", experiment.checkpoints)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(checkpoints))
         batches = stack.enter_context(contextlib.closing(iter(pipeline)))
@@ -246,7 +231,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
             trained, _ = split_params(params, freeze, lora)
             step = functools.partial(step, reference=frozen_copy(trained, compute.dtype))
         elif objective.uses_reference:
-            logps = reference_logps(config, compute, model, params, pipeline, mesh, key)
+            logps = reference_logps(experiment, model, params, pipeline, mesh, key)
         if saved:
             del params  # the state that is read takes their place on the devices
             where = jax.tree.map(
@@ -288,7 +273,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
         return None
     trained = join(state["params"], state["frozen"])
     if lora.rank:
-        base = config.model.checkpoint
+        base = experiment.source.checkpoint
         save_adapters(workdir / "adapters", model, lora, state["params"], base)
         trained = merge(trained, lora)
     save_model(workdir / "model", model, trained, tokenizer)

@@ -45,7 +45,7 @@ def assert_restores(checkpoints: TrainCheckpoints, step: int) -> None:
 
 @pytest.mark.parametrize(("best", "kept"), [("", "45"), ("min:loss", "245"), ("max:loss", "345")])
 def test_the_newest_and_the_best_stay_also_across_restarts(tmp_path, best, kept):
-    policy = CheckpointPolicy(every_steps=1, keep=2, keep_best=best)
+    policy = CheckpointPolicy(checkpoint_every=1, keep_checkpoints=2, keep_best=best)
     losses = {1: 0.5, 2: 0.1, 3: 0.9, 4: 0.3, 5: 0.2}
     for part in ((1, 2, 3), (4, 5)):
         checkpoints = TrainCheckpoints(tmp_path, policy)
@@ -63,18 +63,18 @@ def test_due_by_steps_by_minutes_or_not_at_all(tmp_path):
         checkpoints.close()
         return found
 
-    assert due(every_steps=2) == [False, True, False, True]
-    assert due(every_steps=0) == [False] * 4
-    assert due(every_steps=0, every_minutes=1e-9) == [True] * 4
-    assert due(every_steps=3, every_minutes=9) == [False, False, True, False]
+    assert due(checkpoint_every=2) == [False, True, False, True]
+    assert due(checkpoint_every=0) == [False] * 4
+    assert due(checkpoint_every=0, checkpoint_minutes=1e-9) == [True] * 4
+    assert due(checkpoint_every=3, checkpoint_minutes=9) == [False, False, True, False]
 
 
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        ({"every_steps": -1}, "train.checkpoint_every=-1 must not be negative"),
-        ({"every_minutes": -1.0}, "train.checkpoint_minutes=-1.0 must not be negative"),
-        ({"keep": 0}, "train.keep_checkpoints=0 must be above 0"),
+        ({"checkpoint_every": -1}, "train.checkpoint_every=-1 must not be negative"),
+        ({"checkpoint_minutes": -1.0}, "train.checkpoint_minutes=-1.0 must not be negative"),
+        ({"keep_checkpoints": 0}, "train.keep_checkpoints=0 must be above 0"),
         ({"keep_best": "loss"}, "train.keep_best='loss' must be min:NAME or max:NAME"),
     ],
 )
@@ -111,7 +111,7 @@ def test_whatever_is_missing_or_cut_no_other_state_comes_back(two, tmp_path, cap
             (directory / name).unlink()
             if keep:
                 (directory / name).write_bytes(content[: int(keep * len(content))])
-            checkpoints = TrainCheckpoints(directory, CheckpointPolicy(every_steps=1))
+            checkpoints = TrainCheckpoints(directory, CheckpointPolicy(checkpoint_every=1))
             assert checkpoints.latest_meta() == {"run": 1}
             found, position = checkpoints.restore(where())
             step = position["next"]
@@ -128,7 +128,7 @@ def test_whatever_is_missing_or_cut_no_other_state_comes_back(two, tmp_path, cap
 def test_after_a_broken_one_the_run_goes_on_from_the_one_before(two, tmp_path, capfd):
     directory = shutil.copytree(two, tmp_path / "checkpoints")
     shutil.rmtree(directory / "2" / "state")
-    checkpoints = TrainCheckpoints(directory, CheckpointPolicy(every_steps=1))
+    checkpoints = TrainCheckpoints(directory, CheckpointPolicy(checkpoint_every=1))
     assert_restores(checkpoints, 1)
     assert "going back to step 1" in capfd.readouterr().err
     assert checkpoints.due(2)
@@ -164,7 +164,7 @@ def test_what_a_killed_run_had_not_finished_is_removed_and_reported(two, tmp_pat
 def test_a_full_disk_is_reported_and_the_next_try_decides(small_disk, capfd, caplog):
     directory = small_disk / "checkpoints"
     (small_disk / "ballast").write_bytes(bytes(900_000))
-    checkpoints = TrainCheckpoints(directory, CheckpointPolicy(every_steps=1))
+    checkpoints = TrainCheckpoints(directory, CheckpointPolicy(checkpoint_every=1))
     save(checkpoints, 1)
     save(checkpoints, 2)
     while checkpoints._writing is not None:  # it is found out by asking what is due
@@ -189,7 +189,7 @@ def test_a_full_disk_is_reported_and_the_next_try_decides(small_disk, capfd, cap
 
 
 def test_a_disk_that_becomes_read_only_ends_the_last_save(small_disk):
-    checkpoints = TrainCheckpoints(small_disk / "checkpoints", CheckpointPolicy(every_steps=1))
+    checkpoints = TrainCheckpoints(small_disk / "checkpoints", CheckpointPolicy(checkpoint_every=1))
     save(checkpoints, 1, last=True)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(OSError, match="step 2 .*Read-only file system.*last complete.*: step 1"):

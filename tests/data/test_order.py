@@ -88,7 +88,7 @@ def test_limit_takes_the_first_and_nothing_left_is_an_error():
 def test_subsets_are_nested_and_drawn(kinds, mixed, data):
     pairs = index([*kinds, "localized", "comprehensive"])
     small, large = sorted(data.draw(st.tuples(*[st.integers(2, 62)] * 2)))
-    mixing = (1.0, 1.0) if mixed else None
+    mixing = (1.0, 1.0) if mixed else ()
     chosen = [set(select(pairs, mixing, n, subset_seed=3).tolist()) for n in (small, large)]
     assert chosen[0] <= chosen[1]
     if not mixed:

@@ -60,7 +60,13 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(world):
-    return DataConfig(str(world / "clip"), FRAMES, batch_size=2, num_epochs=2, prefix_multiple=16)
+    return DataConfig(
+        **{"batch_size": 2, "num_epochs": 2, "seed": 0, "answers": 2, "phrases": False},
+        shards=str(world / "clip"),
+        num_frames=FRAMES,
+        prefix_multiple=16,
+        workers=0,
+    )
 
 
 def make(config, tokenizer, *, model=MODEL, host=(0, 1), **changes):
@@ -262,7 +268,7 @@ def test_pairs_that_do_not_fit_are_named_before_training(config, world, tokenize
     with pytest.raises(InputError, match=r"2 rows of a batch cannot be shared by 3 hosts"):
         make(config, tokenizer, host=(0, 3))
     with pytest.raises(InputError, match=r"answers=3 must be 1 or 2"):
-        DataConfig("shards", answers=3)
+        DataConfig(batch_size=1, num_epochs=1, seed=0, answers=3, phrases=False)
 
 
 def test_the_context_bounds_what_is_rounded_up(config, tokenizer):

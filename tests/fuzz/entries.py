@@ -23,7 +23,13 @@ _BENCHMARK = flags.DEFINE_string("benchmark", None, "benchmark: its name.")
 def records() -> None:
     """All batches of an epoch of shards, decoded."""
     pipeline = Pipeline(
-        DataConfig(_INPUT.value, num_frames=2, batch_size=1, prefix_multiple=1),
+        DataConfig(
+            **{"batch_size": 1, "num_epochs": 1, "seed": 0, "answers": 2, "phrases": False},
+            shards=_INPUT.value,
+            num_frames=2,
+            prefix_multiple=1,
+            workers=0,
+        ),
         preset("tiny_longva"),
         load_tokenizer(_TOKENIZER.value),
     )

@@ -17,7 +17,6 @@ import yaml
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
-from configs import common
 from tests.evaluation.agreement import generate, make_docs
 from tests.evaluation.folders import make_folders
 from tests.fuzz import mutate
@@ -27,6 +26,7 @@ from tpo_jax.data import preparation, shards
 from tpo_jax.data.records import FRAME_ENCODINGS
 from tpo_jax.models import vlm
 from tpo_jax.models.config import ModelConfig, preset
+from tpo_jax.training.experiment import base
 from tpo_jax.video import sampling
 from tpo_jax.video.decode import probe
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
@@ -413,7 +413,7 @@ def pictures(rng, cache, folder):
 
 def overrides(rng, cache, folder):
     """Fields of a config on the command line."""
-    fields = list(_fields(common.base().to_dict()))
+    fields = list(_fields(base().to_dict()))
     arguments = []
     for _ in range(int(rng.integers(1, 4))):
         name, value = _pick(rng, fields)

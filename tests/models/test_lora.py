@@ -4,7 +4,6 @@ import contextlib
 import copy
 import json
 import math
-import types
 import warnings
 
 import jax
@@ -24,7 +23,7 @@ from tpo_jax.models.vlm import bind, cast, init_params
 from tpo_jax.objectives.preference import Objective
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import parameter_shardings, to_global
-from tpo_jax.training.state import make_optimizer, new_state
+from tpo_jax.training.state import Optimizer, make_optimizer, new_state
 from tpo_jax.training.step import Compute, make_scorer, make_step
 
 torch, transformers = originals.torch, originals.transformers
@@ -230,17 +229,9 @@ def test_bfloat16_kernels_are_merged_in_float32(checkpoint):
     assert np.abs(found - (kernel + product)).max() <= 2**-8 * np.abs(kernel + product).max()
 
 
-def optimizer_config(**changes):
-    return types.SimpleNamespace(
-        **{"max_grad_norm": 1.0, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
-        | {"moments": "float32"}
-        | changes
-    )
-
-
 def run(params, batch, compute, freeze, *, mesh=None, steps=2):
     """(state at step 0, state after the steps, metrics of the first step), NumPy."""
-    optimizer = make_optimizer(optimizer_config(), lambda _: 1e-2)
+    optimizer = make_optimizer(Optimizer(weight_decay=0.1), lambda _: 1e-2)
     initial = lambda p: new_state(p, optimizer, freeze, LORA, seed=3)  # noqa: E731
     step = make_step(SMALL, Objective(beta=0.3, alpha=0.0), compute, optimizer, LORA)
     if mesh is None:

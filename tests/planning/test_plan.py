@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from jax import P
 
-from configs import common
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import DecoderConfig, TowerConfig, preset, visual_tokens
 from tpo_jax.models.vlm import abstract_params
@@ -22,6 +21,7 @@ from tpo_jax.plan import report
 from tpo_jax.planning import hlo
 from tpo_jax.planning.plan import CHIPS, Plan, compile_step, devices_of, memory_asked, minimum_flops
 from tpo_jax.planning.search import frames_of, most_frames, smallest_slice
+from tpo_jax.training.experiment import base
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = ROOT / "docs/results/plan.md"
@@ -44,7 +44,7 @@ SLICE = dataclasses.replace(
 
 
 def experiment(**changes):
-    config = common.base()
+    config = base()
     config.train.batch_size = 4
     config.data.num_frames = 60
     config.data.max_prefix = 1536

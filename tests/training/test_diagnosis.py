@@ -8,12 +8,12 @@ import re
 import numpy as np
 import pytest
 
-from configs import common
 from tests.commands import call
 from tpo_jax.errors import InputError
 from tpo_jax.training import diagnosis, run_page
 from tpo_jax.training.clock import SPANS
 from tpo_jax.training.diagnosis import RULES, diagnose
+from tpo_jax.training.experiment import base
 from tpo_jax.training.goodput import Account
 from tpo_jax.training.run_record import Run
 
@@ -32,7 +32,7 @@ def journal(**seconds) -> list[dict]:
 def healthy() -> Run:
     """Noisy batches: margins rise, chosen answers hold, lengths vary without effect."""
     return Run(
-        json.loads(common.base().to_json_best_effort()),
+        json.loads(base().to_json_best_effort()),
         np.arange(1, SIZE + 1),
         {
             "losses/dpo": math.log(2) * (1 - 0.5 * RISING) + 0.001 * (NOISE[0] - NOISE[0, 0]),

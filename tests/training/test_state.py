@@ -6,15 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from configs import common
 from tpo_jax.errors import InputError
-from tpo_jax.training.state import make_optimizer
+from tpo_jax.training.state import Optimizer, make_optimizer
 
 
 def run(moments, steps=300):
-    config = common.base().train
-    config.moments = moments
-    optimizer = make_optimizer(config, optax.constant_schedule(1e-2))
+    optimizer = make_optimizer(Optimizer(moments=moments), optax.constant_schedule(1e-2))
     target = jnp.linspace(-1, 1, 4096)
     params = {"kernel": jnp.zeros(4096)}
     state = optimizer.init(params)

@@ -16,7 +16,7 @@ from tpo_jax.models.vlm import bind, init_params
 from tpo_jax.objectives.preference import Objective, denominators, tpo_loss
 from tpo_jax.parallel.mesh import AXES, make_mesh
 from tpo_jax.parallel.sharding import parameter_shardings, to_global
-from tpo_jax.training.state import make_optimizer, new_state, split_params
+from tpo_jax.training.state import Optimizer, make_optimizer, new_state, split_params
 from tpo_jax.training.step import Compute, make_scorer, make_step
 
 OBJECTIVE = Objective(beta=0.3, alpha=0.5)
@@ -294,9 +294,7 @@ def test_scorer_sums_what_the_step_sums():
 
 
 def test_optimizer_decays_matrices_only():
-    values = {"max_grad_norm": 1.0, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
-    config = type("C", (), values | {"moments": "float32"})
-    optimizer = make_optimizer(config, lambda _: 1.0)
+    optimizer = make_optimizer(Optimizer(weight_decay=0.1), lambda _: 1.0)
     trainable, _ = split_params(params(), ("tower",))
     zeros = jax.tree.map(jnp.zeros_like, trainable)
     updates, _ = optimizer.update(zeros, optimizer.init(trainable), trainable)

@@ -33,20 +33,17 @@ _UNREADABLE = (OSError, ValueError, KeyError)
 class CheckpointPolicy:
     """When a checkpoint is due, and which ones remain."""
 
-    every_steps: int = 100  # at multiples of this step; 0: not by steps
-    every_minutes: float = 0.0  # so long after the last one; 0: not by time
-    keep: int = 2  # the newest so many
+    checkpoint_every: int = 100  # at multiples of this step; 0: not by steps
+    checkpoint_minutes: float = 0.0  # so long after the last one; 0: not by time
+    keep_checkpoints: int = 2  # the newest so many
     keep_best: str = ""  # one more, by a metric: "max:NAME" or "min:NAME"
 
     def __post_init__(self):
-        for name, value in (
-            ("checkpoint_every", self.every_steps),
-            ("checkpoint_minutes", self.every_minutes),
-        ):
-            if not value >= 0:  # not a number neither
-                raise InputError(f"train.{name}={value} must not be negative")
-        if self.keep < 1:
-            raise InputError(f"train.keep_checkpoints={self.keep} must be above 0")
+        for name in ("checkpoint_every", "checkpoint_minutes"):
+            if not getattr(self, name) >= 0:  # also rejects NaN
+                raise InputError(f"train.{name}={getattr(self, name)} must not be negative")
+        if self.keep_checkpoints < 1:
+            raise InputError(f"train.keep_checkpoints={self.keep_checkpoints} must be above 0")
         direction, _, metric = self.keep_best.partition(":")
         if self.keep_best and not (direction in ("min", "max") and metric):
             raise InputError(
@@ -81,12 +78,14 @@ class TrainCheckpoints:
         self._directory, self._policy = Path(directory).absolute(), policy
         self._writing: int | None = None
         self._failed = False  # whether the last one could not be written
-        self._clock = _EveryMinutes(minimum_interval_secs=60 * policy.every_minutes, since=_now())
+        self._clock = _EveryMinutes(
+            minimum_interval_secs=60 * policy.checkpoint_minutes, since=_now()
+        )
         saving, keeping = ocp.training.save_decision_policies, ocp.training.preservation_policies
-        due, kept = [], [keeping.LatestN(policy.keep)]
-        if policy.every_steps:
-            due.append(saving.FixedIntervalPolicy(policy.every_steps))
-        if policy.every_minutes:
+        due, kept = [], [keeping.LatestN(policy.keep_checkpoints)]
+        if policy.checkpoint_every:
+            due.append(saving.FixedIntervalPolicy(policy.checkpoint_every))
+        if policy.checkpoint_minutes:
             due.append(self._clock)
         if policy.keep_best:
             best = keeping.BestN(

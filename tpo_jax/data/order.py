@@ -13,7 +13,7 @@ from tpo_jax.errors import InputError
 
 def select(
     index: Sequence[PairRecord],
-    mixing: tuple[float, float] | None = None,
+    mixing: tuple[float, ...] = (),
     limit: int = 0,
     subset_seed: int = 0,
 ) -> np.ndarray:
@@ -22,7 +22,7 @@ def select(
     Args:
         index: all pairs, frames are not needed.
         mixing: shares of localized and of comprehensive pairs; as many as there are in these
-            shares, the first of each kind, none repeated. None: all kinds as they are.
+            shares, the first of each kind, none repeated. Empty: all kinds as they are.
         limit: at most so many pairs, the first ones; 0: all.
         subset_seed: first in an order drawn by this seed, so that a smaller limit is a part of a
             larger one; 0: in the order of the index.
@@ -34,7 +34,7 @@ def select(
     ranked = list(range(len(index)))
     if subset_seed:
         ranked.sort(key=lambda i: hashlib.sha256(f"{subset_seed} {index[i].id}".encode()).digest())
-    if mixing is None:
+    if not mixing:
         used = ranked[:limit]
         if two_videos := sum(index[i].kind == "video" for i in used):
             raise InputError(

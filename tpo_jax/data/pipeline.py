@@ -30,21 +30,24 @@ ON_ERROR = ("error", "skip_and_count")
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is read, in which order, and the static shapes of a batch."""
+    """What is read, in which order, and the static shapes of a batch: section `data` of a config.
 
-    shards: str  # a directory that `prepare` made
+    The five fields without a default follow from other sections.
+    """
+
+    batch_size: int  # pairs of all hosts, B * Q
+    num_epochs: int  # 0: without end
+    seed: int  # of the order of pairs
+    answers: int  # A: 2, or 1 for the chosen answer only
+    phrases: bool  # whether batches say in which tokens the answers differ
+    shards: str = ""  # directory that `prepare` made
     num_frames: int = 32  # F
-    batch_size: int = 64  # pairs of all hosts, B * Q
     pairs_per_row: int = 1  # Q: pairs of one video that share its row
-    answers: int = 2  # A: 2, or 1 for the chosen answer only
-    phrases: bool = False  # whether batches say in which tokens the answers differ
     sampling: str = "uniform"
-    time_instruction: str = "none"
+    time_instruction: str = ""  # empty: what the model asks for
     prompt_style: str = "inference"
-    seed: int = 0
     shuffle: bool = True
-    num_epochs: int = 1  # 0: without end
-    mixing: tuple[float, float] | None = None  # shares of localized and comprehensive pairs
+    mixing: tuple[float, ...] = ()  # shares of localized and comprehensive pairs; (): all pairs
     limit: int = 0  # pairs used; 0: all
     subset_seed: int = 0  # draws the pairs of `limit`, nested; 0: the first ones
     curriculum: bool = False  # from easy to hard manipulations within an epoch
@@ -52,7 +55,7 @@ class DataConfig:
     max_response: int = 0  # R; 0: likewise
     prefix_multiple: int = 128
     response_multiple: int = 16
-    workers: int = 0  # decoding processes; 0: threads of this one
+    workers: int = 2  # decoding processes; 0: threads of this one
     cache_mib: int = 0  # room for decoded frames that this process keeps for later epochs
     on_error: str = "error"  # or "skip_and_count": a pair that cannot be decoded is left out
     verify_shards: bool = False  # whether their content is compared with the manifest's checksums
@@ -79,9 +82,10 @@ class DataConfig:
             raise InputError("data.phrases needs data.answers=2")
         if self.batch_size % self.pairs_per_row:
             raise InputError(
-                f"batch_size={self.batch_size} is no multiple of pairs_per_row={self.pairs_per_row}"
+                f"train.batch_size={self.batch_size} is no multiple of "
+                f"data.pairs_per_row={self.pairs_per_row}"
             )
-        if self.mixing is not None and (min(self.mixing) < 0 or sum(self.mixing) <= 0):
+        if self.mixing and (len(self.mixing) != 2 or min(self.mixing) < 0 or sum(self.mixing) <= 0):
             raise InputError(f"data.mixing={self.mixing} must be two shares, one of them above 0")
 
 
@@ -108,6 +112,8 @@ class Pipeline:
             InputError: the shards are damaged or hold too few pairs, a row is longer than P, R or
                 the model's context, or the batch cannot be shared out among the hosts.
         """
+        asked = config.time_instruction or model.time_instruction
+        config = dataclasses.replace(config, time_instruction=asked)
         self.config, self.model, self.tokenizer = config, model, tokenizer
         style = config.prompt_style
         self.processor = Processor(model, tokenizer, config.time_instruction, style)

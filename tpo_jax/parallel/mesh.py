@@ -1,5 +1,6 @@
 """The device mesh: axes `data`, `fsdp`, `tensor`, `context`."""
 
+import dataclasses
 import math
 
 import jax
@@ -7,7 +8,18 @@ from jax.experimental import mesh_utils
 
 from tpo_jax.errors import InputError
 
-AXES = ("data", "fsdp", "tensor", "context")
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """Devices along each axis; -1: all that are left."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+    context: int = 1
+
+
+AXES = tuple(field.name for field in dataclasses.fields(MeshShape))
 
 
 def mesh_shape(sizes: dict[str, int], num_devices: int) -> tuple[int, ...]:

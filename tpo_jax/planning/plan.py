@@ -12,14 +12,14 @@ from jax.experimental import topologies
 
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import ModelConfig, visual_tokens
-from tpo_jax.models.lora import Lora
 from tpo_jax.models.vlm import abstract_params
 from tpo_jax.objectives.preference import Objective
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import batch_sharding, check_heads, check_rows, parameter_shardings
 from tpo_jax.planning import hlo
+from tpo_jax.training import experiment
 from tpo_jax.training.state import learning_rate_schedule, make_optimizer, new_state
-from tpo_jax.training.step import Compute, make_step
+from tpo_jax.training.step import make_step
 
 TEXT_TOKENS = 100  # of the prefix beside the video, where the config does not say
 RESPONSE_TOKENS = 128
@@ -209,33 +209,28 @@ def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
         InputError: the config cannot run on this slice.
     """
     devices = devices_of(topology, slices)
-    mesh = make_mesh(config.mesh.to_dict(), devices)
-    objective, compute = Objective(**config.objective), Compute(**config.compute)
+    wanted = experiment.read(config)
+    mesh = make_mesh(dataclasses.asdict(wanted.mesh), devices)
+    objective, compute, lora = wanted.objective, wanted.compute, wanted.lora
     if compute.attention == "auto":
         compute = dataclasses.replace(compute, attention="splash")
-    pairs = config.data.pairs_per_row
-    rows, rest = divmod(config.train.batch_size, pairs)
-    if rest:
-        raise InputError(
-            f"train.batch_size={config.train.batch_size} is no multiple of "
-            f"data.pairs_per_row={pairs}"
-        )
+    pairs = wanted.data.pairs_per_row
+    rows = wanted.data.batch_size // pairs
     check_rows(rows, mesh, compute.micro_batches)
     check_heads(model.decoder.heads, model.decoder.kv_heads, mesh)
-    frames, unit = config.data.num_frames, config.data.prefix_multiple
+    frames, unit = wanted.data.num_frames, wanted.data.prefix_multiple
     needed = visual_tokens(model, frames) + TEXT_TOKENS
-    prefix = config.data.max_prefix or -(-needed // unit) * unit
-    response = config.data.max_response or RESPONSE_TOKENS
+    prefix = wanted.data.max_prefix or -(-needed // unit) * unit
+    response = wanted.data.max_response or RESPONSE_TOKENS
     if prefix + response > model.max_length:
         raise InputError(
             f"{prefix} prefix and {response} response tokens exceed the model's context of "
             f"{model.max_length}"
         )
 
-    optimizer = make_optimizer(config.train, learning_rate_schedule(1e-6, 100, 0.1))
-    freeze, lora = tuple(config.train.freeze), Lora(**config.lora)
+    optimizer = make_optimizer(wanted.optimizer, learning_rate_schedule(1e-6, 100, 0.1))
     abstract = jax.eval_shape(
-        lambda p: new_state(p, optimizer, freeze, lora, 0), abstract_params(model)
+        lambda p: new_state(p, optimizer, wanted.optimizer.freeze, lora, 0), abstract_params(model)
     )
     shardings = parameter_shardings(mesh, abstract)
 
@@ -244,7 +239,7 @@ def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
 
     state = jax.tree.map(lambda x, s: placed(x.shape, x.dtype, s), abstract, shardings)
     sizes = (rows, pairs, frames, prefix, response)
-    arrays = abstract_batch(model, objective, *sizes, config.data.prompt_style)
+    arrays = abstract_batch(model, objective, *sizes, wanted.data.prompt_style)
     batch = {
         name: placed(shape, dtype, batch_sharding(mesh)) for name, (shape, dtype) in arrays.items()
     }
@@ -254,22 +249,21 @@ def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
             lambda x: placed(x.shape, jnp.dtype(compute.dtype), x.sharding),
             {name: part for name, part in state["params"].items() if name not in state["frozen"]},
         )
+    frozen = bool(lora.rank) or "decoder" in wanted.optimizer.freeze
     chip = CHIPS[topology.split(":")[0]]
     plan = Plan(
         topology if slices == 1 else f"{slices} x {topology}",
         len(devices),
         len(devices) // chip.devices,
         dict(mesh.shape),
-        config.train.batch_size,
+        wanted.data.batch_size,
         frames,
         prefix,
         response,
         fits=False,
         limit=chip.hbm * GIB,
         peak=0.0,
-        minimum_flops=minimum_flops(
-            model, *sizes, objective.uses_live_reference, bool(lora.rank) or "decoder" in freeze
-        ),
+        minimum_flops=minimum_flops(model, *sizes, objective.uses_live_reference, frozen),
     )
     with jax.set_mesh(mesh):
         step = jax.jit(

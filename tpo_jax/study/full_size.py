@@ -13,6 +13,7 @@ from tpo_jax.checkpoints.models import load_config
 from tpo_jax.errors import InputError
 from tpo_jax.planning.plan import chips_of
 from tpo_jax.study import published
+from tpo_jax.study.rows import ROWS
 
 TOPOLOGY = "v5e:4x4"
 BATCH_SIZE = 64  # of the configs
@@ -56,27 +57,6 @@ class Places:
     workdir: str = "reproduction_7b"
 
 
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """How one row of a table is trained: variant of the config, field of `Places`, pairs seen."""
-
-    variant: str = "tpo"
-    shards: str = "shards"
-    pairs: int = 10_000
-
-
-TRAININGS = {
-    "tpo": Training(),
-    "localized_only": Training("localized_only"),
-    "comprehensive_only": Training("comprehensive_only"),
-    "sft_self": Training("sft_self"),
-    "sft_llm": Training("sft_self", "written"),
-    "hound_dpo": Training("hound_dpo", "judged", pairs=30_000),  # three epochs
-    "mix_8_2": Training("mix_8_2"),
-    "mix_2_8": Training("mix_2_8"),
-    "scale_20": Training("scale_2k", pairs=2_000),
-    "scale_50": Training("scale_5k", pairs=5_000),
-}
 ITEMS = {
     "table1": tuple(published.TABLE1),
     "table2": tuple(published.TABLE2),
@@ -187,12 +167,11 @@ def commands(
     given["shards"] = places.shards or curate.makes
     for row in ITEMS[item]:
         model = f"{place(item, row, places)}/model"
-        if row == "base":
+        if not (training := ROWS[row].full_size):
             model = given["checkpoint"]
         else:
-            training = TRAININGS[row]
             arguments = (
-                f"--config=configs/{name}_tpo.py:{training.variant}",
+                f"--config=configs/{name}_tpo.py:{training.variant or row}",
                 f"--workdir={place(item, row, places)}",
                 f"--config.model.checkpoint={given['checkpoint']}",
                 f"--config.data.shards={given[training.shards]}",
@@ -253,7 +232,8 @@ def missing(item: str, places: Places) -> list[str]:
         wanted |= {"haystack", "needles"}
     else:
         wanted.add("benchmarks")
-    wanted |= {TRAININGS[row].shards for row in ITEMS.get(item, ()) if row != "base"}
+    trainings = (ROWS[row].full_size for row in ITEMS.get(item, ()))
+    wanted |= {training.shards for training in trainings if training}
     if "shards" in wanted and places.videos:
         wanted = wanted - {"shards"} | {"videos"}
     found = []

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from tpo_jax.study import published
-from tpo_jax.study import settings as study
 from tpo_jax.study.results import Chosen, Results
+from tpo_jax.study.rows import ROWS
 from tpo_jax.study.statistics import Difference, Mean, t_interval
 
 Table = list[list[str]]
@@ -102,16 +102,12 @@ def needed(item: str, besides: bool) -> set[tuple[str, str]]:
     """(family, variant) of every run that an item is made of."""
     shown = ITEMS[item]
     names = (*shown.variants, *(shown.besides if besides else ()))
-    return {(shown.family, name) for name in names if name == "base" or name in study.VARIANTS}
+    return {(shown.family, name) for name in names if name == "base" or ROWS[name].miniature}
 
 
 def label(item: Item, variant: str) -> str:
     """What a page calls a variant of ours."""
-    if variant in item.names:
-        return item.names[variant]
-    if variant == "base_stretched":
-        return "base, positions scaled"
-    return "base" if variant == "base" else study.VARIANTS[variant].label
+    return item.names.get(variant, ROWS[variant].label)
 
 
 def markdown(rows: Table) -> str:

@@ -17,7 +17,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import tiny
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.data import images, preparation
 from tpo_jax.data.tokenizer import load_tokenizer
@@ -30,6 +29,7 @@ from tpo_jax.models.vlm import init_params
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.study import report
 from tpo_jax.study.pretrain import pretrain_tower
+from tpo_jax.study.rows import tiny
 from tpo_jax.study.scoring import exact
 from tpo_jax.study.self_training import Conditions, Query, ask, self_pairs
 from tpo_jax.video import sampling
@@ -199,7 +199,7 @@ def initial_model(workdir: Path, scale: Scale, seed: int, model: str = MODEL) ->
 
 def base_config(workdir: Path, scale: Scale, seed: int):
     """Supervised training on short videos, eight questions a row, tower frozen."""
-    config = tiny.get_config()
+    config = tiny()
     config.model.checkpoint = str(workdir / "initial")
     config.data.shards = str(workdir / "short_shards")
     config.data.num_frames = SHORT_FRAMES
@@ -222,7 +222,7 @@ def base_config(workdir: Path, scale: Scale, seed: int):
 
 def tpo_config(workdir: Path, seed: int):
     """One epoch over the self-generated pairs."""
-    config = tiny.get_config()
+    config = tiny()
     config.model.checkpoint = str(workdir / "base" / "model")
     config.data.shards = str(workdir / "pairs_shards")
     config.train.seed = seed

@@ -31,12 +31,12 @@ from tpo_jax.models.vlm import init_params
 from tpo_jax.study import miniature
 from tpo_jax.study import needles as study_needles
 from tpo_jax.study import pairs as study_pairs
+from tpo_jax.study.rows import ROWS
 from tpo_jax.study.settings import (
     COMMON_SEED,
     CURVE_OF,
     DECODER_OF,
     NEEDLES_OF,
-    VARIANTS,
     Choices,
     Run,
     draws,
@@ -142,7 +142,8 @@ def _stages(run: Run, workdir: Path, choices: Choices, train: miniature.Train) -
     stage("initial weights", "initial", initial_model, *initial)
     miniature.base_stage(stage, scale, seed, train)
     if run.variant != "base":
-        variant, name = VARIANTS[run.variant], run.variant
+        name, variant = run.variant, ROWS[run.variant].miniature
+        assert variant
         made = (directory, run.family, seed, choices.localized)
         how = (scale.temperature, draws(run.family))
         stage("answers of the base", "answers.json", study_pairs.answer, *made, *how)

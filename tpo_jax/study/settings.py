@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from configs import tiny
 from tpo_jax.study import miniature
+from tpo_jax.study.rows import ROWS, tiny
 
 # Language, short videos and towers are the same for all seeds, as the paper's models have one CLIP
 # and one SigLIP; they are made with a seed of their own.
@@ -59,38 +59,6 @@ CHOICES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """One way to train: which pairs, and what differs from TPO."""
-
-    label: str
-    source: str = "judged"  # of `study_pairs.SOURCES`
-    config: str = "tpo"  # variant of `configs/tiny.py`
-    mixing: tuple[float, ...] = (0.5, 0.5)  # localized, comprehensive; (): as they are
-    share: float = 1.0  # of the pairs
-    num_frames: int = miniature.LONG_FRAMES
-    start: str = "base"
-
-
-VARIANTS = {
-    "tpo": Variant("TPO"),
-    "localized_only": Variant("localized only", mixing=(1.0, 0.0)),
-    "comprehensive_only": Variant("comprehensive only", mixing=(0.0, 1.0)),
-    "judge_off": Variant("judge off", "unjudged"),
-    "sft_self": Variant("SFT_Self", config="sft_self"),
-    "sft_llm": Variant("SFT_LLM", "written", "sft_self"),
-    "hound_dpo": Variant("Hound-DPO", "sampled", "dpo", mixing=()),
-    "mix_8_2": Variant("8:2", mixing=(0.8, 0.2)),
-    "mix_2_8": Variant("2:8", mixing=(0.2, 0.8)),
-    "scale_20": Variant("a fifth of the pairs", share=0.2),
-    "scale_50": Variant("half of the pairs", share=0.5),
-    "noisy_judge": Variant("noisy judge", "noisy"),
-    "dpo": Variant("no SFT term", config="dpo"),
-    "frames_48": Variant("trained at 48 frames", num_frames=48),
-    "stretched": Variant("TPO, positions scaled", start="stretched"),
-    "rrpo": Variant("RRPO", config="rrpo"),
-    "leanpo": Variant("LeanPO", config="leanpo"),
-}
 # What matters most comes first, for all seeds, then the next.
 WAVES = (
     ("tiny_longva", ("base", "tpo", "localized_only", "comprehensive_only")),
@@ -105,7 +73,8 @@ WAVES = (
 def draws(family: str) -> int:
     """Answers drawn to every question: two, where a variant of the family is made of such."""
     names = (name for of, names in WAVES for name in names if of == family and name != "base")
-    return 2 if any(VARIANTS[name].source == "sampled" for name in names) else 0
+    miniatures = (ROWS[name].miniature for name in names)
+    return 2 if any(row and row.source == "sampled" for row in miniatures) else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,16 +114,17 @@ def runs(wanted: Iterable[tuple[str, str]], seeds: Sequence[int]) -> list[Run]:
 
 
 def variant_config(directory: Path, name: str, choices: Choices, seed: int) -> ConfigDict:
-    """The config of a variant: as many updates of as many pairs as any other."""
-    variant = VARIANTS[name]
-    config = tiny.get_config(variant.config)
-    config.model.checkpoint = str(directory / variant.start / "model")
-    config.data.shards = str(directory / f"{variant.source}_shards")
-    config.data.num_frames = variant.num_frames
-    config.data.mixing = variant.mixing
-    config.data.limit = round(variant.share * choices.pairs)
+    """Return the config of a row: as many updates of as many pairs as any other."""
+    row, config = ROWS[name], tiny()
+    assert row.miniature
+    config.model.checkpoint = str(directory / row.miniature.start / "model")
+    config.data.shards = str(directory / f"{row.miniature.source}_shards")
+    config.data.num_frames = miniature.LONG_FRAMES
+    config.data.mixing = (0.5, 0.5)  # localized, comprehensive
+    config.data.limit = round(row.miniature.share * choices.pairs)
     config.data.subset_seed = 1  # of the order in which subsets are nested
     config.data.pairs_per_row = 1  # a batch is then full, whatever the pairs of a video
     config.train.num_steps = choices.steps
     config.train.seed = seed
+    config.update_from_flattened_dict({**row.changes, **row.miniature.changes})
     return config

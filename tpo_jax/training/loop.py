@@ -26,7 +26,7 @@ class LoopConfig:
     """How long, and how often something is written."""
 
     num_steps: int
-    log_every: int = 10
+    log_every: int
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

@@ -1,5 +1,6 @@
 """The train state: trainable and frozen parameters, optimizer moments, step."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -11,6 +12,25 @@ from tpo_jax.models.lora import NO_ADAPTERS, Lora, init_adapters, join
 from tpo_jax.parallel.sharding import parameter_shardings
 
 DECAYED = ("kernel", "embedding", "lora_a", "lora_b")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW with a cosine schedule, and which parts of the model it trains."""
+
+    learning_rate: float = 4e-6  # peak
+    warmup_ratio: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0  # of matrices and embeddings
+    max_grad_norm: float = 1.0
+    moments: str = "float32"
+    freeze: tuple[str, ...] = ("tower",)
+
+    def __post_init__(self) -> None:
+        if self.moments not in ("float32", "bfloat16"):
+            raise InputError(f"train.moments={self.moments!r} must be 'float32' or 'bfloat16'")
 
 
 def split_params(
@@ -47,18 +67,13 @@ def learning_rate_schedule(peak: float, num_steps: int, warmup_ratio: float) -> 
     )
 
 
-def make_optimizer(config, schedule: Callable) -> optax.GradientTransformation:
+def make_optimizer(config: Optimizer, schedule: Callable) -> optax.GradientTransformation:
     """AdamW with clipping by global norm; no decay on norms and biases.
 
     Args:
-        config: `max_grad_norm`, `b1`, `b2`, `eps`, `weight_decay`, `moments`.
+        config: of AdamW.
         schedule: step to learning rate.
-
-    Raises:
-        InputError: moments of another dtype than float32 or bfloat16.
     """
-    if config.moments not in ("float32", "bfloat16"):
-        raise InputError(f"train.moments={config.moments!r} must be 'float32' or 'bfloat16'")
 
     def decayed(params):
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)

@@ -1,0 +1,176 @@
+"""The rows of the paper's tables, its baselines and what else is compared: how each is trained.
+
+One registry for both sizes. At miniature size a row is trained on the embedded world by
+`runs.py`, at 7B by the commands of `full_size.py`; the variants of the files in `configs/` are the
+rows that have a setting at 7B.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tpo_jax.training.experiment import base
+
+
+@dataclasses.dataclass(frozen=True)
+class Miniature:
+    """What is particular to a row at miniature size.
+
+    Attributes:
+        source: which pairs, one of `pairs.SOURCES`.
+        share: of the pairs used.
+        start: model that training starts from: `base`, or `stretched` (positions scaled).
+        changes: config fields beyond those of the row.
+    """
+
+    source: str = "judged"
+    share: float = 1.0
+    start: str = "base"
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class FullSize:
+    """What is particular to a row at 7B.
+
+    Attributes:
+        variant: of the config file; empty: the row's own name.
+        shards: which pairs, a field of `full_size.Places`.
+        pairs: seen in training, epochs included, for the cost.
+        changes: config fields beyond those of the row.
+    """
+
+    variant: str = ""
+    shards: str = "shards"
+    pairs: int = 10_000
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One way to train.
+
+    Attributes:
+        label: on the pages.
+        changes: config fields in which it differs from TPO, at any size.
+        miniature: None: not trained at this size.
+        full_size: None: not trained at this size.
+    """
+
+    label: str
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    miniature: Miniature | None = Miniature()
+    full_size: FullSize | None = FullSize()
+
+
+NESTED = {"data.subset_seed": 1}  # the smaller subset is part of the larger one
+SUPERVISED = {"objective.dpo_weight": 0.0, "objective.alpha": 1.0}
+# `docs/objectives.md` says where the numbers of Hound-DPO, RRPO and LeanPO come from.
+ROWS = {
+    "base": Row("base", miniature=None, full_size=None),
+    "base_stretched": Row("base, positions scaled", miniature=None, full_size=None),
+    "tpo": Row("TPO"),
+    "localized_only": Row("localized only", {"data.mixing": (1.0, 0.0)}),
+    "mix_8_2": Row("8:2", {"data.mixing": (0.8, 0.2)}),
+    "mix_2_8": Row("2:8", {"data.mixing": (0.2, 0.8)}),
+    "comprehensive_only": Row("comprehensive only", {"data.mixing": (0.0, 1.0)}),
+    "scale_20": Row(
+        "a fifth of the pairs",
+        miniature=Miniature(share=0.2),
+        full_size=FullSize("scale_2k", pairs=2_000, changes={"data.limit": 2_000} | NESTED),
+    ),
+    "scale_50": Row(
+        "half of the pairs",
+        miniature=Miniature(share=0.5),
+        full_size=FullSize("scale_5k", pairs=5_000, changes={"data.limit": 5_000} | NESTED),
+    ),
+    "dpo": Row("no SFT term", {"objective.alpha": 0.0}),
+    "sft_self": Row("SFT_Self", SUPERVISED),
+    "sft_llm": Row(
+        "SFT_LLM", SUPERVISED, Miniature("written"), FullSize("sft_self", shards="written")
+    ),
+    "hound_dpo": Row(
+        "Hound-DPO",
+        {"objective.alpha": 0.0},
+        Miniature("sampled", changes={"data.mixing": ()}),
+        FullSize(
+            shards="judged",
+            pairs=30_000,  # three epochs
+            changes={
+                "objective.beta": 0.1,
+                "train.learning_rate": 5e-7,
+                "train.num_epochs": 3,
+                "train.freeze": (),
+            },
+        ),
+    ),
+    "rrpo": Row(
+        "RRPO",
+        {
+            "objective.loss": "rrpo",
+            "objective.beta": 0.1,
+            "objective.alpha": 0.0,
+            "objective.token_kl": 0.01,
+        },
+    ),
+    "leanpo": Row(
+        "LeanPO", {"objective.loss": "leanpo", "objective.beta": 2.0, "objective.alpha": 0.0}
+    ),
+    "judge_off": Row("judge off", miniature=Miniature("unjudged"), full_size=None),
+    "noisy_judge": Row("noisy judge", miniature=Miniature("noisy"), full_size=None),
+    "frames_48": Row(
+        "trained at 48 frames",
+        miniature=Miniature(changes={"data.num_frames": 48}),
+        full_size=None,
+    ),
+    "stretched": Row(
+        "TPO, positions scaled", miniature=Miniature(start="stretched"), full_size=None
+    ),
+}
+
+
+def variants() -> dict[str, dict[str, Any]]:
+    """Return the variants of the config files: name to the fields that differ from TPO."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, row in ROWS.items():
+        if row.full_size:
+            changes = {**row.changes, **row.full_size.changes}
+            found.setdefault(row.full_size.variant or name, changes)
+    return found
+
+
+def apply_variant(config: ConfigDict, variant: str | None) -> ConfigDict:
+    """Change a config to one of the variants and return it; None is TPO.
+
+    Raises:
+        ValueError: no such variant.
+    """
+    known = variants()
+    if (name := variant or "tpo") not in known:
+        raise ValueError(f"unknown variant {variant!r}; there are {', '.join(known)}")
+    config.update_from_flattened_dict(known[name])
+    return config
+
+
+def tiny(variant: str | None = "tpo") -> ConfigDict:
+    """Return the config of TPO on the embedded world, or of one of its variants."""
+    config = base()
+    config.data.pairs_per_row = 4
+    config.data.prefix_multiple = 8
+    config.data.response_multiple = 1
+    config.data.workers = 0  # small files: processes cost more than they bring
+    config.data.cache_mib = 512  # all there are
+    config.objective.beta = 0.1
+    config.objective.alpha = 1.0
+    config.compute.dtype = "float32"
+    # Many small steps: at the same cost, steps of 64 pairs gain half as much.
+    config.train.batch_size = 16
+    config.train.num_epochs = 2
+    config.train.learning_rate = 5e-4
+    config.train.b2 = 0.98
+    config.train.log_every = 20
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    return apply_variant(config, variant)

@@ -1,0 +1,135 @@
+"""An experiment: the sections of a config file of `train` and `plan`, with every default.
+
+Fields, defaults and checks are those of the dataclasses in `SECTIONS`. A field with a default can
+be set in a config file; a field without one follows from others, and `read` supplies it.
+`docs/configs.md` explains every field.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+
+from tpo_jax.checkpoints.train_state import CheckpointPolicy
+from tpo_jax.data.pipeline import DataConfig
+from tpo_jax.errors import InputError
+from tpo_jax.models.lora import Lora
+from tpo_jax.objectives.preference import Objective
+from tpo_jax.parallel.mesh import MeshShape
+from tpo_jax.training.state import Optimizer
+from tpo_jax.training.step import Compute
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the model comes from: a directory, or random weights of a preset's sizes."""
+
+    preset: str = ""
+    checkpoint: str = ""
+    tokenizer: str = ""  # directory, with a preset
+    max_length: int = 0  # tokens of prefix and answer at most; 0: what the model says
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceCache:
+    """Where the reference log-probabilities are."""
+
+    reference: str = ""  # file; empty: beside the shards, computed if absent
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How long a run is, and how often it records metrics."""
+
+    batch_size: int = 64  # pairs of a step, over all devices
+    num_steps: int = 0  # 0: `num_epochs`
+    num_epochs: int = 1
+    seed: int = 0  # of random weights and of the order of pairs
+    log_every: int = 10  # steps
+
+    def __post_init__(self) -> None:
+        if not (self.num_steps or self.num_epochs):
+            raise InputError("one of train.num_steps and train.num_epochs must be above 0")
+
+
+SECTIONS: dict[str, tuple[type, ...]] = {
+    "model": (Source,),
+    "data": (DataConfig, ReferenceCache),
+    "objective": (Objective,),
+    "compute": (Compute,),
+    "train": (Schedule, Optimizer, CheckpointPolicy),
+    "lora": (Lora,),
+    "mesh": (MeshShape,),
+}
+
+
+def base() -> ConfigDict:
+    """Return a config with every field at its default; a config file says where it differs."""
+    return ConfigDict(
+        {
+            name: {field.name: field.default for kind in kinds for field in _settable(kind)}
+            for name, kinds in SECTIONS.items()
+        }
+    )
+
+
+def _settable(kind: type) -> list[dataclasses.Field]:
+    return [f for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A config, read and checked."""
+
+    source: Source
+    data: DataConfig
+    reference: ReferenceCache
+    objective: Objective
+    compute: Compute
+    schedule: Schedule
+    optimizer: Optimizer
+    checkpoints: CheckpointPolicy
+    lora: Lora
+    mesh: MeshShape
+
+
+def _take(kind: type[T], section: Mapping[str, Any], **others: Any) -> T:
+    """Return a dataclass made of its fields in a section and of `others`."""
+    values = {field.name: section[field.name] for field in _settable(kind)}
+    return kind(
+        **{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}, **others
+    )
+
+
+def read(config: ConfigDict) -> Experiment:
+    """Return the experiment that a config describes.
+
+    Raises:
+        InputError: a field has a value that it cannot have.
+    """
+    objective = _take(Objective, config.objective)
+    schedule = _take(Schedule, config.train)
+    data = _take(
+        DataConfig,
+        config.data,
+        batch_size=schedule.batch_size,
+        seed=schedule.seed,
+        num_epochs=0 if schedule.num_steps else schedule.num_epochs,
+        answers=2 if objective.uses_pairs else 1,
+        phrases=objective.uses_phrases,
+    )
+    return Experiment(
+        source=_take(Source, config.model),
+        data=data,
+        reference=_take(ReferenceCache, config.data),
+        objective=objective,
+        compute=_take(Compute, config.compute),
+        schedule=schedule,
+        optimizer=_take(Optimizer, config.train),
+        checkpoints=_take(CheckpointPolicy, config.train),
+        lora=_take(Lora, config.lora),
+        mesh=_take(MeshShape, config.mesh),
+    )
