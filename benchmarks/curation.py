@@ -23,9 +23,12 @@ from ml_collections import ConfigDict
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.config_files import load
-from tpo_jax.curation import engine, stages
+from tpo_jax.curation import journals, stages
+from tpo_jax.curation.config import read
 from tpo_jax.curation.run import curate
-from tpo_jax.curation.speakers import seed_of
+from tpo_jax.curation.seeds import seed_of
+from tpo_jax.curation.units import Unit
+from tpo_jax.curation.videos import list_videos
 from tpo_jax.errors import InputError
 from tpo_jax.study.scoring import exact
 from tpo_jax.worlds.world import make_videos
@@ -77,29 +80,29 @@ def share(values: Sequence[float]) -> str:
     return f"{100 * sum(values) / len(values):.0f} %" if values else "–"
 
 
-def true(unit: Mapping, side: str) -> bool:
+def true(unit: Unit, side: str) -> bool:
     """Whether an answer is the reference answer, up to case and full stop."""
-    return exact(unit[side], unit["reference"])
+    return exact(getattr(unit, side), unit.reference)
 
 
-def good(unit: Mapping) -> bool:
+def good(unit: Unit) -> bool:
     """Whether the chosen answer is true and the rejected one is not."""
     return true(unit, "chosen") and not true(unit, "rejected")
 
 
-def by_length(units: Sequence[Mapping]) -> float:
+def by_length(units: Sequence[Unit]) -> float:
     """Accuracy of telling chosen from rejected by their lengths alone, on videos not learned from.
 
     What is learned on the other half of the videos: which of two lengths the chosen answer tends to
     have, and for lengths not met whether the longer one is chosen.
     """
 
-    def lengths(unit: Mapping) -> tuple[int, int]:
-        return len(unit["chosen"]), len(unit["rejected"])
+    def lengths(unit: Unit) -> tuple[int, int]:
+        return len(unit.chosen), len(unit.rejected)
 
-    halves: list[list[Mapping]] = [[], []]
+    halves: list[list[Unit]] = [[], []]
     for unit in units:
-        halves[seed_of("half", unit["video"]) % 2].append(unit)
+        halves[seed_of("half", unit.video) % 2].append(unit)
     right = 0.0
     for learned, asked in (halves, halves[::-1]):
         wins = Counter(lengths(unit) for unit in learned)
@@ -111,11 +114,11 @@ def by_length(units: Sequence[Mapping]) -> float:
     return right / max(1, len(units))
 
 
-def table(name: str, units: Sequence[dict], kept: Mapping[str, set[str]]) -> list[str]:
+def table(name: str, units: Sequence[Unit], kept: Mapping[str, set[str]]) -> list[str]:
     """Per value of a field: how often the answers are true, before and after every judge."""
     groups = defaultdict(list)
     for unit in units:
-        groups[unit[name]].append(unit)
+        groups[getattr(unit, name)].append(unit)
     head = [name, "pairs", "chosen true", "rejected true", "precision before"]
     head += [f"kept and precision after: {judge}" for judge in kept]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
@@ -124,18 +127,18 @@ def table(name: str, units: Sequence[dict], kept: Mapping[str, set[str]]) -> lis
         cells += [share([true(u, side) for u in group]) for side in ("chosen", "rejected")]
         cells.append(share([good(u) for u in group]))
         for ids in kept.values():
-            after = [good(u) for u in group if u["id"] in ids]
+            after = [good(u) for u in group if u.id in ids]
             cells.append(f"{len(after)}, {share(after)}")
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def judges_table(units: Sequence[dict], kept: Mapping[str, set[str]]) -> list[str]:
+def judges_table(units: Sequence[Unit], kept: Mapping[str, set[str]]) -> list[str]:
     """How well every judge finds the pairs whose chosen answer alone is true."""
     lines = ["| judge | keeps | precision | recall |", "|---|---|---|---|"]
     for name, ids in kept.items():
-        precision = share([good(u) for u in units if u["id"] in ids])
-        recall = share([u["id"] in ids for u in units if good(u)])
+        precision = share([good(u) for u in units if u.id in ids])
+        recall = share([u.id in ids for u in units if good(u)])
         lines.append(f"| {name} | {len(ids)} of {len(units)} | {precision} | {recall} |")
     return lines
 
@@ -144,7 +147,7 @@ def run(folder: Path, workdir: Path, answerer: str | None, judge: str | None) ->
     """The tables of one answerer with all judges."""
     start = time.perf_counter()
     kept: dict[str, set[str]] = {}
-    videos = stages.listing(folder, 0)
+    videos = list_videos(folder, 0)
     for name, config in judges_of(config_of(folder, answerer), judge).items():
         place = workdir / str(len(kept))
         place.mkdir(parents=True)
@@ -152,15 +155,16 @@ def run(folder: Path, workdir: Path, answerer: str | None, judge: str | None) ->
             for stage in BEFORE:
                 (place / f"{stage}.jsonl").write_bytes((workdir / f"0/{stage}.jsonl").read_bytes())
         try:
-            report = curate(config, place, engine.Part(), 0.0, False)
+            report = curate(config, place)
         except InputError as error:  # a judge that keeps nothing
             print(error, file=sys.stderr)
-        steps = stages.make_stages(config, videos)
-        kept[name] = {unit["id"] for unit in engine.collect(steps, videos, place).units}
+        steps = stages.make_stages(read(config), videos)
+        kept[name] = {unit.id for unit in journals.collect(steps, videos, place).units}
         if len(kept) == 1:
             yields, balanced = report["yields"], place / "pairs.jsonl"
-            units = engine.collect(steps[:-1], videos, place).units
-    pairs = [json.loads(line) for line in balanced.read_text(encoding="utf-8").splitlines()]
+            units = journals.collect(steps[:-1], videos, place).units
+    final = {json.loads(line)["id"] for line in balanced.read_text(encoding="utf-8").splitlines()}
+    pairs = [unit for unit in units if unit.id in final]
     return [
         f"{time.perf_counter() - start:.0f} seconds for all stages, judges and shards.",
         "",

@@ -26,9 +26,9 @@ from ml_collections import ConfigDict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from configs import curation
 from tests.curation.fake_endpoint import FAULTS, serve
 from tpo_jax.checkpoints.models import save_model
+from tpo_jax.curation.config import base
 from tpo_jax.data.shards import open_shards
 from tpo_jax.models import vlm
 from tpo_jax.models.config import preset
@@ -45,7 +45,7 @@ STAGES = ("videos", "segments", "captions", "questions", "answers", "judged")
 
 def config_of(backend: str) -> ConfigDict:
     """The run, with one back end in all roles."""
-    config = curation.base()
+    config = base()
     config.videos.folder = MEDIA.value
     config.segments.localized = config.segments.comprehensive = 6
     config.segments.min_seconds = 1.0

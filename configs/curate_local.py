@@ -6,9 +6,11 @@ python -m tpo_jax.curate --config=configs/curate_local.py --workdir=DIR \
 The model captions, asks, answers and judges. Not run at 7B yet: no yield to report.
 """
 
-from configs import curation
+from ml_collections import ConfigDict
+
+from tpo_jax.curation.config import base
 
 
-def get_config():
-    """The run."""
-    return curation.base()
+def get_config() -> ConfigDict:
+    """Return the config."""
+    return base()

@@ -10,12 +10,14 @@ python -m tpo_jax.curate --config=configs/curate_openai.py --workdir=DIR \
 The key is read from the environment, `OPENAI_API_KEY`. Not run at 7B yet: no yield to report.
 """
 
-from configs import curation
+from ml_collections import ConfigDict
+
+from tpo_jax.curation.config import base
 
 
-def get_config():
-    """The run."""
-    config = curation.base()
+def get_config() -> ConfigDict:
+    """Return the config."""
+    config = base()
     for name in ("captioner", "questioner", "judge"):
         config[name].backend = "openai"
     config.questioner.num_frames = 0

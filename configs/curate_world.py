@@ -7,12 +7,14 @@ VIDEOS are those that `tpo_jax.worlds.world.make_videos` rendered with SEED; run
 `docs/results/curation.md` is what came out.
 """
 
-from configs import curation
+from ml_collections import ConfigDict
+
+from tpo_jax.curation.config import base
 
 
-def get_config():
-    """The run."""
-    config = curation.base()
+def get_config() -> ConfigDict:
+    """Return the config."""
+    config = base()
     for name in ("captioner", "questioner", "answerer", "judge"):
         config[name].backend = "rules"
     config.segments.localized = 4

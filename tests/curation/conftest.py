@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import curate_world
+from tests.config_files import load
 from tests.curation.fake_endpoint import serve
 from tpo_jax.worlds.world import make_videos
 
@@ -24,7 +24,7 @@ def world_videos(tmp_path_factory) -> Path:
 @pytest.fixture
 def world_config(world_videos) -> ConfigDict:
     """Rules in every role."""
-    config = curate_world.get_config()
+    config = load("curate_world").get_config()
     config.videos.folder = str(world_videos)
     config.rules.world_seed = SEED
     config.segments.localized = 3

@@ -14,19 +14,16 @@ import time
 import numpy as np
 import pytest
 
+from tests.config_files import load
+from tests.curation.conftest import SEED
 from tests.curation.fake_endpoint import FAULTS, play, words
-from tpo_jax.curation import engine, projection
-from tpo_jax.curation import run as curation
+from tpo_jax.curation import journals, projection, review
+from tpo_jax.curation.config import read
 from tpo_jax.curation.ledger import Ledger
+from tpo_jax.curation.run import curate
 from tpo_jax.data.shards import open_shards
 from tpo_jax.errors import InputError
 from tpo_jax.io import journal
-
-ALL = engine.Part()
-
-
-def curate(config, workdir, part=ALL, max_cost=0.0, retry=False):
-    return curation.curate(config, workdir, part, max_cost, retry)
 
 
 def pairs_of(workdir) -> list[dict]:
@@ -46,10 +43,7 @@ def journalled(workdir) -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def finished(world_videos, tmp_path_factory):
     """A whole run by rules: its directory and its report."""
-    from configs import curate_world
-    from tests.curation.conftest import SEED
-
-    config = curate_world.get_config()
+    config = load("curate_world").get_config()
     config.videos.folder = str(world_videos)
     config.rules.world_seed = SEED
     config.segments.localized, config.segments.comprehensive = 3, 3
@@ -111,7 +105,7 @@ def test_people_strike_out_pairs(finished, world_config, tmp_path):
     workdir, report = finished
     page = (workdir / "review.html").read_text()
     pairs = pairs_of(workdir)
-    assert page.count("<article>") == min(len(pairs), curation.REVIEWED)
+    assert page.count("<article>") == min(len(pairs), review.MOST)
     assert page.count("<svg") == 2 and page.count("data:image/jpeg") == 8 * len(pairs)
     for pair in pairs:
         assert f'value="{html.escape(pair["id"])}"' in page
@@ -138,7 +132,7 @@ def test_a_finished_run_does_nothing_more(finished, world_config):
 @pytest.mark.parametrize("count", [2, 3])
 def test_any_number_of_parts_gives_the_same_pairs(count, finished, world_config, tmp_path):
     for index in range(count):
-        report = curate(world_config, tmp_path / "run", engine.Part(index, count))
+        report = curate(world_config, tmp_path / "run", journals.Part(index, count))
         assert ("waiting" in report) == (index < count - 1)
     assert pairs_of(tmp_path / "run") == pairs_of(finished[0])
     assert journalled(tmp_path / "run") == journalled(finished[0])
@@ -358,18 +352,18 @@ def test_the_budget_holds(endpoint, endpoint_config, tmp_path):
 def test_the_budget_is_one_for_all_parts(endpoint, endpoint_config, tmp_path):
     """What one part has spent the other may not, in this run or a later one."""
     endpoint_config.openai.price_in = 1000.0
-    ours = engine.Part(2, 3)
+    ours = journals.Part(2, 3)
     assert any(ours.has(f"{i:05d}") for i in range(5))
     curate(endpoint_config, tmp_path / "run", ours)
     lines = (tmp_path / "run/costs.2-of-3.jsonl").read_text().splitlines()
     spent = sum(json.loads(line)["cost"] for line in lines)
     calls = endpoint.calls
     with pytest.raises(InputError, match=rf"--max_cost={spent:g}: {spent:.4f} spent"):
-        curate(endpoint_config, tmp_path / "run", engine.Part(1, 3), max_cost=spent)
+        curate(endpoint_config, tmp_path / "run", journals.Part(1, 3), max_cost=spent)
     assert spent and endpoint.calls == calls
     # A part that began first hears of what another spends meanwhile.
     ledgers = [
-        Ledger(engine.Part(i, 2).file(tmp_path, "costs"), endpoint_config.openai, 1.0)
+        Ledger(journals.Part(i, 2).file(tmp_path, "costs"), read(endpoint_config).openai, 1.0)
         for i in range(2)
     ]
     ledgers[0].reserve()

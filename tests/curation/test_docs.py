@@ -4,8 +4,9 @@ import ast
 import re
 from pathlib import Path
 
-from configs import curate_local, curate_openai, curate_world, curation
-from tpo_jax.curation import backends, stages
+from tests.config_files import load
+from tpo_jax.curation import config as settings
+from tpo_jax.curation import roles, stages
 from tpo_jax.curation.views import VIEWS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,22 +19,21 @@ def flat(config) -> dict:
 
 
 def test_the_table_has_the_fields_and_their_defaults():
-    assert {name: ast.literal_eval(value) for name, _, value, _ in ROWS} == flat(curation.base())
-    assert len(ROWS) == len(flat(curation.base()))
-    for file in (curate_local, curate_openai, curate_world):
-        config = file.get_config()
-        assert flat(config).keys() == flat(curation.base()).keys()
+    assert {name: ast.literal_eval(value) for name, _, value, _ in ROWS} == flat(settings.base())
+    assert len(ROWS) == len(flat(settings.base()))
+    for name in ("curate_local", "curate_openai", "curate_world"):
+        config = load(name).get_config()
+        assert flat(config).keys() == flat(settings.base()).keys()
         config.local.checkpoint = config.openai.model = config.videos.folder = "x"
-        if file is not curate_world:
-            stages.check(config)
+        if name != "curate_world":
+            settings.check(settings.read(config))
 
 
 def test_the_table_marks_what_may_change(world_config):
     """What no journal depends on is free; models count by what they are, not by their fields."""
-    steps = stages.make_stages(world_config, [])
-    makers = {role: backends.identity(world_config, role) for role in stages.ROLES}
-    bound = set(backends.owners(world_config, steps, makers)["judged"])
-    named = {f"{role}.{field}" for role in stages.ROLES for field in ("backend", "model")}
+    config = settings.read(world_config)
+    bound = set(roles.stage_owners(config, stages.make_stages(config, []))["judged"])
+    named = {f"{role}.{field}" for role in settings.ROLES for field in ("backend", "model")}
     named |= {"local.checkpoint", "local.dtype", "openai.model", "openai.image_size"}
     named |= {"rules.world_seed", "rules.slips", "rules.judge_slips"}
     marked = {name for name, star, *_ in ROWS if star}

@@ -6,15 +6,20 @@ import socket
 import numpy as np
 import pytest
 
-from tests.curation.test_curate import curate, journalled, pairs_of
+from tests.curation.test_curate import journalled, pairs_of
 from tpo_jax.checkpoints.models import save_model
-from tpo_jax.curation.local_speaker import LocalSpeaker, load
-from tpo_jax.curation.speakers import Clip, Failure, Request
+from tpo_jax.curation.clients import Clip, Failure, Request
+from tpo_jax.curation.config import read
+from tpo_jax.curation.local_client import LocalClient, load
+from tpo_jax.curation.run import curate
+from tpo_jax.curation.units import Unit
 from tpo_jax.curation.views import View
 from tpo_jax.errors import InputError
 from tpo_jax.models import vlm
 from tpo_jax.models.config import preset
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer, world_texts
+
+UNIT = Unit(id="", video="")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -49,21 +54,19 @@ def test_questions_on_one_clip_share_it_and_get_their_own_answers(
     model = load(str(checkpoint), "float32")
     paths = [world_videos / f"{i:05d}.mp4" for i in range(2)]
     requests = [
-        Request(f"{v}{q}", text, Clip(paths[v], View("full", 4)), 0, {})
+        Request(f"{v}{q}", text, Clip(paths[v], View("full", 4)), 0, UNIT)
         for v in range(2)
         for q, text in enumerate(["Who is it?", "What colour?", "Where?"])
     ]
-    lost = Request("lost", "Who?", Clip(world_videos / "no.mp4", View("full", 4)), 0, {})
-    speaker = LocalSpeaker(model, config.answerer, batch_rows=8)
+    lost = Request("lost", "Who?", Clip(world_videos / "no.mp4", View("full", 4)), 0, UNIT)
+    client = LocalClient(model, read(config).answerer, batch_rows=8)
     encoded = []
-    answer = speaker._generator.answer
-    speaker._generator.answer = lambda frames, *rest: (
-        encoded.append(frames) or answer(frames, *rest)
-    )
-    together = dict(speaker.replies(iter([*requests, lost])))
+    answer = client._generator.answer
+    client._generator.answer = lambda frames, *rest: encoded.append(frames) or answer(frames, *rest)
+    together = dict(client.replies(iter([*requests, lost])))
     assert isinstance(together[lost], Failure) and "no such file" in together[lost].reason
     assert len(encoded) == 1 and len(np.unique(encoded[0], axis=0)) == 2
-    again = dict(speaker.replies(iter(requests[::-1])))
+    again = dict(client.replies(iter(requests[::-1])))
     assert {r: together[r] for r in requests} == again
     assert all(isinstance(text, str) for text in again.values())
 

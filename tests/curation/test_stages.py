@@ -1,5 +1,6 @@
 """Folders and videos as users have them, wrong configs, balance."""
 
+import dataclasses
 import json
 import shutil
 from collections import Counter
@@ -7,12 +8,13 @@ from collections import Counter
 import cv2
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
-from tests.curation.test_curate import curate
 from tests.video.clips import write
 from tpo_jax.curation.balance import balance
+from tpo_jax.curation.config import Balance
+from tpo_jax.curation.run import curate
 from tpo_jax.curation.templates import TYPES
+from tpo_jax.curation.units import Unit
 from tpo_jax.errors import InputError
 
 
@@ -37,7 +39,7 @@ def test_awkward_videos_end_with_their_reason(world_config, world_videos, tmp_pa
     report = curate(world_config, tmp_path / "run")
     aside = aside_of(tmp_path / "run")
     for name, reason in {
-        "one": "has one frame only",
+        "one": "has only one frame",
         "text": "no video stream",
         "empty": "empty file",
         "cut": "truncated",
@@ -56,7 +58,7 @@ def test_one_video_of_one_frame(world_config, tmp_path):
     folder.mkdir()
     write(folder / "one.mp4", 1)
     world_config.videos.folder = str(folder)
-    with pytest.raises(InputError, match=r"no pair is left, .*: one: has one frame only"):
+    with pytest.raises(InputError, match=r"no pair is left, .*: one: has only one frame"):
         curate(world_config, tmp_path / "run")
 
 
@@ -73,7 +75,7 @@ def test_segments_longer_than_their_video(world_config, tmp_path, world_videos):
     with pytest.raises(InputError, match=r"no pair is left, "):
         curate(world_config, tmp_path / "other")
     line = (tmp_path / "other/segments.jsonl").read_text().splitlines()[1]
-    assert "no span of 90 s fits into 0.5 of the video" in line
+    assert "no segment of 90 s fits into 0.5 of the video" in line
 
 
 def test_a_folder_without_video(world_config, tmp_path):
@@ -81,7 +83,7 @@ def test_a_folder_without_video(world_config, tmp_path):
     with pytest.raises(InputError, match="nothing: no such folder"):
         curate(world_config, tmp_path / "run")
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(InputError, match="nothing: holds no file"):
+    with pytest.raises(InputError, match="nothing: the folder is empty"):
         curate(world_config, tmp_path / "run")
     (tmp_path / "nothing/a.txt").write_text("a")
     with pytest.raises(InputError, match=r"no pair is left, .*: a: no video stream"):
@@ -116,21 +118,16 @@ def test_wrong_settings_are_named(world_config, tmp_path, section, field, value,
     assert not (tmp_path / "run").exists()
 
 
-def unit(i: int, kind: str, type_: str, video: int = 0, longer: int = 0) -> dict:
-    return {
-        "id": f"{i:03d}",
-        "video": f"{video}.mp4",
-        "kind": kind,
-        "type": type_,
-        "question": f"What is {i}?",
-        "chosen": "a" * 10,
-        "rejected": "b" * (10 + longer),
-    }
-
-
-def settings(**changes) -> ConfigDict:
-    base = {"pairs": 0, "localized": 0.5, "per_video": 0, "max_length_ratio": 0.0, "types": False}
-    return ConfigDict(base | changes)
+def unit(i: int, kind: str, type_: str, video: int = 0, longer: int = 0) -> Unit:
+    return Unit(
+        id=f"{i:03d}",
+        video=f"{video}.mp4",
+        kind=kind,
+        type=type_,
+        question=f"What is {i}?",
+        chosen="a" * 10,
+        rejected="b" * (10 + longer),
+    )
 
 
 def test_balance():
@@ -140,29 +137,27 @@ def test_balance():
     ]
 
     def balanced(**changes):
-        return balance(units, settings(**changes), shares, 0)
+        return balance(units, Balance(**changes), shares, 0)
 
     kept, fell = balanced()
-    assert Counter(u["kind"] for u in kept) == {"localized": 100, "comprehensive": 100}
+    assert Counter(u.kind for u in kept) == {"localized": 100, "comprehensive": 100}
     assert fell == {"beyond the proportions": 100}
     kept, _ = balanced(localized=0.8, pairs=100)
-    assert Counter(u["kind"] for u in kept) == {"localized": 80, "comprehensive": 20}
+    assert Counter(u.kind for u in kept) == {"localized": 80, "comprehensive": 20}
     kept, _ = balanced(pairs=100, types=True)
-    found = Counter(u["type"] for u in kept)
+    found = Counter(u.type for u in kept)
     assert all(abs(found[t] - s) <= 2.1 for t, s in TYPES.items())
     kept, _ = balanced(per_video=2)
-    assert max(Counter(u["video"] for u in kept).values()) == 2
+    assert max(Counter(u.video for u in kept).values()) == 2
     # The order of the units does not matter.
-    assert balance(units[::-1], settings(pairs=50), shares, 1) == balance(
-        units, settings(pairs=50), shares, 1
+    assert balance(units[::-1], Balance(pairs=50), shares, 1) == balance(
+        units, Balance(pairs=50), shares, 1
     )
 
 
 def test_doubles_and_lopsided_pairs_fall():
     units = [unit(0, "localized", "action"), unit(1, "localized", "action", longer=40)]
-    double = unit(2, "localized", "action") | {"question": "what is  0"}
-    kept, fell = balance(
-        [*units, double], settings(localized=1.0, max_length_ratio=3.0), [1] * 8, 0
-    )
-    assert len(kept) == 1 and kept[0]["id"] in ("000", "002")
+    double = dataclasses.replace(unit(2, "localized", "action"), question="what is  0")
+    kept, fell = balance([*units, double], Balance(localized=1.0, max_length_ratio=3.0), [1] * 8, 0)
+    assert len(kept) == 1 and kept[0].id in ("000", "002")
     assert fell == {"the same question": 1, "one answer much longer": 1}

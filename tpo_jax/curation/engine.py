@@ -1,294 +1,193 @@
-"""Runs the stages: a journal per stage, work split by video, any kill survived.
+"""Run the stages on one part of the videos and journal every unit's outcome.
 
-`<stage>.jsonl` holds one line per unit: its items, or why it was dropped, or why it was set aside.
-The first line says which settings made it. With several parts every part writes its own
-`<stage>.<i>-of-<n>.jsonl` and reads those of all. What a unit becomes depends on the seed, the
-unit and the models' replies alone, so neither the number of parts nor a kill changes the pairs.
+What becomes of a unit depends on the seed, the unit and the models' replies alone, so neither a
+kill nor the number of parts changes the pairs.
 """
 
 import contextlib
-import dataclasses
-import functools
-import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from tqdm import tqdm
 
 from tpo_jax.curation import projection
-from tpo_jax.curation.ledger import Spent
-from tpo_jax.curation.speakers import Failure, Request, Speaker, seed_of
-from tpo_jax.curation.stages import Dropped, Stage, Unit
+from tpo_jax.curation.clients import Failure, ModelClient, Request
+from tpo_jax.curation.journals import ADVICE, Outcome, Part, next_units, read_outcomes
+from tpo_jax.curation.roles import Clients
+from tpo_jax.curation.stages import Dropped, Stage
+from tpo_jax.curation.units import Unit
 from tpo_jax.errors import InputError
-from tpo_jax.io.files import read_lines
-from tpo_jax.io.journal import Journal, check_owner
+from tpo_jax.io.journal import Journal
 from tpo_jax.parallel import distributed
 
-ADVICE = "choose another --workdir, or remove this file and those of the later stages"
-Outcome = dict[str, Any]  # `id` and one of `items`, `dropped`, `set_aside`
+BLOCK = 64  # units computed ahead by threads
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """Which share of the videos this process does: `index` of `count`."""
-
-    index: int = 0
-    count: int = 1
-
-    def has(self, video: str) -> bool:
-        """Whether a video is of this share."""
-        return seed_of("part", video) % self.count == self.index
-
-    def file(self, workdir: Path, stage: str) -> Path:
-        """Where this share's outcomes of a stage are written."""
-        tag = "" if self.count == 1 else f".{self.index}-of-{self.count}"
-        return workdir / f"{stage}{tag}.jsonl"
-
-
-def parse_part(text: str) -> Part:
-    """`i/n` as a `Part`; empty: all of it.
-
-    Raises:
-        InputError: not of that form, or i is not below n.
-    """
-    if not text:
-        return Part()
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise InputError(f"--part={text}: must be i/n with i from 0 to n - 1, as 0/4")
-    return Part(int(index), int(count))
-
-
-def run(
-    stages: Sequence[Stage],
-    owners: Mapping[str, dict[str, Any]],
-    speaker: Callable[[str], Speaker],
-    videos: Sequence[Unit],
-    workdir: Path,
-    part: Part,
-    *,
-    retry: bool = False,
-    joint: Callable[[str], bool] = lambda role: False,
-    spent: Callable[[], Spent] = Spent,
-) -> None:
-    """Does what is left to do of this part, stage by stage; of many videos first a pilot, which
-    says what the rest will take.
+class StageRunner:
+    """Runs stages on one part of the videos, skipping units that are already journaled.
 
     Several processes (`jax.process_count()`) are one part: the first one writes the journals and
-    does what takes no device, `joint` roles are played by all together.
+    does what takes no device; all of them run a local model together.
 
     Args:
-        stages: in their order.
-        owners: per stage, the settings that its outcomes depend on.
-        speaker: makes the back end of a role; called when the role has work to do.
-        videos: the units that the first stage starts from.
-        workdir: of the journals.
-        part: which videos.
-        retry: do again what was set aside.
-        joint: whether a role's back end is one program on all processes.
-        spent: by this part so far.
-
-    Raises:
-        InputError: journals of other settings, or a back end that cannot go on.
+        workdir: Of the journals.
+        part: Which videos.
+        owners: Per stage, the settings that its outcomes depend on.
+        clients: Of the roles.
+        retry: Run failed units again.
     """
-    units: list[Unit] = [unit for unit in videos if part.has(unit["id"])]
-    work = functools.partial(
-        _stage, owners=owners, speaker=speaker, workdir=workdir, part=part, joint=joint, spent=spent
-    )
 
-    def begun() -> list[str]:
-        return list(outcomes(workdir, stages[0].name))
+    def __init__(
+        self,
+        workdir: Path,
+        part: Part,
+        owners: Mapping[str, dict[str, Any]],
+        clients: Clients,
+        retry: bool = False,
+    ):
+        self.workdir, self.part, self.owners = workdir, part, owners
+        self.clients, self.retry = clients, retry
 
-    known = set(distributed.lead(begun))
-    new = [unit for unit in units if unit["id"] not in known]
-    if len(new) >= 4 * projection.VIDEOS:
-        before, seconds = spent(), dict[str, float]()
-        pilot = new[: projection.VIDEOS]
+    def run(self, stages: Sequence[Stage], videos: Sequence[Unit]) -> None:
+        """Do what is left to do of this part, stage by stage.
+
+        With many new videos a pilot goes through all stages first, and a line on standard error
+        says what the rest will take.
+
+        Raises:
+            InputError: A journal was made with other settings, or a client had to stop.
+        """
+        units = [unit for unit in videos if self.part.has(unit.id)]
+        known = set(distributed.lead(lambda: list(read_outcomes(self.workdir, stages[0].name))))
+        new = [unit for unit in units if unit.id not in known]
+        if len(new) >= 4 * projection.VIDEOS:
+            self._run_pilot(stages, new[: projection.VIDEOS], len(new) - projection.VIDEOS)
+        for stage in stages:
+            units = self._run_stage(stage, units, self.retry)
+
+    def _run_pilot(self, stages: Sequence[Stage], pilot: list[Unit], rest: int) -> None:
+        before, seconds = self.clients.spent(), dict[str, float]()
         for stage in stages:
             start = time.perf_counter()
-            pilot = work(stage, pilot, retry=False)
+            pilot = self._run_stage(stage, pilot, retry=False)
             seconds[stage.name] = time.perf_counter() - start
         if jax.process_index() == 0:
-            rest = len(new) - projection.VIDEOS
-            line = projection.projection(projection.VIDEOS, rest, seconds, spent() - before)
+            spent = self.clients.spent() - before
+            line = projection.projection(projection.VIDEOS, rest, seconds, spent)
             print(line, file=sys.stderr)
-    for stage in stages:
-        units = work(stage, units, retry=retry)
 
+    def _run_stage(self, stage: Stage, units: Sequence[Unit], retry: bool) -> list[Unit]:
+        """Run one stage and return the units of the next one."""
+        owner = {"stage": stage.name, **self.owners[stage.name]}
+        split = [u for unit in units for u in stage.split(unit)]
+        path = self.part.file(self.workdir, stage.name)
+        with contextlib.ExitStack() as stack:
+            journal: list[Journal] = []  # only in the process that writes it
 
-def _stage(
-    stage: Stage, units: Sequence[Unit], *, owners, speaker, workdir, part, retry, joint, spent
-) -> list[Unit]:
-    """One stage of `run`; returns the units of the next one."""
-    owner = {"stage": stage.name, **owners[stage.name]}
-    split = [u for unit in units for u in stage.split(unit)]
-    path = part.file(workdir, stage.name)
-    with contextlib.ExitStack() as open_:
-        journal: list[Journal] = []  # of the process that writes
-        distributed.lead(lambda: journal.append(open_.enter_context(Journal(path, owner, ADVICE))))
-        done = outcomes(workdir, stage.name, owner)
-        if not all(distributed.gather(path.exists())):
-            raise InputError(f"{path}: not seen by all processes; --workdir must be one folder")
-        if retry:
-            done = {name: line for name, line in done.items() if "set_aside" not in line}
-        todo = [unit for unit in split if unit["id"] not in done]
-        together = bool(stage.role) and joint(stage.role)
+            def open_journal() -> None:
+                journal.append(stack.enter_context(Journal(path, owner, ADVICE)))
 
-        def work() -> None:
-            if stage.role:
-                found = _converse(stage, todo, speaker(stage.role)) if todo else iter(())
+            distributed.lead(open_journal)
+            outcomes = read_outcomes(self.workdir, stage.name, owner)
+            if not all(distributed.gather(path.exists())):
+                raise InputError(f"{path}: not seen by all processes; --workdir must be one folder")
+            if retry:
+                outcomes = {k: v for k, v in outcomes.items() if "set_aside" not in v}
+            todo = [unit for unit in split if unit.id not in outcomes]
+
+            def work() -> None:
+                found = self._with_progress(stage, todo, len(split), bool(journal))
+                with contextlib.closing(found):
+                    for outcome in found:
+                        if journal:
+                            journal[0].add([outcome])
+                        outcomes[outcome["id"]] = outcome
+
+            if stage.role and self.clients.joint(stage.role):
+                work()
             else:
-                found = _compute(stage, todo)
-            before = spent().cost
-            with tqdm(
-                total=len(split),
-                initial=len(split) - len(todo),
-                desc=stage.name,
-                unit="unit",
-                disable=not journal,
-            ) as bar:
-                for number, outcome in enumerate(found, 1):
-                    if journal:
-                        journal[0].add([outcome])
-                    done[outcome["id"]] = outcome
-                    bar.update()
-                    if (cost := spent().cost - before) > 0:
-                        # What the whole stage will come to, at the rate of this run.
-                        ends = cost / number * len(todo)
-                        bar.set_postfix_str(f"cost {cost:.2f}, ~{ends:.2f} in the end")
+                distributed.lead(work)
+                if not journal:
+                    outcomes = read_outcomes(self.workdir, stage.name, owner)
+        return next_units(split, outcomes)
 
-        if together:
-            work()
-        else:
-            distributed.lead(work)
-            if not journal:  # the first process did it
-                done = outcomes(workdir, stage.name, owner)
-    return follow(split, done)
-
-
-def outcomes(workdir: Path, stage: str, owner: dict[str, Any] | None = None) -> dict[str, Outcome]:
-    """All parts' outcomes of a stage by id; those of `owner`, where it is given, or an error.
-
-    A last line without its end is another part's that is being written, and left out.
-    """
-    found: dict[str, Outcome] = {}
-    for path in sorted([workdir / f"{stage}.jsonl", *workdir.glob(f"{stage}.*-of-*.jsonl")]):
-        if not path.exists():
-            continue
-        lines = read_lines(path, growing=True)
-        for _, first in itertools.islice(lines, 1):
-            if owner is not None:
-                check_owner(path, first, owner, ADVICE)
-        for where, line in lines:
-            if not isinstance(line.get("id"), str):
-                raise InputError(f"{where}: not a line of a journal")
-            found[line["id"]] = line
-    return found
-
-
-def follow(units: Iterable[Unit], done: Mapping[str, Outcome]) -> list[Unit]:
-    """The units of the next stage: every item with what was known of its unit."""
-    return [
-        unit | item
-        for unit in units
-        if unit["id"] in done
-        for item in done[unit["id"]].get("items", ())
-    ]
+    def _with_progress(
+        self, stage: Stage, todo: Sequence[Unit], total: int, shown: bool
+    ) -> Generator[Outcome, None, None]:
+        """Yield the outcomes of a stage, with a progress bar that says what it will cost."""
+        found = _compute(stage, todo)
+        if stage.role and todo:
+            found = _ask(stage, todo, self.clients.client(stage.role))
+        before, begun = self.clients.spent().cost, total - len(todo)
+        with tqdm(
+            total=total, initial=begun, desc=stage.name, unit="unit", disable=not shown
+        ) as bar:
+            for number, outcome in enumerate(found, 1):
+                yield outcome
+                bar.update()
+                if (cost := self.clients.spent().cost - before) > 0:
+                    whole = cost / number * len(todo)  # at this run's rate
+                    bar.set_postfix_str(f"cost {cost:.2f} of about {whole:.2f}")
 
 
 def _compute(stage: Stage, units: Sequence[Unit]) -> Iterator[Outcome]:
-    """Outcomes of a stage that asks nobody; a few at a time, for files are read."""
+    """Yield the outcomes of a stage without a model; threads, because it reads files."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         rest = iter(units)
-        while block := list(islice(rest, 64)):
-            yield from pool.map(lambda unit: _outcome(stage, unit, []), block)
+        while block := list(islice(rest, BLOCK)):
+            yield from pool.map(lambda unit: _finish(stage, unit, []), block)
 
 
-def _converse(stage: Stage, units: Iterable[Unit], speaker: Speaker) -> Iterator[Outcome]:
-    """Outcomes of a stage that asks a role, as the replies come."""
-    open_: dict[str, tuple[Unit, list[str | None], int]] = {}
-    place: dict[str, tuple[str, int]] = {}
+def _ask(stage: Stage, units: Iterable[Unit], client: ModelClient) -> Iterator[Outcome]:
+    """Yield the outcomes of a stage that asks a model, as the replies come."""
+    waiting: dict[str, tuple[Unit, list[str | None]]] = {}  # unit id -> unit, its replies so far
+    places: dict[str, tuple[str, int]] = {}  # request id -> unit id, index of the reply
     ready: list[Outcome] = []
 
     def requests() -> Iterator[Request]:
         for unit in units:
             try:
-                asked = stage.ask(unit)
+                asked = stage.requests(unit)
             except ValueError as error:
-                ready.append({"id": unit["id"], "set_aside": str(error)})
+                ready.append({"id": unit.id, "set_aside": str(error)})
                 continue
             if not asked:
-                ready.append(_outcome(stage, unit, []))
+                ready.append(_finish(stage, unit, []))
                 continue
-            open_[unit["id"]] = (unit, [None] * len(asked), len(asked))
-            place.update({request.id: (unit["id"], i) for i, request in enumerate(asked)})
+            waiting[unit.id] = (unit, [None] * len(asked))
+            places.update({request.id: (unit.id, i) for i, request in enumerate(asked)})
             yield from asked
 
-    with contextlib.closing(speaker.replies(requests())) as replies:  # type: ignore[type-var]
+    with contextlib.closing(client.replies(requests())) as replies:
         for request, reply in replies:
-            name, index = place.pop(request.id)
-            if name not in open_:  # another request of this unit failed
+            name, index = places.pop(request.id)
+            if name not in waiting:  # another request of this unit failed
                 continue
-            unit, texts, _ = open_[name]
+            unit, texts = waiting[name]
             if isinstance(reply, Failure):
-                del open_[name]
+                del waiting[name]
                 ready.append({"id": name, "set_aside": reply.reason})
             else:
                 texts[index] = reply
                 if None not in texts:
-                    del open_[name]
-                    ready.append(_outcome(stage, unit, [t for t in texts if t is not None]))
+                    del waiting[name]
+                    ready.append(_finish(stage, unit, [t for t in texts if t is not None]))
             yield from ready
             ready.clear()
     yield from ready
 
 
-def _outcome(stage: Stage, unit: Unit, replies: Sequence[str]) -> Outcome:
+def _finish(stage: Stage, unit: Unit, replies: Sequence[str]) -> Outcome:
     try:
-        return {"id": unit["id"], "items": stage.finish(unit, replies)}
+        return {"id": unit.id, "items": [stage.item(u) for u in stage.finish(unit, replies)]}
     except Dropped as reason:
-        return {"id": unit["id"], "dropped": str(reason)}
+        return {"id": unit.id, "dropped": str(reason)}
     except ValueError as error:
-        return {"id": unit["id"], "set_aside": str(error)}
-
-
-class Result(NamedTuple):
-    """All parts together: judged units, units that wait for a part, and per stage what became of
-    its units.
-    """
-
-    units: list[Unit]
-    waiting: int
-    yields: dict[str, dict[str, int]]
-    set_aside: list[dict[str, str]]
-
-
-def collect(stages: Sequence[Stage], videos: Sequence[Unit], workdir: Path) -> Result:
-    """What the journals of all parts say."""
-    units, waiting = list(videos), 0
-    yields: dict[str, dict[str, int]] = {}
-    aside: list[dict[str, str]] = []
-    for stage in stages:
-        units = [u for unit in units for u in stage.split(unit)]
-        done = outcomes(workdir, stage.name)
-        counts = {"units": len(units), "items": 0, "dropped": 0, "set aside": 0}
-        for unit in units:
-            outcome = done.get(unit["id"])
-            if outcome is None:
-                waiting += 1
-            elif reason := outcome.get("set_aside"):
-                counts["set aside"] += 1
-                aside.append({"stage": stage.name, "id": unit["id"], "reason": reason})
-            else:
-                counts["items"] += len(outcome.get("items", ()))
-                counts["dropped"] += "dropped" in outcome
-        yields[stage.name] = counts
-        units = follow(units, done)
-    return Result(units, waiting, yields, aside)
+        return {"id": unit.id, "set_aside": str(error)}

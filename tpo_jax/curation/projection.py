@@ -1,21 +1,21 @@
-"""What the rest of a run will take, going by a pilot of its first videos."""
+"""What the rest of a run will take, estimated from a pilot of its first videos."""
 
 from collections.abc import Mapping
 
 from tpo_jax.curation.ledger import Spent
 
-VIDEOS = 32  # of a pilot; runs of less than four times as many have none
+VIDEOS = 32  # in a pilot; runs of fewer than four times as many have none
 
 
 def projection(done: int, rest: int, seconds: Mapping[str, float], spent: Spent) -> str:
-    """One line.
+    """Return one line: time, tokens and costs that the rest will take.
 
     Args:
-        done: videos of the pilot.
-        rest: videos that are left.
-        seconds: per stage, what the pilot took; what is compiled and loaded once is in it, so the
-            rest takes rather less.
-        spent: by the pilot.
+        done: Videos of the pilot.
+        rest: Videos that are left.
+        seconds: Per stage, what the pilot took. Includes compiling and loading once, so the rest
+            takes less.
+        spent: By the pilot.
     """
     stages = ", ".join(f"{name} {_time(s)}" for name, s in seconds.items() if s >= 0.5)
     total = sum(seconds.values())

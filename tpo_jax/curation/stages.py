@@ -1,284 +1,281 @@
-"""The stages from a file name to a judged pair: what is asked about a unit, what becomes of it.
+"""The six stages from a video file to a judged pair: what a model is asked, what its reply means.
 
-A *unit* is a dict with an `id` and all that earlier stages found out about it; a stage turns it
-into items, which are the units of the next stage, or drops it.
+Each stage turns one unit into the units of the next stage, drops it, or fails it.
 """
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from tpo_jax.curation import templates
-from tpo_jax.curation.speakers import ROLES, Clip, Request, seed_of
-from tpo_jax.curation.views import RANDOM, View, parse
-from tpo_jax.errors import InputError
-from tpo_jax.video import decode as video
-from tpo_jax.video import sampling
-
-Unit = dict[str, Any]
-
-
-JUDGES = ("verdict", "question")  # what a judge may be asked for
+from tpo_jax.curation.clients import Clip, Request
+from tpo_jax.curation.config import Config
+from tpo_jax.curation.seeds import seed_of
+from tpo_jax.curation.units import Unit
+from tpo_jax.curation.videos import probe_video
+from tpo_jax.curation.views import RANDOM, SPANS, View, parse
 
 
 class Dropped(Exception):
-    """A unit that ends here in the ordinary course of things, and why."""
+    """A unit is filtered out, which is not an error; the text says why."""
 
 
-def _same(unit: Unit) -> list[Unit]:
-    return [unit]
+class Stage:
+    """One stage of a run.
 
-
-def _nothing(unit: Unit) -> list[Request]:
-    return []
-
-
-class Stage(NamedTuple):
-    """One stage.
-
-    `finish(unit, replies)` gives the items; it raises `Dropped`, or `ValueError` where the unit is
-    to be set aside. `sections` are those of the config that its results depend on, beyond the
-    stages before. `split` makes several units of an item of the stage before.
+    Attributes:
+        name: Of the stage and its journal.
+        sections: Of the config that its results depend on, besides those of earlier stages.
+        adds: Fields of `Unit` that it sets and its journal stores.
+        role: Whose client it asks; "" if it asks no model.
     """
 
-    name: str
-    sections: tuple[str, ...]
-    finish: Callable[[Unit, Sequence[str]], list[Unit]]
-    ask: Callable[[Unit], list[Request]] = _nothing
-    role: str = ""
-    split: Callable[[Unit], list[Unit]] = _same
+    name: ClassVar[str]
+    sections: ClassVar[tuple[str, ...]]
+    adds: ClassVar[tuple[str, ...]]
+    role: ClassVar[str] = ""
+
+    def __init__(self, config: Config):
+        self.config, self.seed = config, config.segments.seed
+        self.folder = Path(config.videos.folder)
+
+    def split(self, unit: Unit) -> list[Unit]:
+        """Return the units that the stage works on, made from one of the stage before."""
+        return [unit]
+
+    def requests(self, unit: Unit) -> list[Request]:
+        """Return what is asked about a unit.
+
+        Raises:
+            ValueError: The unit fails.
+        """
+        return []
+
+    def finish(self, unit: Unit, replies: Sequence[str]) -> list[Unit]:
+        """Return the units of the next stage.
+
+        Args:
+            unit: A unit of this stage.
+            replies: To its `requests`, in their order.
+
+        Raises:
+            Dropped: The unit is filtered out.
+            ValueError: The unit fails; the text says why.
+        """
+        raise NotImplementedError
+
+    def item(self, unit: Unit) -> dict[str, Any]:
+        """Return the fields of a finished unit that the journal stores."""
+        return {name: getattr(unit, name) for name in ("id", *self.adds)}
+
+    def _request(self, unit: Unit, part: str, prompt: str, clip: Clip | None) -> Request:
+        name = f"{unit.id}/{part}"
+        return Request(name, prompt, clip, seed_of(self.seed, self.role, name), unit)
+
+    def _clip(self, unit: Unit, view: str, part: str, video: str = "") -> Clip:
+        """Return what the stage's role sees of a video through a view."""
+        bare = parse(view)[0]
+        span = unit.segment if bare in SPANS else None
+        # Seeded by segment, not by question: questions that see the same frames share an encoding.
+        draw = seed_of(self.seed, part, unit.video, str(span)) if bare in RANDOM else 0
+        count = self.config.role(self.role).num_frames
+        return Clip(self.folder / (video or unit.video), View(view, count, span, draw))
+
+    def _subject(self, unit: Unit) -> Clip | None:
+        """Return the part of the video that the unit is about; None for a role of 0 frames."""
+        if not self.config.role(self.role).num_frames:
+            return None
+        return self._clip(unit, "segment" if unit.segment else "full", self.role)
 
 
-def listing(folder: Path, limit: int) -> list[Unit]:
-    """All files and folders of images under `folder`, by path: the units that everything begins
-    with. The id is the path without its suffix; what comes second by an id is set aside later.
+class Videos(Stage):
+    """Probe every file."""
 
-    Raises:
-        InputError: no such folder, or nothing in it.
-    """
-    if not folder.is_dir():
-        raise InputError(f"videos.folder={folder}: no such folder")
-    images = {p.parent for p in folder.rglob("*") if p.suffix.lower() in sampling.IMAGE_SUFFIXES}
-    found = images - {folder}
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and path.parent not in found and not hidden:
-            found.add(path)
-    units: dict[str, Unit] = {}
-    for path in sorted(found):
-        name = path.relative_to(folder)
-        suffix = "" if path.is_dir() else name.suffix
-        key = name.as_posix().removesuffix(suffix)
-        if (first := units.get(key)) is None:
-            units[key] = {"id": key, "video": name.as_posix()}
-        else:
-            key = name.as_posix()
-            units[key] = {"id": key, "video": key, "twin": first["video"]}
-    if not units:
-        raise InputError(f"videos.folder={folder}: holds no file")
-    return list(units.values())[: limit or None]
+    name, sections = "videos", ("videos",)
+    adds = ("num_frames", "fps", "width", "height", "duration")
+
+    def finish(self, unit: Unit, replies: Sequence[str]) -> list[Unit]:
+        """Return the video with its length and size."""
+        if unit.twin:
+            raise ValueError(f"its id is already that of {unit.twin}")
+        info = probe_video(self.folder / unit.video)
+        if info.duration < self.config.videos.min_seconds:
+            raise Dropped(f"shorter than {self.config.videos.min_seconds} s")
+        return [dataclasses.replace(unit, **info._asdict())]
 
 
-def check(config: ConfigDict) -> None:
-    """Raises `InputError` for a value that no stage could work with."""
-    if not config.videos.folder:
-        raise InputError("videos.folder is empty: name the folder that the videos lie in")
-    shares = config.questions.types
-    if len(shares) != len(templates.TYPES) or min(shares) < 0 or not sum(shares):
-        raise InputError(f"questions.types must be {len(templates.TYPES)} shares, not {shares}")
-    if not 1 <= config.questions.per_segment <= sum(share > 0 for share in shares):
-        raise InputError("questions.per_segment must lie between 1 and the types with a share")
-    for name, value in config.answers.items():
-        for view in (value,) if isinstance(value, str) else value:
-            try:
-                bare, _ = parse(view)
-            except ValueError as error:
-                raise InputError(f"answers.{name}: {error}") from error
-            if name.startswith("comprehensive") and bare in ("segment", "rest", "irrelevant"):
-                raise InputError(f"answers.{name}: view {view!r} is for localized pairs")
-    if not (config.answers.localized_rejected and config.answers.comprehensive_rejected):
-        raise InputError("answers.*_rejected must name at least one view")
-    spans = config.segments
-    if not 0 < spans.min_seconds <= spans.max_seconds or not 0 < spans.max_share < 1:
-        raise InputError(
-            "segments need 0 < min_seconds <= max_seconds and a max_share between 0 and 1"
-        )
-    if not 0 <= config.balance.localized <= 1:
-        raise InputError(f"balance.localized={config.balance.localized} must lie in [0, 1]")
-    if config.judge.asks not in JUDGES:
-        raise InputError(f"judge.asks={config.judge.asks!r} must be one of {', '.join(JUDGES)}")
-    if config.judge.asks == "question" and config.judge.backend == "rules":
-        raise InputError("judge.asks='question' needs a model, rules reply with a verdict")
-    for name in ROLES:
-        role = config[name]
-        if role.num_frames < (0 if name in ("questioner", "judge") else 1):
-            raise InputError(f"{name}.num_frames={role.num_frames}: it has to see a frame at least")
-        for field in ("prompt", "focus"):
-            if field in role:
-                templates.load(role[field])
+class Segments(Stage):
+    """Draw the segments that are asked about, and the whole video as many times as configured."""
 
+    name, sections = "segments", ("segments",)
+    adds = ("kind", "segment")
 
-def make_stages(config: ConfigDict, videos: Sequence[Unit]) -> list[Stage]:
-    """The stages in their order, as `config` says.
-
-    Args:
-        config: `configs/curation.py`.
-        videos: of `listing`; `other` views are taken from them.
-    """
-    folder, seed = Path(config.videos.folder), config.segments.seed
-
-    def probe(unit: Unit, _) -> list[Unit]:
-        if twin := unit.get("twin"):
-            raise ValueError(f"its id is already that of {twin}")
-        path = folder / unit["video"]
-        try:
-            if path.is_dir():
-                frames, _, duration = sampling.read_frames(path, "uniform", 1)
-                size = len(
-                    [p for p in path.iterdir() if p.suffix.lower() in sampling.IMAGE_SUFFIXES]
-                )
-                height, width = frames.shape[1:3]
-                info = video.VideoInfo(size, sampling.DIRECTORY_FPS, width, height, duration)
-            else:
-                info = video.probe(path)
-        except (video.VideoError, OSError) as error:
-            raise ValueError(str(getattr(error, "reason", None) or error)) from error
-        if info.num_frames < 2:
-            raise ValueError("has one frame only, nothing can be left out of it")
-        if info.duration < config.videos.min_seconds:
-            raise Dropped(f"shorter than {config.videos.min_seconds} s")
-        return [{"id": unit["id"], **info._asdict()}]
-
-    def cut(unit: Unit, _) -> list[Unit]:
-        rng = np.random.default_rng(seed_of(seed, "segments", unit["id"]))
-        spans, duration = config.segments, unit["duration"]
-        # Two frames at least, so that neither the span nor the rest is empty.
-        shortest = max(spans.min_seconds, 2 / unit["fps"])
-        longest = min(spans.max_seconds, spans.max_share * duration)
-        items: list[Unit] = []
-        for _ in range(spans.localized if shortest <= longest else 0):
+    def finish(self, unit: Unit, replies: Sequence[str]) -> list[Unit]:
+        """Return one unit per segment."""
+        rng = np.random.default_rng(seed_of(self.seed, "segments", unit.id))
+        settings = self.config.segments
+        # Two frames at least, so that neither the segment nor the rest is empty.
+        shortest = max(settings.min_seconds, 2 / unit.fps)
+        longest = min(settings.max_seconds, settings.max_share * unit.duration)
+        drawn: list[tuple[str, tuple[float, float] | None]] = []
+        for _ in range(settings.localized if shortest <= longest else 0):
             length = rng.uniform(shortest, longest)
-            start = rng.uniform(0, duration - length)
-            span = [round(start, 3), round(start + length, 3)]
-            items.append({"kind": "localized", "segment": span})
-        items += [{"kind": "comprehensive", "segment": None}] * spans.comprehensive
-        if not items:
-            raise Dropped(f"no span of {shortest:g} s fits into {spans.max_share:g} of the video")
-        return [{"id": f"{unit['id']}#{i}", **item} for i, item in enumerate(items)]
+            start = rng.uniform(0, unit.duration - length)
+            drawn.append(("localized", (round(start, 3), round(start + length, 3))))
+        drawn += [("comprehensive", None)] * settings.comprehensive
+        if not drawn:
+            share = f"{settings.max_share:g} of the video"
+            raise Dropped(f"no segment of {shortest:g} s fits into {share}")
+        return [
+            dataclasses.replace(unit, id=f"{unit.id}#{i}", kind=kind, segment=segment)
+            for i, (kind, segment) in enumerate(drawn)
+        ]
 
-    def clip(unit: Unit, name: str, num_frames: int, part: str, path: str = "") -> Clip:
-        bare = parse(name)[0]
-        span = tuple(unit["segment"]) if unit["segment"] and bare in SPANS else None
-        # Of the segment, not of the question: questions that see the same share its encoding.
-        draw = seed_of(seed, part, unit["video"], str(span)) if bare in RANDOM else 0
-        return Clip(folder / (path or unit["video"]), View(name, num_frames, span, draw))
 
-    def request(unit: Unit, role: str, part: str, prompt: str, seen: Clip | None, **facts):
-        name = f"{unit['id']}/{part}"
-        return Request(name, prompt, seen, seed_of(seed, role, name), {**unit, **facts})
+class Captions(Stage):
+    """Describe every segment."""
 
-    def shown(unit: Unit, role: str) -> Clip | None:
-        """What a role is shown of the part of the video that the unit is about."""
-        count = config[role].num_frames
-        return clip(unit, "segment" if unit["segment"] else "full", count, role) if count else None
+    name, sections, role = "captions", ("captioner",), "captioner"
+    adds = ("caption",)
 
-    def describe(unit: Unit) -> list[Request]:
-        start, end = unit["segment"] or (0.0, unit["duration"])
-        name = config.captioner.prompt
+    def requests(self, unit: Unit) -> list[Request]:
+        """Ask for a description."""
+        start, end = unit.span
+        name = self.config.captioner.prompt
         prompt = templates.fill(name, start=f"{start:.1f}", end=f"{end:.1f}")
-        return [request(unit, "captioner", "caption", prompt, shown(unit, "captioner"))]
+        return [self._request(unit, "caption", prompt, self._subject(unit))]
 
-    def caption(unit: Unit, replies: Sequence[str]) -> list[Unit]:
-        return [{"id": unit["id"], "caption": templates.clean(replies[0], "the caption")}]
+    def finish(self, unit: Unit, replies: Sequence[str]) -> list[Unit]:
+        """Return the segment with its caption."""
+        return [dataclasses.replace(unit, caption=templates.clean(replies[0], "the caption"))]
 
-    def by_type(unit: Unit) -> list[Unit]:
-        rng = np.random.default_rng(seed_of(seed, "types", unit["id"]))
-        shares = np.array(config.questions.types, float)
-        drawn = rng.choice(
-            list(templates.TYPES), config.questions.per_segment, False, shares / shares.sum()
-        )
-        return [unit | {"id": f"{unit['id']}.{i}", "type": str(t)} for i, t in enumerate(drawn)]
 
-    def enquire(unit: Unit) -> list[Request]:
-        focus = templates.focus(config.questioner.focus, unit["type"])
-        prompt = templates.fill(config.questioner.prompt, caption=unit["caption"], focus=focus)
-        return [request(unit, "questioner", "question", prompt, shown(unit, "questioner"))]
+class Questions(Stage):
+    """Write questions with reference answers, each of a drawn type."""
 
-    def question(unit: Unit, replies: Sequence[str]) -> list[Unit]:
+    name, sections, role = "questions", ("questions", "questioner"), "questioner"
+    adds = ("type", "question", "reference")
+
+    def split(self, unit: Unit) -> list[Unit]:
+        """Return one unit per drawn question type."""
+        rng = np.random.default_rng(seed_of(self.seed, "types", unit.id))
+        settings, names = self.config.questions, list(templates.TYPES)
+        shares = np.array(settings.types, float)
+        drawn = rng.choice(names, settings.per_segment, False, shares / shares.sum())
+        return [
+            dataclasses.replace(unit, id=f"{unit.id}.{i}", type=str(name))
+            for i, name in enumerate(drawn)
+        ]
+
+    def requests(self, unit: Unit) -> list[Request]:
+        """Ask for a question of the unit's type."""
+        settings = self.config.questioner
+        focus = templates.focus(settings.focus, unit.type)
+        prompt = templates.fill(settings.prompt, caption=unit.caption, focus=focus)
+        return [self._request(unit, "question", prompt, self._subject(unit))]
+
+    def finish(self, unit: Unit, replies: Sequence[str]) -> list[Unit]:
+        """Return the question."""
         if (parsed := templates.parse_question(replies[0])) is None:
             raise Dropped("the question writer declined")
-        text, reference = parsed
-        return [{"id": unit["id"], "type": unit["type"], "question": text, "reference": reference}]
+        return [dataclasses.replace(unit, question=parsed[0], reference=parsed[1])]
 
-    def views(unit: Unit) -> tuple[str, str]:
-        kind = unit["kind"]
-        names = config.answers[f"{kind}_rejected"]
-        rejected = names[seed_of(seed, "rejected", unit["id"]) % len(names)]
-        return config.answers[f"{kind}_chosen"], rejected
 
-    def donor(unit: Unit) -> str:
-        """Another video, the first that can be read in an order of the unit's own."""
-        others = [v for v in videos if v["video"] != unit["video"] and "twin" not in v]
-        ranked = sorted(others, key=lambda v: seed_of(seed, "other", unit["id"], v["id"]))
-        for other in ranked:
-            try:
-                probe(other, ())
-            except (ValueError, Dropped):
-                continue
-            return other["video"]
-        raise ValueError("there is no other video to take frames from")
+class Answers(Stage):
+    """Answer every question twice, on better and on worse frames."""
 
-    def challenge(unit: Unit) -> list[Request]:
-        count = config.answerer.num_frames
-        requests = []
-        for side, name in zip(("chosen", "rejected"), views(unit), strict=True):
-            path = donor(unit) if name == "other" else ""
-            seen = clip(unit, name, count, side, path)
-            requests.append(request(unit, "answerer", side, unit["question"], seen, side=side))
-        return requests
+    name, sections, role = "answers", ("answers", "answerer"), "answerer"
+    adds = ("chosen", "rejected", "manipulation")
 
-    def answers(unit: Unit, replies: Sequence[str]) -> list[Unit]:
+    def __init__(self, config: Config, videos: Sequence[Unit]):
+        super().__init__(config)
+        self.videos, self._probe = videos, Videos(config)
+
+    def requests(self, unit: Unit) -> list[Request]:
+        """Ask the same question on both views."""
+        found = []
+        for side, view in zip(("chosen", "rejected"), self._views(unit), strict=True):
+            clip = self._clip(unit, view, side, self._other(unit) if view == "other" else "")
+            found.append(self._request(unit, side, unit.question, clip))
+        return found
+
+    def finish(self, unit: Unit, replies: Sequence[str]) -> list[Unit]:
+        """Return the pair of answers."""
         chosen, rejected = (
             templates.clean(reply, f"the {side} answer")
             for side, reply in zip(("chosen", "rejected"), replies, strict=True)
         )
         if chosen.casefold() == rejected.casefold():
             raise Dropped("both answers are the same")
-        manipulation = " / ".join(views(unit))
-        item = {"chosen": chosen, "rejected": rejected, "manipulation": manipulation}
-        return [{"id": unit["id"], **item}]
+        views = " / ".join(self._views(unit))
+        return [dataclasses.replace(unit, chosen=chosen, rejected=rejected, manipulation=views)]
 
-    def weigh(unit: Unit) -> list[Request]:
-        if not config.judge.enabled:
+    def _views(self, unit: Unit) -> tuple[str, str]:
+        """Return the views of the chosen and the rejected answer."""
+        settings = self.config.answers
+        if unit.kind == "localized":
+            chosen, names = settings.localized_chosen, settings.localized_rejected
+        else:
+            chosen, names = settings.comprehensive_chosen, settings.comprehensive_rejected
+        return chosen, names[seed_of(self.seed, "rejected", unit.id) % len(names)]
+
+    def _other(self, unit: Unit) -> str:
+        """Return another video: the first readable one in an order drawn for the unit."""
+        others = [v for v in self.videos if v.video != unit.video and not v.twin]
+        for other in sorted(others, key=lambda v: seed_of(self.seed, "other", unit.id, v.id)):
+            try:
+                self._probe.finish(other, ())
+            except (ValueError, Dropped):
+                continue
+            return other.video
+        raise ValueError("there is no other video to take frames from")
+
+
+class Judged(Stage):
+    """Keep the pairs whose chosen answer is better, uncontradicted and correct."""
+
+    name, sections, role = "judged", ("judge",), "judge"
+    adds = ("verdict",)
+
+    def requests(self, unit: Unit) -> list[Request]:
+        """Ask for a verdict, or for the judge's own answer; nothing if the judge is disabled."""
+        settings = self.config.judge
+        if not settings.enabled:
             return []
-        if config.judge.asks == "question":
-            return [request(unit, "judge", "verdict", unit["question"], shown(unit, "judge"))]
-        fields = ("caption", "question", "reference", "chosen", "rejected")
-        prompt = templates.fill(config.judge.prompt, **{name: unit[name] for name in fields})
-        return [request(unit, "judge", "verdict", prompt, shown(unit, "judge"))]
+        prompt = unit.question
+        if settings.asks == "verdict":
+            names = ("caption", "question", "reference", "chosen", "rejected")
+            prompt = templates.fill(settings.prompt, **{n: getattr(unit, n) for n in names})
+        return [self._request(unit, "verdict", prompt, self._subject(unit))]
 
-    def verdict(unit: Unit, replies: Sequence[str]) -> list[Unit]:
+    def finish(self, unit: Unit, replies: Sequence[str]) -> list[Unit]:
+        """Return the pair if the verdict keeps it."""
         if not replies:
-            return [{"id": unit["id"], "verdict": "unjudged"}]
-        if config.judge.asks == "question":
-            words = templates.agreement(replies[0], unit["chosen"], unit["rejected"])
+            return [dataclasses.replace(unit, verdict="unjudged")]
+        if self.config.judge.asks == "question":
+            words = templates.agreement(replies[0], unit.chosen, unit.rejected)
         else:
             words = templates.parse_verdict(replies[0])
         if words != templates.KEPT:
             raise Dropped(f"verdict {'/'.join(words)}")
-        return [{"id": unit["id"], "verdict": "/".join(words)}]
+        return [dataclasses.replace(unit, verdict="/".join(words))]
 
+
+def make_stages(config: Config, videos: Sequence[Unit]) -> list[Stage]:
+    """Return the stages in their order.
+
+    Args:
+        config: Checked by `config.check`.
+        videos: From `list_videos`; view `other` takes frames from them.
+    """
     return [
-        Stage("videos", ("videos",), probe),
-        Stage("segments", ("segments",), cut),
-        Stage("captions", ("captioner",), caption, describe, "captioner"),
-        Stage("questions", ("questions", "questioner"), question, enquire, "questioner", by_type),
-        Stage("answers", ("answers", "answerer"), answers, challenge, "answerer"),
-        Stage("judged", ("judge",), verdict, weigh, "judge"),
+        Videos(config),
+        Segments(config),
+        Captions(config),
+        Questions(config),
+        Answers(config, videos),
+        Judged(config),
     ]
-
-
-SPANS = ("segment", "rest", "irrelevant")  # views that read the segment

@@ -157,4 +157,5 @@ VIEWS: dict[str, tuple[bool, Callable[[np.ndarray, View, int], np.ndarray]]] = {
     "reverse": (False, reverse),
     "other": (False, full),
 }
-RANDOM = ("irrelevant", "drop", "shuffle")
+RANDOM = ("irrelevant", "drop", "shuffle")  # views that read the seed
+SPANS = tuple(name for name, (needs_segment, _) in VIEWS.items() if needs_segment)

@@ -1,18 +1,18 @@
-"""A role played by a video language model on the devices of this process, or of all processes."""
+"""A client that runs a model directory on the devices of this process, or of all processes."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from tokenizers import Tokenizer
 
 from tpo_jax.checkpoints.models import load_model
-from tpo_jax.curation.speakers import Failure, Request, try_read
+from tpo_jax.curation.clients import Failure, Replies, Request
+from tpo_jax.curation.config import Role
 from tpo_jax.data.clips import Clip
 from tpo_jax.data.processor import Processor
 from tpo_jax.data.rows import Row
@@ -67,7 +67,7 @@ class _Row(NamedTuple):
         return len(self.visual) if isinstance(self.visual, np.ndarray) else 0
 
 
-class LocalSpeaker:
+class LocalClient:
     """Answers in batches of clips; requests on one clip share its encoding.
 
     A sampled reply (temperature above 0) has its clip for itself: its draw depends on the request
@@ -80,7 +80,7 @@ class LocalSpeaker:
         batch_rows: clips at a time, of all processes.
     """
 
-    def __init__(self, model: Model, role: ConfigDict, batch_rows: int):
+    def __init__(self, model: Model, role: Role, batch_rows: int):
         self._model, self._sampled = model, role.temperature > 0
         self._processor = Processor(model.config, model.tokenizer)
         self._index, self._count = jax.process_index(), jax.process_count()
@@ -95,7 +95,7 @@ class LocalSpeaker:
             question_multiple=PROMPT_MULTIPLE,
         )
 
-    def replies(self, requests: Iterable[Request]) -> Iterator[tuple[Request, str | Failure]]:
+    def replies(self, requests: Iterable[Request]) -> Replies:
         """Replies in the order of the batches; the next batches are decoded meanwhile."""
         rest, size = iter(requests), self._generator.batch_rows * self._count
         with ThreadPoolExecutor(1) as pool:
@@ -128,7 +128,7 @@ class LocalSpeaker:
         if clip is None:
             visual: np.ndarray | Pictures = self._processor.pictures([])
         else:
-            frames = try_read(clip)
+            frames = clip.read()
             if isinstance(frames, Failure):
                 return frames
             visual = self._processor.resize(frames)
@@ -143,7 +143,7 @@ class LocalSpeaker:
 
     def _answers(
         self, parts: list[list[Request]], read: list[_Row | Failure]
-    ) -> Iterator[tuple[Request, str | Failure]]:
+    ) -> Replies:
         own = range(self._index, len(parts), self._count)
         # Frames of every part, or why it has none, known to all.
         found: dict[int, int | str] = {}

@@ -1,0 +1,76 @@
+"""The interface of model clients: requests in, replies out.
+
+Implementations: `local_client` (a model directory), `openai_client` (an endpoint) and
+`world_client` (scripted replies on the embedded world).
+"""
+
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from tpo_jax.curation.units import Unit
+from tpo_jax.curation.views import View
+from tpo_jax.errors import InputError
+from tpo_jax.video.decode import VideoError
+from tpo_jax.video.sampling import select_frames
+
+
+class Stop(InputError):
+    """No further request can succeed now: budget spent, access denied, or the endpoint is down."""
+
+
+class Failure(NamedTuple):
+    """A request that failed, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames of a video file or folder of images; equal clips are equal frames."""
+
+    path: Path
+    view: View
+
+    def read(self) -> np.ndarray | Failure:
+        """Return the frames, uint8 `[n, height, width, 3]`, or why they cannot be read."""
+        try:
+            return select_frames(self.path, self.view.indices)[0]
+        except (VideoError, ValueError, OSError) as error:
+            return Failure(str(error))
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to the client of one role.
+
+    Attributes:
+        id: Unique in a run.
+        prompt: Text of the question.
+        clip: Frames to look at; None for text alone.
+        seed: Belongs to the request, so a sampled reply does not depend on other requests.
+        unit: What the prompt was made from, for clients that read no prose.
+    """
+
+    id: str
+    prompt: str
+    clip: Clip | None
+    seed: int
+    unit: Unit = field(compare=False)
+
+
+Replies = Generator[tuple[Request, str | Failure], None, None]
+
+
+class ModelClient(Protocol):
+    """Answers the requests of one role."""
+
+    def replies(self, requests: Iterable[Request]) -> Replies:
+        """Yield a reply to every request, in any order; takes requests as it needs them.
+
+        Raises:
+            Stop: No further request can succeed.
+        """

@@ -1,0 +1,63 @@
+"""The video files of a run: listed by path, probed one by one."""
+
+from pathlib import Path
+
+from tpo_jax.curation.units import Unit
+from tpo_jax.errors import InputError
+from tpo_jax.video import decode, sampling
+
+
+def list_videos(folder: Path, limit: int) -> list[Unit]:
+    """Return a unit for every file and folder of images under `folder`, sorted by path.
+
+    The id is the path without suffix. A second video with the same id gets its path as id and the
+    first one as `twin`; the stage `videos` fails it.
+
+    Args:
+        folder: Searched recursively; hidden files are skipped.
+        limit: Return only the first so many; 0: all.
+
+    Raises:
+        InputError: The folder does not exist or holds nothing.
+    """
+    if not folder.is_dir():
+        raise InputError(f"videos.folder={folder}: no such folder")
+    images = {p.parent for p in folder.rglob("*") if p.suffix.lower() in sampling.IMAGE_SUFFIXES}
+    found = images - {folder}
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and path.parent not in found and not hidden:
+            found.add(path)
+    units: dict[str, Unit] = {}
+    for path in sorted(found):
+        name = path.relative_to(folder)
+        key = name.as_posix().removesuffix("" if path.is_dir() else name.suffix)
+        twin = ""
+        if first := units.get(key):
+            key, twin = name.as_posix(), first.video
+        units[key] = Unit(id=key, video=name.as_posix(), twin=twin)
+    if not units:
+        raise InputError(f"videos.folder={folder}: the folder is empty")
+    return list(units.values())[: limit or None]
+
+
+def probe_video(path: Path) -> decode.VideoInfo:
+    """Return frame count, rate, size and duration of a video file or folder of images.
+
+    Raises:
+        ValueError: It cannot be read, or has only one frame.
+    """
+    try:
+        info = _probe_images(path) if path.is_dir() else decode.probe(path)
+    except (decode.VideoError, OSError) as error:
+        raise ValueError(str(getattr(error, "reason", None) or error)) from error
+    if info.num_frames < 2:
+        raise ValueError("has only one frame; curation needs at least two")
+    return info
+
+
+def _probe_images(folder: Path) -> decode.VideoInfo:
+    frames, _, duration = sampling.read_frames(folder, "uniform", 1)
+    count = sum(p.suffix.lower() in sampling.IMAGE_SUFFIXES for p in folder.iterdir())
+    height, width = frames.shape[1:3]
+    return decode.VideoInfo(count, sampling.DIRECTORY_FPS, width, height, duration)
