@@ -1,9 +1,9 @@
-"""A server in the shape of OpenAI's, and a page to ask videos questions.
+"""Serve models with OpenAI's chat API, and a page for questions about videos.
 
     python -m tpo_jax.serve --checkpoint=DIR --media_folders=videos [--compare=DIR2]
 
-Prints the page's address when it is ready; an interrupt ends it. `TPO_JAX_API_KEY` in the
-environment, if set, is the key that clients must send. See `docs/serve.md`.
+Prints the page's address when it is ready; stops on an interrupt. `TPO_JAX_API_KEY` in the
+environment, if set, is the API key that clients must send. See `docs/serve.md`.
 """
 
 import os
@@ -21,54 +21,60 @@ from tpo_jax.video import sampling
 
 _DEFAULT = Settings()
 _CHECKPOINT = define_path("checkpoint", None, "Model directory.", required=True)
-_COMPARE = define_path("compare", None, "A second one, for the page's other half.")
-_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0: every one.")
-_PORT = flags.DEFINE_integer("port", 8000, "Port; 0: any free one.", 0, 65535)
+_COMPARE = define_path("compare", None, "A second model, shown beside the first.")
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0: all interfaces.")
+_PORT = flags.DEFINE_integer("port", 8000, "Port; 0: any free port.", 0, 65535)
 _ALLOWED_HOSTS = flags.DEFINE_list(
     "allowed_hosts",
     None,
-    "Names that clients may call the server by; *: any. Default: --host and localhost.",
+    "Host names that requests may use; *: any. Default: --host and localhost.",
 )
-_FOLDERS = define_paths("media_folders", [], "Folders whose files requests may name.")
+_FOLDERS = define_paths("media_folders", [], "Folders whose files requests may use.")
 _ALLOW_URLS = flags.DEFINE_boolean(
-    "allow_urls", False, "Whether http addresses are fetched, from the public internet only."
+    "allow_urls", False, "Fetch http and https URLs, from the public internet only."
 )
 _MAX_UPLOAD_MB = flags.DEFINE_integer(
-    "max_upload_mb", _DEFAULT.max_upload_mb, "Largest body of a request and file fetched.", 1
+    "max_upload_mb", _DEFAULT.max_upload_mb, "Largest request body and fetched file, MB.", 1
 )
 _MEDIA_SECONDS = flags.DEFINE_float(
     "media_seconds",
     _DEFAULT.media_seconds,
-    "Longest that reading a body, fetching or decoding a file may take.",
+    "Time limit for reading a body, fetching or decoding a file, seconds.",
     0.1,
 )
 _DECODE_MEMORY_MB = flags.DEFINE_integer(
-    "decode_memory_mb", _DEFAULT.decode_memory_mb, "Memory of a process that decodes.", 512
+    "decode_memory_mb", _DEFAULT.decode_memory_mb, "Memory limit of a decoding process, MB.", 512
 )
-_SAMPLING = flags.DEFINE_enum(
-    "sampling", _DEFAULT.sampling, sampling.RULES, "Which frames are sampled."
-)
+_SAMPLING = flags.DEFINE_enum("sampling", _DEFAULT.sampling, sampling.RULES, "Frame sampling rule.")
 _NUM_FRAMES = flags.DEFINE_integer(
-    "num_frames", _DEFAULT.num_frames, "Frames sampled where a request does not say.", 1
+    "num_frames", _DEFAULT.num_frames, "Frames sampled if the request sets none.", 1
 )
-_MAX_FRAMES = flags.DEFINE_integer("max_frames", _DEFAULT.max_frames, "Most it may ask for.", 1)
+_MAX_FRAMES = flags.DEFINE_integer(
+    "max_frames", _DEFAULT.max_frames, "Most frames of a request.", 1
+)
 _VIDEO_OF_IMAGES = flags.DEFINE_integer(
     "video_of_images",
     _DEFAULT.video_of_images,
-    "So many images or more in one message are the frames of a video; 0: never.",
+    "Treat this many images or more in one message as the frames of a video; 0: never.",
     0,
 )
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
-    "max_new_tokens", _DEFAULT.max_new_tokens, "Longest answer, whatever a request asks for.", 1
+    "max_new_tokens",
+    _DEFAULT.max_new_tokens,
+    "Longest answer in tokens; caps what requests ask for.",
+    1,
 )
 _MAX_BATCH = flags.DEFINE_integer(
-    "max_batch", _DEFAULT.max_batch, "Questions answered at a time; 1: one after the other.", 1
+    "max_batch", _DEFAULT.max_batch, "Largest batch of questions; 1: no batching.", 1
 )
 _WAIT_MS = flags.DEFINE_float(
-    "wait_ms", _DEFAULT.wait_ms, "How long a question waits for others to join it.", 0
+    "wait_ms",
+    _DEFAULT.wait_ms,
+    "How long a question waits for a batch, milliseconds.",
+    0,
 )
 _MAX_WAITING = flags.DEFINE_integer(
-    "max_waiting", _DEFAULT.max_waiting, "Questions that may wait; more are refused.", 1
+    "max_waiting", _DEFAULT.max_waiting, "Longest queue of questions; more are refused.", 1
 )
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
 KEY = "TPO_JAX_API_KEY"
@@ -77,10 +83,10 @@ GRACE_SECONDS = 10
 
 
 def read_settings() -> Settings:
-    """The flags. Raises `InputError` for what does not go together."""
+    """Return the settings that the flags give; raise `InputError` if they conflict."""
     for folder in _FOLDERS.value:
         if not Path(folder).is_dir():
-            raise InputError(f"--media_folders: {folder} is no directory")
+            raise InputError(f"--media_folders: {folder} is not a directory")
     if _NUM_FRAMES.value > _MAX_FRAMES.value:
         raise InputError(f"--num_frames={_NUM_FRAMES.value} is above --max_frames")
     local = ["localhost", "127.0.0.1", _HOST.value]
@@ -104,7 +110,7 @@ def read_settings() -> Settings:
 
 
 def listen() -> socket.socket:
-    """The socket of `--host` and `--port`. Raises `InputError` where it cannot be had."""
+    """Return a socket on `--host` and `--port`; raise `InputError` if that fails."""
     family = socket.AF_INET6 if ":" in _HOST.value else socket.AF_INET
     try:
         return socket.create_server((_HOST.value, _PORT.value), family=family)
@@ -114,7 +120,7 @@ def listen() -> socket.socket:
 
 
 def main() -> None:
-    """Serves until it is told to stop."""
+    """Serve until interrupted."""
     try:
         import uvicorn
 
@@ -127,10 +133,10 @@ def main() -> None:
     directories = [str(path) for path in (_CHECKPOINT.value, _COMPARE.value) if path]
     called = names(directories)
     if len(called) < len(directories):
-        raise InputError(f"--compare={_COMPARE.value} is --checkpoint")
-    # JAX warns of every child; the decoders' run another program at once, which is safe.
+        raise InputError(f"--compare={_COMPARE.value} is the same directory as --checkpoint")
+    # JAX warns about forks; decoding processes execute another program at once, which is safe.
     warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-    with listen() as listening:  # first: loading may take minutes
+    with listen() as listening:  # before loading, which may take minutes
         mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": -1})
         models = [
             load(directory, name, settings.max_new_tokens, _DTYPE.value, mesh)

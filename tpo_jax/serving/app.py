@@ -1,4 +1,4 @@
-"""The server: OpenAI's endpoints, the page and what the page asks for."""
+"""The HTTP application: OpenAI's endpoints, the page, and the endpoints of the page."""
 
 import asyncio
 import base64
@@ -8,13 +8,13 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -34,7 +34,7 @@ from tpo_jax.serving.settings import Settings
 PAGE = Path(__file__).parent / "page"
 ASSETS = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
 WITHOUT_KEY = (*ASSETS, "/health")
-# Nothing but this server's own files runs in the page; no other page may frame it.
+# The page runs this server's own files only, and no other page may frame it.
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data:; media-src blob:; "
     "frame-ancestors 'none'; form-action 'none'; base-uri 'none'",
@@ -45,19 +45,19 @@ PAGE_HEADERS = {
 THUMBNAIL = 224  # pixels, at most
 
 
-class Gate:
-    """Lets in who has the key, where there is one, and counts what everybody gets."""
+class AccessControl:
+    """ASGI middleware: checks host name and API key, counts responses by path and status."""
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, paths: Sequence[str]):
         self.app, self.metrics, self.paths = app, metrics, paths
+        self.hosts = settings.hosts
         self.expected = f"Bearer {settings.api_key}".encode() if settings.api_key else b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Handle one request, or pass on what is not HTTP."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         path = scope["path"] if scope["path"] in self.paths else "other"
-
         begun = False
 
         async def counted(message: Message) -> None:
@@ -67,26 +67,57 @@ class Gate:
                 self.metrics.requests.labels(path, message["status"]).inc()
             await send(message)
 
-        given = dict(scope["headers"]).get(b"authorization", b"")
+        try:
+            if error := self._refusal(path, dict(scope["headers"])):
+                return await error.response()(scope, receive, counted)
+            await self.app(scope, receive, counted)
+        except asyncio.CancelledError:  # the server stops and waits no longer
+            if not begun:
+                await ApiError(503, "the server is shutting down").response()(
+                    scope, receive, counted
+                )
+        except Exception:  # Starlette's outermost middleware answers it
+            if not begun:
+                self.metrics.requests.labels(path, 500).inc()
+            raise
+
+    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> ApiError | None:
+        # A web page whose name is made to resolve to this machine sends that name as host.
+        if not host_allowed(headers.get(b"host", b"").decode("latin-1"), self.hosts):
+            return ApiError(400, "unknown Host header; see --allowed_hosts", "invalid_host")
+        given = headers.get(b"authorization", b"")
         if (
             self.expected
             and path not in WITHOUT_KEY
             and not hmac.compare_digest(given, self.expected)
         ):
-            error = ApiError(401, "the key is missing or wrong", "invalid_api_key")
-            return await error.response()(scope, receive, counted)
-        try:
-            await self.app(scope, receive, counted)
-        except Exception:  # Starlette answers it outside of here
-            if not begun:
-                self.metrics.requests.labels(path, 500).inc()
-            raise
+            return ApiError(401, "the API key is missing or wrong", "invalid_api_key")
+        return None
+
+
+def host_allowed(host: str, allowed: Sequence[str]) -> bool:
+    """Return whether a Host header names an allowed host.
+
+    Args:
+        host: With or without a port.
+        allowed: Names; `*` allows every host, `*.example.com` every subdomain.
+    """
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # half an IPv6 address
+        return False
+    return any(
+        pattern in ("*", name) or (pattern.startswith("*.") and name.endswith(pattern[1:]))
+        for pattern in map(str.lower, allowed)
+    )
 
 
 def build_app(models: Sequence[Model], settings: Settings) -> Starlette:
-    """The application; the first model is the one the page shows on the left.
+    """Return the application; its state has `metrics` and `engine`.
 
-    Its state has `metrics` and `engine`.
+    Args:
+        models: The page shows the first one on the left.
+        settings: Limits and defaults.
     """
     hosted, metrics = {model.name: model for model in models}, Metrics()
     engine = Engine(metrics, settings.max_batch, settings.wait_ms, settings.max_waiting)
@@ -155,11 +186,7 @@ def build_app(models: Sequence[Model], settings: Settings) -> Starlette:
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=[
-            Middleware(Gate, settings, metrics, [route.path for route in routes]),
-            # A page elsewhere whose name comes to resolve to this machine has another host.
-            Middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts)),
-        ],
+        middleware=[Middleware(AccessControl, settings, metrics, [route.path for route in routes])],
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, 500: _failure},
     )
     app.state.metrics, app.state.engine = metrics, engine
@@ -177,7 +204,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _failure(request: Request, error: Exception) -> Response:
-    return ApiError(500, "the server failed; its log says how").response()
+    return ApiError(500, "internal error; see the server's log").response()
 
 
 def _data_url(frame: np.ndarray) -> str:

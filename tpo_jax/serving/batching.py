@@ -1,9 +1,9 @@
-"""Questions of many clients in one batch.
+"""Batches of concurrent questions.
 
-One thread owns the devices. It takes the oldest question that waits, gives others a few
-milliseconds to come, and runs with it those of the same model, settings and shape. Greedy questions
-about one video share a row, so the video is encoded once; drawn ones have rows of their own,
-because a draw depends on the place in a row.
+One thread owns the devices. It takes the oldest waiting question, waits a few milliseconds for
+others, and runs together those of the same model, settings and shape. Greedy questions about one
+video share a row, so the video is encoded once; sampled ones have rows of their own, because a
+draw depends on the place in a row.
 """
 
 import dataclasses
@@ -27,40 +27,53 @@ from tpo_jax.serving.models import Model, Visual
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """A question that waits for its answer."""
+    """A question that waits for its answer.
+
+    Attributes:
+        model: Answers it.
+        visual: The video or images it is about.
+        question: Its text.
+        row: The tokenized prompt of this question alone.
+        sampling: Settings.
+        seed: Of its random draws.
+        max_tokens: Longest answer.
+        deliver: Called from the engine's thread with every state of the answer, or an error.
+        wanted: Set to False when the client no longer waits.
+        arrived: Seconds of `time.monotonic`.
+        last: The latest state delivered.
+    """
 
     model: Model
     visual: Visual
     question: str
-    row: Row  # of this question alone
+    row: Row
     sampling: Sampling
     seed: int
     max_tokens: int
-    # Called from the engine's thread with every state of the answer, or with what went wrong.
     deliver: Callable[[Answer | ApiError], None]
-    wanted: bool = True  # set false by who no longer waits
+    wanted: bool = True
     arrived: float = dataclasses.field(default_factory=time.monotonic)
     last: Answer | None = None
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of the prompt, visual ones included."""
+        """Number of tokens in the prompt, visual ones included."""
         return int(self.row.prefix_mask.sum() + self.row.input_mask.sum())
 
     @property
     def bucket(self) -> tuple:
-        """Jobs of one bucket may run together."""
+        """Key of what may run together: equal buckets have equal shapes and settings."""
         length = round_up(int(self.row.prefix_mask.sum()), prefix_multiple(None))
         return self.model.name, self.sampling, self.visual.shape, length
 
     @property
     def shares_rows(self) -> bool:
-        """Whether other questions on the same visual may stand in its row."""
+        """Whether other questions about the same visual may share its row."""
         return self.sampling.temperature == 0 and IMAGE not in self.question
 
 
 def arrange(jobs: list[Job]) -> list[list[Job]]:
-    """The rows of a batch: jobs stand together that share a visual and may share a row."""
+    """Group jobs into the rows of a batch: those that share a visual and may share a row."""
     rows: dict[object, list[Job]] = {}
     for job in jobs:
         rows.setdefault(job.visual.key if job.shares_rows else job, []).append(job)
@@ -68,18 +81,18 @@ def arrange(jobs: list[Job]) -> list[list[Job]]:
 
 
 def next_power(n: int) -> int:
-    """1, 2, 4, 8, …"""
+    """Return the smallest power of two that is at least `n`."""
     return 1 << (n - 1).bit_length()
 
 
 class Engine:
-    """The queue and the thread that empties it.
+    """The queue of questions and the thread that answers them.
 
     Args:
-        metrics: what is counted.
-        max_batch: questions at a time; 1: no batching.
-        wait_ms: how long the first question of a batch waits for others.
-        max_waiting: questions in the queue, before more are refused.
+        metrics: Updated by the thread.
+        max_batch: Questions at a time; 1: no batching.
+        wait_ms: How long the first question of a batch waits for others, milliseconds.
+        max_waiting: Most questions in the queue; more are refused.
     """
 
     def __init__(self, metrics: Metrics, max_batch: int, wait_ms: float, max_waiting: int):
@@ -92,25 +105,25 @@ class Engine:
         metrics.waiting.set_function(lambda: len(self._waiting))
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread after the batch it is at; who waits gets an error."""
+        """End the thread after its current batch; waiting questions get an error."""
         with self._changed:
             self._stopped = True
             self._changed.notify()
         self._thread.join()
         for job in self._waiting:
-            job.deliver(ApiError(503, "the server stops"))
+            job.deliver(ApiError(503, "the server is shutting down"))
 
     def submit(self, job: Job) -> None:
-        """Puts a question into the queue. Raises `ApiError` when that is full."""
+        """Queue a question; raise `ApiError` if the queue is full."""
         with self._changed:
             if self._stopped:
-                raise ApiError(503, "the server stops")
+                raise ApiError(503, "the server is shutting down")
             if len(self._waiting) >= self.max_waiting:
-                raise ApiError(429, "too many questions wait; try again", "busy")
+                raise ApiError(429, "too many questions are waiting; try again later", "busy")
             self._waiting.append(job)
             self._changed.notify()
 
@@ -119,14 +132,14 @@ class Engine:
             try:
                 self._answer(jobs)
             except Exception:
-                # One batch must not end the server, and its clients must not wait for ever.
+                # A failing batch must not end the server, nor let its clients wait forever.
                 traceback.print_exc(file=sys.stderr)
                 for job in jobs:
                     if not (job.last and job.last.finished):
-                        job.deliver(ApiError(500, "the model failed; the server's log says how"))
+                        job.deliver(ApiError(500, "the model failed; see the server's log"))
 
     def _take(self) -> list[Job]:
-        """The next batch, oldest question first; none when the server stops."""
+        """Return the next batch, oldest question first; an empty list to stop."""
         with self._changed:
             while True:
                 self._waiting = [job for job in self._waiting if job.wanted]

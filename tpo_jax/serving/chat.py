@@ -1,4 +1,4 @@
-"""Chat completions: a request to a job of the engine, its answer to JSON or events."""
+"""Chat completions: turn a request into a job of the engine, and its answer into JSON or events."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Listener:
-    """A client that waits for the answer to its question."""
+    """Receives the states of one answer on the event loop, for one client."""
 
     def __init__(self, engine: Engine, metrics: Metrics, began: float):
         self.engine, self.metrics, self.began = engine, metrics, began
@@ -38,11 +38,11 @@ class Listener:
         self.engine.submit(job)
 
     def deliver(self, state: Answer | ApiError) -> None:
-        """What the engine's thread calls."""
+        """Pass on a state; called from the engine's thread."""
         self.loop.call_soon_threadsafe(self.states.put_nowait, state)
 
     async def answers(self) -> AsyncGenerator[Answer, None]:
-        """Every state of the answer. Raises `ApiError` for what went wrong."""
+        """Yield every state of the answer; raise `ApiError` if it failed."""
         first = True
         while not self.finished:
             state = await self.states.get()
@@ -57,19 +57,19 @@ class Listener:
         self.metrics.seconds.observe(time.monotonic() - self.began)
 
     async def last(self) -> Answer:
-        """The whole answer."""
+        """Return the finished answer."""
         states = [answer async for answer in self.answers()]
         return states[-1]
 
     def close(self) -> None:
-        """Nobody listens any more: an unfinished answer gives its place free."""
+        """Stop listening: an unfinished answer is cancelled."""
         self.job.wanted = False
         if not self.finished:
             self.metrics.disconnected.inc()
 
 
 class Events(StreamingResponse):
-    """Server-sent events of one answer; ends the listening however the client leaves."""
+    """Server-sent events of one answer; closes the listener however the client disconnects."""
 
     def __init__(self, listener: Listener, reply: Reply, include_usage: bool):
         self.listener = listener
@@ -78,7 +78,7 @@ class Events(StreamingResponse):
         super().__init__(events, media_type="text/event-stream", headers=headers)
 
     async def stream_response(self, send: Send) -> None:
-        """Starlette's, and the end of the listening."""
+        """Send the events, then close the listener."""
         try:
             await super().stream_response(send)
         finally:
@@ -108,7 +108,10 @@ async def _events(listener: Listener, reply: Reply, include_usage: bool) -> Asyn
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client leaves. The body has been read."""
+    """Return the result of `work`, which is cancelled if the client disconnects.
+
+    The request's body has been read before.
+    """
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -118,7 +121,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     try:
         await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ApiError(499, "the client left")
+            raise ApiError(499, "the client disconnected")
         return task.result()
     finally:
         task.cancel()
@@ -140,7 +143,7 @@ class Chat:
         self.intake, self.metrics = intake, metrics
 
     async def answer(self, request: Request) -> Response:
-        """Answers one request."""
+        """Answer one request."""
         listener = Listener(self.engine, self.metrics, time.monotonic())
         job, asked = await self._prepare(request, listener)
         listener.ask(job)
@@ -154,9 +157,9 @@ class Chat:
         return JSONResponse(reply.whole(whole.text, whole.tokens))
 
     async def _prepare(self, request: Request, listener: Listener) -> tuple[Job, ChatRequest]:
-        """The question, with everything it names decoded.
+        """Return the question with everything it names decoded.
 
-        Not given up when the client leaves, for others may wait for the same video; it is short.
+        Not cancelled if the client disconnects: others may wait for the same video.
         """
         with self.intake.reserved(request):
             asked = parse_chat(await self.intake.json(request), self.settings)
@@ -174,8 +177,8 @@ class Chat:
 
 
 def find_model(models: dict[str, Model], name: str) -> Model:
-    """The model of that name. Raises `ApiError`."""
+    """Return the model of that name; raise `ApiError` if there is none."""
     if name not in models:
         known = ", ".join(models)
-        raise ApiError(404, f"no model {name!r}; there are {known}", "model_not_found", "model")
+        raise ApiError(404, f"no model {name!r}; available: {known}", "model_not_found", "model")
     return models[name]

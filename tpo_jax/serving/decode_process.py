@@ -1,10 +1,10 @@
-"""The process that decodes what strangers sent: little memory, no files written, killed when late.
+"""A process that decodes untrusted media: limited memory, no files written, killed when late.
 
     python -m tpo_jax.serving.decode_process
 
-Reads one JSON object per line on standard input, the first one the limits, and answers each with a
-line of JSON and, where that has `bytes`, so many bytes of NumPy's `.npz`. A damaged file may
-crash or hang a decoder; here it takes nothing else along.
+Reads one JSON object per line on standard input; the first one holds the limits. Answers each with
+a line of JSON and, if that has `bytes`, that many bytes of NumPy's `.npz`. A damaged file may crash
+or hang a decoder; in a process of its own it stops nothing else.
 """
 
 import io
@@ -24,7 +24,7 @@ from tpo_jax.models.config import ModelConfig, from_dict
 from tpo_jax.video import sampling
 from tpo_jax.video.decode import VideoError
 
-# No format that names other files or runs programs: playlists, EPS.
+# No format that names other files (playlists) or runs programs (EPS).
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
 VIDEO_FORMATS = "avi,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,ogg,asf"
 FFMPEG_OPTIONS = f"protocol_whitelist;file|format_whitelist;{VIDEO_FORMATS}"
@@ -32,7 +32,15 @@ MAX_PIXELS = 50_000_000
 
 
 def read(request: dict, config: ModelConfig) -> dict[str, np.ndarray]:
-    """The arrays of a request: `frames`, `times`, `duration` of a video, or those of images."""
+    """Return the arrays of a request.
+
+    A video's are `frames` uint8 `[F, S, S, 3]`, `times` float64 `[F]` and `duration`, in seconds;
+    those of images are the fields of `Pictures`.
+
+    Args:
+        request: `kind` (video, frames or images), `paths`, and for a video `rule` and `num_frames`.
+        config: Of the model, which says how frames are resized.
+    """
     paths = request["paths"]
     if request["kind"] == "images":
         pictures = images.read_pictures(paths, config)
@@ -51,7 +59,7 @@ def read(request: dict, config: ModelConfig) -> dict[str, np.ndarray]:
 
 
 def answer(line: bytes, out: BinaryIO) -> None:
-    """Answers one request; what is wrong with the file goes back as a reason."""
+    """Answer one request; a file that cannot be read is answered with a reason."""
     request = json.loads(line)
     try:
         arrays = read(request, from_dict(request["config"]))
@@ -60,8 +68,8 @@ def answer(line: bytes, out: BinaryIO) -> None:
     except InputError as error:
         reason = str(error)
     except MemoryError:
-        reason = "takes too much memory to decode"
-    except Exception as error:  # broken files make the libraries raise nearly everything
+        reason = "decoding takes too much memory"
+    except Exception as error:  # broken files make the libraries raise nearly anything
         reason = f"cannot be read: {type(error).__name__}"
     else:
         packed = io.BytesIO()
@@ -77,8 +85,8 @@ def answer(line: bytes, out: BinaryIO) -> None:
 
 
 def main() -> None:
-    """Serves until standard input ends."""
-    # Libraries that print must not end up between our answers.
+    """Answer requests until standard input ends."""
+    # What libraries print must not get between the answers.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     memory = json.loads(sys.stdin.buffer.readline())["memory"]

@@ -1,4 +1,4 @@
-"""Decoding in processes of its own, with bounds; what many ask for is decoded once."""
+"""Decode media in limited processes; equal requests are decoded once."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ KEPT = 16  # decoded videos
 
 
 class Decoder:
-    """A few decoding processes; one that is late or broken is killed and replaced."""
+    """A pool of decoding processes; one that is late or broken is killed and replaced."""
 
     def __init__(self, settings: Settings):
         self.settings = settings
@@ -29,10 +29,10 @@ class Decoder:
         self._idle: list[asyncio.subprocess.Process] = []
 
     async def decode(self, request: dict) -> dict[str, np.ndarray]:
-        """The arrays of `decode_process.read`.
+        """Return the arrays of `decode_process.read`.
 
         Raises:
-            ApiError: a file that cannot be decoded within the bounds.
+            ApiError: A file cannot be decoded within the limits.
         """
         async with self._slots:
             process = self._idle.pop() if self._idle else await self._start()
@@ -41,11 +41,11 @@ class Decoder:
                     arrays = await _ask(process, request)
             except TimeoutError as error:
                 await _end(process)
-                reason = f"takes longer than {self.settings.media_seconds:g} s to decode"
+                reason = f"decoding takes longer than {self.settings.media_seconds:g} s"
                 raise ApiError(400, reason, "invalid_media") from error
             except (asyncio.IncompleteReadError, OSError) as error:
                 await _end(process)
-                raise ApiError(400, "breaks the decoder", "invalid_media") from error
+                raise ApiError(400, "the decoder crashed on it", "invalid_media") from error
             except asyncio.CancelledError:
                 await _end(process)
                 raise
@@ -56,7 +56,7 @@ class Decoder:
             return arrays
 
     async def close(self) -> None:
-        """Ends the processes."""
+        """End the processes."""
         while self._idle:
             await _end(self._idle.pop())
 
@@ -75,7 +75,7 @@ class Decoder:
 
 
 def _environment() -> dict[str, str]:
-    """Nothing secret goes to a process that reads what strangers sent."""
+    """Return the variables of a decoding process: no secrets."""
     kept = {"PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "LANG", "TMPDIR"}
     environment = {name: value for name, value in os.environ.items() if name in kept}
     threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -102,14 +102,14 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 class Cache:
-    """The last results by key; who asks for what is being made waits for it."""
+    """The latest results by key; concurrent requests for one key wait for one computation."""
 
     def __init__(self, size: int = KEPT):
         self.size = size
         self._tasks: OrderedDict[Hashable, asyncio.Task] = OrderedDict()
 
     async def get(self, key: Hashable, make: Callable[[], Awaitable[Any]]) -> Any:
-        """The result of `make()`; errors are not kept."""
+        """Return the result of `make()`, computed if absent; errors are not stored."""
         if key not in self._tasks:
             task = asyncio.ensure_future(make())
             self._tasks[key] = task

@@ -1,10 +1,17 @@
-"""Errors as OpenAI's API words them."""
+"""Errors in the format of OpenAI's API."""
 
 from starlette.responses import JSONResponse
 
 
 class ApiError(Exception):
-    """What a client is told: an HTTP status, one line, and OpenAI's `code` and `param`."""
+    """An error reported to a client.
+
+    Args:
+        status: HTTP status.
+        message: One line.
+        code: OpenAI's short name of the error.
+        param: The field of the request that is wrong.
+    """
 
     def __init__(
         self, status: int, message: str, code: str | None = None, param: str | None = None
@@ -13,7 +20,7 @@ class ApiError(Exception):
         self.status, self.message, self.code, self.param = status, message, code, param
 
     def body(self) -> dict:
-        """The JSON object, also sent as the last event of a stream that fails."""
+        """Return the JSON object, also sent as the last event of a failing stream."""
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "invalid_request_error")
         return {
@@ -26,5 +33,5 @@ class ApiError(Exception):
         }
 
     def response(self) -> JSONResponse:
-        """The response; what is left of the request is not read."""
+        """Return the response; the rest of the request is not read."""
         return JSONResponse(self.body(), self.status, headers={"connection": "close"})

@@ -1,4 +1,4 @@
-"""Bodies of requests, read within bounds of size, time and number; what they name, decoded."""
+"""Read request bodies within limits of size, time and number; decode the media they name."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -16,36 +16,36 @@ from tpo_jax.serving.models import Model, Visual
 from tpo_jax.serving.protocol import Part, parse_json
 from tpo_jax.serving.settings import MB, Settings
 
-BODIES_OVER_ONE = 4  # bytes of all large bodies at a time, in units of the largest one
+BODIES_OVER_ONE = 4  # bytes of all large bodies in flight, in units of the largest allowed
 SMALL_BODY = 1 << 18
 
 
 def need_type(request: Request, kind: str) -> None:
-    """Raises `ApiError` for another content type; pages elsewhere cannot send these unasked."""
+    """Raise `ApiError` for another content type; other sites cannot send these without consent."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != kind:
         raise ApiError(415, f"the content type must be {kind}", "invalid_content_type")
 
 
 class Intake:
-    """What requests send and name, within the bounds of the settings."""
+    """Reads bodies and media within the limits of the settings."""
 
     def __init__(self, settings: Settings, media: Media, decoder: Decoder):
         self.settings, self.media, self.decoder = settings, media, decoder
         self.most = settings.max_upload_mb * MB
         self._cache = Cache()
-        self._requests, self._size = 0, 0  # that are being read and decoded
+        self._requests, self._size = 0, 0  # in flight: being read and decoded
 
     async def close(self) -> None:
-        """Ends the decoding processes and removes what is temporary."""
+        """End the decoding processes and remove temporary files."""
         await self.decoder.close()
         self.media.close()
 
     @contextmanager
     def reserved(self, request: Request) -> Iterator[None]:
-        """A place for a request, and for its bytes until it is decoded.
+        """Count a request, and the bytes of its body, as in flight until the block ends.
 
         Raises:
-            ApiError: no place, or a length that is too large, of which nothing is read.
+            ApiError: Too many are in flight, or the announced length is too large.
         """
         if int(request.headers.get("content-length", 0)) > self.most:
             raise self._too_large()
@@ -60,12 +60,13 @@ class Intake:
             self._size -= request.state.size
 
     async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """The pieces of a body, for which a place is reserved.
+        """Yield the pieces of a body, inside `reserved`.
 
-        Only large bodies share the room, so that a few of them do not shut the others out.
+        Only large bodies count towards the limit on bytes in flight, so they cannot block small
+        ones.
 
         Raises:
-            ApiError: too large, too slow, or no room.
+            ApiError: The body is too large or too slow, or too many bytes are in flight.
         """
         size, seconds = 0, self.settings.media_seconds
         try:
@@ -81,27 +82,34 @@ class Intake:
                             raise self._busy()
                     yield chunk
         except TimeoutError as error:
-            raise ApiError(408, f"the body takes longer than {seconds:g} s", "too_slow") from error
+            raise ApiError(
+                408, f"reading the body takes longer than {seconds:g} s", "too_slow"
+            ) from error
         except ClientDisconnect as error:
-            raise ApiError(499, "the client left") from error
+            raise ApiError(499, "the client disconnected") from error
 
     async def json(self, request: Request) -> dict:
-        """The JSON object of a body. Raises `ApiError`."""
+        """Return the JSON object of a body; raise `ApiError` if it is none."""
         need_type(request, "application/json")
         data = b"".join([chunk async for chunk in self.body(request)])
         return await asyncio.to_thread(parse_json, data)
 
     def _busy(self) -> ApiError:
-        return ApiError(429, "too many requests at a time; try again", "busy")
+        return ApiError(429, "too many requests at a time; try again later", "busy")
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"larger than {self.settings.max_upload_mb} MB", "too_large")
 
     async def look(self, model: Model, parts: tuple[Part, ...], num_frames: int) -> Visual:
-        """The parts as the model sees them; the same ones are decoded once.
+        """Return the parts of a message as the model sees them; equal ones are decoded once.
+
+        Args:
+            model: Says how frames are resized.
+            parts: One video, or any number of images.
+            num_frames: Frames sampled from a video.
 
         Raises:
-            ApiError: a part that cannot be had or decoded.
+            ApiError: A part cannot be found, fetched or decoded.
         """
         many = self.settings.video_of_images
         kind = parts[0].kind if parts else "images"

@@ -1,7 +1,7 @@
-"""Where the bytes of a part are: below an allowed folder, in the request, uploaded, or on the web.
+"""Find the bytes of a part: in an allowed folder, in the request, uploaded, or on the web.
 
-What is not a local file is written under a temporary name and removed with the request; uploads are
-removed when newer ones need the room, and all at the end.
+What is not a local file is written to a temporary one and removed with the request. Uploads are
+removed when newer ones need the space, and all of them at the end.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from tpo_jax.serving.settings import MB, Settings
 
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".ts", ".ogv", ".flv"}
 LISTED = 500
-UPLOADS_OVER_ONE = 4  # room for uploads, in units of the largest one
+UPLOADS_OVER_ONE = 4  # space for uploads, in units of the largest allowed
 
 
 class File(NamedTuple):
@@ -36,7 +36,7 @@ class File(NamedTuple):
 
 
 class Media:
-    """Parts of messages as files."""
+    """Turns the parts of messages into files."""
 
     def __init__(self, settings: Settings):
         self.settings = settings
@@ -45,15 +45,15 @@ class Media:
         self._uploads: OrderedDict[str, File] = OrderedDict()
 
     def close(self) -> None:
-        """Removes what is temporary."""
+        """Remove temporary files."""
         shutil.rmtree(self.temporary, ignore_errors=True)
 
     @asynccontextmanager
     async def files(self, parts: tuple[Part, ...]) -> AsyncIterator[list[File]]:
-        """The parts as files, which are there as long as the context.
+        """Yield the parts as files, which exist until the block ends.
 
         Raises:
-            ApiError: a part that is not there, not allowed or too large.
+            ApiError: A part is not found, not allowed or too large.
         """
         with tempfile.TemporaryDirectory(dir=self.temporary) as directory:
             found = []
@@ -71,28 +71,28 @@ class Media:
             return await asyncio.to_thread(self._embedded, url, target)
         if scheme == "upload":
             if url not in self._uploads:
-                raise ApiError(404, "no such upload, or it was removed; upload it again", "gone")
+                raise ApiError(
+                    404, "no such upload, or it was removed to free space; upload it again", "gone"
+                )
             return self._uploads[url]
         if scheme in ("http", "https"):
             if not self.settings.allow_urls:
-                raise ApiError(403, "addresses are fetched only with --allow_urls", "not_allowed")
+                raise ApiError(403, "URLs are fetched only with --allow_urls", "not_allowed")
             limit = self.settings.max_upload_mb * MB
             await asyncio.to_thread(fetch, url, target, limit, self.settings.media_seconds)
             return _hashed(target)
         return self.local(_path(url) if scheme == "file" else url)
 
     def local(self, path: str) -> File:
-        """A file or directory of frames below an allowed folder."""
+        """Return a file or directory of frames in an allowed folder; raise `ApiError` otherwise."""
         try:
             resolved = Path(path).resolve()
             allowed = any(resolved.is_relative_to(folder) for folder in self.folders)
         except (OSError, ValueError, RuntimeError):  # a null byte, a loop of links
             allowed = False
-        # Said before whether it exists, which is nobody's business outside of the folders.
+        # Before checking that it exists: that must not leak for files outside the folders.
         if not allowed:
-            raise ApiError(
-                403, "local files are read only below the folders of --media_folders", "not_allowed"
-            )
+            raise ApiError(403, "local files must be inside --media_folders", "not_allowed")
         try:
             stat = resolved.stat()
         except OSError as error:
@@ -100,7 +100,7 @@ class Media:
         return File(("path", str(resolved), stat.st_mtime_ns, stat.st_size), resolved)
 
     def listed(self) -> list[str]:
-        """Videos below the allowed folders, the first hundreds of them."""
+        """Return paths of videos inside the allowed folders, at most `LISTED`."""
         found: list[str] = []
         for folder in self.folders:
             for path in folder.rglob("*"):
@@ -119,12 +119,12 @@ class Media:
         except (binascii.Error, ValueError) as error:
             raise ApiError(400, f"not base64: {error}", "invalid_base64") from error
         if not decoded:
-            raise ApiError(400, "no bytes", "invalid_base64")
+            raise ApiError(400, "empty", "invalid_base64")
         target.write_bytes(decoded)
         return File(("bytes", hashlib.sha256(decoded).digest()), target)
 
     async def upload(self, chunks: AsyncIterator[bytes]) -> str:
-        """Keeps the bytes of a file; the address to name it by, which nobody can guess."""
+        """Store the bytes of a file; return a URL for it that cannot be guessed."""
         target = self.temporary / secrets.token_urlsafe(16)
         try:
             with target.open("wb") as file:
@@ -138,8 +138,8 @@ class Media:
             raise
         url = f"upload:{target.name}"
         self._uploads[url] = kept
-        room = UPLOADS_OVER_ONE * self.settings.max_upload_mb * MB
-        while sum(file.path.stat().st_size for file in self._uploads.values()) > room:
+        limit = UPLOADS_OVER_ONE * self.settings.max_upload_mb * MB
+        while sum(file.path.stat().st_size for file in self._uploads.values()) > limit:
             self._uploads.popitem(last=False)[1].path.unlink(missing_ok=True)
         return url
 
@@ -150,12 +150,12 @@ def _hashed(path: Path) -> File:
 
 
 def _path(url: str) -> str:
-    """The path of a `file` URL."""
+    """Return the path of a `file` URL."""
     try:
         parts = urlsplit(url)
     except ValueError as error:  # half an IPv6 address
         raise ApiError(400, f"not a URL: {error}", "invalid_media") from error
     if parts.netloc not in ("", "localhost"):
-        message = "a file URL is file:///PATH, absolute and without a host; a relative path is none"
+        message = "a file URL must be file:///PATH, absolute; give a relative path without file:"
         raise ApiError(400, message, "invalid_media")
     return unquote(parts.path)

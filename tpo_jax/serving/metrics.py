@@ -1,4 +1,4 @@
-"""What `/metrics` tells Prometheus."""
+"""The metrics that Prometheus reads at `/metrics`."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class Metrics:
-    """Counters of one server."""
+    """Counters and histograms of one server."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -25,5 +25,5 @@ class Metrics:
         self.seconds = Histogram("request_seconds", "Until an answer ends", **seconds)
 
     def text(self) -> bytes:
-        """Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -1,18 +1,19 @@
-"""OpenAI's chat completions: a request's JSON to what is asked, answers to JSON."""
+"""OpenAI's chat completions: parse the JSON of requests, build the JSON of answers."""
 
 import dataclasses
 import json
 import time
 import uuid
-from typing import Any
+from typing import Any, TypeVar
 
 from tpo_jax.data.prompts import SYSTEM
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.settings import Settings
 
+Number = TypeVar("Number", int, float)
 PARTS = {"image_url": "image", "video_url": "video"}
-# What would change the answer and is not done: refused, unless it asks for nothing.
+# Unsupported fields that would change the answer: refused unless they have one of these values.
 NEUTRAL: dict[str, tuple | list] = {
     "n": (1,),
     "stop": ("", []),
@@ -28,16 +29,22 @@ NEUTRAL: dict[str, tuple | list] = {
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """An image or a video of a message."""
+    """An image or a video of a message.
+
+    Attributes:
+        kind: "image" or "video".
+        url: Where its bytes are.
+        param: Its place in the request, for errors.
+    """
 
     kind: str
     url: str
-    param: str  # where it stands, for errors
+    param: str
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatRequest:
-    """One question, and how to answer it."""
+    """One question and how to answer it."""
 
     model: str
     question: str
@@ -55,7 +62,7 @@ def _wrong(param: str, message: str) -> ApiError:
 
 
 def parse_json(data: bytes) -> dict:
-    """The JSON object of a body; `ApiError` for anything else."""
+    """Return the JSON object of a body; raise `ApiError` if it is none."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -65,8 +72,8 @@ def parse_json(data: bytes) -> dict:
     return value
 
 
-def number(body: dict, name: str, default, low: float, high: float):
-    """A field of the default's type between two bounds, or the default where absent or null."""
+def number(body: dict, name: str, default: Number, low: float, high: float) -> Number:
+    """Return a number of the default's type within bounds, or the default if absent or null."""
     value = body.get(name)
     if value is None:
         return default
@@ -75,19 +82,19 @@ def number(body: dict, name: str, default, low: float, high: float):
         raise _wrong(name, f"must be {'an integer' if whole else 'a number'}")
     if not low <= value <= high:
         raise _wrong(name, f"must be from {low} to {high}, not {value}")
-    return value if whole else float(value)
+    return type(default)(value)
 
 
 def text(body: dict, name: str) -> str:
-    """A field that must be a text, and one that is."""
+    """Return a field that must be a string and not empty."""
     value = body.get(name)
     if not isinstance(value, str) or not value:
-        raise _wrong(name, "must be a text")
+        raise _wrong(name, "must be a string")
     return value
 
 
 def flag(body: dict, name: str) -> bool:
-    """A field that is true or false, false where absent."""
+    """Return a boolean field, False if absent."""
     value = body.get(name)
     if value not in (None, True, False):
         raise _wrong(name, "must be true or false")
@@ -95,12 +102,12 @@ def flag(body: dict, name: str) -> bool:
 
 
 def parse_chat(body: dict, settings: Settings) -> ChatRequest:
-    """What a body of `/v1/chat/completions` asks for.
+    """Return what the body of a chat completion asks for.
 
-    Beside OpenAI's fields, `num_frames`, `top_k` and `repetition_penalty` are taken.
+    Besides OpenAI's fields, accepts `num_frames`, `top_k` and `repetition_penalty`.
 
     Raises:
-        ApiError: a field that is wrong, or that asks for what is not done here.
+        ApiError: A field is wrong or not supported.
     """
     for name, neutral in NEUTRAL.items():
         if body.get(name) is not None and body[name] not in neutral:
@@ -133,27 +140,31 @@ def parse_chat(body: dict, settings: Settings) -> ChatRequest:
 
 
 def _parse_messages(messages: Any) -> tuple[str, tuple[Part, ...]]:
-    """Text and parts of the one message the model's template has room for."""
+    """Return text and parts of the one user message that the model's template can hold."""
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise _wrong("messages", "must be a list of objects")
     if messages and messages[0].get("role") == "system":
         if messages[0].get("content") != SYSTEM:
-            raise _wrong("messages", f"may have no system message but the template's: {SYSTEM!r}")
+            raise _wrong(
+                "messages", f"must not have a system message other than the template's: {SYSTEM!r}"
+            )
         messages = messages[1:]
     if len(messages) != 1 or messages[0].get("role") != "user":
-        raise _wrong("messages", "must hold one message, the user's: the models answer one turn")
+        raise _wrong(
+            "messages", "must have exactly one user message: only single-turn chats are supported"
+        )
     content = messages[0].get("content")
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
     if not isinstance(content, list) or not content:
-        raise _wrong("messages", "must have a content, a text or a list of parts")
+        raise _wrong("messages", "must have content: a string or a list of parts")
     texts, parts = [], []
     for i, part in enumerate(content):
         where = f"messages[0].content[{i}]"
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text":
             if not isinstance(part.get("text"), str):
-                raise _wrong(where, "must have a text")
+                raise _wrong(where, "must have a text string")
             texts.append(part["text"])
         elif kind in PARTS:
             link = part.get(kind)
@@ -165,16 +176,16 @@ def _parse_messages(messages: Any) -> tuple[str, tuple[Part, ...]]:
             raise _wrong(where, f"must be of type text, {' or '.join(PARTS)}")
     kinds = [part.kind for part in parts]
     if "video" in kinds and len(kinds) > 1:
-        raise _wrong("messages", "must hold one video or images, not more")
+        raise _wrong("messages", "must have either one video or images")
     question = "\n".join(texts).strip()
     if not question:
-        raise _wrong("messages", "must hold a text")
+        raise _wrong("messages", "must have text")
     return question, tuple(parts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """The JSON of one completion, whole or in chunks."""
+    """Builds the JSON of one completion, whole or in chunks."""
 
     model: str
     prompt_tokens: int
@@ -182,31 +193,31 @@ class Reply:
     id: str = dataclasses.field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
-    def _object(self, kind: str, choices: list[dict], **more) -> dict:
+    def _object(self, kind: str, choices: list[dict], **more: Any) -> dict:
         head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
         return {**head, "choices": choices, **more}
 
     def usage(self, tokens: int) -> dict:
-        """Tokens read and written."""
+        """Return the token counts."""
         counts = {"prompt_tokens": self.prompt_tokens, "completion_tokens": tokens}
         return counts | {"total_tokens": self.prompt_tokens + tokens}
 
     def reason(self, tokens: int) -> str:
-        """Why the answer ended."""
+        """Return why the answer ended."""
         return "length" if tokens >= self.max_tokens else "stop"
 
     def whole(self, content: str, tokens: int) -> dict:
-        """The answer at once."""
+        """Return the whole completion."""
         message = {"role": "assistant", "content": content}
         choice = {"index": 0, "message": message, "finish_reason": self.reason(tokens)}
         return self._object("chat.completion", [choice], usage=self.usage(tokens))
 
     def chunk(self, delta: dict, tokens: int | None = None) -> dict:
-        """A piece of it; the last one knows the number of tokens."""
+        """Return a chunk; only the last one is given the number of tokens."""
         reason = None if tokens is None else self.reason(tokens)
         choice = {"index": 0, "delta": delta, "finish_reason": reason}
         return self._object("chat.completion.chunk", [choice])
 
     def usage_chunk(self, tokens: int) -> dict:
-        """What `stream_options.include_usage` asks for, behind the last piece."""
+        """Return the final chunk that `stream_options.include_usage` asks for."""
         return self._object("chat.completion.chunk", [], usage=self.usage(tokens))

@@ -1,4 +1,4 @@
-"""What a server allows and how much of it."""
+"""Limits and defaults of a server."""
 
 import dataclasses
 from pathlib import Path
@@ -8,7 +8,7 @@ MB = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Fields are flags of `tpo_jax.serve`, which says what they are; sizes are in MB."""
+    """Each field is a flag of `tpo_jax.serve`, whose help explains it; sizes are in MB."""
 
     folders: tuple[Path, ...] = ()
     allow_urls: bool = False

@@ -1,4 +1,4 @@
-// One video, one question, every model of the server side by side.
+// One video, one question, and the answers of every model of the server side by side.
 
 const $ = (id) => document.getElementById(id);
 const state = { models: [], url: "", pending: null, stop: null };
@@ -8,7 +8,7 @@ function say(text, wrong = false) {
   $("status").classList.toggle("error", wrong);
 }
 
-// fetch with the key and OpenAI's errors.
+// fetch with the API key; throws the message of an error in OpenAI's format.
 async function call(path, options = {}) {
   const headers = { ...options.headers };
   if ($("key").value) headers.authorization = `Bearer ${$("key").value}`;
@@ -16,7 +16,7 @@ async function call(path, options = {}) {
   if (reply.status === 401) $("key_label").hidden = false;
   if (!reply.ok) {
     const body = await reply.json().catch(() => ({}));
-    throw new Error(body.error?.message ?? `the server answers ${reply.status}`);
+    throw new Error(body.error?.message ?? `the server returned status ${reply.status}`);
   }
   return reply;
 }
@@ -92,7 +92,7 @@ async function showFrames() {
   say(`${frames.length} frames of ${duration.toFixed(1)} s`);
 }
 
-// The pieces of an answer, from server-sent events.
+// Yields the chunks of an answer from server-sent events.
 async function* pieces(reply) {
   const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -149,7 +149,7 @@ async function submit(event) {
   $("stop").disabled = true;
 }
 
-// One after the other, so that a late reply does not overwrite a newer one.
+// Runs one after the other, so that a late reply cannot overwrite a newer one.
 function then(work) {
   state.pending = (state.pending ?? Promise.resolve())
     .then(work)
