@@ -51,8 +51,9 @@ def curate_door(tmp_path, start_command):
 
 @pytest.fixture
 def endpoint(monkeypatch):
-    """An endpoint, and its key in the environment."""
+    """An endpoint, its key in the environment, and an `openai` that waits little before a retry."""
     monkeypatch.setenv("CURATION_TEST_KEY", "secret")
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
     with serve() as found:
         yield found
 

@@ -97,7 +97,7 @@ class OpenAIClient:
                         yield from failed
                         failed.clear()
                         yield request, reply.text
-                if len(failed) >= self._settings.patience:
+                if stop is None and len(failed) >= self._settings.patience:
                     stop = Stop(
                         f"{self._settings.url}: {len(failed)} requests in a row failed, the "
                         f"last: {failed[-1][1].reason}; run the command again to resume"
