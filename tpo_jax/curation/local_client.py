@@ -141,9 +141,7 @@ class LocalClient:
         shown = Clip(visual, (), 0.0) if isinstance(visual, np.ndarray) else visual
         return _Row(part, requests, visual, self._processor.prompts(asked, shown))
 
-    def _answers(
-        self, parts: list[list[Request]], read: list[_Row | Failure]
-    ) -> Replies:
+    def _answers(self, parts: list[list[Request]], read: list[_Row | Failure]) -> Replies:
         own = range(self._index, len(parts), self._count)
         # Frames of every part, or why it has none, known to all.
         found: dict[int, int | str] = {}
