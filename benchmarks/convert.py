@@ -24,10 +24,11 @@ from safetensors.numpy import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tpo_jax.checkpoints import huggingface_config
+from tpo_jax import families
 from tpo_jax.checkpoints.huggingface import expected_shapes, flatten
-from tpo_jax.models.config import DecoderConfig, ModelConfig, preset
-from tpo_jax.models.vlm import abstract_params
+from tpo_jax.families.llava_qwen import published
+from tpo_jax.io.files import write_json
+from tpo_jax.models.config import DecoderConfig, ModelConfig
 
 LAYERS = flags.DEFINE_integer("layers", 12, "Decoder layers.", lower_bound=1)
 WIDTH = flags.DEFINE_integer("width", 2048, "Decoder width, a multiple of 128.", lower_bound=128)
@@ -53,9 +54,9 @@ def write_checkpoint(directory: Path, config: ModelConfig, files: int) -> None:
         parts[-1][name] = np.resize(np.roll(draws, len(name)), shape)
         size += int(np.prod(shape))
     save_file(parts[-1], directory / f"model-{len(parts)}.safetensors", {"format": "pt"})
-    name = huggingface_config.known_tower(config.tower)
-    values = huggingface_config.new_values(config, str(name), "bfloat16")
-    huggingface_config.write_json(directory / "config.json", values)
+    name = published.known_tower(config.tower)
+    values = published.new_values(config, str(name), "bfloat16")
+    write_json(directory / "config.json", values)
 
 
 def measure(*arguments: str) -> tuple[float, float]:
@@ -82,7 +83,7 @@ def main(_) -> None:
         mlp_width=4 * WIDTH.value,
         rope_theta=1e6,
     )
-    config = dataclasses.replace(preset("longva_7b"), decoder=decoder)
+    config = dataclasses.replace(families.preset("longva_7b"), decoder=decoder)
     with tempfile.TemporaryDirectory() as folder:
         source, native, back = (Path(folder) / name for name in ("source", "native", "back"))
         # A process of its own: what a parent held counts as the peak of its children.
@@ -99,7 +100,9 @@ def main(_) -> None:
         home, down = measure(f"--input={native}", f"--output={back}")
         same = all(filecmp.cmp(file, back / file.name, shallow=False) for file in files)
     largest = (
-        2 * max(int(np.prod(x.shape)) for x in flatten(abstract_params(config)).values()) / MIB
+        2
+        * max(int(np.prod(x.shape)) for x in flatten(families.abstract_params(config)).values())
+        / MIB
     )
     rows = [
         ("checkpoint", "", f"{sum(sizes):.0f}"),

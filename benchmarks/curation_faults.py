@@ -27,11 +27,10 @@ from ml_collections import ConfigDict
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.curation.fake_endpoint import FAULTS, serve
+from tpo_jax import families
 from tpo_jax.checkpoints.models import save_model
 from tpo_jax.curation.config import base
 from tpo_jax.data.shards import open_shards
-from tpo_jax.models import vlm
-from tpo_jax.models.config import preset
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer, world_texts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,9 +98,9 @@ def yields(workdir: Path) -> list[str]:
 
 def local(root: Path) -> list[str]:
     """The runs by random weights: in all roles, and where an endpoint captions and asks."""
-    tiny = preset("tiny_longva")
+    tiny = families.preset("tiny_longva")
     save_tokenizer(train_tokenizer(world_texts(0, 20), vocab_size=400), root / "tokenizer")
-    save_model(root / "model", tiny, vlm.init_params(tiny, SEED.value), root / "tokenizer")
+    save_model(root / "model", tiny, families.init_params(tiny, SEED.value), root / "tokenizer")
     config = config_of("local")
     config.local.checkpoint, config.local.dtype = str(root / "model"), "float32"
     config.segments.localized = config.segments.comprehensive = 3

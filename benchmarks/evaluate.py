@@ -22,13 +22,13 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.evaluation.agreement import generate, make_docs
+from tpo_jax import families
 from tpo_jax.data.processor import Processor
 from tpo_jax.evaluation import rescoring, runner
 from tpo_jax.evaluation.benchmarks import Question
 from tpo_jax.evaluation.scorers import BENCHMARKS, Scorer
+from tpo_jax.families.llava_qwen.config import TowerConfig
 from tpo_jax.inference.generator import Generator
-from tpo_jax.models import vlm
-from tpo_jax.models.config import TowerConfig, preset
 from tpo_jax.worlds.tokenizer import train_tokenizer
 
 _MEDIA = flags.DEFINE_string("media", "../shared/media", "folder of clips")
@@ -39,9 +39,11 @@ _OUTPUT = flags.DEFINE_string("output", None, "file for the tables, besides stan
 FRAMES, NEW_TOKENS = 32, 16
 # A ViT of 4 layers on 112 pixels, 16 tokens per frame, a decoder of 4 layers.
 MODEL = dataclasses.replace(
-    preset("tiny_longva"),
+    families.preset("tiny_longva"),
     tower=TowerConfig("clip", 112, 14, width=192, layers=4, heads=3, mlp_width=768),
-    decoder=dataclasses.replace(preset("tiny_longva").decoder, width=256, layers=4, mlp_width=704),
+    decoder=dataclasses.replace(
+        families.preset("tiny_longva").decoder, width=256, layers=4, mlp_width=704
+    ),
     max_length=4096,
 )
 
@@ -61,7 +63,7 @@ def asking(clips: list[Path], each: int) -> dict[str, float]:
     """Questions per second, all questions of a video together and one by one."""
     questions = make_questions(clips, each)
     tokenizer = train_tokenizer([q.prompt for q in questions], vocab_size=500)
-    params = vlm.init_params(MODEL, 0)
+    params = families.init_params(MODEL, 0)
     read = runner.make_reader(Processor(MODEL, tokenizer), FRAMES)
     together = runner.make_groups(questions, tokenizer)
     alone = [group for q in questions for group in runner.make_groups([q], tokenizer)]

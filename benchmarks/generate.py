@@ -23,10 +23,11 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.originals import Original, write_checkpoint
+from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model
 from tpo_jax.generation.decode import Limits, decode, prefill
 from tpo_jax.generation.sampling import Sampling
-from tpo_jax.models.config import ModelConfig, preset, visual_tokens
+from tpo_jax.models.config import ModelConfig
 
 REPEATS = flags.DEFINE_integer("repeats", 5, "Repeats of every measurement.", lower_bound=1)
 OUTPUT = flags.DEFINE_string("output", None, "File for the tables, besides standard output.")
@@ -51,7 +52,7 @@ def best(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
 def make_batch(config: ModelConfig, rows: int, questions: int) -> dict[str, np.ndarray]:
     """Random videos and texts: text, the visual tokens, text, and the questions."""
     draws, S = np.random.default_rng(0), config.tower.image_size
-    n, W = visual_tokens(config, F), config.decoder.vocab_size
+    n, W = config.visual_tokens(F), config.decoder.vocab_size
     length = max(P, n + 32)
     index = np.full((rows, length), -1, np.int32)
     index[:, 16 : 16 + n] = np.arange(n)
@@ -179,7 +180,7 @@ def main(argv: list[str]) -> None:
     """Measures and prints."""
     del argv
     torch.set_num_threads(os.cpu_count() or 1)
-    tiny = preset("tiny_llava_video")
+    tiny = families.preset("tiny_llava_video")
     finer = dataclasses.replace(
         tiny, tower=dataclasses.replace(tiny.tower, image_size=64, patch_size=8)
     )
@@ -211,7 +212,7 @@ questions, against {M} rows in one batch and {M} calls.
     head = ["model", "prefix", "once, ms", f"{M} rows, ms", "ratio"]
     head += [f"{M} calls, ms", "ratio", "equal tokens"]
     rows = [
-        one_against_eight("tiny_longva, 1 token a frame", preset("tiny_longva")),
+        one_against_eight("tiny_longva, 1 token a frame", families.preset("tiny_longva")),
         one_against_eight("tiny_llava_video, 2 tokens a frame", tiny),
         one_against_eight("the same with 8x8 patches, 20 tokens a frame", finer),
     ]

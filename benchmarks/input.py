@@ -27,11 +27,10 @@ from ml_collections import ConfigDict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tpo_jax import families
 from tpo_jax.data import preparation
 from tpo_jax.data.pipeline import DataConfig, Pipeline
 from tpo_jax.data.tokenizer import load_tokenizer
-from tpo_jax.models.config import preset
-from tpo_jax.models.vlm import init_params
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import to_global
 from tpo_jax.study.rows import tiny
@@ -89,10 +88,10 @@ class Step:
     """The train step of `configs/tiny.py` with its state."""
 
     def __init__(self, config: ConfigDict):
-        model, wanted = preset("tiny_longva"), experiment.read(config)
+        model, wanted = families.preset("tiny_longva"), experiment.read(config)
         self.mesh = make_mesh(dataclasses.asdict(wanted.mesh))
         optimizer = make_optimizer(wanted.optimizer, learning_rate_schedule(1e-4, 100, 0.1))
-        state = new_state(init_params(model, seed=0), optimizer, wanted.optimizer.freeze)
+        state = new_state(families.init_params(model, seed=0), optimizer, wanted.optimizer.freeze)
         self._state = jax.device_put(state, jax.NamedSharding(self.mesh, jax.P()))
         step = make_step(model, wanted.objective, wanted.compute, optimizer)
         self._step = jax.jit(step, donate_argnums=0)
@@ -118,7 +117,7 @@ def waiting(batches: Iterator, step: Step, count: int, pairs: int) -> tuple[floa
 def against_the_step(root: Path, pairs_per_row: int) -> list[list[str]]:
     """Rows of the first table."""
     config = tiny()
-    B, model = config.train.batch_size, preset("tiny_longva")
+    B, model = config.train.batch_size, families.preset("tiny_longva")
     count = 4 * VIDEOS * 4 // B  # four epochs
     data = DataConfig(
         **ENDLESS,
@@ -164,13 +163,13 @@ def at_7b(root: Path) -> list[list[str]]:
         for size in ("longva_7b", "llava_video_7b"):
             # Threads at work are counted in CPU seconds, whatever else the machine does.
             data = DataConfig(**ENDLESS, batch_size=1, shards=shards, num_frames=FRAMES, workers=0)
-            pipeline = Pipeline(data, preset(size), tokenizer)
+            pipeline = Pipeline(data, families.preset(size), tokenizer)
             pipeline[0]
             start, count = cpu(), 4
             for k in range(count):
                 pipeline[k]
             seconds = (cpu() - start) / count
-            side = preset(size).tower.image_size
+            side = families.preset(size).tower.image_size
             cells = [name, size, f"{side}", f"{seconds:.2f}", f"{1 / seconds:.2f}"]
             rows.append([*cells, f"{PAPER * seconds:.2f}"])
     return rows

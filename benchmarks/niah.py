@@ -16,9 +16,8 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tpo_jax import families
 from tpo_jax.evaluation import niah
-from tpo_jax.models.config import preset
-from tpo_jax.models.vlm import abstract_params
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import WITHIN_ROW, batch_sharding, parameter_shardings
 from tpo_jax.planning import hlo
@@ -42,7 +41,7 @@ _WHICH = flags.DEFINE_list("rows", [], "numbers of the rows to compile; empty: a
 
 def compiled(topology: str, tensor: int, frames: int):
     """Tokens of a cell, and its program; or the bytes it would need where it does not fit."""
-    config = preset("longva_7b")
+    config = families.preset("longva_7b")
     devices = devices_of(topology)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": tensor, "context": -1}, devices)
     odd = niah.Needle(np.zeros(0), np.zeros(QUESTION, np.int32), np.zeros(1, np.int32))
@@ -53,7 +52,7 @@ def compiled(topology: str, tensor: int, frames: int):
     def placed(shape, dtype, sharding):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    params = abstract_params(config)
+    params = families.abstract_params(config)
     params = jax.tree.map(
         lambda x, s: placed(x.shape, jnp.bfloat16, s), params, parameter_shardings(mesh, params)
     )

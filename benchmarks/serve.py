@@ -24,9 +24,8 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tpo_jax import families
 from tpo_jax.checkpoints.models import save_model
-from tpo_jax.models import vlm
-from tpo_jax.models.config import preset
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 from tpo_jax.worlds.world import make_videos
 
@@ -44,8 +43,8 @@ def make_folder(folder: Path) -> list[str]:
     """A model and videos; the paths of the videos."""
     words = ["What happens?", "Who is there, and when?", "Is it red or blue?"]
     save_tokenizer(train_tokenizer(words, vocab_size=270), folder / "tokenizer")
-    config = preset("tiny_llava_video")
-    save_model(folder / "model", config, vlm.init_params(config, 0), folder / "tokenizer")
+    config = families.preset("tiny_llava_video")
+    save_model(folder / "model", config, families.init_params(config, 0), folder / "tokenizer")
     made = make_videos(folder / "videos", seed=0, seconds=[10] * VIDEOS, workers=1)
     return [str(Path(video.path).resolve()) for video in made]
 

@@ -21,7 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import step_formula, step_others
 from benchmarks.step_layouts import measure, table
-from tpo_jax.models.config import DecoderConfig, ModelConfig, TowerConfig, preset, visual_tokens
+from tpo_jax import families
+from tpo_jax.families.llava_qwen.config import TowerConfig
+from tpo_jax.models.config import DecoderConfig, ModelConfig
 from tpo_jax.planning.plan import CHIPS, minimum_flops
 
 REPEATS = flags.DEFINE_integer("repeats", 5, "Repeats of every measurement.", lower_bound=1)
@@ -39,7 +41,7 @@ SMALL = ModelConfig(
     max_length=4096,
 )
 LARGE = dataclasses.replace(
-    preset("longva_7b"),
+    families.preset("longva_7b"),
     decoder=DecoderConfig(151936, 1536, 28, 12, 2, head_dim=128, mlp_width=8960, rope_theta=1e6),
 )
 SIZES = {"cpu": (SMALL, 4, 6, "float32"), "1.5b": (LARGE, 60, 100, "bfloat16")}
@@ -135,10 +137,10 @@ smaller, run at a lower rate (GFLOP over ms)."""
 
 def seven_billion() -> str:
     """The same arithmetic at full size."""
-    model, text, response = preset("longva_7b"), 60, 100
+    model, text, response = families.preset("longva_7b"), 60, 100
     rows = []
     for frames in map(int, FRAMES.value):
-        prefix = visual_tokens(model, frames) + text
+        prefix = model.visual_tokens(frames) + text
         parts = step_formula.layouts(model, frames, prefix, response, "full")
         original, ours = parts["original"], parts["ours"]
         ratios = [original[part] / ours[part] for part in ours]

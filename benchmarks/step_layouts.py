@@ -13,9 +13,10 @@ import numpy as np
 import optax
 
 from benchmarks import step_formula
+from tpo_jax import families
 from tpo_jax.models import classic
-from tpo_jax.models.config import ModelConfig, visual_tokens
-from tpo_jax.models.vlm import bind, cast, init_params
+from tpo_jax.models.config import ModelConfig
+from tpo_jax.models.vlm import cast
 from tpo_jax.objectives.preference import Objective, denominators, tpo_loss
 from tpo_jax.planning import hlo
 from tpo_jax.training.state import new_state
@@ -29,7 +30,7 @@ FREEZE = ("tower",)
 def make_batch(model: ModelConfig, frames: int, text: int, response: int) -> dict[str, np.ndarray]:
     """One pair of random video and texts without padding: the video, `text` tokens, answers."""
     draws, S = np.random.default_rng(0), model.tower.image_size
-    n, W = visual_tokens(model, frames), model.decoder.vocab_size
+    n, W = model.visual_tokens(frames), model.decoder.vocab_size
     index = np.where(np.arange(n + text) < n, np.arange(n + text), -1).astype(np.int32)[None]
     ids = draws.integers(0, W, (1, 1, 2, response + 1), np.int32)
     return {
@@ -119,14 +120,16 @@ def measure(
     """All layouts at one length, with full remat, and the length of the prefix."""
     remat = "full"
     batch = jax.tree.map(jnp.asarray, make_batch(model, frames, text, response))
-    policy, reference = init_params(model, 0), init_params(model, 1)
+    policy, reference = families.init_params(model, 0), families.init_params(model, 1)
     compute = Compute(dtype, remat=remat)
     scored = jax.jit(make_scorer(model, compute))(reference, batch)
     cached = batch | {"reference_logps": scored}
     fast = make_step(model, OBJECTIVE, compute, OPTIMIZER)
 
     def rows(params, batch):
-        return classic.token_logps(bind(model, params), batch, remat=remat, freeze_tower=True)
+        return classic.token_logps(
+            families.bind(model, params), batch, remat=remat, freeze_tower=True
+        )
 
     steps = {
         "original": (make_original(rows, dtype, live=True), (reference, batch)),

@@ -16,9 +16,10 @@ import numpy as np
 import optax
 
 from benchmarks.step_layouts import OBJECTIVE, make_batch, medians, table
+from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model
 from tpo_jax.models.config import ModelConfig
-from tpo_jax.models.vlm import bind, gather_logps, init_params
+from tpo_jax.models.vlm import gather_logps
 from tpo_jax.objectives.preference import Objective, denominators, tpo_loss
 from tpo_jax.training.state import new_state
 from tpo_jax.training.step import Compute, make_scorer, make_step
@@ -198,7 +199,7 @@ class Tunix:
 
 def text_logps(model: ModelConfig, params: dict, batch: dict) -> jax.Array:
     """`VideoLanguageModel.token_logps` of a prefix without video."""
-    decoder = bind(model, params).decoder
+    decoder = families.bind(model, params).decoder
     B, Q, A, R = batch["input_ids"].shape
     x, y = (decoder.embed(batch[name]) for name in ("prefix_ids", "input_ids"))
     mask = batch["input_mask"].reshape(B, Q * A, R)
@@ -223,7 +224,7 @@ def text_step(model: ModelConfig, optimizer, state: dict, batch: dict) -> tuple[
 def against_tunix(model: ModelConfig, response: int, python: str, repeats: int) -> str:
     """A section."""
     optimizer = optax.adamw(RATE)
-    policy, reference = (init_params(model, seed) for seed in (0, 1))
+    policy, reference = (families.init_params(model, seed) for seed in (0, 1))
     draws, rows, version = np.random.default_rng(0), [], ""
     for prompt in (148, 580, 1156):
         tokens = draws.integers(1, model.decoder.vocab_size, (1, 1, 2, prompt + response), np.int32)

@@ -6,14 +6,16 @@ import dataclasses
 
 import numpy as np
 
-from tpo_jax.models import config as configs
+from tpo_jax import families
+from tpo_jax.families.llava_qwen.config import TowerConfig
+from tpo_jax.models.config import DecoderConfig, ModelConfig
 
 # Small enough for seconds, odd enough to notice a mistake: grouped queries, a head size that is no
 # power of two.
 SMALL = dataclasses.replace(
-    configs.preset("tiny_llava_video"),
-    tower=configs.TowerConfig("siglip", 20, 4, width=24, layers=2, heads=2, mlp_width=40),
-    decoder=configs.DecoderConfig(
+    families.preset("tiny_llava_video"),
+    tower=TowerConfig("siglip", 20, 4, width=24, layers=2, heads=2, mlp_width=40),
+    decoder=DecoderConfig(
         vocab_size=96,
         width=48,
         layers=3,
@@ -28,7 +30,7 @@ SMALL = dataclasses.replace(
 
 
 def random_batch(
-    model: configs.ModelConfig = SMALL,
+    model: ModelConfig = SMALL,
     *,
     B=4,
     Q=1,
@@ -46,7 +48,7 @@ def random_batch(
     `within`, some labels lie in the prefix, as the original trainer's.
     """
     rng = np.random.default_rng(seed)
-    S, W, n = model.tower.image_size, model.decoder.vocab_size, configs.visual_tokens(model, F)
+    S, W, n = model.tower.image_size, model.decoder.vocab_size, model.visual_tokens(F)
     prefix_ids = np.zeros((B, P), np.int32)
     prefix_mask = np.zeros((B, P), bool)
     visual_index = np.full((B, P), -1, np.int32)

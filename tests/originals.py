@@ -19,7 +19,8 @@ transformers = pytest.importorskip(
 
 from safetensors.torch import save_file  # noqa: E402
 
-from tpo_jax.models.config import DecoderConfig, ModelConfig, TowerConfig  # noqa: E402
+from tpo_jax.families.llava_qwen.config import LlavaQwenConfig, TowerConfig  # noqa: E402
+from tpo_jax.models.config import DecoderConfig  # noqa: E402
 
 # These models are too small for threads, and tests run beside each other.
 torch.set_num_threads(1)
@@ -35,8 +36,8 @@ _DECODER = DecoderConfig(
     rope_theta=1e9,
 )
 # Head sizes 6, 9 and 10; SigLIP has 27 patches a side and, as at full size, pixels left over.
-LONGVA = ModelConfig(TowerConfig("clip", 24, 4, 30, 2, 5, 44), _DECODER, max_length=512)
-LLAVA_VIDEO = ModelConfig(
+LONGVA = LlavaQwenConfig(TowerConfig("clip", 24, 4, 30, 2, 5, 44), _DECODER, max_length=512)
+LLAVA_VIDEO = LlavaQwenConfig(
     TowerConfig("siglip", 110, 4, 36, 2, 4, 52),
     dataclasses.replace(_DECODER, rope_theta=1e6),
     newline="grid",
@@ -178,7 +179,7 @@ def merge_spatial_unpad(x, newline, size, side, pinpoints, max_tiles):
 class Original(torch.nn.Module):
     """`LlavaQwenForCausalLM` for one video, or some images, between texts."""
 
-    def __init__(self, config: ModelConfig, seed: int = 0):
+    def __init__(self, config: LlavaQwenConfig, seed: int = 0):
         super().__init__()
         torch.manual_seed(seed)
         decoder, D = config.decoder, config.decoder.width

@@ -5,10 +5,12 @@ import dataclasses
 import pytest
 
 from benchmarks.step_layouts import measure
-from tpo_jax.models.config import DecoderConfig, TowerConfig, preset
+from tpo_jax import families
+from tpo_jax.families.llava_qwen.config import TowerConfig
+from tpo_jax.models.config import DecoderConfig
 
 MODEL = dataclasses.replace(
-    preset("tiny_longva"),
+    families.preset("tiny_longva"),
     tower=TowerConfig("clip", 32, 8, width=32, layers=2, heads=2, mlp_width=64),
     decoder=DecoderConfig(256, 64, 2, 4, 2, head_dim=16, mlp_width=96, rope_theta=1e4),
 )

@@ -15,11 +15,12 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from tests.commands import ROOT, call
-from tpo_jax.checkpoints import huggingface_config as hf_config
+from tpo_jax import families
 from tpo_jax.checkpoints.huggingface import expected_shapes
 from tpo_jax.checkpoints.huggingface_export import export_model
-from tpo_jax.models import vlm
-from tpo_jax.models.config import DecoderConfig, preset
+from tpo_jax.families.llava_qwen import published as hf_config
+from tpo_jax.io.files import write_json
+from tpo_jax.models.config import DecoderConfig
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 
 PAIRS = [
@@ -47,8 +48,8 @@ def inputs(tmp_path_factory):
 def write_source(directory, inputs, name="tiny_longva", dtype="bfloat16"):
     """A random checkpoint in the layout of the family, with a tokenizer."""
     directory.mkdir()
-    config = preset(name)
-    export_model(directory, config, vlm.init_params(config, 0), None, dtype)
+    config = families.preset(name)
+    export_model(directory, config, families.init_params(config, 0), None, dtype)
     shutil.copy(inputs / "tokenizer" / "tokenizer.json", directory)
     (directory / "generation_config.json").write_text('{"repetition_penalty": 1.05}')
 
@@ -75,7 +76,7 @@ def test_one_model_in_two_layouts(family, inputs, tmp_path):
     assert (home.code, home.out) == (0, f"{back}\n"), home.err
     original = tensors(source)
     assert tensors(back) == original
-    assert original.keys() == expected_shapes(preset(family)).keys()
+    assert original.keys() == expected_shapes(families.preset(family)).keys()
     for file in source.iterdir():
         assert (back / file.name).is_dir() or (back / file.name).read_bytes() == file.read_bytes()
 
@@ -143,7 +144,7 @@ def test_memory_is_bounded_by_a_parameter(inputs, tmp_path):
         mlp_width=3072,
         rope_theta=1e6,
     )
-    config = dataclasses.replace(preset("tiny_longva"), decoder=decoder)
+    config = dataclasses.replace(families.preset("tiny_longva"), decoder=decoder)
     small, source = tmp_path / "small", tmp_path / "source"
     write_source(small, inputs)
     source.mkdir()
@@ -151,9 +152,7 @@ def test_memory_is_bounded_by_a_parameter(inputs, tmp_path):
     for i in range(4):
         part = {n: np.resize(draws.astype(np.float32), shapes[n]) for n in list(shapes)[i::4]}
         save_file(part, source / f"model-{i}.safetensors")
-    hf_config.write_json(
-        source / "config.json", hf_config.new_values(config, "vision_tower", "float32")
-    )
+    write_json(source / "config.json", hf_config.new_values(config, "vision_tower", "float32"))
     shutil.copytree(small / "vision_tower", source / "vision_tower")
 
     total = sum(file.stat().st_size for file in source.glob("*.safetensors"))

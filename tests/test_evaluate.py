@@ -14,14 +14,13 @@ import pytest
 from tests.commands import ROOT, call
 from tests.evaluation.agreement import generate, make_docs
 from tests.evaluation.folders import FOLDERS
+from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model, save_model
-from tpo_jax.data import images, prompts
+from tpo_jax.data import prompts
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.evaluation.benchmarks import ask
 from tpo_jax.evaluation.scorers import Scorer
 from tpo_jax.inference.generator import Generator
-from tpo_jax.models import vlm
-from tpo_jax.models.config import preset, visual_tokens
 from tpo_jax.video import sampling
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 
@@ -131,8 +130,8 @@ def models(tmp_path_factory, benchmark_folders):
     ]
     save_tokenizer(train_tokenizer(texts, vocab_size=500), folder / "tokenizer")
     for seed in (0, 1):
-        config = preset("tiny_longva")
-        params = vlm.init_params(config, seed)
+        config = families.preset("tiny_longva")
+        params = families.init_params(config, seed)
         save_model(folder / str(seed), config, params, folder / "tokenizer")
     return folder
 
@@ -173,8 +172,8 @@ def test_answers_are_those_to_one_question_at_a_time(finished, models, benchmark
     assert [sample["doc_id"] for sample in samples] == list(range(7))
     for sample, question in list(zip(samples, questions, strict=True))[::3]:
         frames, _, _ = sampling.read_frames(question.video, "uniform", 4)
-        row = prompts.build_prompts(tokenizer, [question.prompt], visual_tokens(config, 4))
-        pixels = images.preprocess(frames, config.tower)[None]
+        row = prompts.build_prompts(tokenizer, [question.prompt], config.visual_tokens(4))
+        pixels = families.of(config).preprocess(frames, config)[None]
         ((expected,),) = generator.answer(pixels, [row])
         assert sample["filtered_resps"] == expected
         assert sample["input"] == question.prompt

@@ -8,12 +8,11 @@ import pytest
 from PIL import Image
 
 from tests.commands import ROOT, call
+from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.data import images, prompts
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.inference.generator import Generator
-from tpo_jax.models import vlm
-from tpo_jax.models.config import preset, visual_tokens
 from tpo_jax.video import sampling
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 
@@ -25,8 +24,8 @@ def folder(tmp_path_factory):
     """A random model and a video of eight frames."""
     folder = tmp_path_factory.mktemp("generate")
     save_tokenizer(train_tokenizer(QUESTIONS, vocab_size=270), folder / "tokenizer")
-    config = preset("tiny_llava_video")
-    save_model(folder / "model", config, vlm.init_params(config, 0), folder / "tokenizer")
+    config = families.preset("tiny_llava_video")
+    save_model(folder / "model", config, families.init_params(config, 0), folder / "tokenizer")
     (folder / "video").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (8, 36, 48, 3), np.uint8)
     for i, frame in enumerate(pixels):
@@ -55,10 +54,10 @@ def expected(folder):
     tokenizer = load_tokenizer(folder / "model")
     frames, times, duration = sampling.read_frames(folder / "video", "uniform", 4)
     opening = prompts.time_opening("newline", times.tolist(), duration)
-    visual = visual_tokens(config, 4)
+    visual = config.visual_tokens(4)
     row = prompts.build_prompts(tokenizer, QUESTIONS, visual, opening=opening, cut="video")
     generator = Generator(config, params, tokenizer, max_new_tokens=16)
-    return generator.answer(images.preprocess(frames, config.tower)[None], [row])[0]
+    return generator.answer(families.of(config).preprocess(frames, config)[None], [row])[0]
 
 
 def test_one_answer_and_nothing_else(flags, expected) -> None:

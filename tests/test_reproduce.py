@@ -18,11 +18,10 @@ from scipy import stats
 from tests.commands import call
 from tests.config_files import load
 from tests.test_docs import PARSE, ROOT
+from tpo_jax import families
 from tpo_jax.checkpoints.models import save_model
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import niah_files
-from tpo_jax.models.config import preset
-from tpo_jax.models.vlm import init_params
 from tpo_jax.study import full_size, full_size_results, reproduction
 from tpo_jax.study import pairs as study_pairs
 from tpo_jax.study import runs as study_runs
@@ -365,9 +364,11 @@ def test_figures_at_7b_are_made_of_what_niah_and_curate_left(tmp_path):
 def test_pairs_are_given_or_curated_at_7b(tmp_path):
     there, video = (str(tmp_path / name) for name in ("tiny_longva", "tiny_llava_video"))
     for family in ("tiny_longva", "tiny_llava_video"):
-        config = preset(family)
+        config = families.preset(family)
         save_tokenizer(train_tokenizer(["a"], 300), tmp_path / "tokenizer")
-        save_model(tmp_path / family, config, init_params(config, 0), tmp_path / "tokenizer")
+        save_model(
+            tmp_path / family, config, families.init_params(config, 0), tmp_path / "tokenizer"
+        )
     places = full_size.Places(checkpoint=there, benchmarks=there)
     assert full_size.missing("table4", places) == ["--shards is not given"]
     curated = full_size.Places(checkpoint=there, benchmarks=there, videos=there)

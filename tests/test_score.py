@@ -9,15 +9,14 @@ import pytest
 from PIL import Image
 
 from tests.commands import call
-from tpo_jax import score
+from tpo_jax import families, score
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.data import images, prompts
 from tpo_jax.data.pairs import read_pairs
 from tpo_jax.data.processor import Processor
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.models import classic, vlm
-from tpo_jax.models.config import preset, visual_tokens
-from tpo_jax.models.images import stack_pictures
+from tpo_jax.models.pictures import stack_pictures
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.video import sampling
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
@@ -41,8 +40,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("score")
     texts = [text for pair in PAIRS for text in pair.values()]
     save_tokenizer(train_tokenizer(texts, vocab_size=270), folder / "tokenizer")
-    config = preset("tiny_longva")
-    save_model(folder / "model", config, vlm.init_params(config, 0), folder / "tokenizer")
+    config = families.preset("tiny_longva")
+    save_model(folder / "model", config, families.init_params(config, 0), folder / "tokenizer")
     draws = np.random.default_rng(0)
     for name in ("v0", "v1"):
         (folder / "videos" / name).mkdir(parents=True)
@@ -72,7 +71,7 @@ MIXED = [
 
 def test_many_tpus_run_the_kernel(folder, program_for_tpus) -> None:
     heads = {"heads": 2, "kv_heads": 2, "head_dim": 128}
-    config = preset("tiny_longva")
+    config = families.preset("tiny_longva")
     config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, **heads))
     read = functools.partial(
         score.read_row,
@@ -81,7 +80,7 @@ def test_many_tpus_run_the_kernel(folder, program_for_tpus) -> None:
         num_frames=4,
     )
     mesh = make_mesh({"data": 1, "fsdp": 8, "tensor": 1, "context": 1})
-    pairs, params = read_pairs(folder / "pairs.jsonl")[0], vlm.init_params(config, 0)
+    pairs, params = read_pairs(folder / "pairs.jsonl")[0], families.init_params(config, 0)
 
     def run():
         return list(score.score(config, params, pairs, read, mesh, 8))
@@ -98,7 +97,7 @@ def still_logps(loaded, folder, pair):
     row = prompts.build_row(tokenizer, [pair["prompt"]], answers, pictures.tokens).arrays()
     batch = {name: values[None] for name, values in row.items()}
     batch |= stack_pictures([pictures], 1, row["prefix_ids"].size)
-    logps = classic.token_logps(vlm.bind(config, loaded.params), batch)
+    logps = classic.token_logps(families.bind(config, loaded.params), batch)
     return np.asarray(logps.sum(axis=(1, 3))[0])
 
 
@@ -111,13 +110,13 @@ def logps(function, loaded, folder, pair, style="inference"):
         tokenizer,
         [prompts.strip_placeholder(pair["prompt"])],
         [[pair["chosen"], pair["rejected"]]],
-        visual_tokens(config, 4),
+        config.visual_tokens(4),
         opening=prompts.time_opening("inline", times.tolist(), duration),
         style=style,
     )
-    batch = {"frames": images.preprocess(frames, config.tower), **row.arrays()}
+    batch = {"frames": families.of(config).preprocess(frames, config), **row.arrays()}
     batch = {name: values[None] for name, values in batch.items()}
-    sums = function(vlm.bind(config, loaded.params), batch).sum(axis=(1, 3))[0]
+    sums = function(families.bind(config, loaded.params), batch).sum(axis=(1, 3))[0]
     labels = 8 if style == "dpo_trainer" else 2
     tokens = [len(tokenizer.encode(pair[name]).ids) + labels for name in ("chosen", "rejected")]
     return np.asarray(sums), tokens

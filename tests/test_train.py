@@ -17,12 +17,11 @@ import pytest
 
 from benchmarks.torture_run import Run, kill_once
 from tests.tiny_run import final_state, metrics, same_bits, tiny_config
+from tpo_jax import families
 from tpo_jax import train as command
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.data.shards import index_entry, open_shards, shard_names, write_metadata, write_shard
 from tpo_jax.errors import InputError
-from tpo_jax.models.config import preset
-from tpo_jax.models.vlm import init_params
 from tpo_jax.train import train
 from tpo_jax.training import loop, reference
 
@@ -221,7 +220,7 @@ def test_the_reference_is_computed_once_and_a_stale_one_refused(
 def small_model(tiny_world, tmp_path_factory):
     """A model directory smaller than the preset, and one whose head overflows."""
     root = tmp_path_factory.mktemp("models")
-    tiny = preset("tiny_longva")
+    tiny = families.preset("tiny_longva")
     model = dataclasses.replace(
         tiny,
         tower=dataclasses.replace(tiny.tower, width=32, heads=2, mlp_width=32),
@@ -229,7 +228,7 @@ def small_model(tiny_world, tmp_path_factory):
             tiny.decoder, width=32, layers=1, heads=2, kv_heads=1, head_dim=16, mlp_width=32
         ),
     )
-    params = init_params(model, seed=0)
+    params = families.init_params(model, seed=0)
     save_model(root / "good", model, params, tiny_world / "tokenizer")
     params["decoder"]["head"]["kernel"] *= 1e38
     save_model(root / "bad", model, params, tiny_world / "tokenizer")

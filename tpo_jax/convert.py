@@ -16,9 +16,9 @@ from tpo_jax.checkpoints import huggingface_export as export
 from tpo_jax.checkpoints.models import KEPT, Loaded, is_native, open_model, save_model
 from tpo_jax.data.tokenizer import has_tokenizer, load_tokenizer
 from tpo_jax.errors import InputError, run_command
+from tpo_jax.families.llava_qwen.config import NEWLINES, POOLINGS
 from tpo_jax.io.files import replacing_directory
 from tpo_jax.io.paths import define_path
-from tpo_jax.models.config import NEWLINES, POOLINGS
 
 _INPUT = define_path("input", None, "Model directory, of either layout.", required=True)
 _OUTPUT = define_path("output", None, "New directory, of the other layout.", required=True)

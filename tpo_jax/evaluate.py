@@ -19,6 +19,7 @@ and their heat map as LongVA's V-NIAH does; it goes on after a kill, too.
 The aggregate goes to standard output as JSON.
 """
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -34,25 +35,18 @@ from absl import flags
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from tpo_jax import families
 from tpo_jax.checkpoints.fingerprint import weights_fingerprint
 from tpo_jax.checkpoints.models import load_config, load_model
 from tpo_jax.data import prompts
 from tpo_jax.data.processor import Processor
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, printable, run_command
-from tpo_jax.evaluation import (
-    benchmarks,
-    niah,
-    niah_files,
-    rescoring,
-    results,
-    runner,
-    scorers,
-)
+from tpo_jax.evaluation import benchmarks, niah, niah_files, rescoring, results, runner, scorers
 from tpo_jax.evaluation.journal import Journal
 from tpo_jax.inference.generator import Generator
 from tpo_jax.io.paths import define_path, output_file
-from tpo_jax.models.config import ModelConfig, to_dict
+from tpo_jax.models.config import ModelConfig
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import check_heads
 
@@ -163,7 +157,7 @@ def _identity(config: ModelConfig, params: dict, tokenizer: Tokenizer) -> dict[s
     return {
         "weights": weights_fingerprint(params),
         "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
-        "model_config": json.loads(json.dumps(to_dict(config))),
+        "model_config": json.loads(json.dumps(dataclasses.asdict(config))),
         "dtype": _DTYPE.value,
     }
 
@@ -185,7 +179,9 @@ def run() -> None:
             f"--num_frames, --time_instruction: {name} has its own frames and their times"
         )
     mode = "none" if spec.interleaved else _TIME.value or config.time_instruction
-    num_frames = _NUM_FRAMES.value or spec.num_frames[config.tower.kind == "siglip"]
+    num_frames = _NUM_FRAMES.value or families.of(config).benchmark_frames(config).get(
+        str(_BENCHMARK.value), spec.num_frames
+    )
 
     mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1, "context": 1})
     loaded = load_model(checkpoint, mesh=mesh, dtype=_DTYPE.value)
@@ -247,11 +243,11 @@ def search() -> None:
     theta = {"rope_theta": _ROPE_THETA.value} if _ROPE_THETA.value else {}
     config = load_config(checkpoint, **theta)
     tokenizer = load_tokenizer(checkpoint, config.decoder.vocab_size)
-    asked, problems = niah_files.read_needles(file, config.tower, tokenizer)
+    asked, problems = niah_files.read_needles(file, config, tokenizer)
     _report(problems, len(asked) + len(problems), "needles")
     if not asked:
         raise InputError(f"--needles={file}: no needle can be asked for")
-    frames = niah_files.read_haystack(movie, lengths[-1], config.tower)
+    frames = niah_files.read_haystack(movie, lengths[-1], config)
 
     sizes = {"data": 1, "tensor": _TENSOR.value, "context": _CONTEXT.value or -1}
     mesh = make_mesh(sizes | {"fsdp": -1 if _CONTEXT.value else 1})

@@ -21,7 +21,7 @@ from tpo_jax.errors import InputError, run_command
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.inference.generator import Generator
 from tpo_jax.io.paths import define_path, define_paths
-from tpo_jax.models.images import Pictures
+from tpo_jax.models.pictures import Pictures
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.video import sampling
 

@@ -15,10 +15,11 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from tpo_jax import families
 from tpo_jax.checkpoints.models import load_config
 from tpo_jax.errors import InputError, run_command
 from tpo_jax.io.paths import define_path, local_path
-from tpo_jax.models.config import ModelConfig, check_source, preset
+from tpo_jax.models.config import ModelConfig, check_source
 from tpo_jax.parallel.mesh import AXES, mesh_shape
 from tpo_jax.planning.plan import GIB, RESPONSE_TOKENS, Plan, compile_step, devices_of
 from tpo_jax.planning.search import most_frames, smallest_slice
@@ -35,7 +36,7 @@ def model_of(config: ConfigDict) -> ModelConfig:
     settings = {"max_length": given.max_length} if given.max_length else {}
     if given.checkpoint:
         return load_config(local_path("model.checkpoint", given.checkpoint), **settings)
-    return dataclasses.replace(preset(given.preset), **settings)
+    return dataclasses.replace(families.preset(given.preset), **settings)
 
 
 def report(plan: Plan) -> str:

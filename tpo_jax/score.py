@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 
+from tpo_jax import families
 from tpo_jax.checkpoints.models import load_config, load_model
 from tpo_jax.data import prompts
 from tpo_jax.data.pairs import Pair, Rejection, read_pairs
@@ -30,9 +31,8 @@ from tpo_jax.errors import InputError, run_command
 from tpo_jax.inference.generator import round_up
 from tpo_jax.io.files import replacing
 from tpo_jax.io.paths import define_path, output_file
-from tpo_jax.models import vlm
 from tpo_jax.models.config import ModelConfig
-from tpo_jax.models.images import Pictures, stack_pictures
+from tpo_jax.models.pictures import Pictures, stack_pictures
 from tpo_jax.parallel.attention import prefix_multiple
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import ROWS, to_global
@@ -73,7 +73,7 @@ _RESPONSE_MULTIPLE = 16
 def _sums(config: ModelConfig, params: dict, batch: dict) -> jax.Array:
     """float32 `[B, 2]`: summed log-probabilities of the answers."""
     return (
-        vlm.bind(config, params)
+        families.bind(config, params)
         .token_logps(batch, chunk=_RESPONSE_MULTIPLE)
         .sum(axis=(1, 3), dtype=np.float32)
     )

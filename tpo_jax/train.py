@@ -26,6 +26,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
+from tpo_jax import families
 from tpo_jax.checkpoints.fingerprint import weights_fingerprint
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.checkpoints.peft import save_adapters
@@ -35,9 +36,8 @@ from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, run_command
 from tpo_jax.io.files import write_json
 from tpo_jax.io.paths import check_config, define_path
-from tpo_jax.models.config import ModelConfig, check_source, preset, to_dict
+from tpo_jax.models.config import ModelConfig, check_source
 from tpo_jax.models.lora import join, merge
-from tpo_jax.models.vlm import init_params
 from tpo_jax.parallel import distributed
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import check_rows, parameter_shardings, to_global
@@ -83,14 +83,14 @@ def load_weights(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[Model
     if given.checkpoint:
         loaded = load_model(given.checkpoint, mesh=mesh, dtype=None, **settings)
         return loaded.config, loaded.params, loaded.tokenizer_directory
-    model = dataclasses.replace(preset(given.preset), **settings)
+    model = dataclasses.replace(families.preset(given.preset), **settings)
     if not given.tokenizer:
         raise InputError(f"model.preset={given.preset} needs model.tokenizer, a directory")
     # Random weights have no vocabulary of their own: a larger tokenizer makes room for itself.
     ids = load_tokenizer(given.tokenizer).get_vocab_size()
     size = max(model.decoder.vocab_size, -(-ids // 128) * 128)
     model = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, vocab_size=size))
-    init = lambda: init_params(model, experiment.schedule.seed)  # noqa: E731
+    init = lambda: families.init_params(model, experiment.schedule.seed)  # noqa: E731
     shardings = parameter_shardings(mesh, jax.eval_shape(init))
     return model, jax.jit(init, out_shardings=shardings)(), Path(given.tokenizer)
 
@@ -100,7 +100,7 @@ def identity(experiment: Experiment, model: ModelConfig, params, pipeline: Pipel
     data = pipeline.config
     return {
         "weights": weights_fingerprint(params),
-        "model": to_dict(model),
+        "model": dataclasses.asdict(model),
         "shards": pipeline.shards.fingerprint,
         "pairs": hashlib.sha256(pipeline.pairs.tobytes()).hexdigest(),
         "sampling": [data.sampling, data.num_frames],

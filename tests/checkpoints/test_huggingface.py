@@ -1,5 +1,6 @@
 """Hugging Face checkpoints: there and back byte by byte, sharded reading, strictness."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -14,12 +15,12 @@ import pytest
 import safetensors
 
 from tests import originals
+from tpo_jax import families
 from tpo_jax.checkpoints.huggingface import expected_shapes
 from tpo_jax.checkpoints.huggingface_export import export_model
 from tpo_jax.checkpoints.models import load_config, load_model, save_model
 from tpo_jax.errors import InputError
-from tpo_jax.models import config as configs
-from tpo_jax.models import vlm
+from tpo_jax.families.llava_qwen import config as configs
 from tpo_jax.parallel.mesh import make_mesh
 
 torch = originals.torch
@@ -114,10 +115,10 @@ def test_transformers_reads_the_exported_decoder(tmp_path, family):
 
 @pytest.mark.parametrize("name", ["tiny_longva", "tiny_llava_video"])
 def test_export_of_a_model_born_here(tmp_path, name):
-    config = configs.preset(name)
+    config = families.preset(name)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
-        lambda x: rng.standard_normal(x.shape, np.float32), vlm.abstract_params(config)
+        lambda x: rng.standard_normal(x.shape, np.float32), families.abstract_params(config)
     )
     (tmp_path / "out").mkdir()
     export_model(tmp_path / "out", config, params, None)
@@ -251,7 +252,7 @@ def test_what_config_json_says_on_images(source_of_configs):
         (directory / "config.json").write_text(json.dumps(found))
         config = load_config(directory)
         assert config.images == wanted
-        assert configs.from_dict(json.loads(json.dumps(configs.to_dict(config)))) == config
+        assert families.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 ANYTHING = st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(max_size=3)
@@ -318,8 +319,8 @@ def test_full_size_counts():
         ("longva_7b", 303_507_456, 16_522_240),
         ("llava_video_7b", 397_747_744, 16_980_992),
     ):
-        config = configs.preset(name)
-        params = vlm.abstract_params(config)
+        config = families.preset(name)
+        params = families.abstract_params(config)
         shapes = expected_shapes(config)
         assert count(params["decoder"]) == 7_615_616_512
         assert tower(shapes) == tower_count

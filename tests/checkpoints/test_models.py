@@ -1,5 +1,6 @@
 """Native model directories: round trip, sharded loading, replacement, one-line errors."""
 
+import dataclasses
 import json
 
 import hypothesis
@@ -9,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tpo_jax import families
 from tpo_jax.checkpoints.models import load_config, load_model, open_model, save_model
 from tpo_jax.errors import InputError
-from tpo_jax.models import config as models
 from tpo_jax.models import vlm
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import parameter_shardings
 
-CONFIG = models.preset("tiny_llava_video")
+CONFIG = families.preset("tiny_llava_video")
 
 
 def assert_equal(a, b):
@@ -26,7 +27,7 @@ def assert_equal(a, b):
 @pytest.fixture(scope="module")
 def params():
     rng = np.random.default_rng(0)
-    abstract = vlm.abstract_params(CONFIG)
+    abstract = families.abstract_params(CONFIG)
     return jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape, np.float32)), abstract)
 
 
@@ -141,7 +142,7 @@ ANYTHING = st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.tex
 @pytest.fixture(scope="module")
 def native_config(tmp_path_factory):
     directory = tmp_path_factory.mktemp("native")
-    values = {"format": "tpo_jax", "version": 1, "model": models.to_dict(CONFIG)}
+    values = {"format": "tpo_jax", "version": 1, "model": dataclasses.asdict(CONFIG)}
     return directory, values
 
 
@@ -159,4 +160,4 @@ def test_any_config_is_read_or_refused_in_one_line(native_config, data):
     except InputError as error:
         assert str(directory) in str(error) and "\n" not in str(error)
     else:
-        vlm.abstract_params(config)
+        families.abstract_params(config)

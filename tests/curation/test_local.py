@@ -6,17 +6,15 @@ import socket
 import numpy as np
 import pytest
 
-from tests.curation.test_curate import journalled, pairs_of
+from tests.curation.test_curate import curate, journalled, pairs_of
+from tpo_jax import families
 from tpo_jax.checkpoints.models import save_model
 from tpo_jax.curation.clients import Clip, Failure, Request
 from tpo_jax.curation.config import read
 from tpo_jax.curation.local_client import LocalClient, load
-from tpo_jax.curation.run import curate
 from tpo_jax.curation.units import Unit
 from tpo_jax.curation.views import View
 from tpo_jax.errors import InputError
-from tpo_jax.models import vlm
-from tpo_jax.models.config import preset
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer, world_texts
 
 UNIT = Unit(id="", video="")
@@ -32,8 +30,8 @@ def checkpoint(tmp_path_factory):
     """Random weights: nonsense in every role."""
     folder = tmp_path_factory.mktemp("model")
     save_tokenizer(train_tokenizer(world_texts(0, 20), vocab_size=400), folder / "tokenizer")
-    config = preset("tiny_longva")
-    save_model(folder / "m", config, vlm.init_params(config, 0), folder / "tokenizer")
+    config = families.preset("tiny_longva")
+    save_model(folder / "m", config, families.init_params(config, 0), folder / "tokenizer")
     return folder / "m"
 
 

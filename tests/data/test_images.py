@@ -14,17 +14,19 @@ from transformers import (
     SiglipImageProcessorPil,
 )
 
-from tpo_jax.data.images import cut, preprocess, read_pictures
+from tpo_jax import families
+from tpo_jax.data.images import read_pictures
 from tpo_jax.errors import InputError
-from tpo_jax.models.config import preset
-from tpo_jax.models.images import layout
+from tpo_jax.families.llava_qwen.config import TowerConfig
+from tpo_jax.families.llava_qwen.images import layout
+from tpo_jax.families.llava_qwen.processing import cut, preprocess
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 sides = st.integers(1, 160)
 
 
 def tower(kind: str, size: int) -> SimpleNamespace:
-    return SimpleNamespace(kind=kind, image_size=size, mean=MEAN)
+    return SimpleNamespace(tower=SimpleNamespace(kind=kind, image_size=size, mean=MEAN))
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -92,7 +94,7 @@ def test_views_of_a_still_image(name, height, width):
     """Those of the originals, to the bit; and of transformers' reading of the same algorithm."""
     from tests.originals import anyres_views  # skips where PyTorch is not there
 
-    config = preset(name)
+    config = families.preset(name)
     config = dataclasses.replace(config, tower=dataclasses.replace(config.tower, image_size=56))
     side, image = 56, Image.fromarray(picture(height, width))
     laid = layout(config, width, height)
@@ -111,7 +113,7 @@ def test_views_of_a_still_image(name, height, width):
 
 
 def test_pictures_of_files(tmp_path):
-    config = preset("tiny_llava_video")
+    config = families.preset("tiny_llava_video")
     first, second = picture(40, 70), picture(64, 32, seed=1)
     Image.fromarray(first).save(tmp_path / "a.png")
     alpha = np.concatenate([second, second[..., :1]], axis=-1)
@@ -138,10 +140,10 @@ def test_a_file_that_is_no_image_is_named(tmp_path, content):
     Image.fromarray(picture(90, 90)).save(path)
     path.write_bytes(path.read_bytes()[:300] if content == "half" else content)
     with pytest.raises(InputError, match=r"a\.png: cannot be read as an image: ") as error:
-        read_pictures([path], preset("tiny_longva"))
+        read_pictures([path], families.preset("tiny_longva"))
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="nothing.png: cannot be read as an image: No such file"):
-        read_pictures([tmp_path / "nothing.png"], preset("tiny_longva"))
+        read_pictures([tmp_path / "nothing.png"], families.preset("tiny_longva"))
 
 
 def test_frames_do_not_know_each_other():
@@ -162,4 +164,4 @@ def test_what_are_no_frames_is_an_error(wrong):
 
 def test_an_unknown_tower_is_an_error():
     with pytest.raises(ValueError, match="'dino'"):
-        preprocess(picture(4, 4)[None], tower("dino", 28))
+        TowerConfig("dino", 28, 14, width=8, layers=1, heads=1, mlp_width=8)

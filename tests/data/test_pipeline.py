@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tpo_jax.data import clips, images, preparation, prompts
+from tpo_jax import families
+from tpo_jax.data import clips, preparation, prompts
 from tpo_jax.data.phrases import phrase_mask
 from tpo_jax.data.pipeline import DataConfig, Pipeline
 from tpo_jax.data.shards import index_entry, open_shards, shard_names, write_metadata, write_shard
 from tpo_jax.errors import InputError
-from tpo_jax.models.config import PRESETS, preset, visual_tokens
+from tpo_jax.families.llava_qwen.config import PRESETS
 from tpo_jax.video import sampling
 
-MODEL = preset("tiny_llava_video")
+MODEL = families.preset("tiny_llava_video")
 FRAMES = 4
 
 
@@ -132,12 +133,12 @@ def test_rows_are_the_video_and_its_texts(config, world, tokenizer, encoding, st
                 continue
             seen.add(i)
             clip, times, duration = sampling.read_frames(world / f"{i % 3}.mp4", "uniform", FRAMES)
-            assert (batch["frames"][row] == images.preprocess(clip, MODEL.tower)).all()
+            assert (batch["frames"][row] == families.of(MODEL).preprocess(clip, MODEL)).all()
             texts = prompts.build_row(
                 tokenizer,
                 [f"Who is {i}?"],
                 [(f"It is {'so ' * i}good.", f"No {i}.")],
-                visual_tokens(MODEL, FRAMES),
+                MODEL.visual_tokens(FRAMES),
                 opening=prompts.time_opening("inline", times, duration),
                 style=style,
                 max_prefix=pipeline.max_prefix,

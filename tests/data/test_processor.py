@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tpo_jax import families
 from tpo_jax.data.clips import Clip
 from tpo_jax.data.processor import NO_FRAMES, Processor, used_tokens
 from tpo_jax.errors import InputError
-from tpo_jax.models.config import preset
 from tpo_jax.worlds.tokenizer import train_tokenizer
 
 QUESTIONS = ["What happens?", "Who is there?"]
@@ -35,7 +35,7 @@ def clip_of(num_frames: int, known: bool = True) -> Clip:
 def test_the_frames_said_to_fit_do_and_one_more_does_not(
     name, time_instruction, kind, tokenizer
 ) -> None:
-    config = dataclasses.replace(preset(name), max_length=700)
+    config = dataclasses.replace(families.preset(name), max_length=700)
     processor = Processor(config, tokenizer, time_instruction)
 
     def build(clip: Clip):
@@ -55,7 +55,7 @@ def test_the_frames_said_to_fit_do_and_one_more_does_not(
 
 
 def test_frames_of_unknown_times_have_no_sentence_on_them(tokenizer) -> None:
-    config = preset("tiny_longva")
+    config = families.preset("tiny_longva")
     silent, timed = (Processor(config, tokenizer, mode) for mode in ("none", "inline"))
     rows = [
         silent.prompts(QUESTIONS, clip_of(4)),
@@ -72,7 +72,7 @@ def test_frames_of_unknown_times_have_no_sentence_on_them(tokenizer) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_empty_frames_stand_behind_the_video_and_before_no_token(name, tokenizer) -> None:
     """A newline behind the whole video is the last visual token of the padded one, too."""
-    config = dataclasses.replace(preset(name), newline="one_token")
+    config = dataclasses.replace(families.preset(name), newline="one_token")
     processor = Processor(config, tokenizer)
     clip = clip_of(3)
     row = processor.scored(QUESTIONS[0], ["It rains.", "Nothing"], clip)
@@ -87,7 +87,7 @@ def test_empty_frames_stand_behind_the_video_and_before_no_token(name, tokenizer
 
 
 def test_images_of_files_and_of_memory_are_the_same(tokenizer, tmp_path) -> None:
-    processor = Processor(preset("tiny_llava_video"), tokenizer)
+    processor = Processor(families.preset("tiny_llava_video"), tokenizer)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     from_file = processor.pictures([tmp_path / "a.png"])
@@ -102,4 +102,4 @@ def test_images_of_files_and_of_memory_are_the_same(tokenizer, tmp_path) -> None
 @pytest.mark.parametrize("setting", ["time_instruction", "prompt_style"])
 def test_unknown_settings_are_refused(setting, tokenizer) -> None:
     with pytest.raises(InputError, match=f"{setting}='never' must be one of"):
-        Processor(preset("tiny_longva"), tokenizer, **{setting: "never"})
+        Processor(families.preset("tiny_longva"), tokenizer, **{setting: "never"})

@@ -11,12 +11,11 @@ import pytest
 from PIL import Image
 
 from tests.commands import call
+from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.data.prompts import HEAD
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import niah, niah_files
-from tpo_jax.models import vlm
-from tpo_jax.models.config import preset
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import parameter_shardings
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
@@ -104,9 +103,9 @@ def models(tmp_path_factory, tokenizer):
     """Two checkpoints; the first says nothing but the token 0."""
     root = tmp_path_factory.mktemp("models")
     save_tokenizer(tokenizer, root / "tokenizer")
-    config = preset("tiny_longva")
+    config = families.preset("tiny_longva")
     for seed in (0, 1):
-        params = vlm.init_params(config, seed)
+        params = families.init_params(config, seed)
         params["decoder"]["head"]["kernel"] *= seed
         save_model(root / str(seed), config, params, root / "tokenizer")
     return root
@@ -137,7 +136,7 @@ def needles(tmp_path):
 
 def test_the_published_needles(shared_media, tokenizer, tmp_path) -> None:
     """Three of the five images are there; as a table they are the same."""
-    tower, listed = preset("tiny_longva").tower, shared_media / "needles/dataset.json"
+    tower, listed = families.preset("tiny_longva").tower, shared_media / "needles/dataset.json"
     asked, problems = niah_files.read_needles(listed, tower, tokenizer)
     assert len(asked) == 3 and len(problems) == 2
     assert all(".png: No such file" in problem for problem in problems)
@@ -171,11 +170,11 @@ def test_needles_that_are_none(row, message, needles, tokenizer) -> None:
     rows = json.loads(needles.read_text())
     rows[0] |= row
     needles.write_text(json.dumps(rows))
-    asked, problems = niah_files.read_needles(needles, preset("tiny_longva").tower, tokenizer)
+    asked, problems = niah_files.read_needles(needles, families.preset("tiny_longva"), tokenizer)
     assert len(asked) == 1 and message in problems[0]
     needles.write_text("[" * 100_000)
     with pytest.raises(InputError, match="dataset.json: cannot be read"):
-        niah_files.read_needles(needles, preset("tiny_longva").tower, tokenizer)
+        niah_files.read_needles(needles, families.preset("tiny_longva"), tokenizer)
 
 
 def test_door(models, movie, needles, compiled, tmp_path, monkeypatch) -> None:

@@ -14,12 +14,11 @@ import pytest
 
 from tests.commands import ROOT, call
 from tests.evaluation.folders import FOLDERS
+from tpo_jax import families
 from tpo_jax.checkpoints.models import save_model
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.benchmarks import ask
 from tpo_jax.evaluation.lmms_plugin import TpoJax
-from tpo_jax.models import vlm
-from tpo_jax.models.config import preset
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 
 TASKS = {
@@ -52,8 +51,8 @@ def model(tmp_path_factory, benchmark_folders):
         for question in ask(benchmark_folders / FOLDERS[name], name)[0]
     ]
     save_tokenizer(train_tokenizer(texts, vocab_size=500), folder / "tokenizer")
-    config = preset("tiny_longva")
-    params = vlm.init_params(config, 0)
+    config = families.preset("tiny_longva")
+    params = families.init_params(config, 0)
     # Layers of the usual scale hardly tell one question from the next.
     params["decoder"]["layers"] = jax.tree.map(lambda x: 2 * x, params["decoder"]["layers"])
     save_model(folder / "model", config, params, folder / "tokenizer")

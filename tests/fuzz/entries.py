@@ -8,12 +8,12 @@ from pathlib import Path
 
 from absl import flags
 
+from tpo_jax import families
 from tpo_jax.data.images import read_pictures
 from tpo_jax.data.pipeline import DataConfig, Pipeline
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, run_command
 from tpo_jax.evaluation import benchmarks
-from tpo_jax.models.config import preset
 
 _INPUT = flags.DEFINE_string("input", None, "File or folder.", required=True)
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "records: directory of a tokenizer.")
@@ -30,7 +30,7 @@ def records() -> None:
             prefix_multiple=1,
             workers=0,
         ),
-        preset("tiny_longva"),
+        families.preset("tiny_longva"),
         load_tokenizer(_TOKENIZER.value),
     )
     batches = iter(pipeline)
@@ -48,7 +48,7 @@ def benchmark() -> None:
 
 def picture() -> None:
     """The views of an image."""
-    print(read_pictures([_INPUT.value], preset("tiny_longva")).tokens)
+    print(read_pictures([_INPUT.value], families.preset("tiny_longva")).tokens)
 
 
 COMMANDS = {"records": records, "benchmark": benchmark, "picture": picture}

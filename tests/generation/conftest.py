@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from tpo_jax import families
 from tpo_jax.data.prompts import build_prompts
-from tpo_jax.models import vlm
-from tpo_jax.models.config import preset, visual_tokens
 from tpo_jax.worlds.tokenizer import train_tokenizer
 
 QUESTIONS = ["Who?", "What colour is the ball that appears first?", "Where is it, at the end?"]
@@ -21,14 +20,14 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session", params=["tiny_longva", "tiny_llava_video"])
 def model(request):
     """Config and parameters, biases random too."""
-    config = preset(request.param)
+    config = families.preset(request.param)
     draws = np.random.default_rng(1)
 
     def draw(path, leaf):
         offset = 1.0 if path[-1].key == "scale" else 0.0
         return (offset + 0.05 * draws.standard_normal(leaf.shape)).astype(np.float32)
 
-    return config, jax.tree_util.tree_map_with_path(draw, vlm.abstract_params(config))
+    return config, jax.tree_util.tree_map_with_path(draw, families.abstract_params(config))
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +42,7 @@ def prompt(model, tokenizer):
     """Prompts of one video of four frames."""
 
     def build(questions, **arguments):
-        visual = visual_tokens(model[0], 4)
+        visual = model[0].visual_tokens(4)
         return build_prompts(tokenizer, questions, visual, cut="video", **arguments)
 
     return build

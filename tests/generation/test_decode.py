@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.generation.conftest import QUESTIONS
+from tpo_jax import families
 from tpo_jax.generation.decode import Limits, advance, decode, prefill
 from tpo_jax.generation.sampling import Sampling
-from tpo_jax.models import vlm
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import parameter_shardings, to_global
 
@@ -51,7 +51,7 @@ def generate(model, batch, sampling=GREEDY, vocabulary=300):
 @functools.partial(jax.jit, static_argnums=0)
 def classic_logits(config, params, visual, ids, index, mask):
     """Logits `[T, W]` of one row without cache: the classic layout."""
-    m = vlm.bind(config, params)
+    m = families.bind(config, params)
     x = m.embed_prefix(ids[None], visual, index[None])
     return m.decoder.sequence(x, mask[None])[0] @ params["decoder"]["head"]["kernel"]
 
@@ -83,7 +83,7 @@ def test_cache_equals_the_whole_sequence(model, videos, prompt) -> None:
         cached.append(logits)
     cached = np.stack(cached, axis=2)
     for b, row in enumerate(rows):
-        visual = jax.jit(vlm.bind(config, params).encode_frames)(videos[b : b + 1])
+        visual = jax.jit(families.bind(config, params).encode_frames)(videos[b : b + 1])
         for q in range(len(QUESTIONS)):
             whole = recomputed(model, visual, row, q, tokens[b, q])
             np.testing.assert_array_equal(np.argmax(whole, -1), tokens[b, q])

@@ -5,16 +5,16 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.generation.conftest import QUESTIONS
+from tpo_jax import families
 from tpo_jax.data.prompts import build_prompts
 from tpo_jax.errors import InputError
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.inference import generator
 from tpo_jax.inference.generator import Generator
-from tpo_jax.models import vlm
-from tpo_jax.models.config import preset, visual_tokens
-from tpo_jax.models.images import assemble, layout
+from tpo_jax.models.pictures import joined
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import parameter_shardings
 
@@ -23,8 +23,8 @@ ANSWER = "日🙂é <b"  # every byte once; three of the characters have several
 
 def chain_model(tokenizer, ids):
     """A model that always answers `ids`: each token's embedding names its successor."""
-    config = preset("tiny_longva")
-    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), vlm.abstract_params(config))
+    config = families.preset("tiny_longva")
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), families.abstract_params(config))
     decoder = params["decoder"]
     decoder["norm"]["scale"] += 1
     start = tokenizer.encode("\n").ids[-1]  # the last token of every prompt
@@ -42,7 +42,7 @@ def chain(tokenizer):
 
 
 def ask(tokenizer, config, questions, num_frames=4):
-    return build_prompts(tokenizer, questions, visual_tokens(config, num_frames), cut="video")
+    return build_prompts(tokenizer, questions, config.visual_tokens(num_frames), cut="video")
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +56,9 @@ def longva(model):
 def test_many_tpus_run_the_kernel(sizes, tokenizer, program_for_tpus) -> None:
     """One that knows of no mesh cannot be split over chips."""
     heads = {"heads": 2, "kv_heads": 2, "head_dim": 128}
-    config = preset("tiny_longva")
+    config = families.preset("tiny_longva")
     config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, **heads))
-    params = vlm.init_params(config, 0)
+    params = families.init_params(config, 0)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": 1} | sizes)
     asking = Generator(config, params, tokenizer, max_new_tokens=4, mesh=mesh)
     rows, frames = [ask(tokenizer, config, QUESTIONS)], np.zeros((1, 4, 32, 32, 3), np.uint8)
@@ -91,10 +91,10 @@ def test_images_and_text_do_not_depend_on_the_batch(model, tokenizer) -> None:
     rng = np.random.default_rng(0)
     pictures, rows = [], []
     for sizes in ([(70, 40), (32, 90)], [(90, 90)], []):
-        laid = [layout(config, *size) for size in sizes]
-        S, views = config.tower.image_size, [w.whole + w.grid[0] * w.grid[1] for w in laid]
-        frames = [rng.integers(0, 256, (n, S, S, 3), np.uint8) for n in views]
-        pictures.append(assemble(frames, laid, config))
+        images = [rng.integers(0, 256, (h, w, 3), np.uint8) for w, h in sizes]
+        picture = families.of(config).picture
+        parts = [picture(Image.fromarray(image), config) for image in images]
+        pictures.append(joined(parts, config))
         rows.append(build_prompts(tokenizer, QUESTIONS[:2], pictures[-1].tokens, cut="video"))
     generator = Generator(config, params, tokenizer, max_new_tokens=8, sampling=Sampling(0.8))
     together = generator.answer(pictures, rows)

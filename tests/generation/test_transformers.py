@@ -12,7 +12,6 @@ from tests.originals import LLAVA_VIDEO, LONGVA, Original, write_checkpoint  # n
 from tpo_jax.checkpoints.models import load_model  # noqa: E402
 from tpo_jax.generation.decode import Limits, decode, prefill  # noqa: E402
 from tpo_jax.generation.sampling import Sampling  # noqa: E402
-from tpo_jax.models.config import visual_tokens  # noqa: E402
 
 NEW = 64
 BEFORE, QUESTIONS = [5, 9, 11], [[7, 8, 40, 3], [90, 2]]
@@ -28,7 +27,7 @@ def test_greedy_tokens_are_those_of_transformers(config, tmp_path) -> None:
     assert loaded.config == config
     side, num_frames = config.tower.image_size, 2
     frames = np.random.default_rng(0).integers(0, 256, (num_frames, side, side, 3), np.uint8)
-    n = visual_tokens(config, num_frames)
+    n = config.visual_tokens(num_frames)
     P, head = len(BEFORE) + n + 5, len(BEFORE)
     batch = {
         "frames": frames[None],

@@ -10,11 +10,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tpo_jax import families
 from tpo_jax.errors import InputError
-from tpo_jax.models.config import ImageConfig, from_dict, pinpoints, preset, to_dict
-from tpo_jax.models.images import best_resolution, layout, round_views
+from tpo_jax.families.llava_qwen.config import ImageConfig, pinpoints
+from tpo_jax.families.llava_qwen.images import best_resolution, layout
+from tpo_jax.models.pictures import round_views
 
-LONGVA, LLAVA = preset("longva_7b"), preset("llava_video_7b")
+LONGVA, LLAVA = families.preset("longva_7b"), families.preset("llava_video_7b")
 sides = st.integers(1, 3000)
 
 
@@ -90,7 +92,7 @@ def test_images_need_the_newline_vector():
     config = dataclasses.replace(LLAVA, newline="no_token", stills=stills)
     with pytest.raises(InputError, match="no_token"):
         layout(config, 100, 100)
-    assert from_dict(to_dict(config)) == config
+    assert families.from_dict(dataclasses.asdict(config)) == config
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,13 @@ from safetensors.numpy import load_file, save_file
 
 from tests import originals
 from tests.batches import SMALL, random_batch
+from tpo_jax import families
 from tpo_jax.checkpoints import huggingface
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.checkpoints.peft import save_adapters
 from tpo_jax.errors import InputError
 from tpo_jax.models.lora import PROJECTIONS, Lora, adapters_of, init_adapters, join, merge, scaled
-from tpo_jax.models.vlm import bind, cast, init_params
+from tpo_jax.models.vlm import cast
 from tpo_jax.objectives.preference import Objective
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import parameter_shardings, to_global
@@ -38,7 +39,7 @@ def random_adapters(lora, params, seed=0):
 
 
 def logits(config, params, ids):
-    decoder = bind(config, params).decoder
+    decoder = families.bind(config, params).decoder
     return decoder.head(decoder.sequence(decoder.embed(ids), jnp.ones(ids.shape, bool)))
 
 
@@ -251,7 +252,7 @@ def run(params, batch, compute, freeze, *, mesh=None, steps=2):
 @pytest.fixture(scope="module")
 def base():
     """bfloat16 weights, and a batch that knows their log-probabilities."""
-    params = cast(init_params(SMALL, seed=0), jnp.bfloat16)
+    params = cast(families.init_params(SMALL, seed=0), jnp.bfloat16)
     batch = random_batch(B=8, absent=True)
     batch["reference_logps"] = np.asarray(
         jax.jit(make_scorer(SMALL, Compute("float32", "none")))(params, batch)

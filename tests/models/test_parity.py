@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from tests import originals
+from tpo_jax import families
 from tpo_jax.checkpoints.huggingface import flatten, table
 from tpo_jax.checkpoints.huggingface_export import to_torch
 from tpo_jax.checkpoints.models import load_model
-from tpo_jax.data.images import cut
-from tpo_jax.models import vlm
-from tpo_jax.models.config import visual_tokens
-from tpo_jax.models.images import assemble, layout, stack_pictures
+from tpo_jax.families.llava_qwen.model import pool
+from tpo_jax.families.llava_qwen.processing import picture
+from tpo_jax.models.pictures import joined, stack_pictures
 from tpo_jax.models.qwen2 import RMSNorm, rotary
 from tpo_jax.objectives.preference import Objective, denominators, tpo_loss
 
@@ -69,7 +69,7 @@ def test_tower_and_projector(family, agree):
 
     @jax.jit
     def ours(params, frames):
-        model = vlm.bind(config, params)
+        model = families.bind(config, params)
         x = model.tower(frames)
         return x, model.projector(x)
 
@@ -86,7 +86,7 @@ def test_tower_and_projector(family, agree):
 def test_pooling(mode, grid, agree):
     x = np.random.default_rng(0).standard_normal((2, grid, grid, 5), np.float32)
     theirs = originals.pool(torch.tensor(x).reshape(2, grid * grid, 5), mode)
-    agree(f"pooling, {mode}", vlm.pool(jnp.asarray(x), mode), theirs, MODULE)
+    agree(f"pooling, {mode}", pool(jnp.asarray(x), mode), theirs, MODULE)
 
 
 @pytest.mark.parametrize("newline", ["grid", "frame", "one_token", "no_token"])
@@ -98,8 +98,10 @@ def test_visual_tokens(newline, tmp_path, agree):
     model, frames = load_model(tmp_path), random_frames(config, 3)
     # A model without the newline vector keeps in mind that its images need it.
     assert dataclasses.replace(model.config, stills=None) == config
-    ours = jax.jit(lambda p, f: vlm.bind(config, p).encode_frames(f))(model.params, frames[None])
-    assert ours.shape[1] == visual_tokens(config, 3)
+    ours = jax.jit(lambda p, f: families.bind(config, p).encode_frames(f))(
+        model.params, frames[None]
+    )
+    assert ours.shape[1] == config.visual_tokens(3)
     with torch.no_grad():
         theirs = original.encode(torch.tensor(frames))
     agree(f"frames to tokens, {newline}, {pooling}", ours[0], theirs, MODULE)
@@ -145,13 +147,13 @@ def test_logits(family, agree):
     with torch.no_grad():
         their_hidden = original.hidden(torch.tensor(frames), before, after)
         theirs = original.lm_head(their_hidden)
-    n = visual_tokens(config, 2)
+    n = config.visual_tokens(2)
     ids = np.array([before + [0] * n + after])
     index = np.concatenate([np.full(5, -1), np.arange(n), np.full(23, -1)])[None]
 
     @jax.jit
     def ours(params):
-        model = vlm.bind(config, params)
+        model = families.bind(config, params)
         x = model.embed_prefix(ids, model.encode_frames(frames[None]), index)
         hidden = model.decoder.sequence(x, jnp.ones(ids.shape, bool))
         return hidden, model.decoder.head(hidden)
@@ -166,10 +168,8 @@ def random_image(width, height, seed=0):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, np.uint8))
 
 
-def pictures_of(config, *pictures):
-    layouts = [layout(config, *picture.size) for picture in pictures]
-    views = [cut(p, laid, config) for p, laid in zip(pictures, layouts, strict=True)]
-    return assemble(views, layouts, config)
+def pictures_of(config, *images):
+    return joined([picture(image, config) for image in images], config)
 
 
 # Several tiles; one; a wide one that is cut on both sides; one that is shrunk to nine tiles.
@@ -187,7 +187,7 @@ def test_image_tokens(family, number, agree):
     pictures = pictures_of(config, picture)
     (n,) = pictures.tokens
     batch = stack_pictures([pictures], 1, n + 5)
-    ours = jax.jit(lambda p, b: vlm.bind(config, p).encode(b))(params, batch)
+    ours = jax.jit(lambda p, b: families.bind(config, p).encode(b))(params, batch)
     with torch.no_grad():
         theirs = original.encode_image(picture, config.images.pinpoints)
     agree(f"{name} image of {size[0]}x{size[1]} to tokens", ours[0, :n], theirs, MODULE)
@@ -212,7 +212,7 @@ def test_logits_of_images(family, number, agree):
 
     @jax.jit
     def ours(params, batch):
-        model = vlm.bind(config, params)
+        model = families.bind(config, params)
         x = model.embed_prefix(np.array([ids]), model.encode(batch), np.array([index]))
         return model.decoder.head(model.decoder.sequence(x, jnp.ones((1, len(ids)), bool)))
 
@@ -228,7 +228,7 @@ def pair(config):
     frames = random_frames(config, 2, seed=3)
     before, after = random_ids(config, 4, 4), random_ids(config, 9, 5)
     answers = [random_ids(config, 100, 6), random_ids(config, 37, 7)]
-    n = visual_tokens(config, 2)
+    n = config.visual_tokens(2)
     # The prompt's last token opens both continuations; three padded slots behind the prefix.
     P, R = 4 + n + 8 + 3, 100
     ids, index = np.zeros((1, P), np.int32), np.full((1, P), -1, np.int32)
@@ -265,7 +265,7 @@ def test_labels_of_the_original_trainer(family, agree):
     """It labels tokens of the template before and behind the video, too."""
     name, config, original, params = family
     (frames, before, after, answers), batch = pair(config)
-    n, P = visual_tokens(config, 2), batch["prefix_mask"].sum()
+    n, P = config.visual_tokens(2), batch["prefix_mask"].sum()
     inside = [2, 4 + n + 1, P - 1]  # places in the prefix of labelled tokens, not the first one
     theirs = []
     for answer in answers:
@@ -286,7 +286,7 @@ def test_labels_of_the_original_trainer(family, agree):
         wider["target_ids"][0, 0, i, slots] = batch["prefix_ids"][0, inside]
         wider["target_mask"][0, 0, i, slots] = True
     batch |= {**wider, "target_at": at}
-    ours = jax.jit(lambda p: vlm.bind(config, p).token_logps(batch).sum(-1)[0, 0])(params)
+    ours = jax.jit(lambda p: families.bind(config, p).token_logps(batch).sum(-1)[0, 0])(params)
     agree(f"{name} summed log-probabilities, trainer's labels", ours, torch.stack(theirs), LOGPS)
 
 
@@ -306,7 +306,7 @@ def test_loss_and_gradients(family, agree, record_property):
     @jax.jit
     def ours(params):
         def loss(params):
-            logps = vlm.bind(config, params).token_logps(batch)
+            logps = families.bind(config, params).token_logps(batch)
             mask = jnp.asarray(batch["target_mask"])
             objective = Objective(beta=BETA, alpha=ALPHA)
             return tpo_loss(

@@ -5,16 +5,17 @@ import numpy as np
 import pytest
 
 from tests.batches import SMALL, random_batch
+from tpo_jax import families
 from tpo_jax.errors import InputError
-from tpo_jax.models.vlm import bind, gather_logps, init_params
+from tpo_jax.models.vlm import gather_logps
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import constrain, parameter_shardings
 
 
 @pytest.mark.parametrize("frames", [3, 9])  # neither divides over four chips; 9 take two rounds
 def test_frames_are_shared_by_the_chips_of_a_row(frames):
-    batch, params = random_batch(B=2, F=frames, P=80), init_params(SMALL, seed=0)
-    encode = jax.jit(lambda p, x: bind(SMALL, p).encode_frames(x))
+    batch, params = random_batch(B=2, F=frames, P=80), families.init_params(SMALL, seed=0)
+    encode = jax.jit(lambda p, x: families.bind(SMALL, p).encode_frames(x))
     expected = encode(params, batch["frames"])
     with jax.set_mesh(make_mesh({"data": 1, "fsdp": 2, "tensor": 2, "context": 2})):
         visual = encode(jax.device_get(params), batch["frames"])

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from jax import P
 
+from tpo_jax import families
 from tpo_jax.errors import InputError
-from tpo_jax.models.config import DecoderConfig, TowerConfig, preset, visual_tokens
-from tpo_jax.models.vlm import abstract_params
+from tpo_jax.families.llava_qwen.config import TowerConfig
+from tpo_jax.models.config import DecoderConfig
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.plan import report
 from tpo_jax.planning import hlo
@@ -28,7 +29,7 @@ PLAN = ROOT / "docs/results/plan.md"
 
 # The widths that decide what the compiler does with a layer; two layers and a small tower.
 SLICE = dataclasses.replace(
-    preset("longva_7b"),
+    families.preset("longva_7b"),
     tower=TowerConfig("clip", 112, 14, width=128, layers=2, heads=2, mlp_width=256),
     decoder=DecoderConfig(
         vocab_size=1024,
@@ -70,7 +71,9 @@ def test_step_of_a_slice(libtpu):
     # Donated: the new state lies where the old one lay.
     assert plan.memory["alias"] >= 0.99 * plan.memory["output"]
     # The weights are gathered, in bf16, for forward and backward pass, and not more often.
-    weights = sum(x.size for x in jax.tree.leaves(abstract_params(SLICE)["decoder"]["layers"]))
+    weights = sum(
+        x.size for x in jax.tree.leaves(families.abstract_params(SLICE)["decoder"]["layers"])
+    )
     gathered = plan.collectives["all-gather"][1]
     assert 2 * 2 * weights <= gathered <= 3 * 2 * weights + 2e7
     # Full remat costs a forward pass more; blocks half masked and answers on every chip the rest.
@@ -90,7 +93,7 @@ def test_a_live_reference_is_in_the_plan(libtpu):
         compile_step(experiment(**c), SLICE, "v5e:2x4")[0]
         for c in (changes, {"objective__loss": "rrpo"})
     )
-    trained = {k: v for k, v in abstract_params(SLICE).items() if k != "tower"}
+    trained = {k: v for k, v in families.abstract_params(SLICE).items() if k != "tower"}
     copy = 2 * sum(x.size for x in jax.tree.leaves(trained)) / 8  # bf16, over the chips
     more = live.memory["argument"] - cached.memory["argument"]
     assert copy <= more <= 1.2 * copy
@@ -247,7 +250,7 @@ def test_door_refuses_in_one_line():
 @hypothesis.settings(max_examples=200, deadline=None)
 def test_search_finds_the_most_frames_that_fit(most, bend, start, shared):
     """Of a made-up chip whose memory grows with a power of the frames."""
-    model, asked = preset("longva_7b"), []
+    model, asked = families.preset("longva_7b"), []
 
     def compile_at(frames):
         asked.append(frames)
@@ -263,14 +266,14 @@ def test_search_finds_the_most_frames_that_fit(most, bend, start, shared):
     frames = [plan.frames if plan else None for plan in (best, beyond)]
     if None not in frames:  # neighbours: not one prefix lies between them
         assert (
-            frames_of(model, unit * (-(-(visual_tokens(model, frames[0]) + 100) // unit)))
+            frames_of(model, unit * (-(-(model.visual_tokens(frames[0]) + 100) // unit)))
             == (frames[0])
         )
-        assert visual_tokens(model, frames[1]) - visual_tokens(model, frames[0]) <= unit + 144
+        assert model.visual_tokens(frames[1]) - model.visual_tokens(frames[0]) <= unit + 144
     elif best is None:
         assert beyond.frames == frames_of(model, unit)
     else:
-        assert visual_tokens(model, best.frames) + unit + 144 + 256 > model.max_length
+        assert model.visual_tokens(best.frames) + unit + 144 + 256 > model.max_length
 
 
 def test_smallest_slice_passes_over_what_cannot_run():

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tpo_jax import families
 from tpo_jax.checkpoints.models import save_model
-from tpo_jax.models import vlm
-from tpo_jax.models.config import preset
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 from tpo_jax.worlds.world import make_videos
 
@@ -35,9 +34,9 @@ def folder(tmp_path_factory) -> Path:
     """`base` and `tpo`, two models; below `media` a video, an image and a file that is neither."""
     folder = tmp_path_factory.mktemp("serving")
     save_tokenizer(train_tokenizer(QUESTIONS, vocab_size=270), folder / "tokenizer")
-    config = preset("tiny_llava_video")
+    config = families.preset("tiny_llava_video")
     for seed, name in enumerate(("tpo", "base")):
-        save_model(folder / name, config, vlm.init_params(config, seed), folder / "tokenizer")
+        save_model(folder / name, config, families.init_params(config, seed), folder / "tokenizer")
     (video,) = make_videos(folder / "media", seed=1, seconds=[8], workers=1)
     Path(video.path).rename(folder / "media/video.mp4")
     pixels = np.random.default_rng(0).integers(0, 256, (20, 36, 3), np.uint8)

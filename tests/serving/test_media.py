@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from starlette.requests import Request
 
-from tpo_jax.models.config import preset, to_dict
+from tpo_jax import families
 from tpo_jax.serving.decoder import Cache, Decoder
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.fetching import fetch, is_public
@@ -86,7 +86,8 @@ def test_a_late_decoder_is_replaced(folder) -> None:
         "paths": [str(folder / "media/video.mp4")],
         "rule": "uniform",
         "num_frames": 3,
-        "config": to_dict(preset("tiny_llava_video")),
+        "family": "llava_qwen",
+        "config": dataclasses.asdict(families.preset("tiny_llava_video")),
     }
 
     async def run():

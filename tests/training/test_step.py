@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from tests.batches import SMALL, random_batch
+from tpo_jax import families
 from tpo_jax.data.phrases import phrase_mask
 from tpo_jax.models import classic
-from tpo_jax.models.vlm import bind, init_params
 from tpo_jax.objectives.preference import Objective, denominators, tpo_loss
 from tpo_jax.parallel.mesh import AXES, make_mesh
 from tpo_jax.parallel.sharding import parameter_shardings, to_global
@@ -26,7 +26,7 @@ EXACT = Compute(dtype="float32", remat="none")
 @functools.cache
 def params():
     """Weights of the size that Qwen2 starts from (0.02), where float32 can be held to 1e-5."""
-    values = init_params(SMALL, seed=0)
+    values = families.init_params(SMALL, seed=0)
     values["decoder"] = jax.tree.map(lambda x: x * 0.14 if x.ndim > 1 else x, values["decoder"])
     values["decoder"]["embed"]["embedding"] *= 0.14
     return values
@@ -36,7 +36,7 @@ def loss_and_gradient(token_logps, batch, freeze=("tower",)):
     trainable, frozen = split_params(params(), freeze)
 
     def loss(trainable):
-        logps = token_logps(bind(SMALL, trainable | frozen), batch)
+        logps = token_logps(families.bind(SMALL, trainable | frozen), batch)
         mask = batch["target_mask"]
         return tpo_loss(logps, mask, batch["reference_logps"], OBJECTIVE, denominators(mask))[0]
 
@@ -83,7 +83,7 @@ def test_shared_prefix_equals_two_rows(shape, freeze):
 @pytest.mark.parametrize("within", [False, True])
 def test_switches_of_the_original_layout_change_nothing(within):
     batch = jax.tree.map(jnp.asarray, random_batch(Q=2, within=within))
-    model = bind(SMALL, params())
+    model = families.bind(SMALL, params())
     ways = [{}, {"encode_once": True}, {"answers_only": True}]
     logps = [jax.jit(lambda b, w=way: classic.token_logps(model, b, **w))(batch) for way in ways]
     for found in logps[1:]:
@@ -119,14 +119,14 @@ def classic_gradient(objective):
     mask, chosen = batch["target_mask"], batch["target_mask"][:, :, 0]
     optional = {}
     if objective.uses_live_reference:
-        reference = bind(SMALL, other_weights() | frozen)
+        reference = families.bind(SMALL, other_weights() | frozen)
         anchor = jax.jit(lambda b: classic.log_probabilities(reference, b))(batch)
         taken = jnp.take_along_axis(anchor, batch["target_ids"][..., None], -1)[..., 0]
         sums = [jnp.where(m, taken, 0.0).sum(-1) for m in (mask, batch["phrase_mask"])]
         optional = {"phrase_mask": batch["phrase_mask"]}
 
     def loss(trainable):
-        logps = classic.log_probabilities(bind(SMALL, trainable | frozen), batch)
+        logps = classic.log_probabilities(families.bind(SMALL, trainable | frozen), batch)
         taken = jnp.take_along_axis(logps, batch["target_ids"][..., None], -1)[..., 0]
         reference = None
         if optional:
@@ -176,7 +176,7 @@ def test_padding_changes_nothing():
             )
         },
     }
-    model = bind(SMALL, params())
+    model = families.bind(SMALL, params())
     a, b = (jax.jit(lambda x: model.token_logps(x))(x) for x in (batch, padded))
     np.testing.assert_allclose(a, b[..., : a.shape[-1]], atol=1e-5)
     assert (b[..., a.shape[-1] :] == 0).all()
@@ -184,7 +184,7 @@ def test_padding_changes_nothing():
 
 def test_continuations_do_not_see_each_other():
     batch = random_batch(B=1, Q=2)
-    model = bind(SMALL, params())
+    model = families.bind(SMALL, params())
     score = jax.jit(lambda x: model.token_logps(x))
     changed = {**batch, "input_ids": batch["input_ids"].copy()}
     changed["input_ids"][0, 0, 1] = (changed["input_ids"][0, 0, 1] + 1) % 90
@@ -197,7 +197,7 @@ def test_continuations_do_not_see_each_other():
 def test_labels_of_the_prefix_in_zig_zag_order():
     batch = random_batch(B=2, within=True)
     assert (batch["target_at"] >= 0).any()
-    score = jax.jit(lambda p, x: bind(SMALL, p).token_logps(x))
+    score = jax.jit(lambda p, x: families.bind(SMALL, p).token_logps(x))
     plain = score(params(), batch)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": 2}, jax.devices()[:2])
     with jax.set_mesh(mesh):
@@ -289,7 +289,7 @@ def test_no_logits_of_the_prefix_exist():
 def test_scorer_sums_what_the_step_sums():
     batch = jax.tree.map(jnp.asarray, random_batch())
     scores = jax.jit(make_scorer(SMALL, EXACT))(params(), batch)
-    expected = bind(SMALL, params()).token_logps(batch).sum(-1)
+    expected = families.bind(SMALL, params()).token_logps(batch).sum(-1)
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -14,11 +14,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from tpo_jax.checkpoints import huggingface_config as hf_config
+from tpo_jax import families
 from tpo_jax.checkpoints.safetensors_files import DTYPES, Shards
 from tpo_jax.errors import InputError
-from tpo_jax.models import vlm
-from tpo_jax.models.config import ModelConfig, TowerConfig
+from tpo_jax.families.llava_qwen import published as hf_config
+from tpo_jax.families.llava_qwen.config import TowerConfig
+from tpo_jax.models.config import ModelConfig
 
 _EMBEDDING = "model.embed_tokens.weight"
 _VISION = "model.vision_tower.vision_tower.vision_model."
@@ -110,7 +111,7 @@ def flatten(tree) -> dict:
 def table(config: ModelConfig) -> dict[str, Leaf]:
     """PyTorch names of every parameter of the model, by path."""
     rows = {}
-    for path, leaf in flatten(vlm.abstract_params(config)).items():
+    for path, leaf in flatten(families.abstract_params(config)).items():
         for prefix, (name, layer) in _STACKS.items():
             if path.startswith(prefix):
                 rest, kind = layer[path.removeprefix(prefix)]
@@ -133,7 +134,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     The tower's post-norm and CLIP's last block are among them: no output depends on them, but the
     original modules own them.
     """
-    tower, abstract = config.tower, flatten(vlm.abstract_params(config))
+    tower, abstract = config.tower, flatten(families.abstract_params(config))
     shapes: dict[str, tuple[int, ...]] = {}
     for path, leaf in table(config).items():
         shape = abstract[path].shape[leaf.stacked :]
@@ -217,7 +218,7 @@ def _to_patch_kernel(weight: np.ndarray) -> np.ndarray:
 
 
 def open_params(directory: Path, config: ModelConfig, dtype=None) -> dict:
-    """Parameters as `vlm.abstract_params(config)`, every leaf a `Stored`.
+    """Parameters as `families.abstract_params(config)`, every leaf a `Stored`.
 
     Args:
         directory: the checkpoint.
@@ -238,7 +239,7 @@ def open_params(directory: Path, config: ModelConfig, dtype=None) -> dict:
         to = np.dtype(dtype or own)
         return Stored(abstract.shape, to, _reader(shards, leaf, abstract.shape, to))
 
-    return jax.tree_util.tree_map_with_path(stored, vlm.abstract_params(config))
+    return jax.tree_util.tree_map_with_path(stored, families.abstract_params(config))
 
 
 def place(stored: Stored, sharding: jax.sharding.Sharding) -> jax.Array:

@@ -7,17 +7,19 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from tpo_jax.checkpoints import huggingface_config as hf_config
 from tpo_jax.checkpoints.huggingface import Leaf, check_tensors, expected_shapes, flatten, table
 from tpo_jax.checkpoints.safetensors_files import DTYPES, INDEX, Entry, SafetensorsWriter, Shards
 from tpo_jax.errors import InputError
+from tpo_jax.families.llava_qwen import published as hf_config
+from tpo_jax.families.llava_qwen.config import TowerConfig
 from tpo_jax.io.files import read_json_object, write_json
-from tpo_jax.models.config import ModelConfig, TowerConfig
+from tpo_jax.models.config import ModelConfig
 
 SIDE_FILES = (
     "tokenizer.json",
@@ -129,14 +131,14 @@ def _name(dtype) -> str:
 
 
 def export_model(
-    directory: Path, config: ModelConfig, params: dict, kept: Path | None, dtype: str | None = None
+    directory: Path, config: Any, params: dict, kept: Path | None, dtype: str | None = None
 ) -> None:
     """Writes a Hugging Face checkpoint, one parameter in memory at a time.
 
     Args:
         directory: where to; exists and is empty.
         config: of the model.
-        params: as `vlm.abstract_params(config)`, addressable from this process or `Stored`.
+        params: as `families.abstract_params(config)`, addressable from this process or `Stored`.
         kept: what `keep` wrote; None: the model did not come from a checkpoint, and names, files
             and `config.json` are made up as the originals would.
         dtype: of every tensor; None: the checkpoint's where that loses nothing, else the params'.

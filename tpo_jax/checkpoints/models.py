@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
+from tpo_jax import families
 from tpo_jax.checkpoints import huggingface, native
-from tpo_jax.checkpoints import huggingface_config as hf_config
 from tpo_jax.checkpoints import huggingface_export as export
 from tpo_jax.errors import InputError
+from tpo_jax.families.llava_qwen import published as hf_config
 from tpo_jax.io.files import read_json_object, replacing_directory, write_json
-from tpo_jax.models import vlm
-from tpo_jax.models.config import ModelConfig, from_dict, to_dict
+from tpo_jax.models.config import ModelConfig
 from tpo_jax.parallel.sharding import parameter_shardings
 
 FORMAT, VERSION = "tpo_jax", 1
@@ -30,7 +30,7 @@ KEPT = "huggingface"
 class Loaded:
     """A model directory's contents.
 
-    `params` is the nested dict of `vlm.abstract_params(config)`, arrays from `load_model` and
+    `params` is the nested dict of `families.abstract_params(config)`, arrays from `load_model` and
     `huggingface.Stored` from `open_model`; `tokenizer_directory` is where the tokenizer's files lie
     and what `save_model` takes as `tokenizer`.
     """
@@ -76,7 +76,7 @@ def load_config(directory: str | Path, **settings) -> ModelConfig:
         values = read_json_object(directory / "config.json")["model"]
         if "rope_theta" in settings:
             values["decoder"]["rope_theta"] = settings.pop("rope_theta")
-        return from_dict({**values, **settings})
+        return families.from_dict({**values, **settings})
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{directory}/config.json: {error}") from error
 
@@ -102,7 +102,7 @@ def load_model(
     """
     directory = Path(directory).absolute()
     config = load_config(directory, **settings)
-    abstract = vlm.abstract_params(config)
+    abstract = families.abstract_params(config)
     if mesh is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: device, abstract)
@@ -144,8 +144,8 @@ def save_model(
     Args:
         directory: where to.
         config: of the model.
-        params: as `vlm.abstract_params(config)`, arrays or `huggingface.Stored`, any float dtype,
-            stored as it is.
+        params: as `families.abstract_params(config)`, arrays or `huggingface.Stored`, any float
+            dtype, stored as it is.
         tokenizer: directory to copy the tokenizer's files from, for instance
             `Loaded.tokenizer_directory`. If it is a model directory of the same shapes, what a
             Hugging Face export needs beyond the parameters is copied along.
@@ -164,7 +164,7 @@ def save_model(
         multihost_utils.sync_global_devices(f"saving {directory}")
         native.write_params(temporary / "params", params)
         if leads:
-            values = {"format": FORMAT, "version": VERSION, "model": to_dict(config)}
+            values = {"format": FORMAT, "version": VERSION, "model": dataclasses.asdict(config)}
             write_json(temporary / "config.json", values)
             if source:
                 export.copy_files(source, temporary, export.SIDE_FILES)
@@ -180,7 +180,7 @@ def _keep(source: Path, target: Path, config: ModelConfig) -> None:
     if values.get("format") != FORMAT and values.get("model_type") != hf_config.MODEL_TYPE:
         return
     original = dataclasses.replace(load_config(source), newline=config.newline)
-    if vlm.abstract_params(original) != vlm.abstract_params(config):
+    if families.abstract_params(original) != families.abstract_params(config):
         return
     if not is_native(source):
         export.keep(source, target, config)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from tpo_jax import families
 from tpo_jax.checkpoints.huggingface import Stored, flatten, place
 from tpo_jax.errors import InputError
-from tpo_jax.models import vlm
 from tpo_jax.models.config import ModelConfig
 
 # Parameters written at a time, unless one alone is larger; what is read at least, of a large one.
@@ -66,7 +66,7 @@ def _restore(folder: Path, abstract: dict) -> dict:
 
 
 def open_params(folder: Path, config: ModelConfig) -> dict:
-    """Parameters as `vlm.abstract_params(config)`, every leaf a `Stored`.
+    """Parameters as `families.abstract_params(config)`, every leaf a `Stored`.
 
     Raises:
         InputError: as `read_params`; values are checked when they are read.
@@ -101,7 +101,7 @@ def _nested(leaves: dict) -> dict:
 
 def check_tree(where: str, params, config: ModelConfig) -> None:
     """Raises InputError unless names and shapes are those of the config."""
-    found, wanted = (flatten(tree) for tree in (params, vlm.abstract_params(config)))
+    found, wanted = (flatten(tree) for tree in (params, families.abstract_params(config)))
     for name in sorted(wanted.keys() ^ found.keys()):
         state = "is missing" if name in wanted else "is unknown to the config"
         raise InputError(f"{where}: parameter {name} {state}")

@@ -21,7 +21,7 @@ from tpo_jax.errors import InputError
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.inference.generator import Generator
 from tpo_jax.models.config import ModelConfig
-from tpo_jax.models.images import Pictures
+from tpo_jax.models.pictures import Pictures
 from tpo_jax.parallel.distributed import gather
 from tpo_jax.parallel.mesh import make_mesh
 

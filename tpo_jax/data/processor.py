@@ -7,12 +7,13 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
+from tpo_jax import families
 from tpo_jax.data import images, prompts
 from tpo_jax.data.clips import Clip
 from tpo_jax.data.rows import Row
 from tpo_jax.errors import InputError
-from tpo_jax.models.config import ModelConfig, most_frames, visual_tokens
-from tpo_jax.models.images import Pictures
+from tpo_jax.models.config import ModelConfig, most_frames
+from tpo_jax.models.pictures import Pictures
 from tpo_jax.video import sampling
 from tpo_jax.video.decode import Source, VideoError
 
@@ -85,7 +86,7 @@ class Processor:
         Args:
             pad: widen the frames to squares first, in the mean colour of the vision tower.
         """
-        return images.preprocess(frames, self.config.tower, pad)
+        return families.of(self.config).preprocess(frames, self.config, pad)
 
     def pictures(self, pictures: Sequence[str | Path | Image.Image]) -> Pictures:
         """Cut image files or PIL images into views; no image at all for a prompt of text alone.
@@ -215,9 +216,9 @@ class Processor:
         if isinstance(visual, Pictures):
             return visual.tokens, ""
         if not len(visual.times):
-            return visual_tokens(self.config, len(visual.frames)), ""
+            return self.config.visual_tokens(len(visual.frames)), ""
         opening = prompts.time_opening(self.time_instruction, visual.times, visual.duration)
-        return visual_tokens(self.config, len(visual.times)), opening
+        return self.config.visual_tokens(len(visual.times)), opening
 
     def _advice(self, visual: Visual, fits: Callable[[Visual], bool]) -> str:
         if isinstance(visual, Pictures):

@@ -63,7 +63,7 @@ class Benchmark(NamedTuple):
         prompt: row, folder and era to the text behind the video.
         files: row to the names that the video may have, the first found counts.
         target: column of the gold answer.
-        num_frames: of the paper's evaluation of LongVA and of LLaVA-Video; 128 where it had none.
+        num_frames: of the paper's evaluation, where the model's family does not say otherwise.
         max_new_tokens: longest answer. All decoding is greedy.
         keep: rows that belong to it.
     """
@@ -73,7 +73,7 @@ class Benchmark(NamedTuple):
     prompt: Callable[[dict, Path, str], str]
     files: Callable[[dict], Sequence[str]]
     target: str = "answer"
-    num_frames: tuple[int, int] = (128, 128)
+    num_frames: int = 128
     max_new_tokens: int = 16
     keep: Callable[[dict], bool] = lambda doc: True
 
@@ -276,22 +276,20 @@ def _tempcompass_files(doc: dict) -> list[str]:
     return [f"videos/{doc['video_id']}.mp4"]
 
 
-_SUBTITLED = Benchmark(
-    "test", "videomme", _videomme_subtitled, _videomme_files, num_frames=(96, 96)
-)
+_SUBTITLED = Benchmark("test", "videomme", _videomme_subtitled, _videomme_files, num_frames=96)
 _LONGVIDEOBENCH = Benchmark(
     *("validation", "", _longvideobench, _longvideobench_files, "correct_choice"),
     max_new_tokens=32,
 )
 BENCHMARKS: dict[str, Benchmark] = {
-    "videomme": _SUBTITLED._replace(prompt=_videomme, num_frames=(128, 96)),
+    "videomme": _SUBTITLED._replace(prompt=_videomme, num_frames=128),
     "videomme_w_subtitle": _SUBTITLED,
     "videomme_long_w_subtitle": _SUBTITLED._replace(keep=lambda doc: doc.get("duration") == "long"),
     "mlvu_dev": Benchmark("test", "", _mlvu_dev, _mlvu_files),
     "mlvu_test": Benchmark("test", "", _mlvu_test, _mlvu_files),
     "longvideobench_val_v": _LONGVIDEOBENCH,
     "longvideobench_val_i": _LONGVIDEOBENCH._replace(
-        prompt=_longvideobench_interleaved, num_frames=(INTERLEAVED_FRAMES,) * 2
+        prompt=_longvideobench_interleaved, num_frames=INTERLEAVED_FRAMES
     ),
     "lvbench": Benchmark("train", "", _lvbench, _lvbench_files),
     # Its task sets no length, and the wrapper of LongVA then allows this many tokens.

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
+from tpo_jax import families
 from tpo_jax.data.prompts import HEAD, TURN
 from tpo_jax.errors import InputError
-from tpo_jax.models import vlm
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.parallel.sharding import ROWS, WITHIN_ROW, batch_sharding, constrain
 from tpo_jax.parallel.splash import LANES
@@ -220,7 +220,7 @@ def _table(shape, dtype):
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="table")
 def fill(config, params, table, frames, start):
     """`table` with the tokens of uint8 `[B, m, S, S, 3]` from row `start` on."""
-    x = vlm.bind(config, params).encode_frames(frames)
+    x = families.bind(config, params).encode_frames(frames)
     x = x[:, : frames.shape[1] * config.tokens_per_frame].reshape(-1, x.shape[-1])
     table = jax.lax.dynamic_update_slice_in_dim(table, x.astype(table.dtype), start, 0)
     return constrain(table, None, WITHIN_ROW)
@@ -292,7 +292,7 @@ def exact(
         batch: of `make_batch`.
         back_end: of `parallel.attention.prefix_attention`.
     """
-    model = vlm.bind(config, params)
+    model = families.bind(config, params)
     visual = jnp.broadcast_to(visual, (len(batch["prefix_ids"]), *visual.shape))
     visual = constrain(visual, ROWS, None, WITHIN_ROW)
     x = model.embed_prefix(batch["prefix_ids"], visual, batch["visual_index"])

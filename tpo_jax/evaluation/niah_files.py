@@ -14,13 +14,13 @@ import pyarrow.parquet
 from PIL import Image
 from tokenizers import Tokenizer
 
-from tpo_jax.data import images
+from tpo_jax import families
 from tpo_jax.data.prompts import check_text
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.niah import Cell, Needle, make_needle
 from tpo_jax.io import journal
 from tpo_jax.io.files import read_json, replacing, write_json
-from tpo_jax.models.config import TowerConfig
+from tpo_jax.models.config import ModelConfig
 from tpo_jax.video.decode import Video, VideoError, opened
 
 _AT_ONCE = 32  # frames of the movie's own size in memory
@@ -33,7 +33,7 @@ class Asked(NamedTuple):
     needle: Needle
 
 
-def read_haystack(movie: Path, num_frames: int, tower: TowerConfig) -> np.ndarray:
+def read_haystack(movie: Path, num_frames: int, config: ModelConfig) -> np.ndarray:
     """The first frames of a movie, one per second: every `round(fps)`-th, padded to a square.
 
     Returns:
@@ -52,28 +52,28 @@ def read_haystack(movie: Path, num_frames: int, tower: TowerConfig) -> np.ndarra
             )
         return indices[:num_frames][part]
 
-    side, parts = tower.image_size, range(0, num_frames, _AT_ONCE)
-    haystack = np.empty((num_frames, side, side, 3), np.uint8)
+    parts = range(0, num_frames, _AT_ONCE)
+    haystack = np.empty((num_frames, *config.frame_shape), np.uint8)
     try:
         with opened(movie) as video:
             for start in parts:
                 part = slice(start, start + _AT_ONCE)
                 _, frames = video.select(functools.partial(every_second, part=part))
-                haystack[part] = images.preprocess(frames, tower, pad=True)
+                haystack[part] = families.of(config).preprocess(frames, config, pad=True)
     except VideoError as error:
         raise InputError(str(error)) from error
     return haystack
 
 
 def read_needles(
-    file: Path, tower: TowerConfig, tokenizer: Tokenizer
+    file: Path, config: ModelConfig, tokenizer: Tokenizer
 ) -> tuple[list[Asked], list[str]]:
     """Needles, padded to squares, and one line on each that cannot be read.
 
     Args:
         file: `dataset.json` of the original, a list of `path` (an image beside it), `prompt` and
             `answer`; or the published table, `.parquet` with `image`, `question`, `answer`.
-        tower: what the images are for.
+        config: of the model.
         tokenizer: of the checkpoint.
 
     Raises:
@@ -91,13 +91,13 @@ def read_needles(
     asked, problems = [], []
     for number, row in enumerate(rows):
         try:
-            asked.append(_read_needle(file, row, tower, tokenizer))
+            asked.append(_read_needle(file, row, config, tokenizer))
         except InputError as error:
             problems.append(f"needle {number}: {error}")
     return asked, problems
 
 
-def _read_needle(file: Path, row: Any, tower: TowerConfig, tokenizer: Tokenizer) -> Asked:
+def _read_needle(file: Path, row: Any, config: ModelConfig, tokenizer: Tokenizer) -> Asked:
     if not isinstance(row, dict):
         raise InputError(f"{file}: {row!r} is no needle")
     prompt, answer = row.get("prompt", row.get("question")), row.get("answer")
@@ -121,7 +121,7 @@ def _read_needle(file: Path, row: Any, tower: TowerConfig, tokenizer: Tokenizer)
             pixels = np.asarray(image.convert("RGB"))
     except Exception as error:  # broken files make the library raise nearly everything
         raise InputError(f"{where}: cannot be read as an image: {error}") from error
-    frame = images.preprocess(pixels[None], tower, pad=True)[0]
+    frame = families.of(config).preprocess(pixels[None], config, pad=True)[0]
     key = hashlib.sha256(data + json.dumps([prompt, answer]).encode()).hexdigest()[:16]
     return Asked(key, make_needle(tokenizer, frame, prompt, answer))
 

@@ -15,7 +15,7 @@ from tpo_jax.data.rows import Row
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.benchmarks import Question
 from tpo_jax.inference.generator import Generator, round_up
-from tpo_jax.models.images import Pictures
+from tpo_jax.models.pictures import Pictures
 
 # More questions than this on one video are split over several rows; rows of a batch have a power of
 # two of them, and prompts of like length: few programs are compiled.

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tpo_jax import families
 from tpo_jax.generation.sampling import Sampling, choose
 from tpo_jax.models import vlm
 from tpo_jax.models.config import ModelConfig
@@ -100,7 +101,7 @@ def prefill(
     Returns:
         What `decode` goes on with.
     """
-    model = vlm.bind(config, params)
+    model = families.bind(config, params)
     decoder = model.decoder
     prefix_mask, input_mask = batch["prefix_mask"], batch["input_mask"]
     B, M, R = input_mask.shape
@@ -139,7 +140,7 @@ def advance(config: ModelConfig, params: dict, prefix: Prefix, state: State):
     Returns:
         float32 logits `[B, M, W]` of the next token, and the state with that token in its cache.
     """
-    model = vlm.bind(config, params)
+    model = families.bind(config, params)
     visible = state.visible | (jnp.arange(state.visible.shape[-1]) == state.slot)
     hidden, cache = model.decoder.extend(
         model.decoder.embed(state.last[..., None]),

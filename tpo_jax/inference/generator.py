@@ -15,7 +15,7 @@ from tpo_jax.errors import InputError
 from tpo_jax.generation.decode import Limits, decode, prefill
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.models.config import ModelConfig
-from tpo_jax.models.images import Pictures, stack_pictures
+from tpo_jax.models.pictures import Pictures, stack_pictures
 from tpo_jax.parallel.attention import prefix_multiple
 from tpo_jax.parallel.distributed import gather
 from tpo_jax.parallel.sharding import ROWS, to_global, to_local

@@ -1,177 +1,41 @@
-"""The video language model: tower, projector, frame pooling, newline tokens, decoder.
-
-Order of the visual path is the originals': tower, projector on every patch, then pooling
-(`reference/models.md` sections 1.3 and 2.3), then newline tokens (2.4).
+"""What every video language model does behind its encoder: visual tokens among text, the decoder
+over both streams of a row, and log-probabilities of the labelled tokens.
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from tpo_jax.models.config import ModelConfig
-from tpo_jax.models.lora import adapters_of
 from tpo_jax.models.qwen2 import Decoder
-from tpo_jax.models.vision import Tower
-from tpo_jax.parallel.sharding import (
-    ALL,
-    ROWS,
-    WEIGHTS,
-    WITHIN_ROW,
-    axis_size,
-    constrain,
-    vocabulary_axes,
-)
-
-_FRAMES_AT_ONCE = 8  # of a row and chip, through the tower
-
-
-class Projector(nnx.Module):
-    """Linear, exact GELU, linear; frames lie over all chips."""
-
-    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs):
-        self.fc1 = nnx.Linear(inputs, outputs, rngs=rngs)
-        self.fc2 = nnx.Linear(outputs, outputs, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = constrain(jax.nn.gelu(self.fc1(x), approximate=False), ALL, None, None)
-        return constrain(self.fc2(x), ALL, None, None)
-
-
-def _bilinear_matrix(source: int, target: int) -> np.ndarray:
-    """`[target, source]` weights of a bilinear resize with half-pixel centres and no
-    antialiasing.
-    """
-    at = np.maximum((np.arange(target) + 0.5) * source / target - 0.5, 0)
-    low = np.floor(at).astype(int)
-    matrix = np.zeros((target, source), np.float32)
-    matrix[np.arange(target), low] += 1 - (at - low)
-    matrix[np.arange(target), np.minimum(low + 1, source - 1)] += at - low
-    return matrix
-
-
-def pool(x: jax.Array, mode: str) -> jax.Array:
-    """2x2 pooling of every frame's grid.
-
-    Args:
-        x: `[n, g, g, D]`.
-        mode: `average`, `max` (both drop an odd last row and column) or `bilinear` (rounds the
-            side up).
-
-    Returns:
-        `[n, g', g', D]`.
-    """
-    n, g, _, D = x.shape
-    if mode == "bilinear":
-        matrix = jnp.asarray(_bilinear_matrix(g, (g + 1) // 2), x.dtype)
-        return jnp.einsum("ig,jh,nghd->nijd", matrix, matrix, x)
-    half = g // 2
-    windows = x[:, : 2 * half, : 2 * half].reshape(n, half, 2, half, 2, D)
-    return windows.mean(axis=(2, 4)) if mode == "average" else windows.max(axis=(2, 4))
+from tpo_jax.parallel.sharding import ROWS, WEIGHTS, WITHIN_ROW, constrain, vocabulary_axes
 
 
 class VideoLanguageModel(nnx.Module):
-    """LongVA or LLaVA-Video, by config; `ranks` of adapted projections of the decoder, by name."""
+    """Base of the families' models, which add an encoder: see `encode` and `encode_frames`."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, ranks: dict[str, int]):
-        self.config = config
-        D = config.decoder.width
-        self.tower = Tower(config.tower, rngs)
-        self.projector = Projector(config.tower.width, D, rngs)
-        self.decoder = Decoder(config.decoder, rngs, ranks)
-        if config.has_newline:
-            init = nnx.initializers.normal(D**-0.5)
-            self.newline = nnx.Param(init(rngs.params(), (D,), jnp.float32))
+    config: ModelConfig
+    decoder: Decoder
 
     def encode(self, batch: dict, *, freeze_tower: bool = False, remat: str = "none") -> jax.Array:
-        """Visual tokens of a batch, `[B, n, D]`: of its videos or, where it has `patch_index`, of
-        its images, with `n` as wide as that. Arguments as of `encode_frames`.
+        """Return the visual tokens of a batch, `[B, n, D]`, where `visual_index` finds them.
+
+        Args:
+            batch: see `docs/architecture.md`, "The batch"; with `patch_index` its frames are views
+                of images, and `n` is as wide as that.
+            freeze_tower: no gradient enters the vision tower, and none of its activations is kept.
+            remat: other than `none`, the backward pass recomputes the encoder's activations.
         """
-        if "patch_index" not in batch:
-            return self.encode_frames(batch["frames"], freeze_tower=freeze_tower, remat=remat)
-        (B, n), D = batch["frames"].shape[:2], self.config.decoder.width
-        dtype = self.decoder.norm.scale[...].dtype
-        newline = self.newline[...] if self.config.has_newline else jnp.zeros(D)
-        table = jnp.broadcast_to(newline.astype(dtype), (B, 1, D))
-        if n:
-            patches = self._features(batch["frames"], lambda x: x, freeze_tower, remat)
-            table = jnp.concatenate([table, patches], axis=1)
-
-        def part(k):
-            taken = jnp.take_along_axis(table, batch["patch_index"][..., k, None], axis=1)
-            return constrain(taken, ROWS, None, WITHIN_ROW) * batch["patch_weight"][..., k, None]
-
-        return sum(part(k) for k in range(4)).astype(dtype)
+        raise NotImplementedError
 
     def encode_frames(
         self, frames: jax.Array, *, freeze_tower: bool = False, remat: str = "none"
     ) -> jax.Array:
-        """uint8 `[B, F, S, S, 3]` to visual tokens `[B, F * V (+ 1), D]`.
+        """Return the visual tokens of videos, uint8 `[B, F, S, S, 3]` to `[B, n, D]`.
 
-        With `freeze_tower` no gradient enters the tower and none of its activations is kept.
-        `remat` other than `none` keeps only what enters a tower layer and the projector.
+        The first `F * V` are the frames' in their order. Other arguments as for `encode`.
         """
-        x = self._features(frames, self._pooled, freeze_tower, remat)
-        if self.config.newline == "one_token":
-            newline = self.newline[...].astype(x.dtype)
-            newline = jnp.broadcast_to(newline, (len(x), 1, x.shape[-1]))
-            x = jnp.concatenate([x, newline], axis=1)
-        return x
-
-    def _features(self, frames, finish, freeze_tower, remat):
-        """uint8 `[B, F, S, S, 3]` to `[B, F * n, D]`: what `finish` makes of the projected patches
-        of frames, `[m, N, D]` to `[m, n, D]`.
-
-        A few frames are encoded at a time. The frames of a row are shared out among its chips; what
-        does not divide is filled up with empty frames.
-        """
-        B, F = frames.shape[:2]
-        chips = axis_size("tensor") * axis_size("context")
-        chunks = -(-F // (chips * _FRAMES_AT_ONCE))
-        size = -(-F // (chips * chunks))
-        filled = chips * chunks * size
-        frames = jnp.pad(frames, ((0, 0), (0, filled - F), *((0, 0),) * 3))
-        frames = constrain(frames, ROWS, WITHIN_ROW, None, None, None)
-        frames = frames.reshape(B, chips, chunks, size, *frames.shape[2:])
-        encode = functools.partial(
-            self._encode, finish=finish, freeze_tower=freeze_tower, remat=remat
-        )
-        if chunks == 1:
-            x = encode(frames[:, :, 0])[:, :, None]
-        else:
-            x = jnp.moveaxis(jax.lax.map(encode, jnp.moveaxis(frames, 2, 0)), 0, 2)
-        x = x.reshape(B, -1, x.shape[-1])
-        return constrain(x, ROWS, None, WITHIN_ROW)[:, : F * (x.shape[1] // filled)]
-
-    def _encode(self, frames, *, finish, freeze_tower, remat):
-        """uint8 `[B, chips, m, S, S, 3]` to `[B, chips, m * n, D]`."""
-        B, chips, m = frames.shape[:3]
-        frames = frames.reshape(B * chips * m, *frames.shape[3:])
-        frames = constrain(frames, ALL, None, None, None)
-
-        def project(x):
-            return finish(self.projector(x))
-
-        x = self.tower(frames, remat=remat != "none" and not freeze_tower)
-        x = jax.lax.stop_gradient(x) if freeze_tower else x
-        x = (project if remat == "none" else jax.checkpoint(project))(x)
-        return x.reshape(B, chips, -1, x.shape[-1])
-
-    def _pooled(self, x):
-        """Projected patches `[m, N, D]` to the tokens of a frame, `[m, V, D]`."""
-        config, g = self.config, self.config.tower.grid
-        x = pool(x.reshape(len(x), g, g, -1), config.pooling)
-        g, D = x.shape[1], x.shape[-1]
-        if config.has_newline:
-            newline = self.newline[...].astype(x.dtype)
-        if config.newline == "grid":
-            x = jnp.concatenate([x, jnp.broadcast_to(newline, (len(x), g, 1, D))], axis=2)
-        x = x.reshape(len(x), -1, D)
-        if config.newline == "frame":
-            x = jnp.concatenate([x, jnp.broadcast_to(newline, (len(x), 1, D))], axis=1)
-        return x
+        raise NotImplementedError
 
     def embed_prefix(self, ids: jax.Array, visual: jax.Array, visual_index: jax.Array) -> jax.Array:
         """Text embeddings with the visual tokens put in their slots.
@@ -257,31 +121,6 @@ class VideoLanguageModel(nnx.Module):
             float32 `[B, Q, A, R]`, zero where `target_mask` is false.
         """
         return self.gather(self.hidden_states(batch, **how), batch, chunk)
-
-
-@functools.cache
-def _split_abstract(config: ModelConfig, ranks: tuple[tuple[str, int], ...] = ()):
-    model = nnx.eval_shape(lambda: VideoLanguageModel(config, nnx.Rngs(0), dict(ranks)))
-    definition, state = nnx.split(model)
-    return definition, nnx.to_pure_dict(state)
-
-
-def abstract_params(config: ModelConfig) -> dict:
-    """Shapes and dtypes (float32) of the parameters: nested dict of `jax.ShapeDtypeStruct`."""
-    return _split_abstract(config)[1]
-
-
-def init_params(config: ModelConfig, seed: int) -> dict:
-    """Random float32 parameters, a pure function of `seed`."""
-    return nnx.to_pure_dict(nnx.split(VideoLanguageModel(config, nnx.Rngs(seed), {}))[1])
-
-
-def bind(config: ModelConfig, params: dict) -> VideoLanguageModel:
-    """The model over given parameters (a nested dict as `abstract_params` describes, any float
-    dtype), adapters of `models.lora` among them or not.
-    """
-    ranks = {name: part["lora_a"].shape[-1] for name, part in adapters_of(params).items()}
-    return nnx.merge(_split_abstract(config, tuple(ranks.items()))[0], params)
 
 
 def cast(params: dict, dtype) -> dict:

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
+from tpo_jax import families
 from tpo_jax.errors import InputError
-from tpo_jax.models.config import ModelConfig, visual_tokens
-from tpo_jax.models.vlm import abstract_params
+from tpo_jax.models.config import ModelConfig
 from tpo_jax.objectives.preference import Objective
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import batch_sharding, check_heads, check_rows, parameter_shardings
@@ -177,17 +177,14 @@ def minimum_flops(
     more forward pass behind the tower; a frozen decoder (with adapters, whose own work is left out)
     needs no gradient of its weights.
     """
-    d, t = model.decoder, model.tower
+    d = model.decoder
     D, C = d.width, d.head_dim
     layer = D * C * (2 * d.heads + 2 * d.kv_heads) + 3 * D * d.mlp_width
     answers = 2 * pairs * response
     linear = 2 * d.layers * layer * (prefix + answers) + 2 * D * d.vocab_size * answers
     pairs_seen = prefix**2 / 2 + answers * (prefix + response / 2)
     attention = 4 * d.layers * d.heads * C * pairs_seen
-    N, W = t.grid**2, t.width
-    block = 2 * N * (4 * W**2 + 2 * W * t.mlp_width) + 4 * N**2 * W
-    tower = t.layers * block + 2 * N * W * 3 * t.patch_size**2
-    projector = 2 * N * (W * D + D * D)
+    tower, projector = families.of(model).frame_flops(model)
     passes = 4 if live_reference else 3
     linear *= passes - frozen_decoder
     return rows * (linear + passes * (attention + frames * projector) + frames * tower)
@@ -219,7 +216,7 @@ def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
     check_rows(rows, mesh, compute.micro_batches)
     check_heads(model.decoder.heads, model.decoder.kv_heads, mesh)
     frames, unit = wanted.data.num_frames, wanted.data.prefix_multiple
-    needed = visual_tokens(model, frames) + TEXT_TOKENS
+    needed = model.visual_tokens(frames) + TEXT_TOKENS
     prefix = wanted.data.max_prefix or -(-needed // unit) * unit
     response = wanted.data.max_response or RESPONSE_TOKENS
     if prefix + response > model.max_length:
@@ -230,7 +227,8 @@ def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
 
     optimizer = make_optimizer(wanted.optimizer, learning_rate_schedule(1e-6, 100, 0.1))
     abstract = jax.eval_shape(
-        lambda p: new_state(p, optimizer, wanted.optimizer.freeze, lora, 0), abstract_params(model)
+        lambda p: new_state(p, optimizer, wanted.optimizer.freeze, lora, 0),
+        families.abstract_params(model),
     )
     shardings = parameter_shardings(mesh, abstract)
 

@@ -5,15 +5,15 @@ import math
 from collections.abc import Callable
 
 from tpo_jax.errors import InputError
-from tpo_jax.models.config import ModelConfig, visual_tokens
+from tpo_jax.models.config import ModelConfig
 from tpo_jax.parallel.splash import LANES
 from tpo_jax.planning.plan import SLICES, TEXT_TOKENS, Plan
 
 
 def frames_of(model: ModelConfig, prefix: int) -> int:
     """The most frames whose prefix has at most `prefix` tokens."""
-    frames = max(0, (prefix - TEXT_TOKENS) // visual_tokens(model, 1))
-    while visual_tokens(model, frames + 1) + TEXT_TOKENS <= prefix:
+    frames = max(0, (prefix - TEXT_TOKENS) // model.visual_tokens(1))
+    while model.visual_tokens(frames + 1) + TEXT_TOKENS <= prefix:
         frames += 1
     return frames
 

@@ -18,9 +18,10 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+from tpo_jax import families
 from tpo_jax.data import images
 from tpo_jax.errors import InputError
-from tpo_jax.models.config import ModelConfig, from_dict
+from tpo_jax.models.config import ModelConfig
 from tpo_jax.video import sampling
 from tpo_jax.video.decode import VideoError
 
@@ -50,11 +51,11 @@ def read(request: dict, config: ModelConfig) -> dict[str, np.ndarray]:
         for path in paths:
             with Image.open(path) as image:
                 frame = np.asarray(image.convert("RGB"))[None]
-            opened.append(images.preprocess(frame, config.tower))
+            opened.append(families.of(config).preprocess(frame, config))
         frames, times, duration = np.concatenate(opened), np.arange(float(len(paths))), 0.0
         return {"frames": frames, "times": times, "duration": np.array(duration)}
     frames, times, duration = sampling.read_frames(paths[0], request["rule"], request["num_frames"])
-    frames = images.preprocess(frames, config.tower)
+    frames = families.of(config).preprocess(frames, config)
     return {"frames": frames, "times": times, "duration": np.array(duration)}
 
 
@@ -62,7 +63,7 @@ def answer(line: bytes, out: BinaryIO) -> None:
     """Answer one request; a file that cannot be read is answered with a reason."""
     request = json.loads(line)
     try:
-        arrays = read(request, from_dict(request["config"]))
+        arrays = read(request, families.from_dict(request["config"], request["family"]))
     except VideoError as error:
         reason = error.reason
     except InputError as error:

@@ -1,14 +1,15 @@
 """Read request bodies within limits of size, time and number; decode the media they name."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 from starlette.requests import ClientDisconnect, Request
 
-from tpo_jax.models.config import to_dict
-from tpo_jax.models.images import Pictures
+from tpo_jax import families
+from tpo_jax.models.pictures import Pictures
 from tpo_jax.serving.decoder import Cache, Decoder
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.media import Media
@@ -126,7 +127,8 @@ class Intake:
                         "paths": [str(file.path) for file in files],
                         "rule": self.settings.sampling,
                         "num_frames": num_frames,
-                        "config": to_dict(model.config),
+                        "family": families.of(model.config).name,
+                        "config": dataclasses.asdict(model.config),
                     }
                 )
                 return _visual(key, arrays)

@@ -19,7 +19,7 @@ from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.inference.generator import Answer, Generator
 from tpo_jax.models.config import ModelConfig
-from tpo_jax.models.images import Pictures
+from tpo_jax.models.pictures import Pictures
 
 # Coarser than `generate`'s: a server sees every length, and each new one is compiled for.
 QUESTION_MULTIPLE = 64

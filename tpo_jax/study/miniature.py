@@ -17,15 +17,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model, save_model
-from tpo_jax.data import images, preparation
+from tpo_jax.data import preparation
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.inference.generator import Generator
 from tpo_jax.io.files import read_json, write_json, write_lines
-from tpo_jax.models.config import preset
-from tpo_jax.models.vlm import init_params
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.study import report
 from tpo_jax.study.pretrain import pretrain_tower
@@ -122,9 +121,9 @@ def frames_of(
     videos: list[WorldVideo], num_frames: int, model: str = MODEL
 ) -> tuple[np.ndarray, np.ndarray]:
     """Frames as the model takes them, uint8 `[n, F, S, S, 3]`, and timestamps `[n, F]`."""
-    tower = preset(model).tower
+    config = families.preset(model)
     read = [sampling.read_frames(video.path, "uniform", num_frames) for video in videos]
-    frames = np.stack([images.preprocess(clip, tower) for clip, _, _ in read])
+    frames = np.stack([families.of(config).preprocess(clip, config) for clip, _, _ in read])
     return frames, np.stack([times for _, times, _ in read])
 
 
@@ -176,17 +175,17 @@ def short_shards(workdir: Path, scale: Scale) -> None:
 
 def initial_model(workdir: Path, scale: Scale, seed: int, model: str = MODEL) -> None:
     """Random weights with a tower that learned to name what a frame shows."""
-    config = preset(model)
+    config = families.preset(model)
     videos = videos_of(workdir, "short")[: max(32, scale.short_videos // 2)]
     frames, labels = [], []
     for index, video in enumerate(videos):
         clip, times, _ = sampling.read_frames(video.path, scale.short_rule, SHORT_FRAMES)
-        frames.append(images.preprocess(clip, config.tower))
+        frames.append(families.of(config).preprocess(clip, config))
         timeline = make_timeline(seed + 1000, index, round(video.duration))
         labels.append(frame_labels(timeline, times))
     params, loss = pretrain_tower(
         config,
-        init_params(config, seed),
+        families.init_params(config, seed),
         np.concatenate(frames),
         np.concatenate(labels),
         SIZES,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tpo_jax.data import images
+from tpo_jax import families
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.evaluation import niah
 from tpo_jax.study import miniature
@@ -38,16 +38,17 @@ def search(directory: Path, model: str, seed: int, lengths: tuple[int, ...], cou
     """
     generator = miniature.generator_of(directory / model / "model")
     tokenizer = load_tokenizer(directory / "tokenizer")
-    tower, rng = generator.config.tower, np.random.default_rng(seed)
+    config, rng = generator.config, np.random.default_rng(seed)
+    preprocess = families.of(config).preprocess
     needles = []
     for index in range(count):
         hue, digit, corner = index % len(HUES), *rng.integers((len(DIGITS), len(CORNERS)))
         shown = Needle(0, 1, hue, int(digit), int(corner))
-        [frame] = images.preprocess(render(Timeline(1, (), (shown,)), seed, index), tower)
+        [frame] = preprocess(render(Timeline(1, (), (shown,)), seed, index), config)
         question = f"\nWhich number is written in {HUES[hue]}?"
         answer = f"The number is {DIGITS[shown.digit]}."
         needles.append(niah.make_needle(tokenizer, frame, question, answer))
-    frames = images.preprocess(haystack(seed, max(lengths)), tower)
+    frames = preprocess(haystack(seed, max(lengths)), config)
     found = niah.grid(
         generator.config,
         generator.params,

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tpo_jax import families
 from tpo_jax.models.config import ModelConfig
-from tpo_jax.models.vlm import bind
 
 
 def pretrain_tower(
@@ -43,7 +43,7 @@ def pretrain_tower(
     trained = {"tower": params["tower"], "heads": heads, "bias": jnp.zeros(sum(sizes))}
 
     def loss(trained, frames, labels):
-        features = bind(config, params | {"tower": trained["tower"]}).tower(frames).mean(1)
+        features = families.bind(config, params | {"tower": trained["tower"]}).tower(frames).mean(1)
         features *= jax.lax.rsqrt(jnp.mean(features**2, axis=-1, keepdims=True) + 1e-6)
         logits = features @ trained["heads"] + trained["bias"]
         total = 0.0

@@ -23,11 +23,10 @@ from pathlib import Path
 
 import jax
 
+from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import read_json, write_json
-from tpo_jax.models.config import preset
-from tpo_jax.models.vlm import init_params
 from tpo_jax.study import miniature
 from tpo_jax.study import needles as study_needles
 from tpo_jax.study import pairs as study_pairs
@@ -124,8 +123,8 @@ def towers(common: Path, family: str, scale: miniature.Scale) -> None:
 
 def initial_model(directory: Path, family: str, seed: int, tower: Path, decoder: Path | None):
     """Random weights with a tower and, if given, a decoder of other model directories."""
-    config = preset(family)
-    params = init_params(config, seed)
+    config = families.preset(family)
+    params = families.init_params(config, seed)
     params["tower"] = load_model(tower, dtype=None).params["tower"]
     if decoder:
         params["decoder"] = load_model(decoder, dtype=None).params["decoder"]

@@ -12,7 +12,6 @@ import numpy as np
 
 from tpo_jax.data.prompts import build_prompts
 from tpo_jax.inference.generator import Generator
-from tpo_jax.models.config import visual_tokens
 from tpo_jax.study.manipulations import kept_segment, removed_segment, sparse
 
 
@@ -62,7 +61,7 @@ def ask(
     Returns:
         `[n][Q]` texts.
     """
-    visual = visual_tokens(generator.config, frames.shape[1])
+    visual = generator.config.visual_tokens(frames.shape[1])
     prompts = [
         build_prompts(generator.tokenizer, asked, visual, cut="video") for asked in questions
     ]

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tpo_jax import families
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.lora import NO_ADAPTERS, Lora, join, scaled
 from tpo_jax.models.qwen2 import remat_policy
-from tpo_jax.models.vlm import bind, cast, token_divergence
+from tpo_jax.models.vlm import cast, token_divergence
 from tpo_jax.objectives.preference import Objective, denominators, mean_gains, tpo_loss
 from tpo_jax.parallel.attention import BACK_ENDS
 
@@ -67,7 +68,7 @@ def make_step(
 
     def forward(trainable, frozen, batch, reference):
         """What the loss reads of a batch, the arguments of `tpo_loss`."""
-        policy = bind(model, cast(scaled(join(trainable, frozen), lora), compute.dtype))
+        policy = families.bind(model, cast(scaled(join(trainable, frozen), lora), compute.dtype))
         hidden = policy.hidden_states(
             batch,
             remat=compute.remat,
@@ -82,7 +83,7 @@ def make_step(
             "phrase_mask": batch.get("phrase_mask"),
         }
         if objective.uses_live_reference:
-            other = bind(model, cast(join(reference, frozen), compute.dtype))
+            other = families.bind(model, cast(join(reference, frozen), compute.dtype))
             states = other.hidden_states(batch, attention=compute.attention)
             logps = other.gather(states, batch, compute.head_chunk)
             divergence = token_divergence(
@@ -171,7 +172,7 @@ def make_scorer(model: ModelConfig, compute: Compute) -> Callable[[dict, dict], 
     """Builds `score(params, batch)`: log-probabilities, summed as `answer_sums` does."""
 
     def score(params, batch):
-        logps = bind(model, cast(params, compute.dtype)).token_logps(
+        logps = families.bind(model, cast(params, compute.dtype)).token_logps(
             batch, chunk=compute.head_chunk, attention=compute.attention
         )
         return answer_sums(logps, batch)

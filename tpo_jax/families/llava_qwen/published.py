@@ -1,4 +1,4 @@
-"""`config.json` of a `llava_qwen` checkpoint (LongVA, LLaVA-Video) to `ModelConfig` and back."""
+"""`config.json` of a published `llava_qwen` checkpoint to `LlavaQwenConfig` and back."""
 
 import math
 from dataclasses import replace
@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from tpo_jax.errors import InputError
-from tpo_jax.io.files import read_json_object
-from tpo_jax.models.config import (
-    DecoderConfig,
+from tpo_jax.families.llava_qwen.config import (
     ImageConfig,
-    ModelConfig,
+    LlavaQwenConfig,
     TowerConfig,
     pinpoints,
     spatial_unpad,
     unires,
 )
+from tpo_jax.io.files import read_json_object
+from tpo_jax.models.config import DecoderConfig
 
 MODEL_TYPE = "llava_qwen"
 
@@ -158,7 +158,7 @@ def _stills(where: str, values: dict, side: int) -> ImageConfig:
     return ImageConfig(merge, aspect, pinpoints(given, side) or published.pinpoints)
 
 
-def to_config(directory: Path, vocab_size: int, settings: dict) -> ModelConfig:
+def to_config(directory: Path, vocab_size: int, settings: dict) -> LlavaQwenConfig:
     """The config of a Hugging Face directory.
 
     Args:
@@ -187,7 +187,7 @@ def to_config(directory: Path, vocab_size: int, settings: dict) -> ModelConfig:
             rope_theta=settings.pop("rope_theta"),
             norm_eps=_value(where, values, "rms_norm_eps", float, 1e-6),
         )
-        config = ModelConfig(_tower(directory, values), decoder, **settings)
+        config = LlavaQwenConfig(_tower(directory, values), decoder, **settings)
         stills = _stills(where, values, config.tower.image_size)
         return config if stills == config.images else replace(config, stills=stills)
     except InputError:
@@ -196,7 +196,7 @@ def to_config(directory: Path, vocab_size: int, settings: dict) -> ModelConfig:
         raise InputError(f"{where}: {error}") from error
 
 
-def update_settings(values: dict, config: ModelConfig) -> dict:
+def update_settings(values: dict, config: LlavaQwenConfig) -> dict:
     """`config.json`'s values, changed where the config says something else on `SETTINGS`."""
     keys = {
         "pooling": ("mm_spatial_pool_mode", config.pooling),
@@ -212,7 +212,7 @@ def update_settings(values: dict, config: ModelConfig) -> dict:
     return values | {keys[name][0]: keys[name][1] for name in SETTINGS if read[name] != asked[name]}
 
 
-def new_values(config: ModelConfig, tower_name: str, dtype: str) -> dict:
+def new_values(config: LlavaQwenConfig, tower_name: str, dtype: str) -> dict:
     """`config.json` of a model that did not come from a Hugging Face checkpoint."""
     decoder = config.decoder
     return {

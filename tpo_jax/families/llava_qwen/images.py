@@ -1,10 +1,8 @@
 """Geometry of still images: into which views one is cut, and which patches its tokens are made of.
 
-Both are functions of the image's size alone, so the data knows the length of a prompt without the
-model. Whatever a checkpoint does with the views' patches, every token is a weighted sum of at most
-four of them: pooling 2x2 and a bilinear resize read four, everything else one. The model gathers
-them; its program depends on the number of views and of tokens only (`reference/models.md`, sections
-1.4 and 2.6).
+Both are functions of the image's size alone, so the length of a prompt is known without the model.
+The original: `process_anyres_image` in `llava/mm_utils.py` of LongVA and of LLaVA-NeXT, and
+`prepare_inputs_labels_for_multimodal` in `llava/model/llava_arch.py`.
 """
 
 import math
@@ -15,11 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from tpo_jax.errors import InputError
-from tpo_jax.models.config import ModelConfig
+from tpo_jax.families.llava_qwen.config import LlavaQwenConfig
+from tpo_jax.models.pictures import NEWLINE
 
 MERGES = ("unires", "spatial_unpad", "flat")
-# The token table of a row begins with the newline vector.
-NEWLINE = 0
 
 
 class Layout(NamedTuple):
@@ -31,16 +28,7 @@ class Layout(NamedTuple):
     patch_weight: np.ndarray  # float32 [T, 4]
 
 
-class Pictures(NamedTuple):
-    """Some images of one row, ready for the model; none at all for a row of text."""
-
-    views: np.ndarray  # uint8 [n, S, S, 3]
-    patch_index: np.ndarray  # int32 [T, 4], see `Layout`, views counted through
-    patch_weight: np.ndarray  # float32 [T, 4]
-    tokens: tuple[int, ...]  # visual tokens of every image, T together
-
-
-def layout(config: ModelConfig, width: int, height: int) -> Layout:
+def layout(config: LlavaQwenConfig, width: int, height: int) -> Layout:
     """The layout of an image of `width` x `height` pixels.
 
     Raises:
@@ -153,57 +141,3 @@ def _bilinear(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
     )
     low = np.floor(at).astype(np.int64)
     return low, (at - low).astype(np.float32)
-
-
-def assemble(
-    views: Sequence[np.ndarray], layouts: Sequence[Layout], config: ModelConfig
-) -> Pictures:
-    """The images of one row.
-
-    Args:
-        views: of every image, uint8 `[n, S, S, 3]`.
-        layouts: of every image.
-        config: of the model.
-    """
-    N, side = config.tower.grid**2, config.tower.image_size
-    first, index = 0, [np.zeros((0, 4), np.int32)]
-    for images, laid in zip(views, layouts, strict=True):
-        index.append(np.where(laid.patch_index == NEWLINE, NEWLINE, laid.patch_index + first * N))
-        first += len(images)
-    return Pictures(
-        np.concatenate([np.zeros((0, side, side, 3), np.uint8), *views]),
-        np.concatenate(index).astype(np.int32),
-        np.concatenate([np.zeros((0, 4), np.float32), *(laid.patch_weight for laid in layouts)]),
-        tuple(len(laid.patch_index) for laid in layouts),
-    )
-
-
-def stack_pictures(pictures: Sequence[Pictures], rows: int, tokens: int) -> dict[str, np.ndarray]:
-    """`frames`, `patch_index` and `patch_weight` of a batch of `rows` rows.
-
-    Views are rounded up to 1, 2, 3, 4, 6, 8, 12, ..., so that few shapes are compiled; rows beyond
-    those given are empty.
-
-    Args:
-        pictures: of every row.
-        rows: B.
-        tokens: visual tokens to pad to.
-    """
-    views = round_views(max(len(p.views) for p in pictures))
-    batch = {
-        "frames": np.zeros((rows, views, *pictures[0].views.shape[1:]), np.uint8),
-        "patch_index": np.zeros((rows, tokens, 4), np.int32),
-        "patch_weight": np.zeros((rows, tokens, 4), np.float32),
-    }
-    for row, picture in enumerate(pictures):
-        for target, values in zip(batch.values(), picture[:3], strict=True):
-            target[row, : len(values)] = values
-    return batch
-
-
-def round_views(n: int) -> int:
-    """The next of 0, 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
-    if n < 2:
-        return n
-    power = 1 << (n - 1).bit_length()
-    return power * 3 // 4 if n <= power * 3 // 4 else power

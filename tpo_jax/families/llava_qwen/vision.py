@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tpo_jax.models.config import TowerConfig
+from tpo_jax.families.llava_qwen.config import TowerConfig
 from tpo_jax.parallel.sharding import ALL, constrain
 
 

@@ -1,0 +1,97 @@
+"""Model families: one folder each, with everything that is its own."""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from tpo_jax.errors import InputError
+from tpo_jax.families import llava_qwen
+from tpo_jax.families.family import Family
+from tpo_jax.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from tpo_jax.models.vlm import VideoLanguageModel
+
+# One line a family, by name.
+FAMILIES: dict[str, Family] = {
+    "llava_qwen": llava_qwen.FAMILY,
+}
+# Native model directories written before there were families do not name theirs.
+_UNNAMED = "llava_qwen"
+
+
+def of(config: ModelConfig) -> Family:
+    """Return the family of a config."""
+    return next(family for family in FAMILIES.values() if type(config) is family.config)
+
+
+def presets() -> dict[str, ModelConfig]:
+    """Return the presets of all families by name."""
+    return {name: c for family in FAMILIES.values() for name, c in family.presets.items()}
+
+
+def preset(name: str) -> ModelConfig:
+    """Return the named preset.
+
+    Raises:
+        InputError: no such preset.
+    """
+    known = presets()
+    if name not in known:
+        raise InputError(f"model.preset={name!r} is unknown; choose one of {sorted(known)}")
+    return known[name]
+
+
+def from_dict(values: dict, family: str | None = None) -> ModelConfig:
+    """Return the config that `dataclasses.asdict` made these values of.
+
+    Args:
+        values: its fields.
+        family: name of its family; None where the file that holds the values does not say.
+
+    Raises:
+        ValueError: an unknown family, or a field that is missing, unknown or out of range.
+    """
+    name = family or _UNNAMED
+    if name not in FAMILIES:
+        raise ValueError(f"model family {name!r} is unknown; there are {sorted(FAMILIES)}")
+    return FAMILIES[name].from_dict(values)
+
+
+# JAX is imported where a model is built: processes that only decode files do without it.
+@functools.cache
+def _split_abstract(config: ModelConfig, ranks: tuple[tuple[str, int], ...] = ()) -> Any:
+    from flax import nnx
+
+    make = of(config).model()
+    definition, state = nnx.split(nnx.eval_shape(lambda: make(config, nnx.Rngs(0), dict(ranks))))
+    return definition, nnx.to_pure_dict(state)
+
+
+def abstract_params(config: ModelConfig) -> dict:
+    """Return shapes and dtypes (float32) of the parameters: nested dict of
+    `jax.ShapeDtypeStruct`.
+    """
+    return _split_abstract(config)[1]
+
+
+def init_params(config: ModelConfig, seed: int) -> dict:
+    """Return random float32 parameters, a pure function of `seed`."""
+    from flax import nnx
+
+    return nnx.to_pure_dict(nnx.split(of(config).model()(config, nnx.Rngs(seed), {}))[1])
+
+
+def bind(config: ModelConfig, params: dict) -> "VideoLanguageModel":
+    """Return the model over given parameters.
+
+    Args:
+        config: of the model.
+        params: nested dict as `abstract_params` describes, any float dtype, adapters of
+            `models.lora` among them or not.
+    """
+    from flax import nnx
+
+    from tpo_jax.models.lora import adapters_of
+
+    ranks = {name: part["lora_a"].shape[-1] for name, part in adapters_of(params).items()}
+    return nnx.merge(_split_abstract(config, tuple(ranks.items()))[0], params)

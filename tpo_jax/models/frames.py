@@ -1,0 +1,43 @@
+"""Frames spread over the chips that share a row, a few at a time through a vision tower."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from tpo_jax.parallel.sharding import ALL, ROWS, WITHIN_ROW, axis_size, constrain
+
+_FRAMES_AT_ONCE = 8  # of a row and chip
+
+
+def map_frames(frames: jax.Array, encode: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Return the tokens of all frames, `[B, F * n, D]`, split by width within a row.
+
+    The frames of a row are shared out among its chips; what does not divide is filled up with empty
+    frames.
+
+    Args:
+        frames: uint8 `[B, F, S, S, 3]`.
+        encode: frames uint8 `[m, S, S, 3]`, spread over all chips, to their tokens `[m, n, D]`.
+    """
+    B, F = frames.shape[:2]
+    chips = axis_size("tensor") * axis_size("context")
+    chunks = -(-F // (chips * _FRAMES_AT_ONCE))
+    size = -(-F // (chips * chunks))
+    filled = chips * chunks * size
+    frames = jnp.pad(frames, ((0, 0), (0, filled - F), *((0, 0),) * 3))
+    frames = constrain(frames, ROWS, WITHIN_ROW, None, None, None)
+    frames = frames.reshape(B, chips, chunks, size, *frames.shape[2:])
+
+    def part(frames: jax.Array) -> jax.Array:
+        """uint8 `[B, chips, m, S, S, 3]` to `[B, chips, m * n, D]`."""
+        flat = frames.reshape(-1, *frames.shape[3:])
+        x = encode(constrain(flat, ALL, None, None, None))
+        return x.reshape(B, chips, -1, x.shape[-1])
+
+    if chunks == 1:
+        x = part(frames[:, :, 0])[:, :, None]
+    else:
+        x = jnp.moveaxis(jax.lax.map(part, jnp.moveaxis(frames, 2, 0)), 0, 2)
+    x = x.reshape(B, -1, x.shape[-1])
+    return constrain(x, ROWS, None, WITHIN_ROW)[:, : F * (x.shape[1] // filled)]

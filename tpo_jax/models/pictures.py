@@ -1,0 +1,71 @@
+"""Still images of a row, ready for the model.
+
+Whatever a family does with the patches of an image's views, every visual token is a weighted sum of
+at most four of them: 2x2 pooling and a bilinear resize read four, everything else one. The host
+computes which, so the model's program depends on the number of views and of tokens only.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tpo_jax.models.config import ModelConfig
+
+# The token table of a row begins with the newline vector.
+NEWLINE = 0
+
+
+class Pictures(NamedTuple):
+    """The images of one row; none at all for a row of text."""
+
+    views: np.ndarray  # uint8 [n, S, S, 3]
+    patch_index: np.ndarray  # int32 [T, 4], 0: the newline vector, 1 + view * N + patch
+    patch_weight: np.ndarray  # float32 [T, 4]
+    tokens: tuple[int, ...]  # visual tokens of each image, T together
+
+
+def joined(pictures: Sequence[Pictures], config: ModelConfig) -> Pictures:
+    """Return several images as those of one row, views numbered through."""
+    first = 0
+    views = [np.zeros((0, *config.frame_shape), np.uint8)]
+    index, weight = [np.zeros((0, 4), np.int32)], [np.zeros((0, 4), np.float32)]
+    for one in pictures:
+        shifted = one.patch_index + first * config.patches_per_frame
+        index.append(np.where(one.patch_index == NEWLINE, NEWLINE, shifted).astype(np.int32))
+        views.append(one.views)
+        weight.append(one.patch_weight)
+        first += len(one.views)
+    tokens = tuple(n for one in pictures for n in one.tokens)
+    return Pictures(np.concatenate(views), np.concatenate(index), np.concatenate(weight), tokens)
+
+
+def stack_pictures(pictures: Sequence[Pictures], rows: int, tokens: int) -> dict[str, np.ndarray]:
+    """Return `frames`, `patch_index` and `patch_weight` of a batch of `rows` rows.
+
+    Views are rounded up to 1, 2, 3, 4, 6, 8, 12, ..., so that few shapes are compiled; rows beyond
+    those given are empty.
+
+    Args:
+        pictures: of every row.
+        rows: B.
+        tokens: visual tokens to pad to.
+    """
+    views = round_views(max(len(p.views) for p in pictures))
+    batch = {
+        "frames": np.zeros((rows, views, *pictures[0].views.shape[1:]), np.uint8),
+        "patch_index": np.zeros((rows, tokens, 4), np.int32),
+        "patch_weight": np.zeros((rows, tokens, 4), np.float32),
+    }
+    for row, picture in enumerate(pictures):
+        for target, values in zip(batch.values(), picture[:3], strict=True):
+            target[row, : len(values)] = values
+    return batch
+
+
+def round_views(n: int) -> int:
+    """Return the next of 0, 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
+    if n < 2:
+        return n
+    power = 1 << (n - 1).bit_length()
+    return power * 3 // 4 if n <= power * 3 // 4 else power
