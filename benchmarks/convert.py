@@ -25,8 +25,7 @@ from safetensors.numpy import save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tpo_jax import families
-from tpo_jax.checkpoints.huggingface import expected_shapes, flatten
-from tpo_jax.families.llava_qwen import published
+from tpo_jax.checkpoints.huggingface import flatten, weights
 from tpo_jax.io.files import write_json
 from tpo_jax.models.config import DecoderConfig, ModelConfig
 
@@ -41,7 +40,7 @@ def write_checkpoint(directory: Path, config: ModelConfig, files: int) -> None:
     """Random bfloat16 tensors in files of about one size, in the order of the table."""
     directory.mkdir()
     draws = np.random.default_rng(0).standard_normal(2**22, np.float32).astype(jnp.bfloat16)
-    shapes = expected_shapes(config)
+    shapes = weights(config).tensors
     total = sum(int(np.prod(shape)) for shape in shapes.values())
     parts: list[dict] = [{}]
     size = 0
@@ -54,9 +53,8 @@ def write_checkpoint(directory: Path, config: ModelConfig, files: int) -> None:
         parts[-1][name] = np.resize(np.roll(draws, len(name)), shape)
         size += int(np.prod(shape))
     save_file(parts[-1], directory / f"model-{len(parts)}.safetensors", {"format": "pt"})
-    name = published.known_tower(config.tower)
-    values = published.new_values(config, str(name), "bfloat16")
-    write_json(directory / "config.json", values)
+    for file, values in families.of(config).new_config(config, "bfloat16").items():
+        write_json(directory / file, values)
 
 
 def measure(*arguments: str) -> tuple[float, float]:

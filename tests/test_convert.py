@@ -16,9 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 from tests.commands import ROOT, call
 from tpo_jax import families
-from tpo_jax.checkpoints.huggingface import expected_shapes
+from tpo_jax.checkpoints.huggingface import weights
 from tpo_jax.checkpoints.huggingface_export import export_model
-from tpo_jax.families.llava_qwen import published as hf_config
+from tpo_jax.families.llava_qwen import published
 from tpo_jax.io.files import write_json
 from tpo_jax.models.config import DecoderConfig
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
@@ -76,7 +76,7 @@ def test_one_model_in_two_layouts(family, inputs, tmp_path):
     assert (home.code, home.out) == (0, f"{back}\n"), home.err
     original = tensors(source)
     assert tensors(back) == original
-    assert original.keys() == expected_shapes(families.preset(family)).keys()
+    assert original.keys() == weights(families.preset(family)).tensors.keys()
     for file in source.iterdir():
         assert (back / file.name).is_dir() or (back / file.name).read_bytes() == file.read_bytes()
 
@@ -148,11 +148,11 @@ def test_memory_is_bounded_by_a_parameter(inputs, tmp_path):
     small, source = tmp_path / "small", tmp_path / "source"
     write_source(small, inputs)
     source.mkdir()
-    shapes, draws = expected_shapes(config), np.random.default_rng(0).standard_normal(2**18)
+    shapes, draws = weights(config).tensors, np.random.default_rng(0).standard_normal(2**18)
     for i in range(4):
         part = {n: np.resize(draws.astype(np.float32), shapes[n]) for n in list(shapes)[i::4]}
         save_file(part, source / f"model-{i}.safetensors")
-    write_json(source / "config.json", hf_config.new_values(config, "vision_tower", "float32"))
+    write_json(source / "config.json", published.new_values(config, "vision_tower", "float32"))
     shutil.copytree(small / "vision_tower", source / "vision_tower")
 
     total = sum(file.stat().st_size for file in source.glob("*.safetensors"))

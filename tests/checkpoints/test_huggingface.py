@@ -16,7 +16,7 @@ import safetensors
 
 from tests import originals
 from tpo_jax import families
-from tpo_jax.checkpoints.huggingface import expected_shapes
+from tpo_jax.checkpoints.huggingface import weights
 from tpo_jax.checkpoints.huggingface_export import export_model
 from tpo_jax.checkpoints.models import load_config, load_model, save_model
 from tpo_jax.errors import InputError
@@ -252,7 +252,7 @@ def test_what_config_json_says_on_images(source_of_configs):
         (directory / "config.json").write_text(json.dumps(found))
         config = load_config(directory)
         assert config.images == wanted
-        assert families.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+        assert configs.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 ANYTHING = st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(max_size=3)
@@ -279,7 +279,7 @@ def test_any_config_is_read_or_refused_in_one_line(source_of_configs, data):
 def test_every_tensor_is_needed_in_its_shape_and_finite(tmp_path, longva):
     source = tmp_path / "source"
     tensors = originals.write_checkpoint(source, longva, shards=1)
-    assert {name: tuple(t.shape) for name, t in tensors.items()} == expected_shapes(longva.config)
+    assert {name: tuple(t.shape) for name, t in tensors.items()} == weights(longva.config).tensors
     file = next(source.glob("*.safetensors"))
     (source / "model.safetensors.index.json").unlink()
     native = tmp_path / "native"
@@ -321,7 +321,7 @@ def test_full_size_counts():
     ):
         config = families.preset(name)
         params = families.abstract_params(config)
-        shapes = expected_shapes(config)
+        shapes = weights(config).tensors
         assert count(params["decoder"]) == 7_615_616_512
         assert tower(shapes) == tower_count
         assert count(params["projector"]) == projector

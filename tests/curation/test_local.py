@@ -6,12 +6,13 @@ import socket
 import numpy as np
 import pytest
 
-from tests.curation.test_curate import curate, journalled, pairs_of
+from tests.curation.test_curate import journalled, pairs_of
 from tpo_jax import families
 from tpo_jax.checkpoints.models import save_model
 from tpo_jax.curation.clients import Clip, Failure, Request
 from tpo_jax.curation.config import read
 from tpo_jax.curation.local_client import LocalClient, load
+from tpo_jax.curation.run import curate
 from tpo_jax.curation.units import Unit
 from tpo_jax.curation.views import View
 from tpo_jax.errors import InputError

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tpo_jax import families
 from tpo_jax.errors import InputError
-from tpo_jax.families.llava_qwen.config import ImageConfig, pinpoints
+from tpo_jax.families.llava_qwen.config import ImageConfig, from_dict, pinpoints
 from tpo_jax.families.llava_qwen.images import best_resolution, layout
 from tpo_jax.models.pictures import round_views
 
@@ -92,7 +92,7 @@ def test_images_need_the_newline_vector():
     config = dataclasses.replace(LLAVA, newline="no_token", stills=stills)
     with pytest.raises(InputError, match="no_token"):
         layout(config, 100, 100)
-    assert families.from_dict(dataclasses.asdict(config)) == config
+    assert from_dict(dataclasses.asdict(config)) == config
 
 
 @pytest.mark.parametrize(

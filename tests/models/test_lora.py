@@ -182,7 +182,7 @@ def test_base_and_adapters_give_back_the_trained_model(config, tmp_path):
         save_file(held | {name: tensors.pop(name) for name in found}, path, {"format": "pt"})
     assert not tensors
     found = load_model(tmp_path / "base").params
-    rows, layers = huggingface.table(config), {}
+    rows, layers = huggingface.weights(config).leaves, {}
     for projection in adapters_of(trained):
         names = rows[f"decoder/layers/{projection}/kernel"].names
         for leaf, theirs in (("lora_a", "lora_A"), ("lora_b", "lora_B")):

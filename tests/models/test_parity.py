@@ -13,11 +13,11 @@ from PIL import Image
 
 from tests import originals
 from tpo_jax import families
-from tpo_jax.checkpoints.huggingface import flatten, table
-from tpo_jax.checkpoints.huggingface_export import to_torch
+from tpo_jax.checkpoints.huggingface import flatten
 from tpo_jax.checkpoints.models import load_model
 from tpo_jax.families.llava_qwen.model import pool
 from tpo_jax.families.llava_qwen.processing import picture
+from tpo_jax.families.weights import to_torch
 from tpo_jax.models.pictures import joined, stack_pictures
 from tpo_jax.models.qwen2 import RMSNorm, rotary
 from tpo_jax.objectives.preference import Objective, denominators, tpo_loss
@@ -326,12 +326,12 @@ def test_loss_and_gradients(family, agree, record_property):
     weights = dict(original.named_parameters())
     theirs = {
         name: weights.get(name, weights.get(name.replace("vision_model.", ""))).grad
-        for leaf in table(config).values()
+        for leaf in weights(config).leaves.values()
         for name in leaf.names
     }
     leaves, ours = flatten(gradients), {}
-    for path, leaf in table(config).items():
-        tensors = to_torch(leaf, np.asarray(leaves[path]), config.tower)
+    for path, leaf in weights(config).leaves.items():
+        tensors = to_torch(leaf, np.asarray(leaves[path]))
         ours |= dict(zip(leaf.names, tensors, strict=True))
     worst = (0.0, "")
     for tensor, grad in theirs.items():

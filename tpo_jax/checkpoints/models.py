@@ -16,8 +16,8 @@ from jax.experimental import multihost_utils
 from tpo_jax import families
 from tpo_jax.checkpoints import huggingface, native
 from tpo_jax.checkpoints import huggingface_export as export
+from tpo_jax.checkpoints.safetensors_files import Shards
 from tpo_jax.errors import InputError
-from tpo_jax.families.llava_qwen import published as hf_config
 from tpo_jax.io.files import read_json_object, replacing_directory, write_json
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.parallel.sharding import parameter_shardings
@@ -54,7 +54,12 @@ def is_native(directory: str | Path) -> bool:
                 f"is unknown; this program reads version {VERSION}"
             )
         return True
-    hf_config.check_architecture(Path(directory), values)
+    if not families.recognise(values):
+        known = " or ".join(family.reads for family in families.FAMILIES.values())
+        raise InputError(
+            f"{directory}/config.json: model_type is {values.get('model_type')!r}; only {known} "
+            "and native directories can be read"
+        )
     return False
 
 
@@ -70,13 +75,14 @@ def load_config(directory: str | Path, **settings) -> ModelConfig:
         InputError: what is wrong with the directory or a setting.
     """
     directory = Path(directory)
-    if not is_native(directory):
-        return huggingface.read_config(directory, settings)
+    values = read_json_object(directory / "config.json")
+    if not is_native(directory) and (family := families.recognise(values)):
+        return family.read_config(directory, Shards(directory).shapes(), settings)
     try:
-        values = read_json_object(directory / "config.json")["model"]
+        family, model = families.named(values.get("family")), values["model"]
         if "rope_theta" in settings:
-            values["decoder"]["rope_theta"] = settings.pop("rope_theta")
-        return families.from_dict({**values, **settings})
+            model["decoder"]["rope_theta"] = settings.pop("rope_theta")
+        return family.from_dict({**model, **settings})
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{directory}/config.json: {error}") from error
 
@@ -164,7 +170,8 @@ def save_model(
         multihost_utils.sync_global_devices(f"saving {directory}")
         native.write_params(temporary / "params", params)
         if leads:
-            values = {"format": FORMAT, "version": VERSION, "model": dataclasses.asdict(config)}
+            name, values = families.of(config).name, dataclasses.asdict(config)
+            values = {"format": FORMAT, "version": VERSION, "family": name, "model": values}
             write_json(temporary / "config.json", values)
             if source:
                 export.copy_files(source, temporary, export.SIDE_FILES)
@@ -173,16 +180,19 @@ def save_model(
 
 
 def _keep(source: Path, target: Path, config: ModelConfig) -> None:
-    """Carries over what an export needs, if the source is a model of the same shapes."""
+    """Carry over what an export needs, if the source is a model of the same shapes."""
     if not (source / "config.json").is_file():
         return
-    values = read_json_object(source / "config.json")
-    if values.get("format") != FORMAT and values.get("model_type") != hf_config.MODEL_TYPE:
+    values, family = read_json_object(source / "config.json"), families.of(config)
+    native_source = values.get("format") == FORMAT
+    if family is not (
+        families.named(values.get("family")) if native_source else families.recognise(values)
+    ):
         return
-    original = dataclasses.replace(load_config(source), newline=config.newline)
+    original = load_config(source, **family.settings(config))
     if families.abstract_params(original) != families.abstract_params(config):
         return
-    if not is_native(source):
+    if not native_source:
         export.keep(source, target, config)
     elif (source / KEPT).is_dir():
         shutil.copytree(source / KEPT, target)

@@ -2,6 +2,7 @@
 Face model.
 """
 
+import re
 from pathlib import Path
 
 import jax
@@ -9,8 +10,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from safetensors.numpy import save_file
 
-from tpo_jax.checkpoints.huggingface import flatten, table
-from tpo_jax.checkpoints.huggingface_export import to_torch
+from tpo_jax import families
+from tpo_jax.checkpoints.huggingface import flatten, weights
+from tpo_jax.families.weights import to_torch
 from tpo_jax.io.files import replacing_directory, write_json
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.lora import Lora, adapters_of
@@ -34,7 +36,9 @@ def save_adapters(
         trained: adapters and the other parameters that were trained, and nothing frozen.
         base: what the adapters go onto, for the record.
     """
-    rows, tensors, others = table(model), {}, {}
+    family, rows = families.of(model), weights(model).leaves
+    tensors: dict[str, np.ndarray] = {}
+    others: dict[str, np.ndarray] = {}
 
     def whole(leaf) -> np.ndarray:
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
@@ -48,7 +52,7 @@ def save_adapters(
     for path, leaf in flatten(trained).items():
         if path in rows:
             names = rows[path].names
-            parts = to_torch(rows[path], whole(leaf), model.tower)
+            parts = to_torch(rows[path], whole(leaf))
             for name, values in zip(names, map(np.ascontiguousarray, parts), strict=True):
                 if path.startswith("projector/"):
                     tensors[f"base_model.model.{name}"] = values
@@ -56,6 +60,8 @@ def save_adapters(
                     others[name] = values
     if jax.process_index():
         return
+    first = rows["decoder/layers/q/kernel"].names[0]
+    layers = re.escape(first[: first.index("0.")])
     values = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -67,8 +73,8 @@ def save_adapters(
         "fan_in_fan_out": False,
         "inference_mode": True,
         # A list of names would match the vision tower's projections, too.
-        "target_modules": rf"model\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(lora.targets)})",
-        "modules_to_save": ["mm_projector"] if "projector" in trained else None,
+        "target_modules": rf"{layers}\d+\.(self_attn|mlp)\.({'|'.join(lora.targets)})",
+        "modules_to_save": [family.connector] if "projector" in trained else None,
     }
     with replacing_directory(directory) as temporary:
         write_json(temporary / "adapter_config.json", values)

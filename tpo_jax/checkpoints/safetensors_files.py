@@ -81,6 +81,10 @@ class Shards:
         """Shape of a tensor."""
         return self._tensors[name].shape
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of all tensors by name."""
+        return {name: tensor.shape for name, tensor in self._tensors.items()}
+
     def dtype(self, name: str) -> str:
         """Dtype of a tensor, as safetensors names it."""
         return self._tensors[name].dtype

@@ -24,6 +24,22 @@ def of(config: ModelConfig) -> Family:
     return next(family for family in FAMILIES.values() if type(config) is family.config)
 
 
+def recognise(values: dict) -> Family | None:
+    """Return the family that a published checkpoint's `config.json` names, None if no family."""
+    return next((family for family in FAMILIES.values() if family.recognises(values)), None)
+
+
+def named(name: str | None) -> Family:
+    """Return the family that a native `config.json` names.
+
+    Raises:
+        ValueError: no such family.
+    """
+    if (name or _UNNAMED) not in FAMILIES:
+        raise ValueError(f"model family {name!r} is unknown; there are {sorted(FAMILIES)}")
+    return FAMILIES[name or _UNNAMED]
+
+
 def presets() -> dict[str, ModelConfig]:
     """Return the presets of all families by name."""
     return {name: c for family in FAMILIES.values() for name, c in family.presets.items()}
@@ -39,22 +55,6 @@ def preset(name: str) -> ModelConfig:
     if name not in known:
         raise InputError(f"model.preset={name!r} is unknown; choose one of {sorted(known)}")
     return known[name]
-
-
-def from_dict(values: dict, family: str | None = None) -> ModelConfig:
-    """Return the config that `dataclasses.asdict` made these values of.
-
-    Args:
-        values: its fields.
-        family: name of its family; None where the file that holds the values does not say.
-
-    Raises:
-        ValueError: an unknown family, or a field that is missing, unknown or out of range.
-    """
-    name = family or _UNNAMED
-    if name not in FAMILIES:
-        raise ValueError(f"model family {name!r} is unknown; there are {sorted(FAMILIES)}")
-    return FAMILIES[name].from_dict(values)
 
 
 # JAX is imported where a model is built: processes that only decode files do without it.

@@ -66,12 +66,6 @@ class ModelConfig(Protocol):
     def tower(self) -> Any: ...
 
     @property
-    def newline(self) -> Any: ...
-
-    @property
-    def has_newline(self) -> Any: ...
-
-    @property
     def decoder(self) -> DecoderConfig:
         """The shared decoder's config."""
 

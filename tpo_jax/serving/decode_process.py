@@ -63,7 +63,7 @@ def answer(line: bytes, out: BinaryIO) -> None:
     """Answer one request; a file that cannot be read is answered with a reason."""
     request = json.loads(line)
     try:
-        arrays = read(request, families.from_dict(request["config"], request["family"]))
+        arrays = read(request, families.named(request["family"]).from_dict(request["config"]))
     except VideoError as error:
         reason = error.reason
     except InputError as error:

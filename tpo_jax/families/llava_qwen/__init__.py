@@ -1,7 +1,7 @@
 """LongVA and LLaVA-Video: a CLIP or SigLIP tower before a Qwen2 decoder."""
 
 from tpo_jax.families.family import Family
-from tpo_jax.families.llava_qwen import config, processing
+from tpo_jax.families.llava_qwen import config, processing, published, weights
 
 
 def _model() -> type:
@@ -19,5 +19,14 @@ FAMILY = Family(
     preprocess=processing.preprocess,
     picture=processing.picture,
     frame_flops=config.frame_flops,
+    recognises=published.recognises,
+    reads="'llava_qwen' checkpoints (LongVA, LLaVA-Video)",
+    read_config=published.read_config,
+    settings=published.settings_of,
+    config_files=published.config_files,
+    update_config=published.update_config,
+    new_config=published.new_config,
+    weights=weights.weights,
+    connector=weights.CONNECTOR,
     benchmark_frames=config.benchmark_frames,
 )

@@ -1,6 +1,7 @@
 """`config.json` of a published `llava_qwen` checkpoint to `LlavaQwenConfig` and back."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tpo_jax.families.llava_qwen.config import (
     spatial_unpad,
     unires,
 )
+from tpo_jax.families.weights import DECODER
 from tpo_jax.io.files import read_json_object
 from tpo_jax.models.config import DecoderConfig
 
@@ -49,15 +51,12 @@ _FIXED = {
 }
 # What the file may leave open, under our name: what `settings` may hold.
 SETTINGS = ("pooling", "newline", "max_length", "time_instruction", "rope_theta")
+EMBEDDING = DECODER["decoder/embed/embedding"][0]
 
 
-def check_architecture(directory: Path, values: dict) -> None:
-    """Raises InputError unless `config.json`'s values are those of a `llava_qwen` model."""
-    if values.get("model_type") != MODEL_TYPE:
-        raise InputError(
-            f"{directory}/config.json: model_type is {values.get('model_type')!r}; only "
-            f"{MODEL_TYPE!r} checkpoints (LongVA, LLaVA-Video) and native directories can be read"
-        )
+def recognises(values: dict) -> bool:
+    """Return whether `config.json`'s values are those of a `llava_qwen` model."""
+    return values.get("model_type") == MODEL_TYPE
 
 
 def _value(where: str, values: dict, key: str, kind: type, default: Any = None) -> Any:
@@ -158,26 +157,29 @@ def _stills(where: str, values: dict, side: int) -> ImageConfig:
     return ImageConfig(merge, aspect, pinpoints(given, side) or published.pinpoints)
 
 
-def to_config(directory: Path, vocab_size: int, settings: dict) -> LlavaQwenConfig:
-    """The config of a Hugging Face directory.
+def read_config(
+    directory: Path, shapes: Mapping[str, tuple[int, ...]], settings: dict
+) -> LlavaQwenConfig:
+    """Return the config of a published checkpoint.
 
     Args:
         directory: holds `config.json` and, if that names one, the tower's folder.
-        vocab_size: rows of the embedding, which the stored tensor decides.
+        shapes: of the stored tensors by name; the embedding's decides on the vocabulary.
         settings: take precedence over what `config.json` says on `SETTINGS`.
 
     Raises:
-        InputError: a key is missing, or asks for something the models here are not.
+        InputError: a key is missing, or asks for something these models are not.
     """
+    if EMBEDDING not in shapes:
+        raise InputError(f"{directory}: tensor {EMBEDDING} is missing")
     where = f"{directory}/config.json"
     values = read_json_object(directory / "config.json")
-    check_architecture(directory, values)
     _check_fixed(where, values, _FIXED)
     settings = {**read_settings(where, values), **settings}
     width, heads = (_value(where, values, k, int) for k in ("hidden_size", "num_attention_heads"))
     try:
         decoder = DecoderConfig(
-            vocab_size=vocab_size,
+            vocab_size=shapes[EMBEDDING][0],
             width=width,
             layers=_value(where, values, "num_hidden_layers", int),
             heads=heads,
@@ -196,8 +198,14 @@ def to_config(directory: Path, vocab_size: int, settings: dict) -> LlavaQwenConf
         raise InputError(f"{where}: {error}") from error
 
 
-def update_settings(values: dict, config: LlavaQwenConfig) -> dict:
-    """`config.json`'s values, changed where the config says something else on `SETTINGS`."""
+def settings_of(config: LlavaQwenConfig) -> dict:
+    """Return what a config says on `SETTINGS`."""
+    values = {name: getattr(config, name) for name in SETTINGS if name != "rope_theta"}
+    return values | {"rope_theta": config.decoder.rope_theta}
+
+
+def update_config(values: dict, config: LlavaQwenConfig) -> dict:
+    """Return `config.json`'s values, changed where the config says something else on `SETTINGS`."""
     keys = {
         "pooling": ("mm_spatial_pool_mode", config.pooling),
         "newline": ("mm_newline_position", config.newline),
@@ -205,11 +213,29 @@ def update_settings(values: dict, config: LlavaQwenConfig) -> dict:
         "time_instruction": ("add_time_instruction", config.time_instruction != "none"),
         "rope_theta": ("rope_theta", config.decoder.rope_theta),
     }
-    asked = {"rope_theta": config.decoder.rope_theta} | {
-        name: getattr(config, name) for name in SETTINGS if name != "rope_theta"
+    read, wanted = read_settings("config.json", values), settings_of(config)
+    return values | {
+        keys[name][0]: keys[name][1] for name in SETTINGS if read[name] != wanted[name]
     }
-    read = read_settings("config.json", values)
-    return values | {keys[name][0]: keys[name][1] for name in SETTINGS if read[name] != asked[name]}
+
+
+def config_files(directory: Path) -> list[Path]:
+    """Return the config files of the tower's folder, if `mm_vision_tower` names one."""
+    folder = tower_folder(directory, read_json_object(directory / "config.json"))
+    if not folder:
+        return []
+    inside = folder.relative_to(directory.resolve())
+    return [inside / "config.json", inside / "preprocessor_config.json"]
+
+
+def new_config(config: LlavaQwenConfig, dtype: str) -> dict[str, dict]:
+    """Return the JSON files of a model that did not come from a published checkpoint.
+
+    A tower of no published size gets a folder of its own.
+    """
+    name = known_tower(config.tower)
+    files = {"config.json": new_values(config, name or "vision_tower", dtype)}
+    return files if name else files | {"vision_tower/config.json": tower_values(config.tower)}
 
 
 def new_values(config: LlavaQwenConfig, tower_name: str, dtype: str) -> dict:

@@ -1,0 +1,121 @@
+"""Names of a family's weights in published checkpoints, and where each parameter comes from."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+Shape = tuple[int, ...]
+Rules = dict[str, tuple[str, str]]  # parameter path -> (PyTorch name, kind of `Leaf`)
+
+
+class Leaf(NamedTuple):
+    """Where a parameter is stored: one tensor, or one for each of the stacked layers.
+
+    `kind` is `same`; `transposed`, `[out, in]` to `[in, out]`; or `patch`, the kernel
+    `[D, 3, p, p]` of a convolution with stride `p` to `[p * p * 3, D]`.
+    """
+
+    names: tuple[str, ...]
+    stacked: bool
+    kind: str
+    shape: Shape  # of one tensor, as PyTorch has it
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """All tensors of a checkpoint."""
+
+    leaves: dict[str, Leaf]  # by parameter path
+    # Shape of every tensor a checkpoint has to hold, in the order of a new file's; those without a
+    # parameter belong to the original modules although no output depends on them.
+    tensors: dict[str, Shape]
+    ignorable: re.Pattern[str]  # names of other tensors that may be there
+
+
+def linear(path: str, name: str) -> Rules:
+    """Return the rules of a linear layer."""
+    return {
+        f"{path}/kernel": (f"{name}.weight", "transposed"),
+        f"{path}/bias": (f"{name}.bias", "same"),
+    }
+
+
+def norm(path: str, name: str) -> Rules:
+    """Return the rules of a norm with scale and bias."""
+    return {f"{path}/scale": (f"{name}.weight", "same"), f"{path}/bias": (f"{name}.bias", "same")}
+
+
+# The shared decoder under the names of `transformers`' Qwen2ForCausalLM.
+DECODER: Rules = {
+    "decoder/embed/embedding": ("model.embed_tokens.weight", "same"),
+    "decoder/norm/scale": ("model.norm.weight", "same"),
+    "decoder/head/kernel": ("lm_head.weight", "transposed"),
+}
+DECODER_LAYERS = "model.layers."
+DECODER_LAYER: Rules = {
+    f"{ours}/{leaf}": rule
+    for ours, theirs in {
+        **{name: f"self_attn.{name}_proj" for name in "qkvo"},
+        **{name: f"mlp.{name}_proj" for name in ("gate", "up", "down")},
+        "input_norm": "input_layernorm",
+        "mlp_norm": "post_attention_layernorm",
+    }.items()
+    for leaf, rule in {
+        "kernel": (f"{theirs}.weight", "transposed"),
+        "bias": (f"{theirs}.bias", "same"),
+        "scale": (f"{theirs}.weight", "same"),
+    }.items()
+}
+
+
+def leaves(
+    shapes: Mapping[str, Shape], single: Rules, stacks: Mapping[str, tuple[str, Rules]]
+) -> dict[str, Leaf]:
+    """Return a `Leaf` for every parameter.
+
+    Args:
+        shapes: of all parameters by path, as `families.abstract_params` has them.
+        single: rules of parameters that are one tensor, by path.
+        stacks: of stacked layers, by the prefix of their paths: the prefix of the PyTorch names,
+            which the number of the layer follows, and the rules of one layer.
+
+    Raises:
+        KeyError: a parameter without a rule.
+    """
+    rows = {}
+    for path, shape in shapes.items():
+        stack = next((prefix for prefix in stacks if path.startswith(prefix)), None)
+        if stack is None:
+            name, kind = single[path]
+            rows[path] = Leaf((name,), False, kind, _torch_shape(shape, kind))
+        else:
+            before, layer = stacks[stack]
+            name, kind = layer[path.removeprefix(stack)]
+            names = tuple(f"{before}{i}.{name}" for i in range(shape[0]))
+            rows[path] = Leaf(names, True, kind, _torch_shape(shape[1:], kind))
+    return rows
+
+
+def _torch_shape(shape: Shape, kind: str) -> Shape:
+    if kind == "patch":
+        side = math.isqrt(shape[0] // 3)
+        return (shape[1], 3, side, side)
+    return shape[::-1] if kind == "transposed" else shape
+
+
+def to_torch(leaf: Leaf, values: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the tensors of a parameter, one for each of `leaf.names`."""
+    for part in values if leaf.stacked else (values,):
+        if leaf.kind == "patch":
+            D, channels, p, _ = leaf.shape
+            part = part.reshape(p, p, channels, D).transpose(3, 2, 0, 1)
+        yield part.T if leaf.kind == "transposed" else part
+
+
+def from_patch(tensor: np.ndarray) -> np.ndarray:
+    """Return the parameter of a tensor of kind `patch`."""
+    return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
