@@ -1,9 +1,9 @@
-"""Generated predictions, and how often the scorers agree with the published lmms-eval on them.
+"""Generate predictions and compare the scorers on them with the published lmms-eval.
 
     python tests/evaluation/agreement.py
 
 writes docs/results/evaluation.md. `LMMS_EVAL` and `LMMS_EVAL_PAPER_ERA` name the folders of the
-unpacked packages, `pip install --no-deps --target=DIR lmms-eval==VERSION`; several folders of one
+extracted packages, `pip install --no-deps --target=DIR lmms-eval==VERSION`; several folders of one
 era are separated by a colon.
 """
 
@@ -48,7 +48,7 @@ STRINGS = (
 
 
 def generate(seed: int, count: int) -> list[str]:
-    """Predictions: the fixed ones, then random strings of pieces, then random characters."""
+    """Return predictions: the fixed ones, then random strings of pieces and random characters."""
     draw = random.Random(seed)
     predictions = list(STRINGS)
     alphabet = "ABCDEabcde()., :;!?'\"\n*isanwer的选"
@@ -62,7 +62,7 @@ def generate(seed: int, count: int) -> list[str]:
 
 
 def make_docs(benchmark: str, seed: int, count: int) -> list[dict]:
-    """Rows of a benchmark, as far as scoring looks at them."""
+    """Return rows of a benchmark with the columns that scoring reads."""
     draw = random.Random(seed)
     docs: list[dict] = []
     for i in range(count):
@@ -140,7 +140,7 @@ class Oracle:
     def __call__(self, task: str, kind: str, **arguments):
         print(json.dumps([task, kind, arguments]), file=self.child.stdin, flush=True)
         line = self.child.stdout.readline()
-        assert line, "the oracle broke down, see standard error"
+        assert line, "the oracle crashed, see standard error"
         return json.loads(line)
 
 
@@ -161,12 +161,12 @@ def differences(oracle: Oracle, era: str, name: str, docs: list[dict], predictio
 
 HEAD = """# Agreement with lmms-eval
 
-{count} predictions per benchmark and era, generated and adversarial, each with a row of its own:
-letters in all forms, phrases of the extractor in four scripts, case-changing and invisible
-characters, nothing at all. Compared is everything that lmms-eval logs for a prediction and the
-value of every metric. TempCompass without a key for GPT, LongVideoBench with seed 0. LVBench was
-not in 0.3.0; its old rules are compared with those of 0.7.1. The tasks of 0.3.0's MLVU had other
-names; they are put in place of its list.
+{count} predictions per benchmark and era, generated and adversarial, each with its own row: letters
+in all forms, the extractor's phrases in four scripts, case-changing and invisible characters, and
+empty texts. All values that lmms-eval logs for a prediction and the value of every metric are
+compared. TempCompass runs without a key for GPT, LongVideoBench with seed 0. LVBench was added after
+0.3.0; its old rules are compared with those of 0.7.1. 0.3.0 lists other task names for MLVU; the
+rows' names replace them.
 
 Written by `python tests/evaluation/agreement.py`.
 

@@ -1,4 +1,4 @@
-"""Small benchmark folders in the published layouts, lying where lmms-eval looks for them."""
+"""Small benchmark folders in the published layouts, in the places where lmms-eval looks."""
 
 import json
 import shutil
@@ -24,12 +24,12 @@ OPTIONS = ["walk", "run", "sit", "lie"]
 
 
 def make_folders(root: Path, videos: list[Path], durations: list[float], rows: int = 7) -> None:
-    """All benchmarks, `rows` questions each, the first three on the first video and so on.
+    """Make all benchmarks with `rows` questions each, three per video.
 
     Args:
-        root: becomes HF_HOME.
+        root: Becomes HF_HOME.
         videos: MP4 files, `-(-rows // 3)` of them.
-        durations: of the videos, seconds.
+        durations: Of the videos, seconds.
     """
     for benchmark, name in FOLDERS.items():
         if (folder := root / name).exists():
@@ -55,7 +55,7 @@ def _copy(video: Path, target: Path) -> None:
 
 
 def _complete(benchmark, folder, doc, i, video, duration) -> None:
-    """What prompts need besides what scoring needs, and the files."""
+    """Add the columns that prompts read, and the files."""
     stem = f"v{i // 3}"
     listed = "\n".join(f"({x}) {text}" for x, text in zip("ABCD", OPTIONS, strict=True))
     if benchmark.startswith("videomme"):
@@ -84,7 +84,7 @@ def _complete(benchmark, folder, doc, i, video, duration) -> None:
 
 
 def write_srt(path: Path, duration: float, count: int) -> None:
-    """Overlapping lines in Video-MME's font tag; one without it, one repeated, one of two rows."""
+    """Write overlapping lines in Video-MME's font tag; some without it, repeated or of two rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     blocks = []
     for i in range(count):
@@ -101,7 +101,7 @@ def write_srt(path: Path, duration: float, count: int) -> None:
 
 
 def write_subtitles(path: Path, duration: float, old: bool) -> None:
-    """LongVideoBench's list, in its new or old style."""
+    """Write LongVideoBench's list in its new or old format."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     for i in range(8):
@@ -109,7 +109,7 @@ def write_subtitles(path: Path, duration: float, old: bool) -> None:
         if old:
             lines.append({"start": _clock(start, "."), "end": _clock(end, "."), "line": f"l{i}"})
         else:
-            times = [start, {3: None, 5: 2}.get(i, end)]  # neither is a time to the original
+            times = [start, {3: None, 5: 2}.get(i, end)]  # lmms-eval reads neither as a time
             lines.append({"timestamp": times, "text": f"l{i}"})
     path.write_text(json.dumps(lines))
 

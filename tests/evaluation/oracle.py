@@ -1,9 +1,9 @@
-"""The published lmms-eval, asked in a process of its own: python oracle.py DIR[:DIR].
+"""Run functions of the published lmms-eval in a process of its own: python oracle.py DIR[:DIR].
 
-Every DIR holds one unpacked version of the package; a task is taken from the first that has it.
-Only the modules of the tasks are executed: what they import and do not use here need not be there.
-Every line of standard input is a JSON list `[task, kind, arguments]`, every line of standard output
-what came of it.
+Each DIR holds one extracted version of the package; a task is taken from the first that has it.
+Only the modules of the tasks are executed; packages they import but do not use here may be missing.
+Each line of standard input is a JSON list `[task, kind, arguments]`, each line of standard output
+its result.
 """
 
 import functools
@@ -26,7 +26,7 @@ UNUSED = ("datasets", "decord", "loguru", "openai", "requests", "torch", "tqdm")
 
 
 class _Absent:
-    """Finder of what is imported and not used."""
+    """Import hook: replaces packages that are imported but not used."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
@@ -47,7 +47,7 @@ class _Absent:
 
 @functools.cache
 def load(directories: tuple[Path, ...], task: str):
-    """The `utils` of a task, and the folder of its package."""
+    """Return the `utils` module of a task and the folder of its package."""
     folder = next(name for name in MODULES if task.startswith(name))
     root = next(d for d in directories if (d / "lmms_eval/tasks" / folder / "utils.py").is_file())
     for name in [name for name in sys.modules if name.partition(".")[0] == "lmms_eval"]:
@@ -56,14 +56,14 @@ def load(directories: tuple[Path, ...], task: str):
         package = types.ModuleType(name)
         package.__path__ = [str(root / name.replace(".", "/"))]
         sys.modules[name] = package
-    paths = types.ModuleType("lmms_eval.utils")  # the real one imports half of the world
+    paths = types.ModuleType("lmms_eval.utils")  # the real one imports far too much
     paths.resolve_cache_dir = lambda cache_dir, base_dir: os.path.join(base_dir, cache_dir)
     sys.modules["lmms_eval.utils"] = sys.modules["lmms_eval"].utils = paths
     return importlib.import_module(f"lmms_eval.tasks.{folder}.utils"), root
 
 
 def settings(root: Path, task: str) -> dict:
-    """The default `lmms_eval_specific_kwargs` of a task's YAML file."""
+    """Return the default `lmms_eval_specific_kwargs` of a task's YAML file."""
 
     class Loader(yaml.SafeLoader):
         pass
@@ -83,7 +83,7 @@ def settings(root: Path, task: str) -> dict:
 
 
 def process(module, task: str, docs: list[dict], predictions: list[str]) -> dict:
-    """Logged values of every prediction, and the aggregates of every metric."""
+    """Return the logged values of every prediction and the aggregate of every metric."""
     random.seed(0)
     if task.startswith("tempcompass"):
         module.get_eval_result = lambda *_, **__: (None, 0)  # no key for GPT
@@ -99,7 +99,7 @@ def process(module, task: str, docs: list[dict], predictions: list[str]) -> dict
     elif task.startswith("mlvu"):
         judge = module.mlvu_process_results
         if hasattr(module, "mlvu_aggregate_results"):
-            # The tasks of the data of that time had other names.
+            # The data of that time had other task names.
             module.TASK_TYPES = list({doc["task_type"] for doc in docs})
             aggregates = {"mlvu_perception_score": module.mlvu_aggregate_results}
         else:
@@ -113,7 +113,7 @@ def process(module, task: str, docs: list[dict], predictions: list[str]) -> dict
     else:
         judge = module.longvideobench_process_results
         aggregates = {"lvb_acc": module.longvideobench_aggregate_results}
-    # `ConfigurableTask.process_results` strips what the model said.
+    # `ConfigurableTask.process_results` strips predictions.
     logged = [judge(doc, [p.strip()]) for doc, p in zip(docs, predictions, strict=True)]
     totals = {}
     for name, aggregate in aggregates.items():
@@ -124,7 +124,7 @@ def process(module, task: str, docs: list[dict], predictions: list[str]) -> dict
 
 
 def prompt(module, root: Path, task: str, docs: list[dict]) -> list[str]:
-    """The prompt of every row."""
+    """Return the prompt of every row."""
     family = next(name for name in MODULES if task.startswith(name))
     name = f"{family}_doc_to_text"
     if task.endswith("w_subtitle"):
@@ -132,13 +132,13 @@ def prompt(module, root: Path, task: str, docs: list[dict]) -> list[str]:
     if family == "tempcompass":
         name += "_multi_choice"
     if hasattr(module, "mlvu_aggregate_results"):
-        task = "mlvu"  # it was one then
+        task = "mlvu"  # one task in 0.3.0
     function, arguments = getattr(module, name), settings(root, task)
     return [function(doc, arguments) for doc in docs]
 
 
 def video(module, task: str, docs: list[dict]) -> list[str]:
-    """The file of every row."""
+    """Return the video file of every row."""
     family = next(name for name in MODULES if task.startswith(name))
     suffix = {"longvideobench": "_v", "mlvu": task.removeprefix("mlvu")}.get(family, "")
     name = f"{family}_doc_to_visual"

@@ -1,4 +1,4 @@
-"""Prompts are those of the published lmms-eval; what is missing or broken is named."""
+"""Prompts equal those of the published lmms-eval; errors name what is missing or broken."""
 
 import json
 import math
@@ -23,13 +23,13 @@ from tpo_jax.evaluation.subtitles import interleave, read_srt, shown_lines
 
 
 @pytest.mark.parametrize("era", ERAS)
-def test_prompts_are_those_of_lmms_eval(era, benchmark_folders) -> None:
-    old = benchmark_folders / "longvideobench"  # where the paper's version looks
+def test_prompts_equal_lmms_eval(era, benchmark_folders) -> None:
+    old = benchmark_folders / "longvideobench"  # where 0.3.0 looks
     old.is_symlink() or old.symlink_to(benchmark_folders / FOLDERS["longvideobench_val_v"])
     with Oracle(era, HF_HOME=str(benchmark_folders)) as oracle:
         for benchmark, folder in FOLDERS.items():
             if era == "paper_era" and benchmark in ("mlvu_test", "videomme_long_w_subtitle"):
-                continue  # not there yet
+                continue  # added after 0.3.0
             questions, problems = ask(benchmark_folders / folder, benchmark, era)
             assert not problems
             assert len(questions) == (4 if "long_" in benchmark else 7)
@@ -40,7 +40,7 @@ def test_prompts_are_those_of_lmms_eval(era, benchmark_folders) -> None:
             assert [question.video for question in questions] == videos
 
 
-def test_many_lines_are_not_in_the_order_of_time(benchmark_folders, tmp_path) -> None:
+def test_subtitle_lines_are_not_in_order_of_time(benchmark_folders, tmp_path) -> None:
     video = benchmark_folders / "videomme/data/v1.mp4"
     write_srt(tmp_path / "a.srt", 40, 400)
     lines = shown_lines(tmp_path / "a.srt", video)
@@ -50,7 +50,7 @@ def test_many_lines_are_not_in_the_order_of_time(benchmark_folders, tmp_path) ->
     assert shown_lines(tmp_path / "a.srt", video.with_suffix(".mkv")) == []
 
 
-def test_rows_in_other_files(benchmark_folders, tmp_path) -> None:
+def test_rows_in_other_formats(benchmark_folders, tmp_path) -> None:
     rows = read_rows(benchmark_folders / "mlvu", "mlvu_dev")
     assert len(rows) == 7
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -66,8 +66,8 @@ def test_rows_in_other_files(benchmark_folders, tmp_path) -> None:
     assert [{k: v for k, v in row.items() if k != "candidates"} for row in read] == rows
 
 
-def test_files_of_the_first_publication(benchmark_folders, tmp_path) -> None:
-    """They ask and score what the tables do."""
+def test_originally_published_files(benchmark_folders, tmp_path) -> None:
+    """They give the same questions and scores as the tables."""
     for benchmark in ("mlvu_dev", "mlvu_test", "tempcompass_multi_choice"):
         rows = read_rows(benchmark_folders / FOLDERS[benchmark], benchmark)
         folder = tmp_path / benchmark
@@ -131,7 +131,7 @@ def write_json(path: Path, value) -> None:
         ("questions/multi-choice.json", "[]", "not video, aspect"),
     ],
 )
-def test_broken_files_of_the_first_publication(name, content, message, tmp_path) -> None:
+def test_broken_originally_published_files(name, content, message, tmp_path) -> None:
     write_json(tmp_path / name, "")
     (tmp_path / name).write_text(content)
     benchmark = "mlvu_dev" if name.startswith("json") else "tempcompass_multi_choice"
@@ -155,7 +155,7 @@ def test_missing_and_broken_files_are_named(benchmark_folders, tmp_path) -> None
     srt.write_text(srt.read_text().replace("00:00:01,000", "1.0 s", 1))
     _, problems = ask(folder, "videomme_w_subtitle")
     assert len(problems) == 4 and "v2.srt:" in problems[-1]
-    assert problems[-1].endswith("is no time range H:M:S,ms --> H:M:S,ms")
+    assert problems[-1].endswith("is not a time range H:M:S,ms --> H:M:S,ms")
     (folder / "videomme/test-00000-of-00002.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match="test-00000-of-00002.parquet: cannot be read"):
         read_rows(folder, "videomme")
@@ -171,7 +171,7 @@ def test_missing_and_broken_files_are_named(benchmark_folders, tmp_path) -> None
 
 
 def lvb(folder: Path, **changes) -> Path:
-    """A folder with one row of LongVideoBench and files of its names."""
+    """Make a folder with one row of LongVideoBench and the files that it names."""
     row = {"id": "a_0", "video_path": "a.mp4", "subtitle_path": "a.json", "duration": 20.0}
     row |= {"question": "What?", "correct_choice": 1, "candidates": ["a", "b"]}
     row |= {"starting_timestamp_for_subtitles": 0, "duration_group": 15, "question_category": "S2A"}
@@ -200,7 +200,7 @@ def test_rows_are_checked_before_anything_is_asked(changes, message, tmp_path) -
     assert not questions and problems[0].startswith("row 0: ") and message in problems[0]
 
 
-def test_what_no_scorer_knows_is_named_by_its_row(tmp_path) -> None:
+def test_rows_that_no_scorer_accepts_are_named(tmp_path) -> None:
     row = {"video_name": "a.mp4", "question": "?", "answer": "A", "task_type": "plotQA"}
     (tmp_path / "a.mp4").touch()
     rows = [row, row | {"task_type": "juggling"}, row | {"question": 3}]
@@ -219,7 +219,7 @@ def test_a_folder_without_any_subtitles_is_an_error(benchmark_folders, tmp_path)
         ask(tmp_path / "videomme", "videomme_w_subtitle")
 
 
-def test_stored_rows_with_candidates_are_guessed_among_them(tmp_path) -> None:
+def test_guesses_are_among_stored_candidates(tmp_path) -> None:
     [question], _ = ask(lvb(tmp_path / "data"), "longvideobench_val_v")
     as_published = json.loads((tmp_path / "data/lvb_val.json").read_text())[0]
     stored = tmp_path / "stored.jsonl"
@@ -233,7 +233,7 @@ def test_stored_rows_with_candidates_are_guessed_among_them(tmp_path) -> None:
     assert extracted[0] == extracted[1] and set(extracted[0]) == {"A", "B"}
 
 
-def test_a_journal_that_names_no_owner_is_not_taken(tmp_path) -> None:
+def test_journals_without_or_of_another_owner_are_refused(tmp_path) -> None:
     path = tmp_path / "answers.jsonl"
     for content, message in (
         ("\n\n", "does not say whose"),
@@ -285,7 +285,7 @@ def test_subtitle_lists_with_broken_times(content, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("duration", [1.5, 12.0, 40.0, 41.5])
-def test_frames_between_subtitles_are_those_of_decord(duration, benchmark_folders) -> None:
+def test_frames_between_subtitles_equal_decord(duration, benchmark_folders) -> None:
     decord = pytest.importorskip("decord")
     video = benchmark_folders / "videomme/data/v1.mp4"
     reader = decord.VideoReader(str(video))
@@ -296,7 +296,7 @@ def test_frames_between_subtitles_are_those_of_decord(duration, benchmark_folder
     np.testing.assert_array_equal(frames, reader.get_batch(indices).asnumpy())
 
 
-def test_frames_of_the_paper() -> None:
+def test_num_frames_of_the_paper() -> None:
     longva = {name: spec.num_frames for name, spec in BENCHMARKS.items()}
     config = families.preset("llava_video_7b")
     own = families.of(config).benchmark_frames(config)

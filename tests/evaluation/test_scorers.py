@@ -1,4 +1,4 @@
-"""Letters, scores and means are those of the published lmms-eval."""
+"""Letters, scores and means equal those of the published lmms-eval."""
 
 import hypothesis
 import hypothesis.strategies as st

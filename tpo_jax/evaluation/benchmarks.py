@@ -1,6 +1,6 @@
-"""Where a benchmark's rows, videos and subtitles lie, and what it asks: as lmms-eval does.
+"""Find the rows, videos and subtitles of a benchmark and build its prompts, as lmms-eval does.
 
-The layouts are those of the published data sets with their archives unpacked:
+The layouts are those of the published data sets with their archives extracted:
 
 | benchmark | rows | videos | subtitles |
 |---|---|---|---|
@@ -10,8 +10,8 @@ The layouts are those of the published data sets with their archives unpacked:
 | LVBench | `data/train-*.parquet` | `NAME` | |
 | TempCompass | `multi-choice/test-*.parquet` | `videos/ID.mp4` | |
 
-Rows may also be `.jsonl` or `.json`; where no folder is named, they may lie in any. The files that
-MLVU and TempCompass came out with are read, too (`layouts.py`).
+Rows may also be `.jsonl` or `.json`; if the table names no folder, they may be in any. The files
+that MLVU and TempCompass first published are read as well (`layouts.py`).
 """
 
 import functools
@@ -41,10 +41,15 @@ _DIRECTLY = "Answer with the option's letter from the given choices directly."
 
 
 class Question(NamedTuple):
-    """One row: its place in the benchmark, the row, what is asked, and about which file.
+    """One question of a benchmark.
 
-    With `pictures` it is asked about the images that this gives, which stand where the prompt has
-    `<image>`, and not about the video as a whole.
+    Attributes:
+        doc_id: Index of its row in the benchmark.
+        doc: The row.
+        prompt: Text of the question.
+        video: The file it is about.
+        pictures: Returns the images at the prompt's `<image>` places; None: the question is about
+            the video as a whole.
     """
 
     doc_id: int
@@ -55,17 +60,17 @@ class Question(NamedTuple):
 
 
 class Benchmark(NamedTuple):
-    """What is asked and how.
+    """What a benchmark asks and how.
 
     Attributes:
-        split: of the rows; their files' names begin with it.
-        subset: folder of the rows, where the data set has several.
-        prompt: row, folder and era to the text behind the video.
-        files: row to the names that the video may have, the first found counts.
-        target: column of the gold answer.
-        num_frames: of the paper's evaluation, where the model's family does not say otherwise.
-        max_new_tokens: longest answer. All decoding is greedy.
-        keep: rows that belong to it.
+        split: Of the rows; prefix of their files' names.
+        subset: Folder of the rows, if the data set has several.
+        prompt: Maps row, folder and era to the text after the video.
+        files: Maps a row to the names that its video may have; the first one found counts.
+        target: Column of the gold answer.
+        num_frames: In the paper's evaluation, unless the model's family sets another number.
+        max_new_tokens: Longest answer. All decoding is greedy.
+        keep: Whether a row belongs to the benchmark.
     """
 
     split: str
@@ -79,20 +84,20 @@ class Benchmark(NamedTuple):
 
     @property
     def interleaved(self) -> bool:
-        """Whether frames stand as images between subtitles, not as one video in front."""
+        """Whether frames are images between subtitles, not one video before the text."""
         return self.prompt is _longvideobench_interleaved
 
 
 def read_rows(folder: Path, benchmark: str) -> list[dict[str, Any]]:
-    """The rows of a benchmark, in the order of its published files.
+    """Return the rows of a benchmark, in the order of its published files.
 
     Raises:
-        InputError: no folder, no rows in it, or a file that cannot be read.
+        InputError: The folder does not exist or has no rows, or a file cannot be read.
     """
     spec = BENCHMARKS[benchmark]
     if not folder.is_dir():
-        raise InputError(f"--data={folder}: no such folder; it must hold the data of {benchmark}")
-    # Beside a subset may lie others, with files of the same names.
+        raise InputError(f"--data={folder}: no such folder; set it to the data of {benchmark}")
+    # Other subsets beside it have files of the same names.
     places = [f"{spec.subset}/"] if spec.subset else ["", "data/", "*/"]
     names = [
         f"{spec.split}-*.parquet",
@@ -125,8 +130,8 @@ def _read(file: Path) -> list[dict[str, Any]]:
 
 
 def complete(row: dict) -> dict:
-    """The row as LongVideoBench's tables have it: with five columns of options where its JSON has a
-    list of candidates.
+    """Return a row of LongVideoBench's JSON (a list of candidates) with its tables' five columns of
+    options; other rows as they are.
     """
     candidates = row.get("candidates")
     if not isinstance(candidates, list) or "correct_choice" not in row or "option0" in row:
@@ -137,16 +142,16 @@ def complete(row: dict) -> dict:
 def ask(
     folder: Path, benchmark: str, era: str = ERAS[0], limit: int = 0
 ) -> tuple[list[Question], list[str]]:
-    """The questions of a benchmark, and one line on each that cannot be asked.
+    """Return the questions of a benchmark, and one line for each row that cannot be asked.
 
     Args:
-        folder: with the data.
-        benchmark: its name.
-        era: of the prompts; MLVU's and LVBench's have changed.
-        limit: only the first so many rows; 0: all.
+        folder: With the data.
+        benchmark: One of `BENCHMARKS`.
+        era: Of the prompts; MLVU's and LVBench's have changed.
+        limit: Only the first so many rows; 0: all.
 
     Raises:
-        InputError: of `read_rows`.
+        InputError: See `read_rows`.
     """
     spec, scorer = BENCHMARKS[benchmark], Scorer(benchmark, era)
     questions, problems = [], []
@@ -160,7 +165,7 @@ def ask(
                 raise InputError(f"{candidates[0]}: no such video")
             prompt = spec.prompt(doc, folder, era)
             check_text(prompt.replace(IMAGE, "") if spec.interleaved else prompt)
-            scorer.summary([doc], [scorer.judge(doc, "")])  # what it lacks shows before answers
+            scorer.summary([doc], [scorer.judge(doc, "")])  # fail now, not after answering
             question = Question(doc_id, doc, prompt, video)
             if spec.interleaved:
                 pictures = functools.partial(spaced_frames, video, doc["duration"])
@@ -176,15 +181,15 @@ def ask(
 def spaced_frames(
     video: Path, duration: float, num_frames: int = INTERLEAVED_FRAMES
 ) -> list[Image.Image]:
-    """The frames between LongVideoBench's subtitles: one per whole second, `num_frames` at most.
+    """Return the frames between LongVideoBench's subtitles: one per whole second.
 
     Args:
-        video: the file.
-        duration: by the row, at least one second.
-        num_frames: how many at most.
+        video: The file.
+        duration: As the row says, at least one second.
+        num_frames: Most frames.
 
     Raises:
-        VideoError: a video that cannot be read.
+        VideoError: The video cannot be read.
     """
 
     def choose(opened: Video) -> np.ndarray:
@@ -292,7 +297,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         prompt=_longvideobench_interleaved, num_frames=INTERLEAVED_FRAMES
     ),
     "lvbench": Benchmark("train", "", _lvbench, _lvbench_files),
-    # Its task sets no length, and the wrapper of LongVA then allows this many tokens.
+    # Its task sets no length; lmms-eval's wrapper of LongVA then allows this many tokens.
     "tempcompass_multi_choice": Benchmark(
         *("test", "multi-choice", _tempcompass, _tempcompass_files), max_new_tokens=1024
     ),

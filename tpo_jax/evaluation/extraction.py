@@ -1,13 +1,13 @@
-"""The letter in an answer, by the rules of lmms-eval, for any string.
+"""Extract the letter of an answer by the rules of lmms-eval, from any string.
 
-Rules changed with lmms-eval 0.7.2 for all benchmarks but LongVideoBench and TempCompass. `ranked`
-is today's, `first` that of the versions before, which LongVideoBench still uses.
+lmms-eval 0.7.2 changed the rule for all benchmarks but LongVideoBench and TempCompass: `ranked` is
+the new rule, `first` the old one, which LongVideoBench still uses.
 """
 
 import re
 from collections.abc import Sequence
 
-# What lmms-eval 0.7 looks for in the lower-cased answer: behind it may stand the letter.
+# Phrases before the letter that lmms-eval 0.7 looks for in the lower-cased answer.
 _PHRASES = tuple(
     the + phrase
     for phrase in (
@@ -27,7 +27,7 @@ LONGVIDEOBENCH_OPENINGS = (
     *OPENINGS,
     *("The best option is", "The correct option is", "Best answer:", "Best option:"),
 )
-# Two commas were forgotten in the original: nobody writes these two.
+# Two commas are missing in the original, so two pairs of openings are joined.
 PAPER_ERA_OPENINGS = (
     *OPENINGS,
     *("The best option isThe correct option is", "Best answer:Best option:"),
@@ -35,17 +35,14 @@ PAPER_ERA_OPENINGS = (
 
 
 def ranked(text: str, letters: str = "ABCD") -> str:
-    """The letter that stands in the most telling place, the rightmost among equals.
+    """Return the letter in the highest-ranked place, the rightmost among equals, or "".
 
-    Places from most to least telling: opening the text, closing it, behind a phrase such as "the
-    answer is", `(A)`, `A.`, `A:`, `A)`, `A` before a blank, anywhere.
+    Places by rank: start of the text, end of the text, after a phrase such as "the answer is",
+    `(A)`, `A.`, `A:`, `A)`, `A` before a space, anywhere.
 
     Args:
-        text: the answer.
-        letters: upper case; lower case never counts.
-
-    Returns:
-        One of `letters`, or an empty string.
+        text: The answer.
+        letters: Upper case; lower-case letters never count.
     """
     text = text.strip()
     for mark in ",.!?;:'\"":
@@ -59,11 +56,11 @@ def ranked(text: str, letters: str = "ABCD") -> str:
         for form, rank in _FORMS
         if (position := text.rfind(form.format(letter))) >= 0
     ]
-    lowered = text.lower()  # positions in it are used for `text`, as the original does
+    lowered = text.lower()  # its positions are used for `text`, as in the original
     for phrase in _PHRASES:
         if (position := lowered.find(phrase)) >= 0:
-            behind = [(text.find(letter, position + len(phrase)), letter) for letter in letters]
-            found += [(_PHRASE, *place) for place in behind if place[0] >= 0]
+            after = [(text.find(letter, position + len(phrase)), letter) for letter in letters]
+            found += [(_PHRASE, *place) for place in after if place[0] >= 0]
     if bare[0] in letters and not bare[1:2].isalpha():
         found.append((_START, 0, bare[0]))
     if bare[-1] in letters and not bare[-2:-1].isalpha():
@@ -74,7 +71,7 @@ def ranked(text: str, letters: str = "ABCD") -> str:
 
 
 def first(text: str, letters: str, openings: Sequence[str]) -> str:
-    """The first of `letters` after all `openings` are taken out, or an empty string."""
+    """Return the first of `letters` once all `openings` are removed, or ""."""
     text = text.strip()
     for opening in openings:
         text = text.replace(opening, "")
@@ -83,10 +80,9 @@ def first(text: str, letters: str, openings: Sequence[str]) -> str:
 
 
 def tempcompass(text: str, answer: str) -> str:
-    """The letter of an answer to a multiple choice: `B`, `B.…`, `B)…`, or all of `answer`.
+    """Return the letter of a multiple-choice answer: `B`, `B.…`, `B)…`, or all of `answer`.
 
-    lmms-eval asks GPT about any other text, and counts it as wrong where it cannot: here it is an
-    empty string.
+    lmms-eval asks GPT about any other text, or counts it as wrong without GPT; here it gives "".
     """
     if text == answer:
         return answer[:1]
@@ -96,8 +92,9 @@ def tempcompass(text: str, answer: str) -> str:
 
 
 def without_reasoning(text: str) -> str:
-    """The text without what stands between `<think>` or `<analysis>` and their ends, or before an
-    end alone; surrounding blanks removed.
+    """Return the text without `<think>` and `<analysis>` blocks, stripped.
+
+    If only a closing tag is found, everything before it is removed.
     """
     for tag in ("think", "analysis"):
         opening, closing = f"<{tag}>", f"</{tag}>"

@@ -1,4 +1,4 @@
-"""The JSON files that MLVU and TempCompass came out with, read as the rows of lmms-eval's tables.
+"""Read the JSON files that MLVU and TempCompass first published, as rows of lmms-eval's tables.
 
 | benchmark | rows | videos |
 |---|---|---|
@@ -6,8 +6,8 @@
 | MLVU test | `test-ground-truth/test_mcq_gt.json` | `video/NAME` |
 | TempCompass | `questions/multi-choice.json` | `videos/ID.mp4` |
 
-MLVU's tables have the options in the question and the gold letter where its files have a list of
-options and the gold text. Its two tasks of free answers, `8_…` and `9_…`, are left out.
+MLVU's files have a list of options and the gold text; its tables have the options in the question
+and the gold letter. Its two tasks with free-form answers, `8_…` and `9_…`, are skipped.
 """
 
 from collections.abc import Callable
@@ -21,10 +21,10 @@ Rows = list[dict[str, Any]]
 
 
 def mlvu_dev(folder: Path) -> Rows:
-    """The rows below a folder; none where it has other files.
+    """Return the rows of a folder in MLVU's dev layout; none if it has another layout.
 
     Raises:
-        InputError: a file or row that is not as published.
+        InputError: A file or row is not as published.
     """
     rows = []
     for file in sorted(folder.glob("json/[1-7]_*.json")):
@@ -36,7 +36,7 @@ def mlvu_dev(folder: Path) -> Rows:
 
 
 def mlvu_test(folder: Path) -> Rows:
-    """As `mlvu_dev`."""
+    """Return the rows of a folder in MLVU's test layout, as `mlvu_dev`."""
     file = folder / "test-ground-truth/test_mcq_gt.json"
     rows = []
     for where, row in _listed(file) if file.is_file() else []:
@@ -46,7 +46,7 @@ def mlvu_test(folder: Path) -> Rows:
 
 
 def tempcompass(folder: Path) -> Rows:
-    """As `mlvu_dev`."""
+    """Return the rows of a folder in TempCompass' layout, as `mlvu_dev`."""
     file = folder / "questions/multi-choice.json"
     if not file.is_file():
         return []

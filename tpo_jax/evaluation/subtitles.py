@@ -1,7 +1,7 @@
-"""Subtitles in prompts, as lmms-eval chooses and places them.
+"""Select and place subtitles in prompts as lmms-eval does.
 
-What looks odd here is part of the prompts that published numbers were measured with: the order of
-Video-MME's lines, and that only what stands in a certain font tag is shown.
+The oddities are part of the prompts behind the published numbers: the order of Video-MME's lines,
+and that only text in a certain font tag is shown.
 """
 
 import json
@@ -13,24 +13,24 @@ import numpy as np
 
 from tpo_jax.errors import InputError
 
-# Of a Video-MME file, so many evenly spaced frames choose the lines, whatever the model sees.
+# Evenly spaced frames that select Video-MME's lines, whatever number the model sees.
 FRAMES = 32
 _TAG = re.compile(r'<font color="white" size=".72c">(.*?)</font>')
 
 
 def read_srt(path: Path) -> dict[tuple[float, float], str]:
-    """Texts of a SubRip file by their time (start, end), seconds, in the order of the file.
+    """Return the texts of a SubRip file by (start, end) in seconds, in file order.
 
-    A repeated time keeps its place and has the last text. Blocks of fewer than three lines are
-    skipped, as lmms-eval does.
+    A repeated time keeps its first place and its last text. Blocks of fewer than three lines are
+    skipped, as in lmms-eval.
 
     Raises:
-        InputError: a time that cannot be read, or a file that is not text.
+        InputError: A time cannot be parsed, or the file is not text.
     """
     try:
         blocks = path.read_text(encoding="utf-8").split("\n\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: no subtitles to read: {error}") from error
+        raise InputError(f"{path}: cannot be read as subtitles: {error}") from error
     texts, line = {}, 1
     for block in blocks:
         lines = block.split("\n")
@@ -39,7 +39,7 @@ def read_srt(path: Path) -> dict[tuple[float, float], str]:
                 start, end = map(_seconds, lines[1].split(" --> ")[:2])
             except (ValueError, OverflowError) as error:
                 raise InputError(
-                    f"{path}:{line + 1}: {lines[1]!r} is no time range H:M:S,ms --> H:M:S,ms"
+                    f"{path}:{line + 1}: {lines[1]!r} is not a time range H:M:S,ms --> H:M:S,ms"
                 ) from error
             texts[start, end] = " ".join(lines[2:])
         line += len(lines) + 1
@@ -53,18 +53,18 @@ def _seconds(time: str) -> float:
 
 
 def shown_lines(path: Path, video: Path, num_frames: int = FRAMES) -> list[str]:
-    """The lines of Video-MME's prompt: those shown at evenly spaced frames.
+    """Return the lines of Video-MME's prompt: those shown at evenly spaced frames.
 
     Args:
-        path: of the SubRip file.
-        video: an MP4; lmms-eval looks at no other file, so another kind of video has no lines.
-        num_frames: how many frames choose lines.
+        path: The SubRip file.
+        video: An MP4; lmms-eval opens no other kind, so other videos have no lines.
+        num_frames: How many frames select lines.
 
     Raises:
-        InputError: of `read_srt`.
+        InputError: See `read_srt`.
     """
     capture = cv2.VideoCapture(str(video)) if video.is_file() else None
-    # By OpenCV's own word, not as `data.video` counts: the prompts depend on it.
+    # OpenCV's numbers, not those of `video.decode`: the prompts depend on them.
     fps = capture.get(cv2.CAP_PROP_FPS) if capture else 0.0
     total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture else 0
     entries = [
@@ -76,34 +76,34 @@ def shown_lines(path: Path, video: Path, num_frames: int = FRAMES) -> list[str]:
         for index, (start, end, _) in enumerate(entries)
         if start <= frame < end
     ]
-    # The order of a set of integers, not of time: so it is in lmms-eval.
+    # In the order of a set of integers, not of time, as in lmms-eval.
     tagged = (_TAG.findall(entries[index][2]) for index in list(set(found)))
     return [matches[0] for matches in tagged if matches]
 
 
 def interleave(path: Path, duration: float, offset: float, num_frames: int) -> str:
-    """LongVideoBench's text of frames, one `<image>` each, and the subtitles between them.
+    """Return LongVideoBench's text: one `<image>` per frame, and the subtitles between them.
 
     Args:
         path: JSON list of subtitles: `timestamp` [start, end] and `text`, or `start`, `end` as
             H:M:S and `line`.
-        duration: of the video, seconds.
+        duration: Of the video, seconds.
         offset: `starting_timestamp_for_subtitles`, seconds.
-        num_frames: how many frames at most.
+        num_frames: Most frames.
 
     Raises:
-        InputError: not such a list, or a time that cannot be read.
+        InputError: The file is not such a list, or a time cannot be parsed.
     """
     if duration > num_frames:
         times = [duration / num_frames * i for i in range(num_frames)]
     else:
         times = list(map(float, range(int(duration))))
-    if not path.is_file():  # a device would be read for ever
-        raise InputError(f"{path}: no such file of subtitles")
+    if not path.is_file():  # reading a device would never end
+        raise InputError(f"{path}: no such subtitle file")
     try:
         subtitles = list(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: no list of subtitles to read: {error}") from error
+        raise InputError(f"{path}: not a list of subtitles: {error}") from error
     pieces, placed = [], 0
     for number, subtitle in enumerate(subtitles):
         try:
@@ -111,7 +111,7 @@ def interleave(path: Path, duration: float, offset: float, num_frames: int) -> s
             start, end = start - offset, end - offset
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
-                f"{path}: subtitle {number} has no readable times: {subtitle!r}"
+                f"{path}: the times of subtitle {number} cannot be parsed: {subtitle!r}"
             ) from error
         middle = (start + end) / 2
         while placed < len(times) and times[placed] <= middle:
@@ -127,7 +127,7 @@ def interleave(path: Path, duration: float, offset: float, num_frames: int) -> s
 def _entry(subtitle: dict, duration: float) -> tuple[float, float, str]:
     if "timestamp" in subtitle:
         start, end = subtitle["timestamp"]
-        # Whole numbers, too, count as an open end.
+        # As in lmms-eval, an integer counts as an open end.
         return float(start), end if isinstance(end, float) else duration, str(subtitle["text"])
     return _clock(subtitle["start"]), _clock(subtitle["end"]), str(subtitle["line"])
 

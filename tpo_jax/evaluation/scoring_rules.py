@@ -1,0 +1,222 @@
+"""The scoring rules of lmms-eval, one per group of benchmarks: judge a prediction, aggregate.
+
+The functions keep the names and the shapes of what lmms-eval logs (`lmms_eval/tasks/*/utils.py`).
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from tpo_jax.errors import InputError
+from tpo_jax.evaluation import extraction
+
+ERAS = ("lmms_eval_0.7", "paper_era")
+
+MLVU_TASKS = {
+    "mlvu_dev": ("anomaly_reco", "count", "ego", "needle", "order", "plotQA", "topic_reasoning"),
+    "mlvu_test": (
+        *("anomaly_reco", "count", "ego", "needleQA", "order", "plotQA", "sportsQA"),
+        *("topic_reasoning", "tutorialQA"),
+    ),
+}  # fmt: skip
+
+
+class Verdict(NamedTuple):
+    """The score of one prediction.
+
+    Attributes:
+        extracted: The letter that was extracted, or guessed.
+        score: 1.0 or 0.0.
+        answered: Whether a letter was found without guessing.
+        metrics: What lmms-eval logs, by metric name.
+    """
+
+    extracted: str
+    score: float
+    answered: bool
+    metrics: dict[str, Any]
+
+
+class ScoringRule(NamedTuple):
+    """How one group of benchmarks is scored.
+
+    Attributes:
+        judge: Maps a row, a stripped prediction, an era and a random state to a verdict.
+        aggregate: Maps benchmark, era and the logged values of a metric to the metric's value.
+        metric: Name of the main metric, by era.
+        breakdown: Columns by which accuracies are reported.
+    """
+
+    judge: Callable[[dict, str, str, random.Random], Verdict]
+    aggregate: Callable[[str, str, list], float]
+    metric: dict[str, str]
+    breakdown: tuple[str, ...]
+
+
+def _need(doc: dict, key: str, kind: type) -> Any:
+    if not isinstance(value := doc.get(key), kind) or isinstance(value, bool):
+        raise InputError(f"the doc's {key!r} must be a {kind.__name__}, not {value!r}")
+    return value
+
+
+def _letter(text: str, era: str) -> str:
+    if era == ERAS[0]:
+        return extraction.ranked(text)
+    return extraction.first(text, "ABCD", extraction.PAPER_ERA_OPENINGS)
+
+
+def _videomme(doc: dict, text: str, era: str, _: random.Random) -> Verdict:
+    letter, answer = _letter(text, era), _need(doc, "answer", str)
+    value = {
+        "question_id": doc.get("question_id"),
+        "duration": doc.get("duration"),
+        "category": doc.get("domain"),
+        "sub_category": doc.get("sub_category"),
+        "task_category": doc.get("task_type"),
+        "pred_answer": letter,
+        "answer": answer,
+    }
+    score = float(letter == answer)
+    if era == ERAS[0]:
+        # A question's score ignores the case of the gold letter; the mean does not.
+        score = float(letter.lower() == answer.lower())
+        value |= {"score": score, "videoID": doc.get("videoID")}
+    return Verdict(letter, score, bool(letter), {"videomme_perception_score": value})
+
+
+def _mlvu(doc: dict, text: str, era: str, _: random.Random) -> Verdict:
+    letter, answer = _letter(text, era), _need(doc, "answer", str)
+    value = {
+        "question_id": doc.get("question"),
+        "task_type": doc.get("task_type"),
+        "pred_answer": letter,
+        "answer": answer,
+    }
+    return Verdict(letter, float(letter == answer), bool(letter), {_MLVU.metric[era]: value})
+
+
+def _longvideobench(doc: dict, text: str, era: str, draws: random.Random) -> Verdict:
+    options = 0
+    while options < 5 and doc.get(f"option{options}") != "N/A":
+        options += 1
+    if not options:
+        raise InputError("the doc's 'option0' must be an option")
+    letter = extraction.first(text, "ABCDE", extraction.LONGVIDEOBENCH_OPENINGS)
+    parsed = letter or draws.choice("ABCDE"[:options])
+    if not 0 <= (choice := _need(doc, "correct_choice", int)) < 26:
+        raise InputError(f"the doc's 'correct_choice' must number an option, not be {choice}")
+    answer = chr(ord("A") + choice)
+    value = {
+        "id": doc.get("id"),
+        "duration_group": doc.get("duration_group"),
+        "question_category": doc.get("question_category"),
+        "answer": answer,
+        "parsed_pred": parsed,
+    }
+    metrics = {"lvb_acc": value, "submission": {doc.get("id"): text}}
+    return Verdict(parsed, float(parsed == answer), bool(letter), metrics)
+
+
+def _lvbench(doc: dict, text: str, era: str, _: random.Random) -> Verdict:
+    letter, right = _letter(text, era), _need(doc, "answer", str)
+    return Verdict(letter, float(letter == right), bool(letter), {"lvbench_score": letter == right})
+
+
+def _tempcompass(doc: dict, text: str, era: str, _: random.Random) -> Verdict:
+    answer, dim = _need(doc, "answer", str), _need(doc, "dim", str)
+    letter = extraction.tempcompass(text, answer)
+    rating = int(text == answer or letter != "" and letter == answer[:1])
+    value = {
+        "video_id": doc.get("video_id"),
+        "question": doc.get("question"),
+        "gt-answer": answer,
+        "video-llm-prediction": text,
+        "match_success": text == answer or letter != "",
+        "rating": rating,
+        "dim": dim,
+    }
+    metrics = {"avg_accuracy": value, f"{dim}_accuracy": value}
+    return Verdict(letter, float(rating), bool(value["match_success"]), metrics)
+
+
+def _right(values: list[dict]) -> list[bool]:
+    return [value["pred_answer"] == value["answer"] for value in values]
+
+
+def _percent(benchmark: str, era: str, values: list[dict]) -> float:
+    return 100 * sum(_right(values)) / len(values)
+
+
+def _mean_of_tasks(benchmark: str, era: str, values: list[dict]) -> float:
+    """Return the unweighted mean over MLVU's tasks; as in lmms-eval, an empty task counts 0."""
+    if era != ERAS[0]:
+        return _percent(benchmark, era, values)
+    tasks: dict[str, list[bool]] = {task: [] for task in MLVU_TASKS[benchmark]}
+    for value, right in zip(values, _right(values), strict=True):
+        if value["task_type"] not in tasks:
+            raise InputError(
+                f"task_type {value['task_type']!r} is none of {benchmark}: {', '.join(tasks)}"
+            )
+        tasks[value["task_type"]].append(right)
+    return sum(100 * sum(t) / len(t) for t in tasks.values() if t) / len(tasks)
+
+
+def _fraction(benchmark: str, era: str, values: list[dict]) -> float:
+    """Return the accuracy, rounded to five decimals.
+
+    As in lmms-eval, each question counts once in its duration group and once in its category.
+    """
+    groups = defaultdict(list)
+    for value in values:
+        groups[value["duration_group"]].append(value["parsed_pred"] == value["answer"])
+        groups[value["question_category"]].append(value["parsed_pred"] == value["answer"])
+    total = sum(sum(group) / len(group) * len(group) for group in groups.values())
+    return round(total / (2 * len(values)), 5)
+
+
+def _mean(benchmark: str, era: str, values: list[bool]) -> float:
+    return sum(values) / len(values)
+
+
+def _ratings(benchmark: str, era: str, values: list[dict]) -> float:
+    return sum(value["rating"] == 1 for value in values) / len(values) * 100
+
+
+def _always(metric: str) -> dict[str, str]:
+    return dict.fromkeys(ERAS, metric)
+
+
+_VIDEOMME = ScoringRule(
+    _videomme,
+    _percent,
+    _always("videomme_perception_score"),
+    ("duration", "domain", "sub_category", "task_type"),
+)
+_MLVU = ScoringRule(
+    _mlvu,
+    _mean_of_tasks,
+    # lmms-eval's current name has a typo.
+    {"lmms_eval_0.7": "mlvu_percetion_score", "paper_era": "mlvu_perception_score"},
+    ("task_type",),
+)
+LONGVIDEOBENCH = ScoringRule(
+    _longvideobench,
+    _fraction,
+    _always("lvb_acc"),
+    ("duration_group", "question_category", "topic_category"),
+)
+_LVBENCH = ScoringRule(_lvbench, _mean, _always("lvbench_score"), ("type", "question_type"))
+_TEMPCOMPASS = ScoringRule(_tempcompass, _ratings, _always("avg_accuracy"), ("dim",))
+
+BENCHMARKS: dict[str, ScoringRule] = {
+    "videomme": _VIDEOMME,
+    "videomme_w_subtitle": _VIDEOMME,
+    "videomme_long_w_subtitle": _VIDEOMME,
+    "mlvu_dev": _MLVU,
+    "mlvu_test": _MLVU,
+    "longvideobench_val_v": LONGVIDEOBENCH,
+    "longvideobench_val_i": LONGVIDEOBENCH,
+    "lvbench": _LVBENCH,
+    "tempcompass_multi_choice": _TEMPCOMPASS,
+}
