@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tpo_jax.evaluation.scorers import BENCHMARKS, ERAS, MLVU_TASKS, Scorer
+from tpo_jax.evaluation.scorers import BENCHMARKS, ERAS, Scorer
+from tpo_jax.evaluation.scoring_rules import MLVU_TASKS
 
 HERE = Path(__file__).resolve().parent
 TABLE = HERE.parents[1] / "docs/results/evaluation.md"
@@ -164,7 +165,7 @@ HEAD = """# Agreement with lmms-eval
 {count} predictions per benchmark and era, generated and adversarial, each with its own row: letters
 in all forms, the extractor's phrases in four scripts, case-changing and invisible characters, and
 empty texts. All values that lmms-eval logs for a prediction and the value of every metric are
-compared. TempCompass runs without a key for GPT, LongVideoBench with seed 0. LVBench was added after
+compared. TempCompass runs without a key for GPT, LongVideoBench with seed 0. LVBench came after
 0.3.0; its old rules are compared with those of 0.7.1. 0.3.0 lists other task names for MLVU; the
 rows' names replace them.
 
