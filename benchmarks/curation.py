@@ -1,12 +1,12 @@
-"""Curation on the embedded world, whose truth is known: how good the pairs are, judged and not.
+"""Measure the quality of curated pairs, before and after judges, on the embedded world.
 
     python benchmarks/curation.py [--videos=60] [--checkpoint=DIR] [--output=FILE.md]
 
-Captions and questions come from rules. Answers come from rules that are right exactly when their
-frames show the evidence, but for a tenth of slips; with `--checkpoint`, a base model of the
-quickstart (`quickstart/base/model`), from that model as well. Judges are rules that know the truth,
-the same with a share of their verdicts turned round and, with `--checkpoint`, the model, once asked
-for a verdict and once for an answer of its own. Prints Markdown tables.
+Captions and questions are scripted. Answers are scripted, right exactly when their frames show the
+evidence except for an error rate of 10 %; with `--checkpoint`, a base model of the quickstart
+(`quickstart/base/model`), also those of that model. Judges are scripted and know the truth, the
+same with a share of inverted verdicts and, with `--checkpoint`, the model, once asked for a verdict
+and once for its own answer. Prints Markdown tables.
 """
 
 import json
@@ -64,7 +64,7 @@ def judges_of(config: ConfigDict, checkpoint: str | None) -> dict[str, ConfigDic
 
     judge("rules")
     for share in (0.1, 0.3):
-        judge(f"rules, {share:.0%} turned round", **{"rules.judge_slips": share})
+        judge(f"rules, {share:.0%} inverted", **{"rules.judge_slips": share})
     if checkpoint:
         model = {"judge.backend": "local", "judge.max_new_tokens": 12}
         own = model | {"judge.asks": "question", "judge.num_frames": 24}
@@ -168,7 +168,7 @@ def run(folder: Path, workdir: Path, answerer: str | None, judge: str | None) ->
     return [
         f"{time.perf_counter() - start:.0f} seconds for all stages, judges and shards.",
         "",
-        "| stage | units | items | dropped | set aside |",
+        "| stage | units | items | dropped | failed |",
         "|---|---|---|---|---|",
         *(f"| {s} | " + " | ".join(map(str, c.values())) + " |" for s, c in yields.items()),
         "",
@@ -178,8 +178,8 @@ def run(folder: Path, workdir: Path, answerer: str | None, judge: str | None) ->
         "",
         *table("type", units, kept),
         "",
-        "Telling the two answers apart by their lengths alone, learned on one half of the videos, "
-        f"asked on the other: {100 * by_length(units):.0f} % before the judge, "
+        "Accuracy of telling the two answers apart by length alone, trained on one half of the "
+        f"videos, tested on the other: {100 * by_length(units):.0f} % before the judge, "
         f"{100 * by_length(pairs):.0f} % of the final pairs; 50 % is chance.",
     ]
 
@@ -190,9 +190,9 @@ def main(_) -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         make_videos(root / "videos", SEED, [96] * VIDEOS.value)
-        lines = ["## Answers by rules", "", *run(root / "videos", root / "rules", None, None)]
+        lines = ["## Scripted answers", "", *run(root / "videos", root / "rules", None, None)]
         if CHECKPOINT.value:
-            lines += ["", "## Answers by the quickstart's base model", ""]
+            lines += ["", "## Answers of the quickstart's base model", ""]
             model = CHECKPOINT.value
             lines += run(root / "videos", root / "model", model, model)
     text = "\n".join(lines) + "\n"

@@ -86,7 +86,7 @@ def digest(path: Path) -> str:
 
 def yields(workdir: Path) -> list[str]:
     """A table of what became of the units of every stage."""
-    lines = ["| stage | units | items | dropped | set aside |", "|---|---|---|---|---|"]
+    lines = ["| stage | units | items | dropped | failed |", "|---|---|---|---|---|"]
     for stage in STAGES:
         text = (workdir / f"{stage}.jsonl").read_text(encoding="utf-8")
         found = [json.loads(line) for line in text.splitlines()[1:]]
@@ -173,7 +173,7 @@ def faulty(root: Path) -> tuple[list[str], bool]:
     kinds = ", ".join(f"{faults[name]} {name}" for name in FAULTS)
     return [
         f"Endpoint with faults, seed {SEED.value}: {calm} requests undisturbed, {endpoint.calls} "
-        f"with {len(moments)} kills, of which {sum(faults[f] for f in FAULTS)} were answered with "
+        f"with {len(moments)} kills, of which {sum(faults[f] for f in FAULTS)} got "
         f"a fault ({kinds}).",
         "",
         f"Killed in the stage (after requests): {', '.join(moments)}.",

@@ -1,4 +1,4 @@
-"""The server under load: rates with batching on and off, and clients that mean no good.
+"""Load the server: rates with batching on and off, and malicious clients.
 
     python benchmarks/serve.py [--clients=64] [--output=docs/results/reliability.md]
 
@@ -187,14 +187,14 @@ async def abuse(url: str, pid: int, videos: list[str], alone: list[str]) -> list
     right = sum(a == b for a, b in zip(texts, alone, strict=True))
     peak = memory(pid, "VmHWM")
     return [
-        f"| 16 leave behind the first piece | {float(left[1]):.0f} counted, "  # type: ignore[index]
+        f"| 16 disconnect after the first chunk | {float(left[1]):.0f} counted, "  # type: ignore[index]
         f"{float(waiting[1]):.0f} questions left in the queue |",  # type: ignore[index]
         f"| 8 announce 1 GB and send it | {counts(s for s, _ in announced)}, after at most "
         f"{max(n for _, n in announced) / 2**20:.1f} MB sent |",
         f"| 4 send chunks without an end | {counts(s for s, _ in endless)}, after at most "
         f"{max(n for _, n in endless) / 2**20:.1f} MB sent (64 MB are allowed) |",
         f"| 32 send broken base64 | {counts(text for text, _ in wrong)} |",
-        f"| {len(alone)} ask properly meanwhile, 16 at a time | {right} get the answer they get "
+        f"| {len(alone)} valid questions meanwhile, 16 at a time | {right} get the same answer as "
         "alone |",
         f"| memory of the server | {before:.0f} MB before, {peak:.0f} MB at its peak |",
     ]
@@ -227,18 +227,18 @@ def run(folder: Path) -> str:
     return f"""{HEADING}
 Written by `{command}`: `tiny_llava_video`
 with random weights, {FRAMES} frames, answers of at most {NEW} tokens, half of them greedy and half
-drawn, batches of at most {BATCH}. Server and clients shared {os.cpu_count()} CPU cores with other
+sampled, batches of at most {BATCH}. Server and clients shared {os.cpu_count()} CPU cores with other
 programs: load average {began:.1f} at the start and {os.getloadavg()[0]:.1f} at the end. Medians of
-{REPEATS} runs, but still rates of a crowded machine: they vary from run to run and compare with
-each other at best. A lone client pays the milliseconds for which a question waits for others.
+{REPEATS} runs on a busy machine: they vary from run to run and can only be compared with each other.
+A single client pays the milliseconds for which a question waits for others.
 
 {chr(10).join("| " + " | ".join(row) + " |" for row in table)}
 
-{CLIENTS.value} clients at a time about {VIDEOS} videos, every question its own ({len(set(alone))}
-different answers): {lost} lost, {mixed} other than the answer the same question gets alone from a
+{CLIENTS.value} clients at a time about {VIDEOS} videos, each with its own question ({len(set(alone))}
+different answers): {lost} lost, {mixed} that differ from the answer to the same question alone on a
 server without batching.
 
-| clients that mean no good, all at a time | what becomes of them |
+| malicious clients, all at a time | result |
 | --- | --- |
 {chr(10).join(lines)}
 """
