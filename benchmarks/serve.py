@@ -229,13 +229,13 @@ Written by `{command}`: `tiny_llava_video`
 with random weights, {FRAMES} frames, answers of at most {NEW} tokens, half of them greedy and half
 sampled, batches of at most {BATCH}. Server and clients shared {os.cpu_count()} CPU cores with other
 programs: load average {began:.1f} at the start and {os.getloadavg()[0]:.1f} at the end. Medians of
-{REPEATS} runs on a busy machine: they vary from run to run and can only be compared with each other.
-A single client pays the milliseconds for which a question waits for others.
+{REPEATS} runs on a busy machine: they vary from run to run and can only be compared with each
+other. A single client pays the milliseconds for which a question waits for others.
 
 {chr(10).join("| " + " | ".join(row) + " |" for row in table)}
 
-{CLIENTS.value} clients at a time about {VIDEOS} videos, each with its own question ({len(set(alone))}
-different answers): {lost} lost, {mixed} that differ from the answer to the same question alone on a
+{CLIENTS.value} clients at a time about {VIDEOS} videos, each with its own question
+({len(set(alone))} different answers): {lost} lost, {mixed} that differ from the answer to the same question alone on a
 server without batching.
 
 | malicious clients, all at a time | result |
