@@ -235,8 +235,8 @@ other. A single client pays the milliseconds for which a question waits for othe
 {chr(10).join("| " + " | ".join(row) + " |" for row in table)}
 
 {CLIENTS.value} clients at a time about {VIDEOS} videos, each with its own question
-({len(set(alone))} different answers): {lost} lost, {mixed} that differ from the answer to the same question alone on a
-server without batching.
+({len(set(alone))} different answers): {lost} lost, {mixed} that differ from the
+answer to the same question alone on a server without batching.
 
 | malicious clients, all at a time | result |
 | --- | --- |

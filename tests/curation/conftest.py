@@ -23,7 +23,7 @@ def world_videos(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def world_config(world_videos) -> ConfigDict:
-    """Rules in every role."""
+    """Scripted replies in every role."""
     config = load("curate_world").get_config()
     config.videos.folder = str(world_videos)
     config.rules.world_seed = SEED
@@ -35,12 +35,12 @@ def world_config(world_videos) -> ConfigDict:
 
 
 @pytest.fixture
-def curate_door(tmp_path, start_command):
-    """Starts the command on a config, with more flags and variables."""
+def curate_command(tmp_path, start_command):
+    """Return a function that starts the command on a config, with more flags and variables."""
 
     def start(config: ConfigDict, *arguments: str, **variables: str) -> subprocess.Popen:
         file = tmp_path / "config.py"
-        file.write_text(  # JSON knows no tuples, the journals do not tell them apart
+        file.write_text(  # JSON turns tuples into lists
             "import json\n\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
             f"    return ConfigDict(json.loads({config.to_json()!r}))\n"
         )
@@ -60,7 +60,7 @@ def endpoint(monkeypatch):
 
 @pytest.fixture
 def endpoint_config(world_config, endpoint) -> ConfigDict:
-    """The endpoint in every role, quick to try again."""
+    """The endpoint in every role."""
     config = world_config
     for name in ("captioner", "questioner", "answerer", "judge"):
         config[name].backend = "openai"

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint in a thread that plays all roles by rules, and fails on demand."""
+"""An OpenAI-compatible endpoint in a thread: scripted replies in all roles, faults on demand."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ FAULTS = ("timeout", "429", "500", "html", "cut", "hang up")
 
 
 def words(body: dict) -> tuple[str, int]:
-    """The text of a request, and how many images it has."""
+    """Return the text of a request and its number of images."""
     (message,) = body["messages"]
     texts = [part["text"] for part in message["content"] if part["type"] == "text"]
     images = [part for part in message["content"] if part["type"] == "image_url"]
@@ -23,7 +23,7 @@ def words(body: dict) -> tuple[str, int]:
 
 
 def play(body: dict) -> str:
-    """A reply that depends on the request alone; some verdicts are no, some are prose."""
+    """Return a reply that depends on the request alone; some verdicts are no, some are prose."""
     text, images = words(body)
     pictures = json.dumps(body["messages"])
     number = int(hashlib.sha256(pictures.encode()).hexdigest()[:8], 16)
@@ -43,10 +43,10 @@ def play(body: dict) -> str:
 
 
 class Endpoint:
-    """What the server was asked and how it is to behave."""
+    """Counts what the server is asked and says how it behaves."""
 
     def __init__(self) -> None:
-        self.asked: Counter[str] = Counter()  # by text and pictures
+        self.asked: Counter[str] = Counter()  # by text and images
         self.calls = 0
         self.reply: Callable[[dict], str] = play
         self.fault: Callable[[int, str], str] = lambda call, key: ""
@@ -60,7 +60,7 @@ class Endpoint:
 
 @contextmanager
 def serve():
-    """An `Endpoint` at work."""
+    """Run a server; yield its `Endpoint`."""
     endpoint = Endpoint()
 
     class Handler(BaseHTTPRequestHandler):
@@ -131,7 +131,7 @@ def serve():
     class Server(ThreadingHTTPServer):
         daemon_threads = True
 
-        def handle_error(self, *_):  # a client that no longer waits
+        def handle_error(self, *_):  # the client has disconnected
             pass
 
     server = Server(("127.0.0.1", 0), Handler)

@@ -1,4 +1,4 @@
-"""Whole curation runs: what they make, what a kill or another split changes (nothing)."""
+"""Whole curation runs: their outputs, which neither kills nor the split into parts change."""
 
 import errno
 import html
@@ -30,8 +30,8 @@ def pairs_of(workdir) -> list[dict]:
     return [json.loads(line) for line in (workdir / "pairs.jsonl").read_text().splitlines()]
 
 
-def journalled(workdir) -> dict[str, list[str]]:
-    """Per stage the lines of all parts in order of their text."""
+def journaled(workdir) -> dict[str, list[str]]:
+    """Return the journal lines of all parts per stage, sorted."""
     found = {}
     for path in workdir.glob("*.jsonl"):
         stage = path.name.split(".")[0]
@@ -42,7 +42,7 @@ def journalled(workdir) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def finished(world_videos, tmp_path_factory):
-    """A whole run by rules: its directory and its report."""
+    """A whole run with scripted replies: its directory and its report."""
     config = load("curate_world").get_config()
     config.videos.folder = str(world_videos)
     config.rules.world_seed = SEED
@@ -68,8 +68,8 @@ def test_pairs_become_shards_and_a_card(finished):
     assert not list(workdir.glob(".*"))
 
 
-def test_the_judge_keeps_what_is_true_and_better(finished, world_videos):
-    """By rules the truth is known: every kept pair's chosen answer is true, no rejected one is."""
+def test_the_judge_keeps_true_and_better_pairs(finished, world_videos):
+    """Every kept pair's chosen answer is true and its rejected one is not."""
     workdir, _ = finished
     truth = {
         item["id"]: item["reference"]
@@ -86,8 +86,8 @@ def test_the_judge_keeps_what_is_true_and_better(finished, world_videos):
     assert all(p["chosen"] == truth[p["id"]] != p["rejected"] for p in pairs_of(workdir))
 
 
-def test_a_judge_by_rules_that_says_the_opposite(finished, world_config, tmp_path):
-    """Stages before the judge stay; what it kept it now drops, and the other way round."""
+def test_inverted_verdicts_keep_the_other_pairs(finished, world_config, tmp_path):
+    """A judge that inverts all verdicts keeps exactly the pairs it dropped before."""
     judged = {}
     for slips in (0.0, 1.0):
         workdir = tmp_path / str(slips)
@@ -101,7 +101,7 @@ def test_a_judge_by_rules_that_says_the_opposite(finished, world_config, tmp_pat
     assert all(judged[1.0][name] == (not kept) for name, kept in judged[0.0].items())
 
 
-def test_people_strike_out_pairs(finished, world_config, tmp_path):
+def test_excluded_pairs(finished, world_config, tmp_path):
     workdir, report = finished
     page = (workdir / "review.html").read_text()
     pairs = pairs_of(workdir)
@@ -122,7 +122,7 @@ def test_people_strike_out_pairs(finished, world_config, tmp_path):
         curate(world_config, tmp_path / "run")
 
 
-def test_a_finished_run_does_nothing_more(finished, world_config):
+def test_a_finished_run_changes_nothing(finished, world_config):
     workdir, report = finished
     before = {path.name: path.read_bytes() for path in workdir.glob("*.jsonl")}
     assert curate(world_config, workdir) == report
@@ -135,7 +135,7 @@ def test_any_number_of_parts_gives_the_same_pairs(count, finished, world_config,
         report = curate(world_config, tmp_path / "run", journals.Part(index, count))
         assert ("waiting" in report) == (index < count - 1)
     assert pairs_of(tmp_path / "run") == pairs_of(finished[0])
-    assert journalled(tmp_path / "run") == journalled(finished[0])
+    assert journaled(tmp_path / "run") == journaled(finished[0])
     one, other = (open_shards(d / "shards").fingerprint for d in (tmp_path / "run", finished[0]))
     assert one == other
 
@@ -151,12 +151,12 @@ def test_changed_settings_are_named(finished, world_config):
 
 
 class Killed(BaseException):
-    """The end of a process, at the place where it is raised."""
+    """Stands for the end of the process at the place where it is raised."""
 
 
 @pytest.fixture
-def lethal(monkeypatch):
-    """Lets the process die while it writes its n-th line, somewhere inside of the line."""
+def kill_at(monkeypatch):
+    """Kill the run inside the n-th line that it writes."""
     left = [0]
 
     def add(self, lines):
@@ -177,24 +177,24 @@ def lethal(monkeypatch):
     return arm
 
 
-def test_kills_at_ten_random_moments(finished, world_config, tmp_path, lethal):
+def test_kills_at_ten_random_moments(finished, world_config, tmp_path, kill_at):
     random.seed(0)
-    total = sum(map(len, journalled(finished[0]).values())) + 6
+    total = sum(map(len, journaled(finished[0]).values())) + 6
     kills = 0
     while not (tmp_path / "run/pairs.jsonl").exists():
-        lethal(random.randint(1, max(2, total // 7)) if kills < 10 else 0)
+        kill_at(random.randint(1, max(2, total // 7)) if kills < 10 else 0)
         try:
             curate(world_config, tmp_path / "run")
         except Killed:
             kills += 1
     assert kills >= 5
     assert pairs_of(tmp_path / "run") == pairs_of(finished[0])
-    assert journalled(tmp_path / "run") == journalled(finished[0])
+    assert journaled(tmp_path / "run") == journaled(finished[0])
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of a few pages, and how to make it larger."""
+    """A file system of 32 KB, and a function that remounts it."""
     disk = tmp_path / "disk"
     disk.mkdir()
 
@@ -205,13 +205,13 @@ def small_disk(tmp_path):
     try:
         mount("size=32k")
     except (FileNotFoundError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"a small disk needs leave to mount one: {error}")
+        pytest.skip(f"mounting a small disk needs permission: {error}")
     yield disk, mount
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_disk_that_is_really_full(finished, world_config, small_disk):
-    """It fills up in the middle of the stages, then in the middle of the shards."""
+def test_a_full_disk(finished, world_config, small_disk):
+    """The disk fills up in the middle of the stages, then in the middle of the shards."""
     disk, mount = small_disk
     with pytest.raises(OSError, match="No space left on device"):
         curate(world_config, disk / "run")
@@ -229,28 +229,28 @@ def test_a_disk_that_is_really_full(finished, world_config, small_disk):
     )
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(finished, world_config, tmp_path, monkeypatch):
-    room = [2000]
+def test_a_disk_full_inside_a_line_loses_nothing(finished, world_config, tmp_path, monkeypatch):
+    left = [2000]
 
     def full(self, lines):
         data = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        self._file.write(data[: room[0]])
+        self._file.write(data[: left[0]])
         self._file.flush()
-        if len(data) > room[0]:
+        if len(data) > left[0]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-        room[0] -= len(data)
+        left[0] -= len(data)
 
     with monkeypatch.context() as patch:
         patch.setattr(journal.Journal, "add", full)
-        with pytest.raises(OSError, match="No space left on device"):  # a door prints this line
+        with pytest.raises(OSError, match="No space left on device"):  # a command prints this line
             curate(world_config, tmp_path / "run")
     curate(world_config, tmp_path / "run")
     assert pairs_of(tmp_path / "run") == pairs_of(finished[0])
 
 
-def test_a_real_kill(finished, world_config, curate_door, tmp_path):
+def test_a_real_kill(finished, world_config, curate_command, tmp_path):
     workdir = tmp_path / "run"
-    child = curate_door(world_config, f"--workdir={workdir}")
+    child = curate_command(world_config, f"--workdir={workdir}")
     deadline = time.monotonic() + 120
     while child.poll() is None and time.monotonic() < deadline:
         path = workdir / "questions.jsonl"
@@ -263,12 +263,12 @@ def test_a_real_kill(finished, world_config, curate_door, tmp_path):
     assert not (workdir / "pairs.jsonl").exists()
     curate(world_config, workdir)
     assert pairs_of(workdir) == pairs_of(finished[0])
-    assert journalled(workdir) == journalled(finished[0])
+    assert journaled(workdir) == journaled(finished[0])
 
 
 @pytest.fixture(scope="module")
 def undisturbed():
-    """Pairs of an endpoint without faults, once made."""
+    """Pairs of an endpoint without faults; filled by the first test that needs them."""
     return {}
 
 
@@ -281,16 +281,16 @@ def calm_run(endpoint_config, tmp_path, undisturbed):
 
 
 def test_faults_and_kills_give_the_same_pairs(
-    endpoint, endpoint_config, tmp_path, undisturbed, lethal
+    endpoint, endpoint_config, tmp_path, undisturbed, kill_at
 ):
-    lethal(0)
+    kill_at(0)
     calm = calm_run(endpoint_config, tmp_path, undisturbed)
     assert calm["pairs"] and "did not reply in three lines" in calm["aside"]
     random.seed(1)
     endpoint.fault = lambda call, key: random.choice(FAULTS) if random.random() < 0.3 else ""
     kills = 0
     while not (tmp_path / "run/pairs.jsonl").exists():
-        lethal(random.randint(2, 12) if kills < 10 else 0)
+        kill_at(random.randint(2, 12) if kills < 10 else 0)
         try:
             curate(endpoint_config, tmp_path / "run")
         except Killed:
@@ -300,8 +300,8 @@ def test_faults_and_kills_give_the_same_pairs(
     assert (tmp_path / "run/set_aside.jsonl").read_text() == calm["aside"]
 
 
-def test_a_judge_may_be_asked_the_question_itself(endpoint, endpoint_config, tmp_path):
-    """The endpoint says how many frames it sees: four of all, two of the sparse ones."""
+def test_the_judge_can_answer_the_question_itself(endpoint, endpoint_config, tmp_path):
+    """The endpoint replies with the number of frames: 4 of the full view, 2 of the sparse one."""
     endpoint.reply = lambda body: (
         play(body)
         if words(body)[0][:5] in ("These", "Below")
@@ -314,14 +314,14 @@ def test_a_judge_may_be_asked_the_question_itself(endpoint, endpoint_config, tmp
     report = curate(endpoint_config, tmp_path / "run")
     yields = report["yields"]["judged"]
     assert yields["units"] == yields["items"] > 0
-    endpoint_config.judge.num_frames = 2  # now it agrees with the worse informed answer
+    endpoint_config.judge.num_frames = 2  # now it agrees with the rejected answer
     with pytest.raises(InputError, match="no pair is left"):
         curate(endpoint_config, tmp_path / "other")
     lines = (tmp_path / "other/judged.jsonl").read_text().splitlines()[1:]
     assert {json.loads(line)["dropped"] for line in lines} == {"verdict no/yes/no"}
 
 
-def test_nothing_is_asked_twice_and_few_at_once(endpoint, endpoint_config, tmp_path):
+def test_nothing_is_asked_twice_and_concurrency_is_limited(endpoint, endpoint_config, tmp_path):
     endpoint_config.openai.concurrency = 3
     endpoint.delay = 0.005
     curate(endpoint_config, tmp_path / "run")
@@ -332,14 +332,14 @@ def test_nothing_is_asked_twice_and_few_at_once(endpoint, endpoint_config, tmp_p
     assert 1 < endpoint.most_at_once <= 3
 
 
-def test_the_budget_holds(endpoint, endpoint_config, tmp_path):
+def test_the_budget_is_kept(endpoint, endpoint_config, tmp_path):
     endpoint_config.openai.price_in, endpoint_config.openai.price_out = 1000.0, 10000.0
     with pytest.raises(InputError, match=r"--max_cost=1: .* spent"):
         curate(endpoint_config, tmp_path / "run", max_cost=1.0)
     lines = (tmp_path / "run/costs.jsonl").read_text().splitlines()
     spent = [json.loads(line)["cost"] for line in lines]
     assert spent and set(spent) == {0.2}
-    # Before the first reply nobody knows what one costs: that many may be under way.
+    # Before the first reply its cost is unknown: `concurrency` requests may be in flight.
     assert sum(spent) <= 1 + 0.2 * endpoint_config.openai.concurrency
     calls = endpoint.calls
     with pytest.raises(InputError, match="--max_cost"):
@@ -349,8 +349,8 @@ def test_the_budget_holds(endpoint, endpoint_config, tmp_path):
     assert pairs_of(tmp_path / "run")
 
 
-def test_the_budget_is_one_for_all_parts(endpoint, endpoint_config, tmp_path):
-    """What one part has spent the other may not, in this run or a later one."""
+def test_all_parts_share_the_budget(endpoint, endpoint_config, tmp_path):
+    """What one part has spent counts for the others, in this run and later ones."""
     endpoint_config.openai.price_in = 1000.0
     ours = journals.Part(2, 3)
     assert any(ours.has(f"{i:05d}") for i in range(5))
@@ -361,7 +361,7 @@ def test_the_budget_is_one_for_all_parts(endpoint, endpoint_config, tmp_path):
     with pytest.raises(InputError, match=rf"--max_cost={spent:g}: {spent:.4f} spent"):
         curate(endpoint_config, tmp_path / "run", journals.Part(1, 3), max_cost=spent)
     assert spent and endpoint.calls == calls
-    # A part that began first hears of what another spends meanwhile.
+    # A part that began first reads what another has spent since.
     ledgers = [
         Ledger(journals.Part(i, 2).file(tmp_path, "costs"), read(endpoint_config).openai, 1.0)
         for i in range(2)
@@ -374,9 +374,7 @@ def test_the_budget_is_one_for_all_parts(endpoint, endpoint_config, tmp_path):
         ledger.close()
 
 
-def test_a_pilot_says_what_the_rest_will_take(
-    endpoint, endpoint_config, tmp_path, monkeypatch, capsys
-):
+def test_a_pilot_estimates_the_rest(endpoint, endpoint_config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(projection, "VIDEOS", 1)
     endpoint_config.openai.price_in = 1000.0
     curate(endpoint_config, tmp_path / "run")
@@ -388,7 +386,7 @@ def test_a_pilot_says_what_the_rest_will_take(
     )
     assert told and int(told[1].replace(",", "")) == 10 * int(told[2].replace(",", "")) > 0
     assert float(told[3]) == pytest.approx(4 * float(told[4]))
-    # Nothing new, nothing to tell; and a pilot changes no pair.
+    # Without new videos there is no pilot; and a pilot changes no pair.
     capsys.readouterr()
     curate(endpoint_config, tmp_path / "run")
     assert "pilot" not in capsys.readouterr().err
@@ -408,22 +406,18 @@ def test_a_pilot_says_what_the_rest_will_take(
         (lambda e, c: c.openai.update(key_variable="NO_SUCH_KEY"), "NO_SUCH_KEY holds no key"),
     ],
 )
-def test_an_endpoint_that_is_no_use_ends_the_run(
-    endpoint, endpoint_config, tmp_path, break_, message
-):
+def test_an_unusable_endpoint_ends_the_run(endpoint, endpoint_config, tmp_path, break_, message):
     endpoint_config.openai.patience = 3
     endpoint_config.openai.retries = 1
     break_(endpoint, endpoint_config)
     with pytest.raises(InputError, match=message) as error:
         curate(endpoint_config, tmp_path / "run")
     assert "\n" not in str(error.value)
-    # Nobody is blamed for it: the next run asks again.
+    # No unit is recorded as failed: the next run asks again.
     assert not (tmp_path / "run/set_aside.jsonl").read_text()
 
 
-def test_a_request_that_keeps_failing_is_set_aside_and_can_be_retried(
-    endpoint, endpoint_config, tmp_path
-):
+def test_a_request_that_keeps_failing_can_be_retried(endpoint, endpoint_config, tmp_path):
     endpoint_config.openai.retries = 1
     poisoned: list[str] = []
 
@@ -441,7 +435,7 @@ def test_a_request_that_keeps_failing_is_set_aside_and_can_be_retried(
     assert [line["stage"] for line in failed] == ["captions"]
     before = len(pairs_of(tmp_path / "run"))
     endpoint.fault = lambda call, key: ""
-    # The list of pairs changes, the shards of the old one would be stale.
+    # The list of pairs changes, so the old shards would be stale.
     (tmp_path / "run/shards").rename(tmp_path / "old")
     curate(endpoint_config, tmp_path / "run", retry=True)
     assert "given up" not in (tmp_path / "run/set_aside.jsonl").read_text()

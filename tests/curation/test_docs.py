@@ -1,4 +1,4 @@
-"""docs/curation.md lists every field and every view and marks what may change."""
+"""docs/curation.md lists every field and every view and marks the fields that may change."""
 
 import ast
 import re
@@ -18,7 +18,7 @@ def flat(config) -> dict:
     return {f"{a}.{b}": v for a, fields in config.to_dict().items() for b, v in fields.items()}
 
 
-def test_the_table_has_the_fields_and_their_defaults():
+def test_the_table_lists_all_fields_and_defaults():
     assert {name: ast.literal_eval(value) for name, _, value, _ in ROWS} == flat(settings.base())
     assert len(ROWS) == len(flat(settings.base()))
     for name in ("curate_local", "curate_openai", "curate_world"):
@@ -29,8 +29,8 @@ def test_the_table_has_the_fields_and_their_defaults():
             settings.check(settings.read(config))
 
 
-def test_the_table_marks_what_may_change(world_config):
-    """What no journal depends on is free; models count by what they are, not by their fields."""
+def test_the_table_marks_fields_that_may_change(world_config):
+    """Fields that no journal depends on may change; models count by identity, not by name."""
     config = settings.read(world_config)
     bound = set(roles.stage_owners(config, stages.make_stages(config, []))["judged"])
     named = {f"{role}.{field}" for role in settings.ROLES for field in ("backend", "model")}

@@ -1,4 +1,4 @@
-"""The local back end: one model in every role, on rendered videos and on real clips."""
+"""The local client: one model in every role, on rendered videos and on real clips."""
 
 import json
 import socket
@@ -6,7 +6,7 @@ import socket
 import numpy as np
 import pytest
 
-from tests.curation.test_curate import journalled, pairs_of
+from tests.curation.test_curate import journaled, pairs_of
 from tpo_jax import families
 from tpo_jax.checkpoints.models import save_model
 from tpo_jax.curation.clients import Clip, Failure, Request
@@ -23,12 +23,12 @@ UNIT = Unit(id="", video="")
 
 @pytest.fixture(autouse=True, scope="module")
 def same_programs(compiled):
-    """What one test compiles the next finds."""
+    """Share compiled programs between the tests."""
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Random weights: nonsense in every role."""
+    """A model with random weights, which replies nonsense in every role."""
     folder = tmp_path_factory.mktemp("model")
     save_tokenizer(train_tokenizer(world_texts(0, 20), vocab_size=400), folder / "tokenizer")
     config = families.preset("tiny_longva")
@@ -46,9 +46,7 @@ def local(config, checkpoint):
     return config
 
 
-def test_questions_on_one_clip_share_it_and_get_their_own_answers(
-    checkpoint, world_videos, world_config
-):
+def test_questions_about_one_clip_share_its_encoding(checkpoint, world_videos, world_config):
     config = local(world_config, checkpoint)
     model = load(str(checkpoint), "float32")
     paths = [world_videos / f"{i:05d}.mp4" for i in range(2)]
@@ -71,7 +69,7 @@ def test_questions_on_one_clip_share_it_and_get_their_own_answers(
 
 
 @pytest.mark.slow
-def test_real_clips_with_random_weights_are_thrown_out(
+def test_random_weights_on_real_clips_leave_no_pair(
     checkpoint, shared_media, world_config, tmp_path
 ):
     config = local(world_config, checkpoint)
@@ -80,14 +78,14 @@ def test_real_clips_with_random_weights_are_thrown_out(
     config.questions.per_segment = 1
     with pytest.raises(InputError, match="no pair is left"):
         curate(config, tmp_path / "run")
-    aside = [json.loads(x) for x in (tmp_path / "run/set_aside.jsonl").read_text().splitlines()]
-    # The needles are images of several sizes, nonsense is no caption or question.
-    assert {line["stage"] for line in aside} <= {"videos", "captions", "questions"}
-    clips = {line["id"].partition("#")[0] for line in aside}
+    failed = [json.loads(x) for x in (tmp_path / "run/set_aside.jsonl").read_text().splitlines()]
+    # The needles are images of several sizes; nonsense is not a caption or question.
+    assert {line["stage"] for line in failed} <= {"videos", "captions", "questions"}
+    clips = {line["id"].partition("#")[0] for line in failed}
     assert clips == {"dc_demo", "jobs", "short_clip", "needles"}
 
 
-def test_the_judge_of_random_weights_keeps_nothing(checkpoint, world_config, tmp_path):
+def test_a_judge_with_random_weights_keeps_nothing(checkpoint, world_config, tmp_path):
     config = local(world_config, checkpoint)
     for name in ("captioner", "questioner", "answerer"):
         config[name].backend = "rules"
@@ -98,7 +96,7 @@ def test_the_judge_of_random_weights_keeps_nothing(checkpoint, world_config, tmp
         curate(config, tmp_path / "run")
     judged = (tmp_path / "run/judged.jsonl").read_text().splitlines()[1:]
     assert judged and all("set_aside" in line or "dropped" in line for line in judged)
-    # Without a judge they would all have been kept.
+    # Without a judge they would all be kept.
     config.judge.enabled = False
     config.balance.localized = 1.0
     with pytest.raises(InputError, match=r"judge\.enabled True, not False"):
@@ -110,8 +108,8 @@ def test_the_judge_of_random_weights_keeps_nothing(checkpoint, world_config, tmp
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("train")
-def test_two_processes_play_a_role_together(
-    checkpoint, compiled, world_config, curate_door, tmp_path
+def test_two_processes_run_a_model_together(
+    checkpoint, compiled, world_config, curate_command, tmp_path
 ):
     """Two processes of four devices each and one of eight: the same pairs, the same journals."""
     config = world_config
@@ -132,7 +130,7 @@ def test_two_processes_play_a_role_together(
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     children = [
-        curate_door(
+        curate_command(
             config,
             f"--workdir={tmp_path / 'two'}",
             f"--distributed=127.0.0.1:{port},2,{index}",
@@ -145,4 +143,4 @@ def test_two_processes_play_a_role_together(
     assert [child.returncode for child in children] == [0, 0], outputs
     assert ['"pairs": ' in out for out, _ in outputs] == [True, False]
     assert pairs_of(tmp_path / "two") == pairs_of(tmp_path / "one")
-    assert journalled(tmp_path / "two") == journalled(tmp_path / "one")
+    assert journaled(tmp_path / "two") == journaled(tmp_path / "one")

@@ -1,4 +1,4 @@
-"""Folders and videos as users have them, wrong configs, balance."""
+"""Real-life folders and videos, wrong configs, balance."""
 
 import dataclasses
 import json
@@ -18,12 +18,12 @@ from tpo_jax.curation.units import Unit
 from tpo_jax.errors import InputError
 
 
-def aside_of(workdir) -> dict[str, str]:
+def failures_of(workdir) -> dict[str, str]:
     lines = (workdir / "set_aside.jsonl").read_text().splitlines()
     return {line["id"]: line["reason"] for line in map(json.loads, lines)}
 
 
-def test_awkward_videos_end_with_their_reason(world_config, world_videos, tmp_path):
+def test_unusable_videos_fail_with_a_reason(world_config, world_videos, tmp_path):
     folder = tmp_path / "videos"
     shutil.copytree(world_videos, folder)
     write(folder / "one.mp4", 1)
@@ -37,19 +37,19 @@ def test_awkward_videos_end_with_their_reason(world_config, world_videos, tmp_pa
         cv2.imwrite(str(folder / f"frames/{i}.png"), np.zeros((8, 8, 3), np.uint8))
     world_config.videos.folder = str(folder)
     report = curate(world_config, tmp_path / "run")
-    aside = aside_of(tmp_path / "run")
+    failures = failures_of(tmp_path / "run")
     for name, reason in {
         "one": "has only one frame",
         "text": "no video stream",
         "empty": "empty file",
         "cut": "truncated",
         "00001.mp4": "its id is already that of 00001.mkv",
-        "short#0": "not a video of the embedded world",  # by the captioner; the folder likewise
+        "short#0": "not a video of the embedded world",  # says the captioner, also of the folder
         "frames#0": "not a video of the embedded world",
     }.items():
-        assert reason in aside[name], name
-    # No localized segment fits into 1.3 s: it is asked about as a whole.
-    assert "short#3" not in aside
+        assert reason in failures[name], name
+    # No localized segment fits into 1.3 s: only the whole video is asked about.
+    assert "short#3" not in failures
     assert report["yields"]["videos"]["items"] == 7 and report["pairs"]
 
 
@@ -63,7 +63,7 @@ def test_one_video_of_one_frame(world_config, tmp_path):
 
 
 def test_segments_longer_than_their_video(world_config, tmp_path, world_videos):
-    """Spans never leave the video; where none fits, whole videos are left to ask about."""
+    """Segments lie inside the video; if none fits, only the whole video is asked about."""
     folder = tmp_path / "videos"
     folder.mkdir()
     shutil.copy(world_videos / "00001.mp4", folder)  # 48 s
@@ -155,7 +155,7 @@ def test_balance():
     )
 
 
-def test_doubles_and_lopsided_pairs_fall():
+def test_duplicates_and_unequal_lengths_are_removed():
     units = [unit(0, "localized", "action"), unit(1, "localized", "action", longer=40)]
     double = dataclasses.replace(unit(2, "localized", "action"), question="what is  0")
     kept, fell = balance([*units, double], Balance(localized=1.0, max_length_ratio=3.0), [1] * 8, 0)

@@ -1,4 +1,4 @@
-"""Prompts are filled, replies read or refused, never guessed."""
+"""Prompts are filled; replies are parsed or refused, never guessed."""
 
 import pytest
 from hypothesis import given
@@ -13,13 +13,13 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), m
 
 
 @given(WORDS, WORDS)
-def test_a_question_in_the_asked_form_comes_back(question, answer):
+def test_questions_in_the_requested_format(question, answer):
     found = templates.parse_question(f"Q: {question}\nA: {answer}\n")
     assert found == (question.strip(), answer.strip())
 
 
 @given(st.text())
-def test_any_reply_is_read_or_refused_in_one_line(reply):
+def test_any_reply_is_parsed_or_refused_in_one_line(reply):
     for parse in (templates.parse_question, templates.parse_verdict):
         try:
             parse(reply)
@@ -36,7 +36,7 @@ def test_a_question_writer_may_decline(reply):
     "reply",
     ["", "Q: Who?", "A: He.\nQ: Who?", "Sure! Q: Who?\nA: He.", "Q: Who?\nA:", "Q: W\x07?\nA: b"],
 )
-def test_questions_in_another_form_are_refused(reply):
+def test_questions_in_another_format_are_refused(reply):
     with pytest.raises(ValueError):
         templates.parse_question(reply)
 
@@ -58,7 +58,7 @@ def test_a_verdict(reply):
         "",
     ],
 )
-def test_a_judge_that_answers_in_prose_is_refused(reply):
+def test_verdicts_in_another_format_are_refused(reply):
     with pytest.raises(ValueError, match="the judge did not reply in three lines"):
         templates.parse_verdict(reply)
 
@@ -71,7 +71,7 @@ def test_a_judge_that_answers_in_prose_is_refused(reply):
         ("No idea.", ("equally", "yes", "no")),
     ],
 )
-def test_a_verdict_by_the_judges_own_answer(own, verdict):
+def test_a_verdict_from_the_judges_own_answer(own, verdict):
     assert templates.agreement(own, "A red circle", "It is blue.") == verdict
 
 

@@ -1,4 +1,4 @@
-"""What each manipulation shows."""
+"""Which frames each view shows."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ NAMES = [
 
 
 @given(st.sampled_from(NAMES), st.integers(8, 200), st.integers(1, 40), st.data())
-def test_views_show_frames_of_the_video_once(name, n, num_frames, data):
+def test_views_show_no_frame_twice(name, n, num_frames, data):
     times = np.arange(n) / 2
     start = data.draw(st.floats(0, n / 4))
     segment = (start, start + data.draw(st.floats(1, n / 8)))
@@ -40,7 +40,7 @@ def test_views_show_frames_of_the_video_once(name, n, num_frames, data):
         assert (np.diff(shown) < 0).any()
 
 
-def test_the_seed_matters_to_the_random_ones_alone():
+def test_only_random_views_depend_on_the_seed():
     times = np.arange(200.0)
     for name in NAMES:
         shown = {View(name, 32, (20.0, 60.0), s).indices(times).tobytes() for s in range(8)}
@@ -54,7 +54,7 @@ def test_unknown_views_are_named(name):
         parse(name)
 
 
-def test_what_leaves_nothing_says_so():
+def test_views_that_leave_no_frame_are_errors():
     times = np.arange(10.0)
     with pytest.raises(ValueError, match="needs a segment"):
         View("rest", 4).indices(times)

@@ -31,7 +31,7 @@ class Served(NamedTuple):
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
-    """`base` and `tpo`, two models; below `media` a video, an image and a file that is neither."""
+    """A folder with models `base` and `tpo`, and in `media` a video, images and a broken file."""
     folder = tmp_path_factory.mktemp("serving")
     save_tokenizer(train_tokenizer(QUESTIONS, vocab_size=270), folder / "tokenizer")
     config = families.preset("tiny_llava_video")
@@ -53,7 +53,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(folder) -> Iterator[Served]:
-    """The door, with small limits; both models."""
+    """The command with both models and small limits."""
     flags = FLAGS | {
         "checkpoint": folder / "tpo",
         "compare": folder / "base",

@@ -1,4 +1,4 @@
-"""What strangers send: addresses that lead home, files that take too long."""
+"""Untrusted media: URLs into the local network, slow files, large bodies, uploads."""
 
 import asyncio
 import contextlib
@@ -47,7 +47,7 @@ def site():
     server.server_close()
 
 
-def test_fetching_stays_on_the_public_internet(site, tmp_path) -> None:
+def test_only_public_addresses_are_fetched(site, tmp_path) -> None:
     target = tmp_path / "file"
 
     def get(url, limit=MB, allowed=lambda ip: ip == "127.0.0.1"):
@@ -109,7 +109,7 @@ def test_a_late_decoder_is_replaced(folder) -> None:
     assert all((first[name] == second[name]).all() for name in first)
 
 
-def test_what_many_ask_for_is_made_once() -> None:
+def test_equal_requests_are_computed_once() -> None:
     made = []
 
     async def run():
@@ -133,7 +133,7 @@ def test_what_many_ask_for_is_made_once() -> None:
     assert made == ["a", "b", "bad", "bad"]
 
 
-def test_large_bodies_do_not_shut_small_ones_out() -> None:
+def test_large_bodies_do_not_block_small_ones() -> None:
     piece = b" " * (1 << 16)
 
     def request(*pieces):
@@ -169,7 +169,7 @@ def test_large_bodies_do_not_shut_small_ones_out() -> None:
     assert asyncio.run(run()) == [429, 429]
 
 
-def test_old_uploads_make_room(tmp_path) -> None:
+def test_old_uploads_are_removed(tmp_path) -> None:
     async def chunks(data):
         yield data
 

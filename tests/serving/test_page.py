@@ -1,4 +1,4 @@
-"""The page in headless Chromium: a video chosen and one uploaded, frames, both models' answers."""
+"""The page in headless Chromium: choose and upload a video, see frames and both answers."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from tests.serving.conftest import QUESTIONS
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.slow
-# What Debian and others call it; TPO_JAX_SCREENSHOT names a file to keep a picture in.
+# Names on Debian and others; TPO_JAX_SCREENSHOT names a file for a screenshot.
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
 
 
