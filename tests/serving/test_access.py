@@ -57,13 +57,7 @@ def test_a_failure_of_the_server_is_counted() -> None:
     metrics = Metrics()
     access = AccessControl(failing, Settings(), metrics, ["/health"])
     with pytest.raises(RuntimeError, match="broken"):
-        asyncio.run(
-            access(
-                {"type": "http", "path": "/health", "headers": [(b"host", b"localhost")]},
-                None,
-                None,
-            )
-        )
+        asyncio.run(access(SCOPE, None, None))
     assert 'requests_total{path="/health",status="500"} 1.0' in metrics.text().decode()
 
 

@@ -56,12 +56,15 @@ def test_connections_in_use_stay_open(port):
 
 def test_surplus_connections_get_an_error_in_openais_format(port):
     address = ("127.0.0.1", port)
-    with socket.create_connection(address, 20), socket.create_connection(address, 20):
-        with socket.create_connection(address, timeout=20) as client:
-            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-            got = b""
-            while data := client.recv(1 << 16):
-                got += data
+    with (
+        socket.create_connection(address, timeout=20),
+        socket.create_connection(address, timeout=20),
+        socket.create_connection(address, timeout=20) as client,
+    ):
+        client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        got = b""
+        while data := client.recv(1 << 16):
+            got += data
     head, _, body = got.partition(b"\r\n\r\n")
     assert b" 503 " in head.splitlines()[0]
     assert json.loads(body)["error"]["code"] == "busy"
