@@ -86,6 +86,7 @@ def test_the_judge_keeps_true_and_better_pairs(finished, world_videos):
     assert all(p["chosen"] == truth[p["id"]] != p["rejected"] for p in pairs_of(workdir))
 
 
+@pytest.mark.usefixtures("fast_charts")
 def test_inverted_verdicts_keep_the_other_pairs(finished, world_config, tmp_path):
     """A judge that inverts all verdicts keeps exactly the pairs it dropped before."""
     judged = {}
@@ -129,6 +130,7 @@ def test_a_finished_run_changes_nothing(finished, world_config):
     assert {path.name: path.read_bytes() for path in workdir.glob("*.jsonl")} == before
 
 
+@pytest.mark.usefixtures("fast_charts")
 @pytest.mark.parametrize("count", [2, 3])
 def test_any_number_of_parts_gives_the_same_pairs(count, finished, world_config, tmp_path):
     for index in range(count):
@@ -177,6 +179,7 @@ def kill_at(monkeypatch):
     return arm
 
 
+@pytest.mark.usefixtures("fast_charts")
 def test_kills_at_ten_random_moments(finished, world_config, tmp_path, kill_at):
     random.seed(0)
     total = sum(map(len, journaled(finished[0]).values())) + 6
@@ -210,6 +213,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.usefixtures("fast_charts")
 def test_a_full_disk(finished, world_config, small_disk):
     """The disk fills up in the middle of the stages, then in the middle of the shards."""
     disk, mount = small_disk
@@ -229,6 +233,7 @@ def test_a_full_disk(finished, world_config, small_disk):
     )
 
 
+@pytest.mark.usefixtures("fast_charts")
 def test_a_disk_full_inside_a_line_loses_nothing(finished, world_config, tmp_path, monkeypatch):
     left = [2000]
 
@@ -248,6 +253,7 @@ def test_a_disk_full_inside_a_line_loses_nothing(finished, world_config, tmp_pat
     assert pairs_of(tmp_path / "run") == pairs_of(finished[0])
 
 
+@pytest.mark.usefixtures("fast_charts")
 def test_a_real_kill(finished, world_config, curate_command, tmp_path):
     workdir = tmp_path / "run"
     child = curate_command(world_config, f"--workdir={workdir}")

@@ -19,6 +19,7 @@ from tpo_jax.errors import InputError
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer, world_texts
 
 UNIT = Unit(id="", video="")
+pytestmark = pytest.mark.usefixtures("fast_charts")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -17,6 +17,8 @@ from tpo_jax.curation.templates import TYPES
 from tpo_jax.curation.units import Unit
 from tpo_jax.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("fast_charts")
+
 
 def failures_of(workdir) -> dict[str, str]:
     lines = (workdir / "set_aside.jsonl").read_text().splitlines()

@@ -6,6 +6,7 @@ for an error rate (`rules.slips`). The judge compares with the truth and turns a
 verdicts (`rules.judge_slips`).
 """
 
+import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -82,16 +83,13 @@ class WorldClient:
         rng = np.random.default_rng(request.seed)
         if self._shows_evidence(request) and rng.random() >= self._settings.slips:
             return truth
-        # A guess that looks like the truth, drawn from the answers of other worlds.
-        guesses = {
+        # A guess with the form of the truth, drawn from the answers of other worlds.
+        guesses = [
             answer
-            for index in range(GUESS_WORLDS)
-            for _, answer, _ in _candidates(
-                make_timeline(self._settings.world_seed + 1, index, 96), request.unit.type
-            )
+            for answer in _answers(self._settings.world_seed + 1, request.unit.type)
             if (" " in answer) == (" " in truth) and answer.endswith(".") == truth.endswith(".")
-        }
-        return sorted(guesses)[int(rng.integers(len(guesses)))] if guesses else "I do not know."
+        ]
+        return guesses[int(rng.integers(len(guesses)))] if guesses else "I do not know."
 
     def _shows_evidence(self, request: Request) -> bool:
         """Return whether the clip shows what the question is about, in the true order."""
@@ -123,6 +121,13 @@ class WorldClient:
             right, other = (False, True) if right and not other else (True, False)
         better = "Equally" if right == other else ("Yes" if right else "No")
         return f"1: {better}\n2: No\n3: {'Yes' if right else 'No'}"
+
+
+@functools.cache
+def _answers(world_seed: int, name: str) -> list[str]:
+    """Return all answers to questions of a type in a few worlds, sorted."""
+    worlds = (make_timeline(world_seed, index, 96) for index in range(GUESS_WORLDS))
+    return sorted({answer for world in worlds for _, answer, _ in _candidates(world, name)})
 
 
 def _candidates(timeline: Timeline, name: str) -> Iterator[tuple[str, str, Span | None]]:
