@@ -27,6 +27,7 @@ from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model
 from tpo_jax.generation.decode import Limits, decode, prefill
 from tpo_jax.generation.sampling import Sampling
+from tpo_jax.models.batch import Batch
 from tpo_jax.models.config import ModelConfig
 
 REPEATS = flags.DEFINE_integer("repeats", 5, "Repeats of every measurement.", lower_bound=1)
@@ -49,31 +50,34 @@ def best(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
     return seconds
 
 
-def make_batch(config: ModelConfig, rows: int, questions: int) -> dict[str, np.ndarray]:
+def make_batch(config: ModelConfig, rows: int, questions: int) -> Batch:
     """Random videos and texts: text, the visual tokens, text, and the questions."""
     draws, S = np.random.default_rng(0), config.tower.image_size
     n, W = config.visual_tokens(F), config.decoder.vocab_size
     length = max(P, n + 32)
     index = np.full((rows, length), -1, np.int32)
     index[:, 16 : 16 + n] = np.arange(n)
-    return {
-        "frames": draws.integers(0, 256, (rows, F, S, S, 3), np.uint8),
-        "prefix_ids": np.where(index < 0, draws.integers(0, W, index.shape, np.int32), 0),
-        "prefix_mask": np.ones(index.shape, bool),
-        "visual_index": index,
-        "input_ids": draws.integers(0, W, (rows, questions, R), np.int32),
-        "input_mask": np.ones((rows, questions, R), bool),
-        "seeds": np.zeros(rows, np.uint32),
-    }
+    texts = (rows, questions, 1, R)
+    return Batch(
+        frames=draws.integers(0, 256, (rows, F, S, S, 3), np.uint8),
+        prefix_ids=np.where(index < 0, draws.integers(0, W, index.shape, np.int32), 0),
+        prefix_mask=np.ones(index.shape, bool),
+        visual_index=index,
+        input_ids=draws.integers(0, W, texts, np.int32),
+        input_mask=np.ones(texts, bool),
+        target_ids=np.zeros(texts, np.int32),
+        target_mask=np.zeros(texts, bool),
+        seeds=np.zeros(rows, np.uint32),
+    )
 
 
-def generate(config: ModelConfig, params: dict, batch: dict, new: int) -> np.ndarray:
+def generate(config: ModelConfig, params: dict, batch: Batch, new: int) -> np.ndarray:
     """Greedy tokens `[B, M, new]`."""
-    shape = batch["input_ids"].shape[:2]
+    shape = batch.input_ids.shape[:2]
     vocabulary = config.decoder.vocab_size
     limits = Limits(np.full(shape, new, np.int32), np.array([-1], np.int32), vocabulary)
     prefix, state = prefill(config, params, batch, GREEDY, limits, new_tokens=NEW)
-    state = decode(config, params, prefix, state, batch["seeds"], GREEDY, limits, new - 1)
+    state = decode(config, params, prefix, state, batch.seeds, GREEDY, limits, new - 1)
     return np.asarray(state.tokens)[:, :, :new]
 
 
@@ -88,12 +92,12 @@ class Torch:
         self.original = original.eval()
 
     @torch.inference_mode()
-    def generate(self, batch: dict[str, np.ndarray], new: int) -> np.ndarray:
+    def generate(self, batch: Batch, new: int) -> np.ndarray:
         """Greedy tokens `[B, new]` of one question per row."""
-        rows = len(batch["frames"])
-        frames = torch.from_numpy(batch["frames"]).flatten(0, 1)
+        rows = len(batch.frames)
+        frames = torch.from_numpy(batch.frames).flatten(0, 1)
         visual = self.original.encode(frames)
-        ids = np.concatenate([batch["prefix_ids"], batch["input_ids"][:, 0]], axis=1)
+        ids = np.concatenate([batch.prefix_ids, batch.input_ids[:, 0, 0]], axis=1)
         embeds = self.decoder.model.embed_tokens(torch.from_numpy(ids))
         embeds[:, 16 : 16 + len(visual) // rows] = visual.reshape(rows, -1, embeds.shape[-1])
         settings = transformers.GenerationConfig(
@@ -121,7 +125,7 @@ def against_transformers(config: ModelConfig) -> list[list[str]]:
             "torch all": lambda: theirs.generate(batch, NEW),
         }
     )
-    tokens = B * (batch["prefix_ids"].shape[1] + R)
+    tokens = B * (batch.prefix_ids.shape[1] + R)
     rows = []
     for name, count, ours, torchs in (
         ("prefill", tokens, seconds["prefill"], seconds["torch prefill"]),

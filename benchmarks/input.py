@@ -31,6 +31,7 @@ from tpo_jax import families
 from tpo_jax.data import preparation
 from tpo_jax.data.pipeline import DataConfig, Pipeline
 from tpo_jax.data.tokenizer import load_tokenizer
+from tpo_jax.models.batch import Batch
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import to_global
 from tpo_jax.study.rows import tiny
@@ -96,8 +97,9 @@ class Step:
         step = make_step(model, wanted.objective, wanted.compute, optimizer)
         self._step = jax.jit(step, donate_argnums=0)
 
-    def __call__(self, batch: dict) -> None:
-        batch["reference_logps"] = np.zeros((*batch["pair_index"].shape, 2), np.float32)
+    def __call__(self, batch: Batch) -> None:
+        logps = np.zeros((*batch.pair_index.shape, 2), np.float32)
+        batch = dataclasses.replace(batch, reference_logps=logps)
         self._state, metrics = self._step(self._state, to_global(batch, self.mesh))
         jax.block_until_ready(metrics)
 

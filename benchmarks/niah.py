@@ -59,7 +59,7 @@ def compiled(topology: str, tensor: int, frames: int):
     rows = (frames + 5) * config.tokens_per_frame
     split = jax.NamedSharding(mesh, jax.P(None, WITHIN_ROW))
     visual = placed((rows, config.decoder.width), jnp.bfloat16, split)
-    batch = {name: placed(x.shape, x.dtype, batch_sharding(mesh)) for name, x in arrays.items()}
+    batch = jax.tree.map(lambda x: placed(x.shape, x.dtype, batch_sharding(mesh)), arrays)
     with jax.set_mesh(mesh):
         lowered = niah.exact.lower(config, params, visual, batch, back_end="splash")
         try:

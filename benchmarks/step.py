@@ -23,6 +23,7 @@ from benchmarks import step_formula, step_others
 from benchmarks.step_layouts import measure, table
 from tpo_jax import families
 from tpo_jax.families.llava_qwen.config import TowerConfig
+from tpo_jax.models.batch import BatchShape
 from tpo_jax.models.config import DecoderConfig, ModelConfig
 from tpo_jax.planning.plan import CHIPS, minimum_flops
 
@@ -63,7 +64,9 @@ def layout_tables(model: ModelConfig, text: int, response: int, dtype: str) -> s
         found, prefix = measure(model, frames, text, response, dtype, REPEATS.value)
         ours, original = found["ours"], found["original"]
         passes = 5 * 2 * (prefix + response) / (4 * (prefix + 2 * response))
-        least = minimum_flops(model, 1, 1, frames, prefix, response)
+        sizes = {"rows": 1, "prefix": prefix, "questions": 1, "answers": 2, "response": response}
+        shape = BatchShape(frames=frames, frame_shape=model.frame_shape, **sizes)
+        least = minimum_flops(model, shape)
         speed = least / ours.seconds.wall
         rows.append(
             [

@@ -15,11 +15,12 @@ import optax
 from benchmarks import step_formula
 from tpo_jax import families
 from tpo_jax.models import classic
+from tpo_jax.models.batch import Batch
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.vlm import cast
 from tpo_jax.objectives.preference import Objective, denominators, tpo_loss
 from tpo_jax.planning import hlo
-from tpo_jax.training.state import new_state
+from tpo_jax.training.state import TrainState, new_state
 from tpo_jax.training.step import Compute, make_scorer, make_step
 
 OBJECTIVE = Objective(beta=0.1, alpha=0.5)
@@ -27,23 +28,23 @@ OPTIMIZER = optax.adamw(1e-5)
 FREEZE = ("tower",)
 
 
-def make_batch(model: ModelConfig, frames: int, text: int, response: int) -> dict[str, np.ndarray]:
+def make_batch(model: ModelConfig, frames: int, text: int, response: int) -> Batch:
     """One pair of random video and texts without padding: the video, `text` tokens, answers."""
     draws, S = np.random.default_rng(0), model.tower.image_size
     n, W = model.visual_tokens(frames), model.decoder.vocab_size
     index = np.where(np.arange(n + text) < n, np.arange(n + text), -1).astype(np.int32)[None]
     ids = draws.integers(0, W, (1, 1, 2, response + 1), np.int32)
-    return {
-        "frames": draws.integers(0, 256, (1, frames, S, S, 3), np.uint8),
-        "prefix_ids": np.where(index < 0, draws.integers(0, W, index.shape, np.int32), 0),
-        "prefix_mask": np.ones(index.shape, bool),
-        "visual_index": index,
-        "input_ids": ids[..., :-1],
-        "input_mask": np.ones_like(ids[..., 1:], bool),
-        "target_ids": ids[..., 1:],
-        "target_mask": np.ones_like(ids[..., 1:], bool),
-        "pair_index": np.zeros((1, 1), np.int32),
-    }
+    return Batch(
+        frames=draws.integers(0, 256, (1, frames, S, S, 3), np.uint8),
+        prefix_ids=np.where(index < 0, draws.integers(0, W, index.shape, np.int32), 0),
+        prefix_mask=np.ones(index.shape, bool),
+        visual_index=index,
+        input_ids=ids[..., :-1],
+        input_mask=np.ones_like(ids[..., 1:], bool),
+        target_ids=ids[..., 1:],
+        target_mask=np.ones_like(ids[..., 1:], bool),
+        pair_index=np.zeros((1, 1), np.int32),
+    )
 
 
 def make_original(logps: Callable, dtype: str, *, live: bool) -> Callable:
@@ -52,20 +53,20 @@ def make_original(logps: Callable, dtype: str, *, live: bool) -> Callable:
     """
 
     def step(state, reference, batch):
-        mask, totals = batch["target_mask"], denominators(batch["target_mask"])
+        mask, totals = batch.target_mask, denominators(batch.target_mask)
         if live:
             answers = logps(cast(reference, dtype), batch).sum(-1)
         else:
-            answers = batch["reference_logps"]
+            answers = batch.reference_logps
 
         def loss(trainable):
-            found = logps(cast(trainable | state["frozen"], dtype), batch)
+            found = logps(cast(trainable | state.frozen, dtype), batch)
             return tpo_loss(found, mask, answers, OBJECTIVE, totals)[0]
 
-        value, grads = jax.value_and_grad(loss)(state["params"])
-        updates, opt = OPTIMIZER.update(grads, state["opt"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        return state | {"params": params, "opt": opt, "step": state["step"] + 1}, value
+        value, grads = jax.value_and_grad(loss)(state.params)
+        updates, opt = OPTIMIZER.update(grads, state.opt, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, state.frozen, opt, state.step + 1), value
 
     return step
 
@@ -123,7 +124,7 @@ def measure(
     policy, reference = families.init_params(model, 0), families.init_params(model, 1)
     compute = Compute(dtype, remat=remat)
     scored = jax.jit(make_scorer(model, compute))(reference, batch)
-    cached = batch | {"reference_logps": scored}
+    cached = dataclasses.replace(batch, reference_logps=scored)
     fast = make_step(model, OBJECTIVE, compute, OPTIMIZER)
 
     def rows(params, batch):
@@ -137,7 +138,7 @@ def measure(
         "ours": (lambda state, none, batch: fast(state, batch), ({}, cached)),
     }
     state = jax.jit(lambda p: new_state(p, OPTIMIZER, FREEZE))(policy)
-    sizes = (model, frames, batch["prefix_ids"].shape[1], response, remat)
+    sizes = (model, frames, batch.prefix_ids.shape[1], response, remat)
     parts = step_formula.layouts(*sizes)
     found, ways = {}, {}
     for name, (step, arguments) in steps.items():
@@ -162,7 +163,7 @@ def measure(
         ways[name] = way
     for name, seconds in medians(ways, repeats).items():
         found[name].seconds = seconds
-    return found, batch["prefix_ids"].shape[1]
+    return found, batch.prefix_ids.shape[1]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

@@ -18,10 +18,11 @@ import optax
 from benchmarks.step_layouts import OBJECTIVE, make_batch, medians, table
 from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model
+from tpo_jax.models.batch import Batch
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.vlm import gather_logps
 from tpo_jax.objectives.preference import Objective, denominators, tpo_loss
-from tpo_jax.training.state import new_state
+from tpo_jax.training.state import TrainState, new_state
 from tpo_jax.training.step import Compute, make_scorer, make_step
 
 RATIOS = ["ratio", "ratio, CPU time", "losses differ by"]
@@ -54,14 +55,14 @@ class TorchRows:
     def logps(self, side, batch):
         """Token log-probabilities [2, R] of the answers."""
         torch, (module, decoder) = self.torch, self.sides[side]
-        frames = torch.from_numpy(batch["frames"][0])
+        frames = torch.from_numpy(batch.frames[0])
         visual = torch.stack([module.encode(frames) for _ in range(2)])
-        prefix = batch["prefix_ids"][0][visual.shape[1] :]
-        answers = batch["input_ids"][0, 0]
+        prefix = batch.prefix_ids[0][visual.shape[1] :]
+        answers = batch.input_ids[0, 0]
         ids = torch.from_numpy(np.concatenate([np.stack([prefix, prefix]), answers], axis=1))
         embeds = torch.cat([visual, decoder.model.embed_tokens(ids)], dim=1)
         logits = decoder(inputs_embeds=embeds).logits.float().log_softmax(-1)
-        targets = torch.from_numpy(batch["target_ids"][0, 0]).long()
+        targets = torch.from_numpy(batch.target_ids[0, 0]).long()
         return logits[:, -targets.shape[1] :].gather(-1, targets[..., None])[..., 0]
 
     def step(self, batch) -> float:
@@ -118,7 +119,7 @@ def against_torch(model: ModelConfig, text: int, response: int, repeats: int) ->
         batch = make_batch(model, frames, text, response)
         theirs = TorchRows(*copy.deepcopy(originals))
         scored = jax.jit(make_scorer(model, compute))(params[1], batch)
-        cached = batch | {"reference_logps": scored}
+        cached = dataclasses.replace(batch, reference_logps=scored)
         step = jax.jit(make_step(model, OBJECTIVE, compute, optimizer), donate_argnums=0)
         state = jax.jit(lambda p: new_state(p, optimizer, ("tower",)))(params[0])
         losses = (
@@ -137,7 +138,7 @@ def against_torch(model: ModelConfig, text: int, response: int, repeats: int) ->
         rows.append(
             [
                 f"{frames}",
-                f"{batch['prefix_ids'].shape[1]}",
+                f"{batch.prefix_ids.shape[1]}",
                 f"{seconds['torch'].wall * 1e3:,.0f}",
                 f"{seconds['ours'].wall * 1e3:,.0f}",
                 f"{seconds['torch'].wall / seconds['ours'].wall:.2f}",
@@ -197,28 +198,31 @@ class Tunix:
         self.child.wait()
 
 
-def text_logps(model: ModelConfig, params: dict, batch: dict) -> jax.Array:
+def text_logps(model: ModelConfig, params: dict, batch: Batch) -> jax.Array:
     """`VideoLanguageModel.token_logps` of a prefix without video."""
     decoder = families.bind(model, params).decoder
-    B, Q, A, R = batch["input_ids"].shape
-    x, y = (decoder.embed(batch[name]) for name in ("prefix_ids", "input_ids"))
-    mask = batch["input_mask"].reshape(B, Q * A, R)
-    hidden = decoder.row(x, batch["prefix_mask"], y.reshape(B, Q * A, R, -1), mask)
-    targets = batch["target_ids"].reshape(B, Q * A, R)
+    B, Q, A, R = batch.input_ids.shape
+    x, y = map(decoder.embed, (batch.prefix_ids, batch.input_ids))
+    mask = batch.input_mask.reshape(B, Q * A, R)
+    hidden = decoder.row(x, batch.prefix_mask, y.reshape(B, Q * A, R, -1), mask)
+    targets = batch.target_ids.reshape(B, Q * A, R)
     return gather_logps(hidden, decoder.head.kernel[...], targets).reshape(B, Q, A, R)
 
 
-def text_step(model: ModelConfig, optimizer, state: dict, batch: dict) -> tuple[dict, jax.Array]:
+def text_step(
+    model: ModelConfig, optimizer, state: TrainState, batch: Batch
+) -> tuple[TrainState, jax.Array]:
     """A step of DPO on a batch without video; the loss before it. The decoder is trained."""
-    mask, objective = batch["target_mask"], Objective(OBJECTIVE.beta, alpha=0.0)
+    mask, objective = batch.target_mask, Objective(OBJECTIVE.beta, alpha=0.0)
 
     def loss(params):
-        logps = text_logps(model, state["frozen"] | params, batch)
-        return tpo_loss(logps, mask, batch["reference_logps"], objective, denominators(mask))[0]
+        logps = text_logps(model, state.frozen | params, batch)
+        return tpo_loss(logps, mask, batch.reference_logps, objective, denominators(mask))[0]
 
-    value, grads = jax.value_and_grad(loss)(state["params"])
-    updates, opt = optimizer.update(grads, state["opt"], state["params"])
-    return state | {"params": optax.apply_updates(state["params"], updates), "opt": opt}, value
+    value, grads = jax.value_and_grad(loss)(state.params)
+    updates, opt = optimizer.update(grads, state.opt, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return dataclasses.replace(state, params=params, opt=opt), value
 
 
 def against_tunix(model: ModelConfig, response: int, python: str, repeats: int) -> str:
@@ -230,16 +234,18 @@ def against_tunix(model: ModelConfig, response: int, python: str, repeats: int) 
         tokens = draws.integers(1, model.decoder.vocab_size, (1, 1, 2, prompt + response), np.int32)
         tokens[..., :prompt] = tokens[0, 0, 0, :prompt]
         # The prompt's last token opens both answers.
-        batch = {
-            "prefix_ids": tokens[:, 0, 0, : prompt - 1],
-            "prefix_mask": np.ones((1, prompt - 1), bool),
-            "input_ids": tokens[..., prompt - 1 : -1],
-            "input_mask": np.ones((1, 1, 2, response), bool),
-            "target_ids": tokens[..., prompt:],
-            "target_mask": np.ones((1, 1, 2, response), bool),
-        }
+        batch = Batch(
+            frames=np.zeros((1, 0, 1, 1, 3), np.uint8),
+            prefix_ids=tokens[:, 0, 0, : prompt - 1],
+            prefix_mask=np.ones((1, prompt - 1), bool),
+            visual_index=np.full((1, prompt - 1), -1, np.int32),
+            input_ids=tokens[..., prompt - 1 : -1],
+            input_mask=np.ones((1, 1, 2, response), bool),
+            target_ids=tokens[..., prompt:],
+            target_mask=np.ones((1, 1, 2, response), bool),
+        )
         score = jax.jit(lambda p, b: text_logps(model, p, b).sum(-1))
-        cached = batch | {"reference_logps": score(reference, batch)}
+        cached = dataclasses.replace(batch, reference_logps=score(reference, batch))
 
         jitted = jax.jit(functools.partial(text_step, model, optimizer), donate_argnums=0)
         freeze = tuple(set(policy) - {"decoder"})

@@ -31,7 +31,7 @@ class Noted(BatchIterator):
 
     def __next__(self):
         k, batch = self.get_state()["next_batch"], super().__next__()
-        line = {"host": jax.process_index(), "batch": k, "pairs": batch["pair_index"].tolist()}
+        line = {"host": jax.process_index(), "batch": k, "pairs": batch.pair_index.tolist()}
         with open(os.environ[PAIRS], "a") as file:
             file.write(json.dumps(line) + "\n")
         return batch

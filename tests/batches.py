@@ -7,7 +7,10 @@ import dataclasses
 import numpy as np
 
 from tpo_jax import families
+from tpo_jax.data.collate import Visual, collate, visual_sizes
+from tpo_jax.data.rows import Row
 from tpo_jax.families.llava_qwen.config import TowerConfig
+from tpo_jax.models.batch import Batch, BatchShape
 from tpo_jax.models.config import DecoderConfig, ModelConfig
 
 # Small enough for seconds, odd enough to notice a mistake: grouped queries, a head size that is no
@@ -29,6 +32,24 @@ SMALL = dataclasses.replace(
 )
 
 
+def one_row(config: ModelConfig, visual: Visual, row: Row | None, prefix: int = 0) -> Batch:
+    """Return a batch of one row, its texts without padding; None: empty, with `P = prefix`."""
+    frames, images = visual_sizes([visual])
+    Q, A, R = row.input_ids.shape if row else (1, 1, 1)
+    shape = BatchShape(
+        rows=1,
+        prefix=row.prefix_ids.size if row else prefix,
+        questions=Q,
+        answers=A,
+        response=R,
+        frames=frames,
+        frame_shape=config.frame_shape,
+        images=images,
+        prefix_labels=row is not None and row.target_at is not None,
+    )
+    return collate(config, [row], [visual], shape)
+
+
 def random_batch(
     model: ModelConfig = SMALL,
     *,
@@ -41,8 +62,8 @@ def random_batch(
     seed=0,
     absent=False,
     within=False,
-) -> dict:
-    """A batch of `docs/architecture.md` with random contents.
+) -> Batch:
+    """Return a batch with random contents.
 
     With `absent`, the last pair of the last row is missing, as in the last batch of an epoch; with
     `within`, some labels lie in the prefix, as the original trainer's.
@@ -67,21 +88,21 @@ def random_batch(
     pair_index = np.arange(B * Q, dtype=np.int32).reshape(B, Q)
     if absent:
         target_mask[-1, -1], pair_index[-1, -1] = False, -1
-    extra = {}
+    target_at = None
     if within:
         places = rng.integers(0, prefix_mask.sum(-1).reshape(B, 1, 1, 1), input_mask.shape)
-        extra["target_at"] = np.where(input_mask, -1, places).astype(np.int32)
+        target_at = np.where(input_mask, -1, places).astype(np.int32)
         target_mask |= ~input_mask & (rng.random(input_mask.shape) < 0.8)
-    return {
-        **extra,
-        "frames": rng.integers(0, 256, (B, F, S, S, 3)).astype(np.uint8),
-        "prefix_ids": prefix_ids,
-        "prefix_mask": prefix_mask,
-        "visual_index": visual_index,
-        "input_ids": np.where(input_mask, ids[..., :-1], 0),
-        "input_mask": input_mask,
-        "target_ids": np.where(input_mask | within, ids[..., 1:], 0),
-        "target_mask": target_mask,
-        "pair_index": pair_index,
-        "reference_logps": rng.normal(-20, 3, (B, Q, 2)).astype(np.float32),
-    }
+    return Batch(
+        target_at=target_at,
+        frames=rng.integers(0, 256, (B, F, S, S, 3)).astype(np.uint8),
+        prefix_ids=prefix_ids,
+        prefix_mask=prefix_mask,
+        visual_index=visual_index,
+        input_ids=np.where(input_mask, ids[..., :-1], 0),
+        input_mask=input_mask,
+        target_ids=np.where(input_mask | within, ids[..., 1:], 0),
+        target_mask=target_mask,
+        pair_index=pair_index,
+        reference_logps=rng.normal(-20, 3, (B, Q, 2)).astype(np.float32),
+    )

@@ -140,7 +140,8 @@ def test_every_field_is_read(tiny_world, compiled, tmp_path, monkeypatch):
 
     def trace(length, step, state, batches, pairs, logps, mesh, *_):
         batch = next(batches)
-        batch["reference_logps"] = np.zeros((*batch["pair_index"].shape, 2), np.float32)
+        logps = np.zeros((*batch.pair_index.shape, 2), np.float32)
+        batch = dataclasses.replace(batch, reference_logps=logps)
         jax.eval_shape(step, state, batch)
         return state
 

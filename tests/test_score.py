@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.batches import one_row
 from tests.commands import call
 from tpo_jax import families, score
 from tpo_jax.checkpoints.models import load_model, save_model
@@ -16,7 +17,6 @@ from tpo_jax.data.pairs import read_pairs
 from tpo_jax.data.processor import Processor
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.models import classic, vlm
-from tpo_jax.models.pictures import stack_pictures
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.video import sampling
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
@@ -83,7 +83,7 @@ def test_many_tpus_run_the_kernel(folder, program_for_tpus) -> None:
     pairs, params = read_pairs(folder / "pairs.jsonl")[0], families.init_params(config, 0)
 
     def run():
-        return list(score.score(config, params, pairs, read, mesh, 8))
+        return list(score.score(config, params, pairs, read, mesh, 8, 4))
 
     assert "tpu_custom_call" in program_for_tpus(score, "_sums", run)
 
@@ -94,9 +94,8 @@ def still_logps(loaded, folder, pair):
     paths = pair.get("images") or [pair[name] for name in ("image",) if name in pair]
     pictures = images.read_pictures([folder / "videos" / path for path in paths], config)
     answers = [[pair["chosen"], pair["rejected"]]]
-    row = prompts.build_row(tokenizer, [pair["prompt"]], answers, pictures.tokens).arrays()
-    batch = {name: values[None] for name, values in row.items()}
-    batch |= stack_pictures([pictures], 1, row["prefix_ids"].size)
+    row = prompts.build_row(tokenizer, [pair["prompt"]], answers, pictures.tokens)
+    batch = one_row(config, pictures, row)
     logps = classic.token_logps(families.bind(config, loaded.params), batch)
     return np.asarray(logps.sum(axis=(1, 3))[0])
 
@@ -114,8 +113,7 @@ def logps(function, loaded, folder, pair, style="inference"):
         opening=prompts.time_opening("inline", times.tolist(), duration),
         style=style,
     )
-    batch = {"frames": families.of(config).preprocess(frames, config), **row.arrays()}
-    batch = {name: values[None] for name, values in batch.items()}
+    batch = one_row(config, families.of(config).preprocess(frames, config), row)
     sums = function(families.bind(config, loaded.params), batch).sum(axis=(1, 3))[0]
     labels = 8 if style == "dpo_trainer" else 2
     tokens = [len(tokenizer.encode(pair[name]).ids) + labels for name in ("chosen", "rejected")]

@@ -23,16 +23,18 @@ from absl import flags, logging
 from tpo_jax import families
 from tpo_jax.checkpoints.models import load_config, load_model
 from tpo_jax.data import prompts
+from tpo_jax.data.collate import collate, visual_sizes
 from tpo_jax.data.pairs import Pair, Rejection, read_pairs
 from tpo_jax.data.processor import Processor
-from tpo_jax.data.rows import CONTINUATION
+from tpo_jax.data.rows import Row
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, run_command
 from tpo_jax.inference.generator import round_up
 from tpo_jax.io.files import replacing
 from tpo_jax.io.paths import define_path, output_file
+from tpo_jax.models.batch import Batch, BatchShape
 from tpo_jax.models.config import ModelConfig
-from tpo_jax.models.pictures import Pictures, stack_pictures
+from tpo_jax.models.pictures import Pictures
 from tpo_jax.parallel.attention import prefix_multiple
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import ROWS, to_global
@@ -70,7 +72,7 @@ _RESPONSE_MULTIPLE = 16
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _sums(config: ModelConfig, params: dict, batch: dict) -> jax.Array:
+def _sums(config: ModelConfig, params: dict, batch: Batch) -> jax.Array:
     """float32 `[B, 2]`: summed log-probabilities of the answers."""
     return (
         families.bind(config, params)
@@ -79,16 +81,16 @@ def _sums(config: ModelConfig, params: dict, batch: dict) -> jax.Array:
     )
 
 
-class Row(NamedTuple):
-    """One pair, without `B` and without padding of the texts."""
+class Loaded(NamedTuple):
+    """One pair, ready for a batch."""
 
-    visual: np.ndarray | Pictures  # frames uint8 [F, S, S, 3], or images
-    texts: dict[str, np.ndarray]
+    texts: Row
+    visual: np.ndarray | Pictures  # frames uint8 [n, S, S, 3], or images
 
 
 def read_row(
     pair: Pair, processor: Processor, videos: str | Path, num_frames: int, rule: str = "uniform"
-) -> Row:
+) -> Loaded:
     """Return one pair as a row of a batch, `Q` = 1.
 
     Raises:
@@ -98,38 +100,41 @@ def read_row(
     try:
         if not pair.video:
             pictures = processor.pictures([root / image for image in pair.images])
-            return Row(pictures, processor.scored(pair.question, answers, pictures).arrays())
+            return Loaded(processor.scored(pair.question, answers, pictures), pictures)
         clip = processor.video(root / pair.video, num_frames, rule)
-        row = processor.scored(pair.question, answers, clip)
+        return Loaded(processor.scored(pair.question, answers, clip), clip.frames)
     except InputError as error:
         raise InputError(f"{pair.where}: {error}") from error
-    frames, row = processor.pad_frames(clip, row, num_frames)
-    return Row(frames, row.arrays())
 
 
-def stack(rows: list[Row], size: int, mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
-    """A batch of `size` rows, texts padded to one length; rows beyond those given are empty.
+def stack(
+    config: ModelConfig, rows: list[Loaded], size: int, num_frames: int, mesh: jax.sharding.Mesh
+) -> Batch:
+    """Collate `size` rows, texts padded to one length; rows beyond those given are empty.
 
     Args:
+        config: of the model.
         rows: all of videos, or none.
         size: B.
+        num_frames: F of videos.
         mesh: that it is for.
     """
-    P = max(row.texts["prefix_ids"].size for row in rows)
-    R = max(row.texts["input_ids"].shape[-1] for row in rows)
-    P, R = round_up(P, prefix_multiple(mesh)), round_up(R, _RESPONSE_MULTIPLE)
-    if pictures := [row.visual for row in rows if isinstance(row.visual, Pictures)]:
-        batch = stack_pictures(pictures, size, P)
-    else:
-        clips = np.stack([row.visual for row in rows if isinstance(row.visual, np.ndarray)])
-        batch = {"frames": np.pad(clips, [(0, size - len(rows))] + [(0, 0)] * 4)}
-    for name, first in rows[0].texts.items():
-        shape = (*first.shape[:-1], R if name in CONTINUATION else P)
-        fill = -1 if name in ("visual_index", "target_at") else 0
-        batch[name] = np.full((size, *shape), fill, first.dtype)
-        for target, row in zip(batch[name], rows, strict=False):
-            target[..., : row.texts[name].shape[-1]] = row.texts[name]
-    return batch
+    P = max(row.texts.prefix_ids.size for row in rows)
+    R = max(row.texts.input_ids.shape[-1] for row in rows)
+    visuals = [row.visual for row in rows]
+    frames, images = visual_sizes(visuals)
+    shape = BatchShape(
+        rows=size,
+        prefix=round_up(P, prefix_multiple(mesh)),
+        questions=1,
+        answers=2,
+        response=round_up(R, _RESPONSE_MULTIPLE),
+        frames=frames if images else num_frames,
+        frame_shape=config.frame_shape,
+        images=images,
+        prefix_labels=rows[0].texts.target_at is not None,
+    )
+    return collate(config, [row.texts for row in rows], visuals, shape)
 
 
 def score(
@@ -139,6 +144,7 @@ def score(
     read,
     mesh: jax.sharding.Mesh,
     batch_size: int,
+    num_frames: int,
 ) -> Iterator[dict]:
     """The result of every pair, in order; the next videos are read while the device computes.
 
@@ -149,6 +155,7 @@ def score(
         read: a pair to its row, as `read_row`.
         mesh: rows of a batch are split over it.
         batch_size: pairs at a time, rounded up to what the mesh asks for.
+        num_frames: of a video; one that has fewer is filled up with empty frames.
     """
     parts = int(np.prod([mesh.shape[axis] for axis in ROWS]))
     size = -(-batch_size // parts) * parts
@@ -157,13 +164,14 @@ def score(
         for start in range(0, len(pairs), size):
             rows = list(pool.map(read, pairs[start : start + size]))
             with jax.set_mesh(mesh):
-                sums = _sums(config, params, to_global(stack(rows, size, mesh), mesh))
-            counts = [row.texts["target_mask"].sum(axis=(0, 2)) for row in rows]
+                batch = to_global(stack(config, rows, size, num_frames, mesh), mesh)
+                sums = _sums(config, params, batch)
+            counts = [row.texts.target_mask.sum(axis=(0, 2)) for row in rows]
             running.append((pairs[start : start + size], sums, counts))
             if len(running) > 1:
                 yield from _results(*running.pop(0))
-        for batch in running:
-            yield from _results(*batch)
+        for part in running:
+            yield from _results(*part)
 
 
 def _results(pairs, sums, counts) -> Iterator[dict]:
@@ -209,7 +217,8 @@ def main() -> None:
         results = {}
         for video in (True, False):
             part = [pair for pair in pairs if bool(pair.video) == video]
-            for result in score(config, loaded.params, part, read, mesh, _BATCH_SIZE.value):
+            sizes = mesh, _BATCH_SIZE.value, _NUM_FRAMES.value
+            for result in score(config, loaded.params, part, read, *sizes):
                 results[result["id"]] = result
                 if len(results) % 100 == 0:
                     logging.info("%d of %d pairs", len(results), len(pairs))

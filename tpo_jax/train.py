@@ -45,6 +45,7 @@ from tpo_jax.training import loop, reference, run_page
 from tpo_jax.training.experiment import Experiment, read
 from tpo_jax.training.goodput import GoodputJournal
 from tpo_jax.training.state import (
+    TrainState,
     learning_rate_schedule,
     make_optimizer,
     new_state,
@@ -237,9 +238,10 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
             where = jax.tree.map(
                 lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
             )
-            state, position = checkpoints.restore(where)
+            restored, position = checkpoints.restore(vars(where))
+            state = TrainState(**restored)
             batches.set_state(position)
-            done = int(state["step"])
+            done = int(state.step)
             print(f"resuming at step {done}", file=sys.stderr)
             if watch.profiled and watch.profiled[-1] <= done:
                 print(
@@ -268,13 +270,13 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
             watch,
             journal,
         )
-    if int(state["step"]) < length.num_steps:
-        print(f"stopped at step {int(state['step'])}; run again to go on", file=sys.stderr)
+    if int(state.step) < length.num_steps:
+        print(f"stopped at step {int(state.step)}; run again to go on", file=sys.stderr)
         return None
-    trained = join(state["params"], state["frozen"])
+    trained = join(state.params, state.frozen)
     if lora.rank:
         base = experiment.source.checkpoint
-        save_adapters(workdir / "adapters", model, lora, state["params"], base)
+        save_adapters(workdir / "adapters", model, lora, state.params, base)
         trained = merge(trained, lora)
     save_model(workdir / "model", model, trained, tokenizer)
     return workdir / "model"

@@ -3,6 +3,7 @@ import json
 import re
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -75,7 +76,13 @@ def make(config, tokenizer, *, model=MODEL, host=(0, 1), **changes):
 
 
 def equal(a, b):
-    return a.keys() == b.keys() and all((a[k] == b[k]).all() for k in a)
+    same = jax.tree.map(lambda x, y: (x == y).all(), a, b)  # with the same optional fields
+    return all(jax.tree.leaves(same))
+
+
+def joined(*batches):
+    """The rows of several batches as one."""
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
 
 
 def test_batches_keep_the_contract(config, tokenizer):
@@ -85,7 +92,8 @@ def test_batches_keep_the_contract(config, tokenizer):
     batches = list(pipeline)
     assert len(batches) == len(pipeline) == 2 * pipeline.batches_per_epoch == 8
     for batch in batches:
-        shapes = {key: (value.dtype.name, value.shape) for key, value in batch.items()}
+        arrays = {key: value for key, value in vars(batch).items() if value is not None}
+        shapes = {key: (value.dtype.name, value.shape) for key, value in arrays.items()}
         assert shapes == {
             "frames": ("uint8", (b, f, s, s, 3)),
             "prefix_ids": ("int32", (b, p)),
@@ -129,11 +137,11 @@ def test_rows_are_the_video_and_its_texts(config, world, tokenizer, encoding, st
     seen = set()
     for batch in list(pipeline)[: pipeline.batches_per_epoch]:
         for row in range(2):
-            if (i := int(batch["pair_index"][row, 0])) < 0:
+            if (i := int(batch.pair_index[row, 0])) < 0:
                 continue
             seen.add(i)
             clip, times, duration = sampling.read_frames(world / f"{i % 3}.mp4", "uniform", FRAMES)
-            assert (batch["frames"][row] == families.of(MODEL).preprocess(clip, MODEL)).all()
+            assert (batch.frames[row] == families.of(MODEL).preprocess(clip, MODEL)).all()
             texts = prompts.build_row(
                 tokenizer,
                 [f"Who is {i}?"],
@@ -144,16 +152,16 @@ def test_rows_are_the_video_and_its_texts(config, world, tokenizer, encoding, st
                 max_prefix=pipeline.max_prefix,
                 max_response=pipeline.max_response,
             )
-            assert all((batch[k][row] == v).all() for k, v in texts.arrays().items())
+            assert all((getattr(batch, k)[row] == v).all() for k, v in texts.arrays().items())
     assert seen == set(range(7))
 
 
 def test_what_is_missing_has_no_target(config, tokenizer):
     pipeline = make(config, tokenizer, batch_size=4, pairs_per_row=2)
     for batch in pipeline:
-        none = batch["pair_index"] < 0
-        assert (batch["target_mask"].any((2, 3)) == ~none).all()
-        assert batch["prefix_mask"].any(1).all()
+        none = batch.pair_index < 0
+        assert (batch.target_mask.any((2, 3)) == ~none).all()
+        assert batch.prefix_mask.any(1).all()
     assert none.any()
 
 
@@ -165,10 +173,9 @@ def test_every_pair_once_an_epoch_in_parts_of_the_global_batch(config, tokenizer
     parts = [make(config, tokenizer, host=(h, hosts), **changes) for h in range(hosts)]
     seen = []
     for k in range(whole.batches_per_epoch):
-        batches = [part[k] for part in parts]
-        joined = {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
-        assert equal(joined, whole[k])
-        seen += joined["pair_index"][joined["pair_index"] >= 0].tolist()
+        batch = joined(*(part[k] for part in parts))
+        assert equal(batch, whole[k])
+        seen += batch.pair_index[batch.pair_index >= 0].tolist()
     assert sorted(seen) == list(range(7))
 
 
@@ -177,13 +184,13 @@ def test_rows_of_several_pairs_spell_the_same_sequences(config, tokenizer):
         found = {}
         for k in range(pipeline.batches_per_epoch):
             batch = pipeline[k]
-            for row, q in zip(*np.nonzero(batch["pair_index"] >= 0), strict=True):
-                visual = batch["visual_index"][row]
-                prefix = np.where(visual >= 0, -2 - visual, batch["prefix_ids"][row])
-                prefix = prefix[batch["prefix_mask"][row]].tolist()
+            for row, q in zip(*np.nonzero(batch.pair_index >= 0), strict=True):
+                visual = batch.visual_index[row]
+                prefix = np.where(visual >= 0, -2 - visual, batch.prefix_ids[row])
+                prefix = prefix[batch.prefix_mask[row]].tolist()
                 for a in (0, 1):
-                    inputs = batch["input_ids"][row, q, a][batch["input_mask"][row, q, a]]
-                    found[int(batch["pair_index"][row, q]), a] = prefix + inputs.tolist()
+                    inputs = batch.input_ids[row, q, a][batch.input_mask[row, q, a]]
+                    found[int(batch.pair_index[row, q]), a] = prefix + inputs.tolist()
         return found
 
     several = make(config, tokenizer, batch_size=4, pairs_per_row=2)
@@ -204,9 +211,9 @@ def test_workers_and_resuming_change_nothing(config, tokenizer):
         halves.append(list(iterator))
         assert iterator.get_state() == {"next_batch": len(whole), "skipped": 0}
         iterator.close()
-    joined = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*halves, strict=True)]
-    assert len(joined) == len(whole) - 3
-    assert all(map(equal, joined, whole[3:]))
+    found = [joined(*parts) for parts in zip(*halves, strict=True)]
+    assert len(found) == len(whole) - 3
+    assert all(map(equal, found, whole[3:]))
 
 
 def test_seed_epoch_and_mixing_decide_the_pairs(config, tokenizer):
@@ -222,16 +229,16 @@ def test_seed_epoch_and_mixing_decide_the_pairs(config, tokenizer):
 
 def test_supervised_training_has_the_chosen_answer_only(config, tokenizer):
     both, one = make(config, tokenizer)[0], make(config, tokenizer, answers=1)[0]
-    width = one["input_ids"].shape[-1]
-    assert one["input_ids"].shape[2] == 1
-    assert (one["target_ids"] == both["target_ids"][:, :, :1, :width]).all()
+    width = one.input_ids.shape[-1]
+    assert one.input_ids.shape[2] == 1
+    assert (one.target_ids == both.target_ids[:, :, :1, :width]).all()
 
 
 def test_phrases_are_where_the_answers_differ(config, tokenizer):
     batch = make(config, tokenizer, phrases=True)[0]
-    assert "phrase_mask" not in make(config, tokenizer)[0]
-    expected = phrase_mask(batch["target_ids"], batch["target_mask"])
-    assert (batch["phrase_mask"] == expected).all() and expected.any()
+    assert make(config, tokenizer)[0].phrase_mask is None
+    expected = phrase_mask(batch.target_ids, batch.target_mask)
+    assert (batch.phrase_mask == expected).all() and expected.any()
     with pytest.raises(InputError, match="data.phrases needs data.answers=2"):
         make(config, tokenizer, phrases=True, answers=1)
 
@@ -240,8 +247,8 @@ def test_missing_frames_leave_their_tokens_out(config, tokenizer):
     model = dataclasses.replace(PRESETS["tiny_llava_video"], newline="one_token")
     batch = make(config, tokenizer, model=model, num_frames=9, sampling="fps")[0]
     # One frame a second of a clip of 10 frames at 8 frames a second: two of nine.
-    assert not batch["frames"][:, 2:].any() and batch["frames"][:, :2].any((2, 3, 4)).all()
-    for visual in batch["visual_index"]:
+    assert not batch.frames[:, 2:].any() and batch.frames[:, :2].any((2, 3, 4)).all()
+    for visual in batch.visual_index:
         assert visual[visual >= 0].tolist() == [0, 1, 9]
 
 
@@ -304,18 +311,19 @@ def test_a_skipped_pair_is_absent_and_nothing_else_changes(
     seen, beside = set(), 0
     for k in range(len(whole)):
         expected, found = whole[k], skipping[k]
-        index = found["pair_index"]
+        index = found.pair_index
         gone = index < -1
         seen |= set((-2 - index[gone]).tolist())
         beside += int((gone.any(1) & (index >= 0).any(1)).sum())
-        assert (np.where(gone, -2 - index, index) == expected["pair_index"]).all()
-        assert not found["target_mask"][gone].any() and not found["input_mask"][gone].any()
-        assert found["prefix_mask"].any(1).all()
-        for name in expected.keys() - {"pair_index"}:
-            assert found[name].dtype == expected[name].dtype
-            assert found[name].shape == expected[name].shape
-            there = ~gone if found[name].shape[:2] == gone.shape else (index >= 0).any(1)
-            assert (found[name][there] == expected[name][there]).all()
+        assert (np.where(gone, -2 - index, index) == expected.pair_index).all()
+        assert not found.target_mask[gone].any() and not found.input_mask[gone].any()
+        assert found.prefix_mask.any(1).all()
+        arrays = {name: values for name, values in vars(expected).items() if values is not None}
+        for name in arrays.keys() - {"pair_index"}:
+            values = getattr(found, name)
+            assert (values.dtype, values.shape) == (arrays[name].dtype, arrays[name].shape)
+            there = ~gone if values.shape[:2] == gone.shape else (index >= 0).any(1)
+            assert (values[there] == arrays[name][there]).all()
     assert seen == {0, 1, 3, 6} and (beside > 0) == (q == 2)
     said = capfd.readouterr().err
     for position in seen:
@@ -331,7 +339,7 @@ def test_skipping_is_the_same_with_workers_hosts_and_after_resuming(config, dama
         assert equal(next(batches), expected)
     batches.close()
     hosts = [make(config, tokenizer, host=(h, 2), **changes)[1] for h in (0, 1)]
-    assert equal({k: np.concatenate([h[k] for h in hosts]) for k in hosts[0]}, plain[1])
+    assert equal(joined(*hosts), plain[1])
 
 
 def test_a_pair_that_cannot_be_decoded_stops_without_the_policy(config, damaged, tokenizer):

@@ -1,5 +1,6 @@
 """Cached decoding computes what the whole sequence computes, whatever the batch around it."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,8 +9,10 @@ import pytest
 
 from tests.generation.conftest import QUESTIONS
 from tpo_jax import families
+from tpo_jax.data.collate import collate
 from tpo_jax.generation.decode import Limits, advance, decode, prefill
 from tpo_jax.generation.sampling import Sampling
+from tpo_jax.models.batch import BatchShape
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import parameter_shardings, to_global
 
@@ -17,26 +20,16 @@ NEW = 64
 GREEDY = Sampling()
 
 
-def make_batch(frames, rows, P=96, R=48, M=3):
-    """Rows of prompts padded to one shape, so that most tests run one program."""
-
-    def pad(x, shape, value=0):
-        width = [(0, n - m) for m, n in zip(x.shape, shape, strict=True)]
-        return np.pad(x, width, constant_values=value)
-
-    return {
-        "frames": frames,
-        "prefix_ids": np.stack([pad(r.prefix_ids, (P,)) for r in rows]),
-        "prefix_mask": np.stack([pad(r.prefix_mask, (P,)) for r in rows]),
-        "visual_index": np.stack([pad(r.visual_index, (P,), -1) for r in rows]),
-        "input_ids": np.stack([pad(r.input_ids[:, 0], (M, R)) for r in rows]),
-        "input_mask": np.stack([pad(r.input_mask[:, 0], (M, R)) for r in rows]),
-        "seeds": np.arange(len(rows), dtype=np.uint32),
-    }
+def make_batch(config, frames, rows, P=96, R=48, M=3):
+    """Pad rows of prompts to one shape, so that most tests run one program."""
+    (B, F), sizes = frames.shape[:2], {"prefix": P, "questions": M, "response": R}
+    shape = BatchShape(rows=B, answers=1, frames=F, frame_shape=config.frame_shape, **sizes)
+    batch = collate(config, rows, list(frames), shape)
+    return dataclasses.replace(batch, seeds=np.arange(B, dtype=np.uint32))
 
 
 def limits(batch, vocabulary, new_tokens=NEW):
-    shape = batch["input_ids"].shape[:2]
+    shape = batch.input_ids.shape[:2]
     return Limits(np.full(shape, new_tokens, np.int32), np.array([-1], np.int32), vocabulary)
 
 
@@ -44,7 +37,7 @@ def generate(model, batch, sampling=GREEDY, vocabulary=300):
     config, params = model
     ends = limits(batch, vocabulary)
     prefix, state = prefill(config, params, batch, sampling, ends, new_tokens=NEW)
-    state = decode(config, params, prefix, state, batch["seeds"], sampling, ends, NEW - 1)
+    state = decode(config, params, prefix, state, batch.seeds, sampling, ends, NEW - 1)
     return np.asarray(state.tokens)
 
 
@@ -72,7 +65,7 @@ def recomputed(model, visual, row, question, tokens):
 def test_cache_equals_the_whole_sequence(model, videos, prompt) -> None:
     config, params = model
     rows = [prompt(QUESTIONS), prompt(QUESTIONS[::-1])]
-    batch = make_batch(videos[:2], rows)
+    batch = make_batch(model[0], videos[:2], rows)
     W = config.decoder.vocab_size
     tokens = generate(model, batch, vocabulary=W)
     prefix, state = prefill(config, params, batch, GREEDY, limits(batch, W), new_tokens=NEW)
@@ -93,8 +86,8 @@ def test_cache_equals_the_whole_sequence(model, videos, prompt) -> None:
 
 def test_many_questions_equal_one_at_a_time(model, videos, prompt) -> None:
     rows = [prompt(QUESTIONS)] + [prompt([question]) for question in QUESTIONS]
-    together, first = generate(model, make_batch(videos[:1].repeat(2, 0), rows[:2]))
-    second, third = generate(model, make_batch(videos[:1].repeat(2, 0), rows[2:]))
+    together, first = generate(model, make_batch(model[0], videos[:1].repeat(2, 0), rows[:2]))
+    second, third = generate(model, make_batch(model[0], videos[:1].repeat(2, 0), rows[2:]))
     np.testing.assert_array_equal(together, [first[0], second[0], third[0]])
     assert not first[1:].any()  # no question, no answer
 
@@ -102,20 +95,20 @@ def test_many_questions_equal_one_at_a_time(model, videos, prompt) -> None:
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, 20, 0.9, 1.1)])
 def test_padding_and_neighbours_change_nothing(model, videos, prompt, sampling) -> None:
     rows = [prompt(QUESTIONS), prompt(QUESTIONS[:1]), prompt(QUESTIONS[1:])]
-    first = generate(model, make_batch(videos[[0, 1]], [rows[0], rows[1]]), sampling)
-    second = generate(model, make_batch(videos[[0, 2]], [rows[0], rows[2]]), sampling)
+    first = generate(model, make_batch(model[0], videos[[0, 1]], [rows[0], rows[1]]), sampling)
+    second = generate(model, make_batch(model[0], videos[[0, 2]], [rows[0], rows[2]]), sampling)
     np.testing.assert_array_equal(first[0], second[0])
-    alone = generate(model, make_batch(videos[:1], rows[:1], P=128, R=40), sampling)
+    alone = generate(model, make_batch(model[0], videos[:1], rows[:1], P=128, R=40), sampling)
     np.testing.assert_array_equal(first[0], alone[0])
 
 
 def test_draws_follow_the_seed(model, videos, prompt) -> None:
-    batch = make_batch(videos[:2], [prompt([QUESTIONS[0]] * 2)] * 2)
+    batch = make_batch(model[0], videos[:2], [prompt([QUESTIONS[0]] * 2)] * 2)
     sampling = Sampling(temperature=1.0)
     first = generate(model, batch, sampling)
     np.testing.assert_array_equal(first, generate(model, batch, sampling))
     assert (first[0, 0] != first[0, 1]).any()  # the same question twice: two draws
-    other = generate(model, {**batch, "seeds": np.array([7, 1], np.uint32)}, sampling)
+    other = generate(model, dataclasses.replace(batch, seeds=np.array([7, 1], np.uint32)), sampling)
     assert (first[0] != other[0]).any()
     np.testing.assert_array_equal(first[1], other[1])
     greedy = generate(model, batch)
@@ -123,7 +116,7 @@ def test_draws_follow_the_seed(model, videos, prompt) -> None:
 
 
 def test_ids_without_a_token_are_never_chosen(model, videos, prompt) -> None:
-    batch = make_batch(videos[:2], [prompt(QUESTIONS)] * 2)
+    batch = make_batch(model[0], videos[:2], [prompt(QUESTIONS)] * 2)
     assert generate(model, batch, vocabulary=512).max() >= 40
     for sampling in (GREEDY, Sampling(temperature=2.0)):
         assert generate(model, batch, sampling, vocabulary=40).max() < 40
@@ -134,10 +127,10 @@ def test_sharded_equals_one_device(model, videos, prompt) -> None:
     if config.newline != "grid":
         pytest.skip("one family covers every sharding rule")
     rows = [prompt(QUESTIONS), prompt(QUESTIONS[::-1])]
-    expected = generate(model, make_batch(videos[:2], rows))
+    expected = generate(model, make_batch(model[0], videos[:2], rows))
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2, "context": 1})
     sharded = jax.device_put(params, parameter_shardings(mesh, params))
-    batch = to_global(make_batch(np.concatenate([videos[:2]] * 2), rows * 2), mesh)
+    batch = to_global(make_batch(model[0], np.concatenate([videos[:2]] * 2), rows * 2), mesh)
     got = generate((config, sharded), batch)
     np.testing.assert_array_equal(got, np.concatenate([expected] * 2))
     ends = limits(batch, 300)

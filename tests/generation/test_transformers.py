@@ -12,6 +12,7 @@ from tests.originals import LLAVA_VIDEO, LONGVA, Original, write_checkpoint  # n
 from tpo_jax.checkpoints.models import load_model  # noqa: E402
 from tpo_jax.generation.decode import Limits, decode, prefill  # noqa: E402
 from tpo_jax.generation.sampling import Sampling  # noqa: E402
+from tpo_jax.models.batch import Batch  # noqa: E402
 
 NEW = 64
 BEFORE, QUESTIONS = [5, 9, 11], [[7, 8, 40, 3], [90, 2]]
@@ -29,17 +30,20 @@ def test_greedy_tokens_are_those_of_transformers(config, tmp_path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (num_frames, side, side, 3), np.uint8)
     n = config.visual_tokens(num_frames)
     P, head = len(BEFORE) + n + 5, len(BEFORE)
-    batch = {
-        "frames": frames[None],
-        "prefix_ids": np.pad(np.array(BEFORE, np.int32), (0, P - head))[None],
-        "prefix_mask": (np.arange(P) < head + n)[None],
-        "visual_index": np.where(
+    ids = np.array([[[QUESTIONS[0]], [QUESTIONS[1] + [0, 0]]]], np.int32)
+    batch = Batch(
+        frames=frames[None],
+        prefix_ids=np.pad(np.array(BEFORE, np.int32), (0, P - head))[None],
+        prefix_mask=(np.arange(P) < head + n)[None],
+        visual_index=np.where(
             (np.arange(P) >= head) & (np.arange(P) < head + n), np.arange(P) - head, -1
         )[None],
-        "input_ids": np.array([[QUESTIONS[0], QUESTIONS[1] + [0, 0]]], np.int32),
-        "input_mask": np.array([[[1, 1, 1, 1], [1, 1, 0, 0]]], bool),
-        "seeds": np.zeros(1, np.uint32),
-    }
+        input_ids=ids,
+        input_mask=np.array([[[[1, 1, 1, 1]], [[1, 1, 0, 0]]]], bool),
+        target_ids=np.zeros_like(ids),
+        target_mask=np.zeros_like(ids, bool),
+        seeds=np.zeros(1, np.uint32),
+    )
     limits = Limits(np.full((1, 2), NEW, np.int32), np.array([-1], np.int32), 97)
 
     torch_decoder = Qwen2ForCausalLM(original.qwen_config).eval()
@@ -54,7 +58,7 @@ def test_greedy_tokens_are_those_of_transformers(config, tmp_path) -> None:
             loaded.config, loaded.params, batch, sampling, limits, new_tokens=NEW
         )
         state = decode(
-            *(loaded.config, loaded.params, prefix, state, batch["seeds"], sampling, limits),
+            *(loaded.config, loaded.params, prefix, state, batch.seeds, sampling, limits),
             NEW - 1,
         )
         for q, question in enumerate(QUESTIONS):

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import json
 import math
 import warnings
@@ -254,10 +255,8 @@ def base():
     """bfloat16 weights, and a batch that knows their log-probabilities."""
     params = cast(families.init_params(SMALL, seed=0), jnp.bfloat16)
     batch = random_batch(B=8, absent=True)
-    batch["reference_logps"] = np.asarray(
-        jax.jit(make_scorer(SMALL, Compute("float32", "none")))(params, batch)
-    )
-    return params, batch
+    logps = jax.jit(make_scorer(SMALL, Compute("float32", "none")))(params, batch)
+    return params, dataclasses.replace(batch, reference_logps=np.asarray(logps))
 
 
 FREEZE = ("tower", "projector", "newline")
@@ -273,15 +272,15 @@ def test_nothing_but_adapters_trains(base, trained):
     first, last, metrics = trained
     assert metrics["losses/dpo"] == np.float32(math.log(2))
     assert metrics["losses/total"] == np.float32(math.log(2))
-    names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(last["params"])}
+    names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(last.params)}
     assert names == {"lora_a", "lora_b"}
-    assert adapters_of(last["params"]).keys() == set(PROJECTIONS.values())
-    adapters = sum(x.size for x in jax.tree.leaves(last["params"]))
-    assert sum(x.size for x in jax.tree.leaves(last["opt"])) <= 2 * adapters + 4
-    for a, b in zip(jax.tree.leaves(last["frozen"]), jax.tree.leaves(first["frozen"]), strict=True):
+    assert adapters_of(last.params).keys() == set(PROJECTIONS.values())
+    adapters = sum(x.size for x in jax.tree.leaves(last.params))
+    assert sum(x.size for x in jax.tree.leaves(last.opt)) <= 2 * adapters + 4
+    for a, b in zip(jax.tree.leaves(last.frozen), jax.tree.leaves(first.frozen), strict=True):
         assert a.dtype == jnp.bfloat16 and a.tobytes() == b.tobytes()
-    assert jax.tree.structure(last["frozen"]) == jax.tree.structure(jax.device_get(params))
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, last["params"], first["params"])
+    assert jax.tree.structure(last.frozen) == jax.tree.structure(jax.device_get(params))
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, last.params, first.params)
     assert all(jax.tree.leaves(moved))
 
 
@@ -296,22 +295,22 @@ def assert_near(found, expected):
     [Compute("float32", "full", micro_batches=4), Compute("float32", "dots", head_chunk=4)],
 )
 def test_accumulation_and_remat(base, trained, compute):
-    assert_near(run(*base, compute, FREEZE)[1]["params"], trained[1]["params"])
+    assert_near(run(*base, compute, FREEZE)[1].params, trained[1].params)
 
 
 def test_on_a_mesh(base, trained):
     mesh = make_mesh({"data": 1, "fsdp": 2, "tensor": 2, "context": 2})
     found = run(*base, Compute("float32", "full"), FREEZE, mesh=mesh)
-    assert_near(found[1]["params"], trained[1]["params"])
+    assert_near(found[1].params, trained[1].params)
     # Drawn on any mesh the same.
-    for a, b in zip(*(jax.tree.leaves(x[0]["params"]) for x in (found, trained)), strict=True):
+    for a, b in zip(*(jax.tree.leaves(x[0].params) for x in (found, trained)), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_other_parts_train_beside_adapters(base):
     _, last, _ = run(*base, Compute("float32", "none"), ("tower",), steps=1)
-    assert last["params"].keys() == {"decoder", "projector", "newline"}
-    assert last["frozen"].keys() == {"decoder", "tower"}
+    assert last.params.keys() == {"decoder", "projector", "newline"}
+    assert last.frozen.keys() == {"decoder", "tower"}
 
 
 def test_wrong_settings_are_named():

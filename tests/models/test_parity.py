@@ -12,13 +12,15 @@ import pytest
 from PIL import Image
 
 from tests import originals
+from tests.batches import one_row
 from tpo_jax import families
 from tpo_jax.checkpoints.huggingface import flatten
 from tpo_jax.checkpoints.models import load_model
 from tpo_jax.families.llava_qwen.model import pool
 from tpo_jax.families.llava_qwen.processing import picture
 from tpo_jax.families.weights import to_torch
-from tpo_jax.models.pictures import joined, stack_pictures
+from tpo_jax.models.batch import Batch
+from tpo_jax.models.pictures import joined
 from tpo_jax.models.qwen2 import RMSNorm, rotary
 from tpo_jax.objectives.preference import Objective, denominators, tpo_loss
 
@@ -186,7 +188,7 @@ def test_image_tokens(family, number, agree):
     picture = random_image(*size)
     pictures = pictures_of(config, picture)
     (n,) = pictures.tokens
-    batch = stack_pictures([pictures], 1, n + 5)
+    batch = one_row(config, pictures, None, n + 5)
     ours = jax.jit(lambda p, b: families.bind(config, p).encode(b))(params, batch)
     with torch.no_grad():
         theirs = original.encode_image(picture, config.images.pinpoints)
@@ -208,7 +210,7 @@ def test_logits_of_images(family, number, agree):
         ids += [0] * n + text
         index += [*range(seen, seen + n), *[-1] * len(text)]
         seen += n
-    batch = stack_pictures([pictures], 1, len(ids))
+    batch = one_row(config, pictures, None, len(ids))
 
     @jax.jit
     def ours(params, batch):
@@ -238,16 +240,16 @@ def pair(config):
         inputs[i, : len(answer)] = [after[-1], *answer[:-1]]
         targets[i, : len(answer)] = answer
     mask = np.arange(R) < np.array([[100], [37]])
-    batch = {
-        "frames": frames[None],
-        "prefix_ids": ids,
-        "prefix_mask": np.arange(P)[None] < P - 3,
-        "visual_index": index,
-        "input_ids": inputs[None, None],
-        "input_mask": mask[None, None],
-        "target_ids": targets[None, None],
-        "target_mask": mask[None, None],
-    }
+    batch = Batch(
+        frames=frames[None],
+        prefix_ids=ids,
+        prefix_mask=np.arange(P)[None] < P - 3,
+        visual_index=index,
+        input_ids=inputs[None, None],
+        input_mask=mask[None, None],
+        target_ids=targets[None, None],
+        target_mask=mask[None, None],
+    )
     return (frames, before, after, answers), batch
 
 
@@ -265,7 +267,7 @@ def test_labels_of_the_original_trainer(family, agree):
     """It labels tokens of the template before and behind the video, too."""
     name, config, original, params = family
     (frames, before, after, answers), batch = pair(config)
-    n, P = config.visual_tokens(2), batch["prefix_mask"].sum()
+    n, P = config.visual_tokens(2), batch.prefix_mask.sum()
     inside = [2, 4 + n + 1, P - 1]  # places in the prefix of labelled tokens, not the first one
     theirs = []
     for answer in answers:
@@ -276,16 +278,16 @@ def test_labels_of_the_original_trainer(family, agree):
         logps = torch.log_softmax(logits, dim=-1)
         theirs.append(logps.gather(1, torch.tensor(ids[places])[:, None])[:, 0].sum())
     wider = {
-        key: np.pad(batch[key], ((0, 0),) * 3 + ((0, 3),))
+        key: np.pad(getattr(batch, key), ((0, 0),) * 3 + ((0, 3),))
         for key in ("input_ids", "input_mask", "target_ids", "target_mask")
     }
     at = np.full_like(wider["input_ids"], -1)
     for i, answer in enumerate(answers):
         slots = slice(len(answer), len(answer) + 3)
         at[0, 0, i, slots] = [place - 1 for place in inside]
-        wider["target_ids"][0, 0, i, slots] = batch["prefix_ids"][0, inside]
+        wider["target_ids"][0, 0, i, slots] = batch.prefix_ids[0, inside]
         wider["target_mask"][0, 0, i, slots] = True
-    batch |= {**wider, "target_at": at}
+    batch = dataclasses.replace(batch, **wider, target_at=at)
     ours = jax.jit(lambda p: families.bind(config, p).token_logps(batch).sum(-1)[0, 0])(params)
     agree(f"{name} summed log-probabilities, trainer's labels", ours, torch.stack(theirs), LOGPS)
 
@@ -307,7 +309,7 @@ def test_loss_and_gradients(family, agree, record_property):
     def ours(params):
         def loss(params):
             logps = families.bind(config, params).token_logps(batch)
-            mask = jnp.asarray(batch["target_mask"])
+            mask = jnp.asarray(batch.target_mask)
             objective = Objective(beta=BETA, alpha=ALPHA)
             return tpo_loss(
                 logps,

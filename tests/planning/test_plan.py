@@ -16,6 +16,7 @@ from jax import P
 from tpo_jax import families
 from tpo_jax.errors import InputError
 from tpo_jax.families.llava_qwen.config import TowerConfig
+from tpo_jax.models.batch import BatchShape
 from tpo_jax.models.config import DecoderConfig
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.plan import report
@@ -228,9 +229,20 @@ def test_what_cannot_run_is_named(libtpu, changes, topology, message):
 
 
 def test_minimum_is_linear_in_rows_and_answers():
-    one = minimum_flops(SLICE, 1, 1, 8, 1024, 128)
-    assert minimum_flops(SLICE, 3, 1, 8, 1024, 128) == 3 * one
-    assert one < minimum_flops(SLICE, 1, 2, 8, 1024, 128) < 2 * one  # the prefix is shared
+    sizes = {
+        "prefix": 1024,
+        "answers": 2,
+        "response": 128,
+        "frames": 8,
+        "frame_shape": (112, 112, 3),
+    }
+
+    def flops(rows, questions):
+        return minimum_flops(SLICE, BatchShape(rows=rows, questions=questions, **sizes))
+
+    one = flops(1, 1)
+    assert flops(3, 1) == 3 * one
+    assert one < flops(1, 2) < 2 * one  # the prefix is shared
 
 
 def test_door_refuses_in_one_line():

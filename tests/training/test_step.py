@@ -1,5 +1,6 @@
 """Everything that makes the step fast leaves its numbers alone."""
 
+import dataclasses
 import functools
 import math
 
@@ -37,8 +38,8 @@ def loss_and_gradient(token_logps, batch, freeze=("tower",)):
 
     def loss(trainable):
         logps = token_logps(families.bind(SMALL, trainable | frozen), batch)
-        mask = batch["target_mask"]
-        return tpo_loss(logps, mask, batch["reference_logps"], OBJECTIVE, denominators(mask))[0]
+        mask = batch.target_mask
+        return tpo_loss(logps, mask, batch.reference_logps, OBJECTIVE, denominators(mask))[0]
 
     return jax.jit(jax.value_and_grad(loss))(trainable)
 
@@ -105,9 +106,10 @@ def other_weights():
 
 def pairs_batch(objective):
     batch = random_batch(B=4, Q=2, absent=True)
-    del batch["reference_logps"]
+    phrases = None
     if objective.uses_phrases:
-        batch["phrase_mask"] = phrase_mask(batch["target_ids"], batch["target_mask"])
+        phrases = phrase_mask(batch.target_ids, batch.target_mask)
+    batch = dataclasses.replace(batch, reference_logps=None, phrase_mask=phrases)
     return jax.tree.map(jnp.asarray, batch)
 
 
@@ -116,18 +118,18 @@ def classic_gradient(objective):
     """Loss and gradient from whole distributions of the two-row layout."""
     batch = pairs_batch(objective)
     trainable, frozen = split_params(params(), ("tower",))
-    mask, chosen = batch["target_mask"], batch["target_mask"][:, :, 0]
+    mask, chosen = batch.target_mask, batch.target_mask[:, :, 0]
     optional = {}
     if objective.uses_live_reference:
         reference = families.bind(SMALL, other_weights() | frozen)
         anchor = jax.jit(lambda b: classic.log_probabilities(reference, b))(batch)
-        taken = jnp.take_along_axis(anchor, batch["target_ids"][..., None], -1)[..., 0]
-        sums = [jnp.where(m, taken, 0.0).sum(-1) for m in (mask, batch["phrase_mask"])]
-        optional = {"phrase_mask": batch["phrase_mask"]}
+        taken = jnp.take_along_axis(anchor, batch.target_ids[..., None], -1)[..., 0]
+        sums = [jnp.where(m, taken, 0.0).sum(-1) for m in (mask, batch.phrase_mask)]
+        optional = {"phrase_mask": batch.phrase_mask}
 
     def loss(trainable):
         logps = classic.log_probabilities(families.bind(SMALL, trainable | frozen), batch)
-        taken = jnp.take_along_axis(logps, batch["target_ids"][..., None], -1)[..., 0]
+        taken = jnp.take_along_axis(logps, batch.target_ids[..., None], -1)[..., 0]
         reference = None
         if optional:
             reference = jnp.concatenate(sums, -1)
@@ -154,20 +156,20 @@ def test_any_objective_equals_two_rows(objective, compute):
     loss, gradient = classic_gradient(objective)
     np.testing.assert_allclose(metrics["losses/total"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-5)
-    moved = jax.tree.map(lambda a, b: a - b, before, after["params"])
+    moved = jax.tree.map(lambda a, b: a - b, before, after.params)
     assert_same(moved, gradient, 2e-5)  # the difference of weights rounds once more
 
 
 def test_padding_changes_nothing():
     batch = random_batch()
-    padded = {
-        **batch,
+    padded = dataclasses.replace(
+        batch,
         **{
-            name: np.pad(batch[name], ((0, 0), (0, 9)), constant_values=fill)
+            name: np.pad(getattr(batch, name), ((0, 0), (0, 9)), constant_values=fill)
             for name, fill in (("prefix_ids", 7), ("prefix_mask", False), ("visual_index", -1))
         },
         **{
-            name: np.pad(batch[name], ((0, 0),) * 3 + ((0, 5),), constant_values=fill)
+            name: np.pad(getattr(batch, name), ((0, 0),) * 3 + ((0, 5),), constant_values=fill)
             for name, fill in (
                 ("input_ids", 9),
                 ("input_mask", False),
@@ -175,7 +177,7 @@ def test_padding_changes_nothing():
                 ("target_mask", False),
             )
         },
-    }
+    )
     model = families.bind(SMALL, params())
     a, b = (jax.jit(lambda x: model.token_logps(x))(x) for x in (batch, padded))
     np.testing.assert_allclose(a, b[..., : a.shape[-1]], atol=1e-5)
@@ -186,8 +188,8 @@ def test_continuations_do_not_see_each_other():
     batch = random_batch(B=1, Q=2)
     model = families.bind(SMALL, params())
     score = jax.jit(lambda x: model.token_logps(x))
-    changed = {**batch, "input_ids": batch["input_ids"].copy()}
-    changed["input_ids"][0, 0, 1] = (changed["input_ids"][0, 0, 1] + 1) % 90
+    changed = dataclasses.replace(batch, input_ids=batch.input_ids.copy())
+    changed.input_ids[0, 0, 1] = (changed.input_ids[0, 0, 1] + 1) % 90
     a, b = np.asarray(score(batch)), np.asarray(score(changed))
     others = [(0, 0, 0), (0, 1, 0), (0, 1, 1)]
     assert all((a[i] == b[i]).all() for i in others)
@@ -196,7 +198,7 @@ def test_continuations_do_not_see_each_other():
 
 def test_labels_of_the_prefix_in_zig_zag_order():
     batch = random_batch(B=2, within=True)
-    assert (batch["target_at"] >= 0).any()
+    assert (batch.target_at >= 0).any()
     score = jax.jit(lambda p, x: families.bind(SMALL, p).token_logps(x))
     plain = score(params(), batch)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": 2}, jax.devices()[:2])
@@ -218,7 +220,7 @@ def updated(compute, sizes=(1, 1, 1, 1)):
         state = jax.jit(lambda p: new_state(p, optimizer, freeze), out_shardings=shardings)(weights)
         step = jax.jit(make_step(SMALL, OBJECTIVE, compute, optimizer), donate_argnums=0)
         state, metrics = step(state, to_global(random_batch(B=8, absent=True), mesh))
-    return jax.device_get((state["params"], metrics))
+    return jax.device_get((state.params, metrics))
 
 
 @pytest.mark.parametrize(
@@ -259,9 +261,9 @@ def test_state_is_donated_and_the_step_compiles_once():
     for seed in range(3):
         old = state
         state, _ = step(state, jax.tree.map(jnp.asarray, random_batch(seed=seed)))
-        assert all(x.is_deleted() for x in jax.tree.leaves(old["params"]))
+        assert all(x.is_deleted() for x in jax.tree.leaves(old.params))
     assert step._cache_size() == 1
-    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state["params"]))
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.params))
 
 
 def test_nothing_crosses_to_the_host_inside_the_step():

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import grain
-import numpy as np
 from absl import flags
 
-Batch = dict[str, np.ndarray]
+from tpo_jax.models.batch import Batch
 
 
 class BatchIterator(Iterator[Batch]):

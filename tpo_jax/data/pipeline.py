@@ -13,15 +13,16 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from tpo_jax.data import prompts
-from tpo_jax.data.batches import Batch, BatchIterator
+from tpo_jax.data.batches import BatchIterator
 from tpo_jax.data.clips import Clip, ClipCache, read_clip
+from tpo_jax.data.collate import collate
 from tpo_jax.data.order import epoch_order, select
-from tpo_jax.data.phrases import phrase_mask
 from tpo_jax.data.processor import NO_FRAMES, Processor
 from tpo_jax.data.records import PairRecord
 from tpo_jax.data.rows import CONTINUATION, PrefixError, Row
 from tpo_jax.data.shards import MANIFEST, Shards, open_shards
 from tpo_jax.errors import InputError
+from tpo_jax.models.batch import Batch, BatchShape
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.video import sampling
 
@@ -153,7 +154,7 @@ class Pipeline:
         )
 
     def __getitem__(self, k: int) -> Batch:
-        """This host's part of batch `k`; keys, dtypes and shapes of `docs/architecture.md`."""
+        """Return this host's part of batch `k`."""
         if not 0 <= k < len(self):
             raise IndexError(f"batch {k} of {len(self)}")
         epoch, step = divmod(k, self.batches_per_epoch)
@@ -161,12 +162,30 @@ class Pipeline:
         if cached[0] != epoch:
             cached = self._cached = (epoch, self.order(epoch))
         rows = [self._row(positions, k) for positions in cached[1][step, self._local]]
-        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        texts, frames, index = zip(*rows, strict=True)
+        batch = collate(self.model, texts, frames, self.shape)
+        return dataclasses.replace(batch, pair_index=np.stack(index))
 
-    def _row(self, positions: np.ndarray, k: int) -> Batch:
-        """One row of batch `k`, without `B`."""
-        config, side = self.config, self.model.tower.image_size
-        skipping = config.on_error == "skip_and_count"
+    @property
+    def shape(self) -> BatchShape:
+        """The shape of this host's part of a batch."""
+        config = self.config
+        return BatchShape(
+            rows=self._local.stop - self._local.start,
+            prefix=self.max_prefix,
+            questions=config.pairs_per_row,
+            answers=config.answers,
+            response=self.max_response,
+            frames=config.num_frames,
+            frame_shape=self.model.frame_shape,
+            prefix_labels=config.prompt_style == "dpo_trainer",
+            pairs=True,
+            phrases=config.phrases,
+        )
+
+    def _row(self, positions: np.ndarray, k: int) -> tuple[Row | None, np.ndarray, np.ndarray]:
+        """Return texts, frames and `pair_index` of one row of batch `k`; None: no pair in it."""
+        skipping = self.config.on_error == "skip_and_count"
         used, skipped = positions[positions >= 0].tolist(), 0
         for position in used:  # the pairs of a row have the same video
             try:
@@ -178,21 +197,16 @@ class Pipeline:
                 skipped += 1
                 name = self.shards.index[position].id
                 print(f"batch {k}: pair {name!r} is skipped: {error}", file=sys.stderr, flush=True)
-        index = _int32(positions)
+        index = positions.astype(np.int32)
         index[:skipped] = -2 - index[:skipped]
         if skipped == len(used):
-            frames = np.zeros((config.num_frames, side, side, 3), np.uint8)
-            row = {"frames": frames, **self._empty_texts(), "pair_index": index}
-            return self._with_phrases(row)
+            return None, np.zeros((0, *self.model.frame_shape), np.uint8), index
         pairs = [self.shards.index[position] for position in used]
         texts = self._texts(pairs, clip, self.max_prefix, self.max_response)
-        frames, texts = self.processor.pad_frames(clip, texts, config.num_frames)
-        row = {"frames": frames, **texts.arrays(), "pair_index": index}
-        absent = config.pairs_per_row - len(used)
-        for name in CONTINUATION & row.keys():
-            row[name][:skipped] = 0
-            row[name] = np.pad(row[name], ((0, absent), (0, 0), (0, 0)))
-        return self._with_phrases(row)
+        for name, values in texts.arrays().items():
+            if name in CONTINUATION:
+                values[:skipped] = 0
+        return texts, clip.frames, index
 
     def _clip(self, position: int) -> Clip:
         """Of the pair at a position, as the model takes it."""
@@ -202,11 +216,6 @@ class Pipeline:
             return clip._replace(frames=self.processor.resize(clip.frames))
 
         return self._clips.get(self.shards.index[position].video_id, read)
-
-    def _with_phrases(self, row: Batch) -> Batch:
-        if self.config.phrases:
-            row["phrase_mask"] = phrase_mask(row["target_ids"], row["target_mask"])
-        return row
 
     def _texts(
         self, pairs: Sequence[PairRecord], clip: Clip, max_prefix: int, max_response: int
@@ -237,17 +246,6 @@ class Pipeline:
         """The most frames with which the prefix takes at most `limit` tokens."""
         fits = lambda clip: self._built(pairs, clip).prefix_ids.size <= limit  # noqa: E731
         return self.processor.most_frames(clip, fits)
-
-    def _empty_texts(self) -> Batch:
-        """No pair: one padding token to look at, so that no softmax is over nothing."""
-        config, p = self.config, self.max_prefix
-        shape = (config.pairs_per_row, config.answers, self.max_response)
-        ids, mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
-        none = np.full(p, -1, np.int32)
-        row = Row(np.zeros(p, np.int32), np.arange(p) == 0, none, ids, mask, ids, mask)
-        if config.prompt_style == "dpo_trainer":
-            row = row._replace(target_at=ids)
-        return row.arrays()
 
     def _measure(self) -> tuple[int, int]:
         """P and R, as given or as the longest pair needs, within the model's context."""
@@ -305,7 +303,3 @@ def _without_frames(pair: PairRecord, stored: dict, config: DataConfig) -> Clip:
 
 def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
-
-
-def _int32(values: np.ndarray) -> np.ndarray:
-    return values.astype(np.int32)

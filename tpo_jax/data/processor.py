@@ -200,17 +200,6 @@ class Processor:
         times = clip.times if known else [0.0] * len(clip.frames)
         return most_frames(lambda times: fits(fewer(times)), times)
 
-    def pad_frames(self, clip: Clip, row: Row, num_frames: int) -> tuple[np.ndarray, Row]:
-        """Return uint8 `[num_frames, S, S, 3]` with empty frames behind the clip's, and its row.
-
-        A newline token behind the whole video comes after the empty frames, too.
-        """
-        missing = num_frames - len(clip.frames)
-        frames = np.pad(clip.frames, [(0, missing), *[(0, 0)] * 3])
-        index, V = row.visual_index, self.config.tokens_per_frame
-        index = np.where(index >= len(clip.frames) * V, index + missing * V, index)
-        return frames, row._replace(visual_index=index)
-
     def _shown(self, visual: Visual) -> tuple[int | Sequence[int], str]:
         """Return the visual tokens of a video, or of every image, and the sentence on its times."""
         if isinstance(visual, Pictures):

@@ -21,8 +21,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from tpo_jax import families
+from tpo_jax.data.collate import collate
 from tpo_jax.data.prompts import HEAD, TURN
+from tpo_jax.data.rows import Row
 from tpo_jax.errors import InputError
+from tpo_jax.models.batch import Batch, BatchShape
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.parallel.sharding import ROWS, WITHIN_ROW, batch_sharding, constrain
 from tpo_jax.parallel.splash import LANES
@@ -157,14 +160,15 @@ def find(
             # A short batch is filled up, for another size would be another program.
             filled = (part * size)[:size]
             batch = make_batch(config, head, needles, filled, len(used), P)
-            sharding = batch_sharding(mesh)
-            placed = {
-                name: jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
-                for name, x in batch.items()
-            }
+            placed = jax.tree.map(functools.partial(_everywhere, mesh), batch)
             with jax.set_mesh(mesh):
                 right = np.asarray(exact(config, params, visual, placed))
             yield [(cell, bool(r)) for cell, r in zip(part, right, strict=False)]
+
+
+def _everywhere(mesh: jax.sharding.Mesh, rows: np.ndarray) -> jax.Array:
+    """Place rows that every process has."""
+    return jax.make_array_from_callback(rows.shape, batch_sharding(mesh), rows.__getitem__)
 
 
 def summary(found: np.ndarray, lengths: Sequence[int], depths: Sequence[float]) -> dict[str, Any]:
@@ -199,7 +203,6 @@ def encode(
     size, V = rows * each, config.tokens_per_frame
     chunks = -(-len(frames) // size)
     dtype = params["decoder"]["norm"]["scale"].dtype
-    sharding = batch_sharding(mesh)
     with jax.set_mesh(mesh):
         table = _table((chunks * size * V, config.decoder.width), dtype)
         for start in range(0, len(frames), size):
@@ -207,8 +210,7 @@ def encode(
             given = frames[start : start + size]
             part[: len(given)] = given
             part = part.reshape(rows, each, *frames.shape[1:])
-            placed = jax.make_array_from_callback(part.shape, sharding, part.__getitem__)
-            table = fill(config, params, table, placed, start * V)
+            table = fill(config, params, table, _everywhere(mesh, part), start * V)
     return table
 
 
@@ -241,8 +243,8 @@ def make_batch(
     cells: Sequence[Cell],
     haystack: int,
     P: int,
-) -> dict[str, np.ndarray]:
-    """What `exact` reads; arrays as in `docs/architecture.md`, "The batch", with `Q = A = 1`.
+) -> Batch:
+    """Return what `exact` reads, with `Q = A = 1` and no frames: they are in the table.
 
     Args:
         config: of the model.
@@ -255,33 +257,38 @@ def make_batch(
     B, V = len(cells), config.tokens_per_frame
     longest = max(len(needle.prompt) + len(needle.answer) - 1 for needle in needles)
     R = -(-longest // _TEXT_MULTIPLE) * _TEXT_MULTIPLE
-    batch = {
-        "prefix_ids": np.zeros((B, P), np.int32),
-        "prefix_mask": np.zeros((B, P), bool),
-        "visual_index": np.full((B, P), -1, np.int32),
-        "input_ids": np.zeros((B, 1, R), np.int32),
-        "input_mask": np.zeros((B, 1, R), bool),
-        "target_ids": np.zeros((B, 1, R), np.int32),
-        "target_mask": np.zeros((B, 1, R), bool),
-    }
-    for b, cell in enumerate(cells):
+    rows = []
+    for cell in cells:
+        needle = needles[cell.needle]
         visual = (places(cell, haystack)[:, None] * V + np.arange(V)).reshape(-1)
-        n, needle = len(head) + len(visual), needles[cell.needle]
-        batch["prefix_ids"][b, : len(head)] = head
-        batch["prefix_mask"][b, :n] = True
-        batch["visual_index"][b, len(head) : n] = visual
-        text = np.concatenate([needle.prompt, needle.answer])
-        first, last = len(needle.prompt) - 1, len(text) - 1  # that predict the answer
-        batch["input_ids"][b, 0, :last] = text[:-1]
-        batch["input_mask"][b, 0, :last] = True
-        batch["target_ids"][b, 0, first:last] = needle.answer
-        batch["target_mask"][b, 0, first:last] = True
-    return batch
+        n, text = len(head) + len(visual), np.concatenate([needle.prompt, needle.answer])
+        answer = np.arange(len(text) - 1) >= len(needle.prompt) - 1
+        rows.append(
+            Row(
+                prefix_ids=np.append(head, np.zeros(len(visual))).astype(np.int32),
+                prefix_mask=np.ones(n, bool),
+                visual_index=np.append(np.full(len(head), -1), visual).astype(np.int32),
+                input_ids=text[None, None, :-1],
+                input_mask=np.ones((1, 1, len(text) - 1), bool),
+                target_ids=np.where(answer, text[1:], 0)[None, None],
+                target_mask=answer[None, None],
+            )
+        )
+    shape = BatchShape(
+        rows=B,
+        prefix=P,
+        questions=1,
+        answers=1,
+        response=R,
+        frames=0,
+        frame_shape=config.frame_shape,
+    )
+    return collate(config, rows, [np.zeros((0, *config.frame_shape), np.uint8)] * B, shape)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "back_end"))
 def exact(
-    config: ModelConfig, params: dict, visual: jax.Array, batch: dict, *, back_end: str = "auto"
+    config: ModelConfig, params: dict, visual: jax.Array, batch: Batch, *, back_end: str = "auto"
 ) -> jax.Array:
     """bool `[B]`: whether each token of a row's answer is the likeliest.
 
@@ -293,11 +300,15 @@ def exact(
         back_end: of `parallel.attention.prefix_attention`.
     """
     model = families.bind(config, params)
-    visual = jnp.broadcast_to(visual, (len(batch["prefix_ids"]), *visual.shape))
+    B, Q, A, R = batch.input_ids.shape
+    ids, mask, targets, labelled = (
+        x.reshape(B, Q * A, R)
+        for x in (batch.input_ids, batch.input_mask, batch.target_ids, batch.target_mask)
+    )
+    visual = jnp.broadcast_to(visual, (B, *visual.shape))
     visual = constrain(visual, ROWS, None, WITHIN_ROW)
-    x = model.embed_prefix(batch["prefix_ids"], visual, batch["visual_index"])
-    y = model.decoder.embed(batch["input_ids"])
-    masks = batch["prefix_mask"], batch["input_mask"]
-    hidden = model.decoder.row(x, masks[0], y, masks[1], back_end=back_end)
-    right = (model.likeliest(hidden) == batch["target_ids"]) | ~batch["target_mask"]
+    x = model.embed_prefix(batch.prefix_ids, visual, batch.visual_index)
+    y = model.decoder.embed(ids)
+    hidden = model.decoder.row(x, batch.prefix_mask, y, mask, back_end=back_end)
+    right = (model.likeliest(hidden) == targets) | ~labelled
     return constrain(right.all(axis=(1, 2)), None)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from tpo_jax import families
 from tpo_jax.generation.sampling import Sampling, choose
 from tpo_jax.models import vlm
+from tpo_jax.models.batch import Batch
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.qwen2 import causal, continuation_positions
 
@@ -79,7 +80,7 @@ def _take(state: State, logits, seeds, sampling: Sampling, limits: Limits) -> St
 def prefill(
     config: ModelConfig,
     params: dict,
-    batch: dict,
+    batch: Batch,
     sampling: Sampling,
     limits: Limits,
     *,
@@ -90,9 +91,7 @@ def prefill(
     Args:
         config: of the model.
         params: in the compute dtype.
-        batch: as in `docs/architecture.md`, "The batch": `frames` (of images also `patch_index`
-            and `patch_weight`), `prefix_ids`, `prefix_mask`, `visual_index`; `input_ids` and
-            `input_mask` `[B, M, R]`; and `seeds` uint32 `[B]`. A continuation without a real token
+        batch: prompts, one answer each (`A` = 1), with `seeds`. A continuation without a real token
             is none: it is finished from the start.
         sampling: settings.
         limits: where answers end.
@@ -103,13 +102,14 @@ def prefill(
     """
     model = families.bind(config, params)
     decoder = model.decoder
-    prefix_mask, input_mask = batch["prefix_mask"], batch["input_mask"]
-    B, M, R = input_mask.shape
+    B, Q, A, R = batch.input_mask.shape
+    M = Q * A
+    prefix_mask, input_mask = batch.prefix_mask, batch.input_mask.reshape(B, M, R)
     visual = model.encode(batch)
-    x = model.embed_prefix(batch["prefix_ids"], visual, batch["visual_index"])
+    x = model.embed_prefix(batch.prefix_ids, visual, batch.visual_index)
     prefix = Prefix(decoder.prefill(x, prefix_mask), prefix_mask)
 
-    y = decoder.embed(batch["input_ids"])
+    y = decoder.embed(batch.input_ids.reshape(B, M, R))
     heads = (config.decoder.kv_heads, config.decoder.head_dim)
     empty = jnp.zeros((config.decoder.layers, B, M, R + new_tokens, *heads), y.dtype)
     positions = continuation_positions(prefix_mask, input_mask)
@@ -131,7 +131,7 @@ def prefill(
         finished=~input_mask.any(-1),
         seen=jnp.zeros((B, M, config.decoder.vocab_size), bool),
     )
-    return prefix, _take(state, _logits(model, last), batch["seeds"], sampling, limits)
+    return prefix, _take(state, _logits(model, last), batch.seeds, sampling, limits)
 
 
 def advance(config: ModelConfig, params: dict, prefix: Prefix, state: State):

@@ -1,6 +1,7 @@
 """Videos or images and tokenised questions in, texts out: batches of one shape, streaming."""
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -10,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
+from tpo_jax.data.collate import collate, visual_sizes
 from tpo_jax.data.rows import Row
 from tpo_jax.errors import InputError
 from tpo_jax.generation.decode import Limits, decode, prefill
 from tpo_jax.generation.sampling import Sampling
+from tpo_jax.models.batch import Batch, BatchShape
 from tpo_jax.models.config import ModelConfig
-from tpo_jax.models.pictures import Pictures, stack_pictures
+from tpo_jax.models.pictures import Pictures
 from tpo_jax.parallel.attention import prefix_multiple
 from tpo_jax.parallel.distributed import gather
 from tpo_jax.parallel.sharding import ROWS, to_global, to_local
@@ -198,38 +201,38 @@ class Generator:
             P, M, R = map(max, zip(*gather([P, M, R]), strict=True))
         return round_up(P, prefix_multiple(self.mesh)), M, round_up(R, self.question_multiple)
 
-    def _batch(self, frames, prompts, draws, shape, rows) -> dict[str, jax.Array]:
-        """`prefill`'s batch of `rows` rows; those that no prompt fills are empty."""
-        P, M, R = shape
-        if isinstance(frames, np.ndarray):
-            visual = {"frames": np.zeros((rows, *frames.shape[1:]), np.uint8)}
-            visual["frames"][: len(frames)] = frames
-        else:
-            visual = stack_pictures(frames, rows, P)
-        batch = {
-            **visual,
-            "prefix_ids": np.zeros((rows, P), np.int32),
-            "prefix_mask": np.zeros((rows, P), bool),
-            "visual_index": np.full((rows, P), -1, np.int32),
-            "input_ids": np.zeros((rows, M, R), np.int32),
-            "input_mask": np.zeros((rows, M, R), bool),
-            "seeds": np.zeros(rows, np.uint32),
-        }
-        for b, (row, draw) in enumerate(zip(prompts, draws, strict=True)):
-            for name in ("prefix_ids", "prefix_mask", "visual_index"):
-                values = getattr(row, name)[:P]
-                batch[name][b, : len(values)] = values
-            for name in ("input_ids", "input_mask"):
-                values = getattr(row, name)[:, 0, :R]
-                batch[name][b, : values.shape[0], : values.shape[1]] = values
-            batch["seeds"][b] = np.random.SeedSequence(draw).generate_state(1)[0]
+    def _batch(
+        self,
+        visuals: Sequence[np.ndarray | Pictures] | np.ndarray,
+        prompts: Sequence[Row],
+        draws: Sequence[tuple[int, int]],
+        shape: tuple[int, int, int],
+        rows: int,
+    ) -> Batch:
+        """Return `prefill`'s batch of `rows` rows; those that no prompt fills are empty."""
+        (P, M, R), visuals = shape, list(visuals)
+        frames, images = visual_sizes(visuals)
+        sizes = BatchShape(
+            rows=rows,
+            prefix=P,
+            questions=M,
+            answers=1,
+            response=R,
+            frames=frames,
+            frame_shape=self.config.frame_shape,
+            images=images,
+        )
+        seeds = np.zeros(rows, np.uint32)
+        for b, draw in enumerate(draws):
+            seeds[b] = np.random.SeedSequence(draw).generate_state(1)[0]
+        batch = dataclasses.replace(collate(self.config, prompts, visuals, sizes), seeds=seeds)
         if self.mesh is not None:
             return to_global(batch, self.mesh)
-        return {name: jnp.asarray(values) for name, values in batch.items()}
+        return jax.tree.map(jnp.asarray, batch)
 
     def _begin(self, batch, most):
         """Prefilled prefix, first token of every answer, and the limits decoding goes on with."""
-        used = batch["prefix_mask"].sum(-1)[:, None] + batch["input_mask"].sum(-1)
+        used = batch.prefix_mask.sum(-1)[:, None] + batch.input_mask[:, :, 0].sum(-1)
         limits = Limits(
             new_tokens=jnp.minimum(most, self.config.max_length - used),
             stop_ids=self.stop_ids,
@@ -246,7 +249,7 @@ class Generator:
         with self._on_mesh():
             return decode(
                 *(self.config, self.params, prefix, state),
-                *(batch["seeds"], self.sampling, limits, steps),
+                *(batch.seeds, self.sampling, limits, steps),
             )
 
     def _on_mesh(self):

@@ -40,29 +40,6 @@ def joined(pictures: Sequence[Pictures], config: ModelConfig) -> Pictures:
     return Pictures(np.concatenate(views), np.concatenate(index), np.concatenate(weight), tokens)
 
 
-def stack_pictures(pictures: Sequence[Pictures], rows: int, tokens: int) -> dict[str, np.ndarray]:
-    """Return `frames`, `patch_index` and `patch_weight` of a batch of `rows` rows.
-
-    Views are rounded up to 1, 2, 3, 4, 6, 8, 12, ..., so that few shapes are compiled; rows beyond
-    those given are empty.
-
-    Args:
-        pictures: of every row.
-        rows: B.
-        tokens: visual tokens to pad to.
-    """
-    views = round_views(max(len(p.views) for p in pictures))
-    batch = {
-        "frames": np.zeros((rows, views, *pictures[0].views.shape[1:]), np.uint8),
-        "patch_index": np.zeros((rows, tokens, 4), np.int32),
-        "patch_weight": np.zeros((rows, tokens, 4), np.float32),
-    }
-    for row, picture in enumerate(pictures):
-        for target, values in zip(batch.values(), picture[:3], strict=True):
-            target[row, : len(values)] = values
-    return batch
-
-
 def round_views(n: int) -> int:
     """Return the next of 0, 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
     if n < 2:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tpo_jax.models.batch import Array, Batch
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.qwen2 import Decoder
 from tpo_jax.parallel.sharding import ROWS, WEIGHTS, WITHIN_ROW, constrain, vocabulary_axes
@@ -17,11 +18,11 @@ class VideoLanguageModel(nnx.Module):
     config: ModelConfig
     decoder: Decoder
 
-    def encode(self, batch: dict, *, freeze_tower: bool = False, remat: str = "none") -> jax.Array:
+    def encode(self, batch: Batch, *, freeze_tower: bool = False, remat: str = "none") -> jax.Array:
         """Return the visual tokens of a batch, `[B, n, D]`, where `visual_index` finds them.
 
         Args:
-            batch: see `docs/architecture.md`, "The batch"; with `patch_index` its frames are views
+            batch: with `patch_index` its frames are views
                 of images, and `n` is as wide as that.
             freeze_tower: no gradient enters the vision tower, and none of its activations is kept.
             remat: other than `none`, the backward pass recomputes the encoder's activations.
@@ -29,7 +30,7 @@ class VideoLanguageModel(nnx.Module):
         raise NotImplementedError
 
     def encode_frames(
-        self, frames: jax.Array, *, freeze_tower: bool = False, remat: str = "none"
+        self, frames: Array, *, freeze_tower: bool = False, remat: str = "none"
     ) -> jax.Array:
         """Return the visual tokens of videos, uint8 `[B, F, S, S, 3]` to `[B, n, D]`.
 
@@ -37,7 +38,7 @@ class VideoLanguageModel(nnx.Module):
         """
         raise NotImplementedError
 
-    def embed_prefix(self, ids: jax.Array, visual: jax.Array, visual_index: jax.Array) -> jax.Array:
+    def embed_prefix(self, ids: Array, visual: jax.Array, visual_index: Array) -> jax.Array:
         """Text embeddings with the visual tokens put in their slots.
 
         Args:
@@ -58,7 +59,7 @@ class VideoLanguageModel(nnx.Module):
 
     def hidden_states(
         self,
-        batch: dict,
+        batch: Batch,
         *,
         remat: str = "none",
         freeze_tower: bool = False,
@@ -68,7 +69,7 @@ class VideoLanguageModel(nnx.Module):
         """What the head is applied to at every token of every continuation.
 
         Args:
-            batch: see `docs/architecture.md`, "The batch".
+            batch: see `models.batch.Batch`.
             remat: policy name for the decoder layers.
             freeze_tower: see `encode_frames`.
             attention: back end of `prefix_attention`.
@@ -77,42 +78,42 @@ class VideoLanguageModel(nnx.Module):
         Returns:
             `[B, Q, A, R, D]`.
         """
-        B, Q, A, R = batch["input_ids"].shape
+        B, Q, A, R = batch.input_ids.shape
 
-        def flat(name):
-            return batch[name].reshape(B, Q * A, R)
+        def flat(values):
+            return None if values is None else values.reshape(B, Q * A, R)
 
         visual = self.encode(batch, freeze_tower=freeze_tower, remat=remat)
-        x = self.embed_prefix(batch["prefix_ids"], visual, batch["visual_index"])
-        y = self.decoder.embed(flat("input_ids"))
+        x = self.embed_prefix(batch.prefix_ids, visual, batch.visual_index)
+        y = self.decoder.embed(flat(batch.input_ids))
         hidden = self.decoder.row(
             x,
-            batch["prefix_mask"],
+            batch.prefix_mask,
             y,
-            flat("input_mask"),
-            target_at=flat("target_at") if "target_at" in batch else None,
+            flat(batch.input_mask),
+            target_at=flat(batch.target_at),
             remat=remat,
             back_end=attention,
             scan=scan,
         )
         return hidden.reshape(B, Q, A, R, -1)
 
-    def gather(self, hidden: jax.Array, batch: dict, chunk: int = 0) -> jax.Array:
+    def gather(self, hidden: jax.Array, batch: Batch, chunk: int = 0) -> jax.Array:
         """`token_logps` from `hidden_states`."""
-        B, Q, A, R = batch["target_ids"].shape
-        flat = hidden.reshape(B, Q * A, R, -1), batch["target_ids"].reshape(B, Q * A, R)
+        B, Q, A, R = batch.target_ids.shape
+        flat = hidden.reshape(B, Q * A, R, -1), batch.target_ids.reshape(B, Q * A, R)
         logps = gather_logps(flat[0], self.decoder.head.kernel[...], flat[1], chunk)
-        return jnp.where(batch["target_mask"], logps.reshape(B, Q, A, R), 0.0)
+        return jnp.where(batch.target_mask, logps.reshape(B, Q, A, R), 0.0)
 
     def likeliest(self, hidden: jax.Array) -> jax.Array:
         """The likeliest next token at every position of `[..., D]`: int32 `[...]`."""
         return jnp.argmax(_logits(hidden, self.decoder.head.kernel[...]), axis=-1)
 
-    def token_logps(self, batch: dict, *, chunk: int = 0, **how) -> jax.Array:
+    def token_logps(self, batch: Batch, *, chunk: int = 0, **how) -> jax.Array:
         """Log-probability of every labelled token of every continuation.
 
         Args:
-            batch: see `docs/architecture.md`, "The batch".
+            batch: see `models.batch.Batch`.
             chunk: response positions per application of the head, 0 for all at once; must divide
                 `R`.
             **how: of `hidden_states`.

@@ -9,12 +9,15 @@ import contextlib
 import functools
 import math
 import re
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax import P
 
 from tpo_jax.errors import InputError
+
+Tree = TypeVar("Tree")
 
 WEIGHTS = ("fsdp", "context")
 ROWS = ("data", "fsdp")
@@ -175,15 +178,14 @@ def check_heads(heads: int, kv_heads: int, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def to_global(batch: dict, mesh: jax.sharding.Mesh) -> dict:
-    """This process's rows of a batch (NumPy) to global arrays.
+def to_global(batch: Tree, mesh: jax.sharding.Mesh) -> Tree:
+    """Return global arrays of this process's rows of a batch (NumPy), or of any tree of such.
 
     Raises:
         InputError: the rows do not divide the mesh.
     """
-    check_rows(len(next(iter(batch.values()))) * jax.process_count(), mesh)
+    check_rows(len(jax.tree.leaves(batch)[0]) * jax.process_count(), mesh)
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, values)
-        for name, values in batch.items()
-    }
+    return jax.tree.map(
+        lambda values: jax.make_array_from_process_local_data(sharding, values), batch
+    )

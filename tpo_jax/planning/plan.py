@@ -4,7 +4,6 @@ import dataclasses
 import math
 import os
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,8 @@ from jax.experimental import topologies
 
 from tpo_jax import families
 from tpo_jax.errors import InputError
+from tpo_jax.models.batch import BatchShape
 from tpo_jax.models.config import ModelConfig
-from tpo_jax.objectives.preference import Objective
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import batch_sharding, check_heads, check_rows, parameter_shardings
 from tpo_jax.planning import hlo
@@ -128,47 +127,9 @@ def devices_of(topology: str, slices: int = 1) -> list:
     return list(description.devices)
 
 
-def abstract_batch(
-    model: ModelConfig,
-    objective: Objective,
-    rows: int,
-    pairs: int,
-    frames: int,
-    prefix: int,
-    response: int,
-    prompt_style: str = "inference",
-) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Shape and dtype of every array of a batch, `docs/architecture.md`."""
-    B, Q, S = rows, pairs, model.tower.image_size
-    texts = (B, Q, 2, response)
-    batch: dict[str, tuple[tuple[int, ...], Any]] = {
-        "frames": ((B, frames, S, S, 3), jnp.uint8),
-        "prefix_ids": ((B, prefix), jnp.int32),
-        "prefix_mask": ((B, prefix), jnp.bool_),
-        "visual_index": ((B, prefix), jnp.int32),
-        "input_ids": (texts, jnp.int32),
-        "input_mask": (texts, jnp.bool_),
-        "target_ids": (texts, jnp.int32),
-        "target_mask": (texts, jnp.bool_),
-        "pair_index": ((B, Q), jnp.int32),
-    }
-    if prompt_style == "dpo_trainer":
-        batch["target_at"] = (texts, jnp.int32)
-    if objective.uses_phrases:
-        batch["phrase_mask"] = (texts, jnp.bool_)
-    if objective.uses_reference and not objective.uses_live_reference:
-        sums = 4 if objective.uses_phrases else 2
-        batch["reference_logps"] = ((B, Q, sums), jnp.float32)
-    return batch
-
-
 def minimum_flops(
     model: ModelConfig,
-    rows: int,
-    pairs: int,
-    frames: int,
-    prefix: int,
-    response: int,
+    shape: BatchShape,
     live_reference: bool = False,
     frozen_decoder: bool = False,
 ) -> float:
@@ -177,17 +138,17 @@ def minimum_flops(
     more forward pass behind the tower; a frozen decoder (with adapters, whose own work is left out)
     needs no gradient of its weights.
     """
-    d = model.decoder
+    d, (prefix, response, frames) = model.decoder, (shape.prefix, shape.response, shape.frames)
     D, C = d.width, d.head_dim
     layer = D * C * (2 * d.heads + 2 * d.kv_heads) + 3 * D * d.mlp_width
-    answers = 2 * pairs * response
+    answers = shape.questions * shape.answers * response
     linear = 2 * d.layers * layer * (prefix + answers) + 2 * D * d.vocab_size * answers
     pairs_seen = prefix**2 / 2 + answers * (prefix + response / 2)
     attention = 4 * d.layers * d.heads * C * pairs_seen
     tower, projector = families.of(model).frame_flops(model)
     passes = 4 if live_reference else 3
     linear *= passes - frozen_decoder
-    return rows * (linear + passes * (attention + frames * projector) + frames * tower)
+    return shape.rows * (linear + passes * (attention + frames * projector) + frames * tower)
 
 
 def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
@@ -236,16 +197,26 @@ def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     state = jax.tree.map(lambda x, s: placed(x.shape, x.dtype, s), abstract, shardings)
-    sizes = (rows, pairs, frames, prefix, response)
-    arrays = abstract_batch(model, objective, *sizes, wanted.data.prompt_style)
-    batch = {
-        name: placed(shape, dtype, batch_sharding(mesh)) for name, (shape, dtype) in arrays.items()
-    }
+    cached = objective.uses_reference and not objective.uses_live_reference
+    sizes = BatchShape(
+        rows=rows,
+        prefix=prefix,
+        questions=pairs,
+        answers=2,
+        response=response,
+        frames=frames,
+        frame_shape=model.frame_shape,
+        prefix_labels=wanted.data.prompt_style == "dpo_trainer",
+        pairs=True,
+        phrases=objective.uses_phrases,
+        reference_sums=(4 if objective.uses_phrases else 2) if cached else 0,
+    )
+    batch = jax.tree.map(lambda x: placed(x.shape, x.dtype, batch_sharding(mesh)), sizes.abstract())
     reference = None
     if objective.uses_live_reference:
         reference = jax.tree.map(
             lambda x: placed(x.shape, jnp.dtype(compute.dtype), x.sharding),
-            {name: part for name, part in state["params"].items() if name not in state["frozen"]},
+            {name: part for name, part in state.params.items() if name not in state.frozen},
         )
     frozen = bool(lora.rank) or "decoder" in wanted.optimizer.freeze
     chip = CHIPS[topology.split(":")[0]]
@@ -261,7 +232,7 @@ def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
         fits=False,
         limit=chip.hbm * GIB,
         peak=0.0,
-        minimum_flops=minimum_flops(model, *sizes, objective.uses_live_reference, frozen),
+        minimum_flops=minimum_flops(model, sizes, objective.uses_live_reference, frozen),
     )
     with jax.set_mesh(mesh):
         step = jax.jit(

@@ -13,11 +13,13 @@ from tpo_jax.checkpoints.train_state import TrainCheckpoints
 from tpo_jax.data.batches import BatchIterator
 from tpo_jax.data.records import PairRecord
 from tpo_jax.errors import InputError
+from tpo_jax.models.batch import Batch
 from tpo_jax.parallel.distributed import StopRequest
 from tpo_jax.parallel.sharding import to_global
 from tpo_jax.training.clock import StepClock
 from tpo_jax.training.goodput import GoodputJournal
 from tpo_jax.training.metrics import MetricsWriter, Progress
+from tpo_jax.training.state import TrainState
 from tpo_jax.training.watch import Profiler, Watch, device_memory, wandb_run
 
 
@@ -36,8 +38,8 @@ class LoopConfig:
 
 def run(
     config: LoopConfig,
-    step_fn: Callable[[dict, dict], tuple[dict, dict]],
-    state: dict,
+    step_fn: Callable[[TrainState, Batch], tuple[TrainState, dict]],
+    state: TrainState,
     batches: BatchIterator,
     pairs: Sequence[PairRecord],
     reference: np.ndarray | None,
@@ -48,7 +50,7 @@ def run(
     workdir: Path,
     watch: Watch,
     journal: GoodputJournal | None,
-) -> dict:
+) -> TrainState:
     """Trains from the state's step to `config.num_steps`.
 
     Args:
@@ -73,7 +75,7 @@ def run(
         InputError: a metric is not finite, with step, pairs and the checkpoint to go back to.
         OSError: no checkpoint can be written, twice in a row or at the end.
     """
-    step = first_step = noted = int(state["step"])
+    step = first_step = noted = int(state.step)
     progress = Progress(first_step, config.num_steps)
     recent: list[tuple[int, np.ndarray, dict]] = []  # step, pairs, metrics not looked at yet
     trained = 0
@@ -95,10 +97,11 @@ def run(
         while step < config.num_steps and not stopping:
             with clock.span("input_wait"):
                 batch = next(batches)
-            index = batch["pair_index"]
+            index = np.asarray(batch.pair_index)
             trained += int((index >= 0).sum()) * jax.process_count()
             if reference is not None:
-                batch["reference_logps"] = _rows(reference, index, pairs)
+                rows = _rows(reference, index, pairs)
+                batch = dataclasses.replace(batch, reference_logps=rows)
             step += 1
             profiler.before(step)
             state, metrics = clock.dispatch(step_fn, state, to_global(batch, mesh))
@@ -138,7 +141,7 @@ def run(
             if save:
                 position, final = batches.get_state(), last or stopping
                 with clock.span("checkpoint"):
-                    checkpoints.save(step, state, position, meta, scalars, last=final)
+                    checkpoints.save(step, vars(state), position, meta, scalars, last=final)
         if journal:
             journal.add(step, step, clock.split())
     return state

@@ -17,6 +17,7 @@ from jax import P
 
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import replacing
+from tpo_jax.models.batch import Batch
 
 
 def cache_path(directory: Path, key: dict) -> Path:
@@ -48,9 +49,9 @@ def load(path: Path, key: dict, num_pairs: int) -> np.ndarray:
 
 
 def compute(
-    score: Callable[[dict, dict], jax.Array],
+    score: Callable[[dict, Batch], jax.Array],
     params: dict,
-    batches: Iterable[dict],
+    batches: Iterable[Batch],
     num_pairs: int,
     mesh: jax.sharding.Mesh,
 ) -> np.ndarray:
@@ -68,7 +69,7 @@ def compute(
         float32 `[num_pairs, 2 or 4]`, the same on all hosts; NaN for pairs that no batch held.
     """
     everywhere = jax.NamedSharding(mesh, P())
-    jitted = jax.jit(lambda p, b: (score(p, b), b["pair_index"]), out_shardings=everywhere)
+    jitted = jax.jit(lambda p, b: (score(p, b), b.pair_index), out_shardings=everywhere)
     logps = None
     with jax.set_mesh(mesh):
         for batch in batches:

@@ -9,7 +9,22 @@ import optax
 
 from tpo_jax.errors import InputError
 from tpo_jax.models.lora import NO_ADAPTERS, Lora, init_adapters, join
-from tpo_jax.parallel.sharding import parameter_shardings
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a step takes and returns; parts of the model by their top-level name."""
+
+    params: dict
+    """float32 master weights of the trainable parts, adapters among them."""
+    frozen: dict
+    """The other parts, in the dtype they were given in."""
+    opt: optax.OptState
+    """Moments of `params`, and the optimizer's own step count."""
+    step: jax.Array
+    """int32 scalar: steps taken."""
+
 
 DECAYED = ("kernel", "embedding", "lora_a", "lora_b")
 
@@ -133,9 +148,8 @@ def _round_by_chance(key: jax.Array, x: jax.Array) -> jax.Array:
 
 def new_state(
     params: dict, optimizer, freeze: tuple[str, ...], lora: Lora = NO_ADAPTERS, seed: int = 0
-) -> dict:
-    """State at step 0: `params` (float32 masters, adapters among them), `frozen` (as given), `opt`,
-    `step`. `seed` is that of the adapters.
+) -> TrainState:
+    """Build the state at step 0; `seed` is that of the adapters.
 
     Pure, so `jax.eval_shape` gives the abstract state.
     """
@@ -143,14 +157,4 @@ def new_state(
     trainable = jax.tree.map(lambda x: x.astype(jnp.float32), trainable)
     if lora.rank:
         trainable = join(trainable, init_adapters(lora, params, seed))
-    return {
-        "params": trainable,
-        "frozen": frozen,
-        "opt": optimizer.init(trainable),
-        "step": jnp.zeros((), jnp.int32),
-    }
-
-
-def state_shardings(mesh: jax.sharding.Mesh, abstract: dict):
-    """NamedSharding of every leaf; moments lie where their parameter lies."""
-    return parameter_shardings(mesh, abstract)
+    return TrainState(trainable, frozen, optimizer.init(trainable), jnp.zeros((), jnp.int32))

@@ -10,12 +10,14 @@ import optax
 
 from tpo_jax import families
 from tpo_jax.errors import InputError
+from tpo_jax.models.batch import Batch
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.lora import NO_ADAPTERS, Lora, join, scaled
 from tpo_jax.models.qwen2 import remat_policy
 from tpo_jax.models.vlm import cast, token_divergence
 from tpo_jax.objectives.preference import Objective, denominators, mean_gains, tpo_loss
 from tpo_jax.parallel.attention import BACK_ENDS
+from tpo_jax.training.state import TrainState
 
 DTYPES = ("bfloat16", "float32")
 
@@ -49,7 +51,7 @@ def make_step(
     compute: Compute,
     optimizer: optax.GradientTransformation,
     lora: Lora = NO_ADAPTERS,
-) -> Callable[..., tuple[dict, dict]]:
+) -> Callable[..., tuple[TrainState, dict]]:
     """Builds `step(state, batch, reference=None) -> (state, metrics)`, ready for `jax.jit` with the
     state donated.
 
@@ -78,9 +80,9 @@ def make_step(
         )
         found = {
             "token_logps": policy.gather(hidden, batch, compute.head_chunk),
-            "target_mask": batch["target_mask"],
-            "reference": batch.get("reference_logps"),
-            "phrase_mask": batch.get("phrase_mask"),
+            "target_mask": batch.target_mask,
+            "reference": batch.reference_logps,
+            "phrase_mask": batch.phrase_mask,
         }
         if objective.uses_live_reference:
             other = families.bind(model, cast(join(reference, frozen), compute.dtype))
@@ -94,7 +96,7 @@ def make_step(
                 compute.head_chunk,
             )
             found["reference"] = answer_sums(logps, batch)
-            found["token_kl"] = jnp.where(batch["target_mask"][:, :, 0], divergence, 0.0)
+            found["token_kl"] = jnp.where(batch.target_mask[:, :, 0], divergence, 0.0)
         return found
 
     def loss_fn(trainable, frozen, batch, totals, reference):
@@ -104,8 +106,8 @@ def make_step(
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
     def step(state, batch, reference=None):
-        totals = denominators(batch["target_mask"])
-        weights = state["params"], state["frozen"]
+        totals = denominators(batch.target_mask)
+        weights = state.params, state.frozen
 
         def gains(part):
             found = forward(*weights, part, reference)
@@ -125,35 +127,30 @@ def make_step(
                 totals["mean_gains"] = sum_over_parts(gains, batch, compute.micro_batches)
             grads, metrics = sum_over_parts(micro, batch, compute.micro_batches)
 
-        updates, opt = optimizer.update(grads, state["opt"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
+        updates, opt = optimizer.update(grads, state.opt, state.params)
+        params = optax.apply_updates(state.params, updates)
         metrics |= {
             "grad_norm": optax.tree.norm(grads),
             "param_norm": optax.tree.norm(params),
             "pairs": totals["pairs"],
-            "skipped": jnp.sum(batch["pair_index"] < -1, dtype=jnp.float32),
+            "skipped": jnp.sum(batch.pair_index < -1, dtype=jnp.float32),
         }
-        state = state | {
-            "params": params,
-            "opt": opt,
-            "step": state["step"] + 1,
-        }
-        return state, metrics
+        return TrainState(params, state.frozen, opt, state.step + 1), metrics
 
     return step
 
 
-def answer_sums(token_logps: jax.Array, batch: dict) -> jax.Array:
+def answer_sums(token_logps: jax.Array, batch: Batch) -> jax.Array:
     """`[B, Q, A, R]` to sums `[B, Q, A]` over answers; `[B, Q, 2 * A]`, sums over their phrases
     behind, for a batch with `phrase_mask`.
     """
     sums = [token_logps.sum(-1)]
-    if "phrase_mask" in batch:
-        sums.append(jnp.where(batch["phrase_mask"], token_logps, 0.0).sum(-1))
+    if batch.phrase_mask is not None:
+        sums.append(jnp.where(batch.phrase_mask, token_logps, 0.0).sum(-1))
     return jnp.concatenate(sums, axis=-1)
 
 
-def sum_over_parts(function: Callable[[dict], Any], batch: dict, n: int) -> Any:
+def sum_over_parts(function: Callable[[Batch], Any], batch: Batch, n: int) -> Any:
     """Sum of a function's values over `n` micro-batches of a batch, one after the other."""
     # Strided split: every device keeps rows of its own in every micro-batch.
     parts = jax.tree.map(
@@ -168,7 +165,7 @@ def sum_over_parts(function: Callable[[dict], Any], batch: dict, n: int) -> Any:
     )[0]
 
 
-def make_scorer(model: ModelConfig, compute: Compute) -> Callable[[dict, dict], jax.Array]:
+def make_scorer(model: ModelConfig, compute: Compute) -> Callable[[dict, Batch], jax.Array]:
     """Builds `score(params, batch)`: log-probabilities, summed as `answer_sums` does."""
 
     def score(params, batch):

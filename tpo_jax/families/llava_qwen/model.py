@@ -11,6 +11,7 @@ from flax import nnx
 
 from tpo_jax.families.llava_qwen.config import LlavaQwenConfig
 from tpo_jax.families.llava_qwen.vision import Tower
+from tpo_jax.models.batch import Batch
 from tpo_jax.models.frames import map_frames
 from tpo_jax.models.qwen2 import Decoder
 from tpo_jax.models.vlm import VideoLanguageModel
@@ -76,23 +77,24 @@ class LlavaQwen(VideoLanguageModel):
             init = nnx.initializers.normal(D**-0.5)
             self.newline = nnx.Param(init(rngs.params(), (D,), jnp.float32))
 
-    def encode(self, batch: dict, *, freeze_tower: bool = False, remat: str = "none") -> jax.Array:
+    def encode(self, batch: Batch, *, freeze_tower: bool = False, remat: str = "none") -> jax.Array:
         """Visual tokens of a batch, `[B, n, D]`: of its videos or, where it has `patch_index`, of
         its images, with `n` as wide as that. Arguments as of `encode_frames`.
         """
-        if "patch_index" not in batch:
-            return self.encode_frames(batch["frames"], freeze_tower=freeze_tower, remat=remat)
-        (B, n), D = batch["frames"].shape[:2], self.config.decoder.width
+        if batch.patch_index is None or batch.patch_weight is None:
+            return self.encode_frames(batch.frames, freeze_tower=freeze_tower, remat=remat)
+        index, weight = batch.patch_index, batch.patch_weight
+        (B, n), D = batch.frames.shape[:2], self.config.decoder.width
         dtype = self.decoder.norm.scale[...].dtype
         newline = self.newline[...] if self.config.has_newline else jnp.zeros(D)
         table = jnp.broadcast_to(newline.astype(dtype), (B, 1, D))
         if n:
-            patches = self._features(batch["frames"], lambda x: x, freeze_tower, remat)
+            patches = self._features(batch.frames, lambda x: x, freeze_tower, remat)
             table = jnp.concatenate([table, patches], axis=1)
 
         def part(k):
-            taken = jnp.take_along_axis(table, batch["patch_index"][..., k, None], axis=1)
-            return constrain(taken, ROWS, None, WITHIN_ROW) * batch["patch_weight"][..., k, None]
+            taken = jnp.take_along_axis(table, index[..., k, None], axis=1)
+            return constrain(taken, ROWS, None, WITHIN_ROW) * weight[..., k, None]
 
         return sum(part(k) for k in range(4)).astype(dtype)
 
