@@ -105,7 +105,7 @@ def test_a_folder_without_video(world_config, tmp_path):
         ("balance", "localized", 2.0, "balance.localized=2.0"),
         ("judge", "asks", "name", "judge.asks='name' must be one of verdict, question"),
         ("judge", "asks", "question", "judge.asks='question' needs a model"),
-        ("judge", "prompt", "mine", "no prompt 'mine'; there are "),
+        ("judge", "prompt", "mine", "no prompt 'mine'; choose from "),
         ("judge", "backend", "human", "judge.backend='human' must be one of"),
         ("captioner", "num_frames", 0, "captioner.num_frames=0"),
         ("answerer", "backend", "local", "answerer has no model: set local.checkpoint"),

@@ -81,5 +81,5 @@ def test_every_type_has_a_focus_and_every_field_is_filled():
             "question_v1", caption="A $dog.", focus=templates.focus("focus_v1", name)
         )
         assert "A $dog." in text and "$focus" not in text
-    with pytest.raises(InputError, match="no prompt '../caption_v1'; there are caption_v1, "):
+    with pytest.raises(InputError, match="no prompt '../caption_v1'; choose from caption_v1, "):
         templates.load("../caption_v1")

@@ -6,7 +6,8 @@ import json
 import httpx
 import pytest
 
-from tpo_jax.serving.app import AccessControl, build_app, host_allowed
+from tpo_jax.serving.access import AccessControl, host_allowed
+from tpo_jax.serving.app import build_app
 from tpo_jax.serving.metrics import Metrics
 from tpo_jax.serving.settings import Settings
 

@@ -1,1 +1,1 @@
-"""From videos and questions to preference pairs, by the model's own answers."""
+"""From videos to judged preference pairs, with answers of the model that is trained."""

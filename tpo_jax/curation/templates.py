@@ -1,6 +1,6 @@
-"""What models are told and how their replies are read: versioned text files, strict parsers.
+"""Prompts, which are versioned text files, and strict parsers of the replies.
 
-A reply that is not in the form it was asked for is an error, never a guess.
+A reply in another format than requested is an error, never a guess.
 """
 
 import functools
@@ -13,8 +13,8 @@ from string import Template
 from tpo_jax.data.prompts import check_text
 from tpo_jax.errors import InputError
 
-# The eight types of the paper's Figure 6, and how often each occurs there, in percent; as printed
-# they add up to 98.9.
+# The eight question types of the paper's Figure 6 and their shares in percent; as printed they add
+# up to 98.9.
 TYPES = {
     "temporal reasoning": 8.7,
     "action": 12.4,
@@ -31,39 +31,47 @@ _VERDICT = re.compile(r"\s*([123])\s*[:.)]\s*(yes|no|equally)\s*\.?\s*", re.IGNO
 
 @functools.cache
 def load(name: str) -> str:
-    """A prompt file of this package, by its name without the suffix.
+    """Return the text of a prompt file of this package.
+
+    Args:
+        name: Of the file, without suffix.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: There is no such file.
     """
     folder = resources.files("tpo_jax.curation") / "prompts"
     if not re.fullmatch(r"\w+", name) or not (folder / f"{name}.txt").is_file():
-        there = sorted(f.name[:-4] for f in folder.iterdir() if f.name.endswith(".txt"))
-        raise InputError(f"no prompt {name!r}; there are {', '.join(there)}")
+        names = sorted(f.name[:-4] for f in folder.iterdir() if f.name.endswith(".txt"))
+        raise InputError(f"no prompt {name!r}; choose from {', '.join(names)}")
     return (folder / f"{name}.txt").read_text(encoding="utf-8").strip()
 
 
 def fingerprint(name: str) -> str:
-    """The name and a hash of the text, so that an edited prompt is another prompt."""
+    """Return the name with a hash of the text, so that an edited prompt is another prompt."""
     return f"{name}:{hashlib.sha256(load(name).encode()).hexdigest()[:12]}"
 
 
 def fill(name: str, **values: str) -> str:
-    """The prompt with its `$fields` filled in."""
+    """Return the prompt with its `$fields` filled in."""
     return Template(load(name)).substitute(values)
 
 
 def focus(name: str, question_type: str) -> str:
-    """What a question of a type is about, as the file `name` says."""
+    """Return the description of a question type in the file `name`."""
     lines = dict(line.split(": ", 1) for line in load(name).splitlines())
     return lines[question_type]
 
 
 def clean(text: str, what: str) -> str:
-    """A model's text without surrounding blanks.
+    """Return a model's text, stripped.
+
+    Args:
+        text: The reply or a part of it.
+        what: Its name for errors.
 
     Raises:
-        ValueError: it is empty, or holds a control character or a marker of the chat template.
+        ValueError: The text is empty, or holds a control character or a marker of the chat
+            template.
     """
     text = text.strip()
     if not text:
@@ -77,10 +85,10 @@ def clean(text: str, what: str) -> str:
 
 
 def parse_question(reply: str) -> tuple[str, str] | None:
-    """(question, answer) of a question writer's reply; None where it declines.
+    """Return question and answer of a question writer's reply; None if it declines.
 
     Raises:
-        ValueError: another form, or a text that cannot be used.
+        ValueError: The reply has another format, or a text cannot be used (see `clean`).
     """
     if reply.strip().rstrip(".").lower() == "none":
         return None
@@ -90,10 +98,10 @@ def parse_question(reply: str) -> tuple[str, str] | None:
 
 
 def parse_verdict(reply: str) -> tuple[str, str, str]:
-    """The judge's three words in lower case: better, contradicted or ambiguous, correct.
+    """Return the judge's three words in lower case: better, contradicted or ambiguous, correct.
 
     Raises:
-        ValueError: anything but three numbered lines of allowed words.
+        ValueError: The reply is not three numbered lines with one allowed word each.
     """
     lines = [line for line in reply.splitlines() if line.strip()]
     found = [_VERDICT.fullmatch(line) for line in lines]
@@ -105,15 +113,16 @@ def parse_verdict(reply: str) -> tuple[str, str, str]:
 
 
 def agreement(own: str, chosen: str, rejected: str) -> tuple[str, str, str]:
-    """The verdict of a judge that was asked the question itself: the answer that has the words of
-    its own answer, up to case and punctuation, is the correct one. For short answers; of two long
-    texts none has the words of another.
+    """Return the verdict that follows from the judge's own answer to the question.
+
+    The answer with the same words, ignoring case and punctuation, is the correct one. Only for
+    short answers: two long texts never have the same words.
     """
 
-    def said(text: str) -> list[str]:
+    def words(text: str) -> list[str]:
         return re.findall(r"\w+", text.casefold())
 
-    good, bad = (said(own) == said(text) for text in (chosen, rejected))
+    good, bad = (words(own) == words(text) for text in (chosen, rejected))
     better = "equally" if good == bad else ("yes" if good else "no")
     return better, "no" if good else "yes", "yes" if good else "no"
 

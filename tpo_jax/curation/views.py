@@ -1,4 +1,4 @@
-"""What of a video a model is shown: one small pure function per manipulation, by name.
+"""Views: which frames of a video a model sees, one small pure function per manipulation.
 
 | view | frames |
 |---|---|
@@ -13,8 +13,8 @@
 | `other` | `full`, of another video |
 
 `segment`/`rest` and `full`/`sparse` are the paper's (section 3.1; v3 calls them irrelevant and
-incomplete). The others are those of its successors (TEMPLE, arXiv 2503.16929; RRPO, 2504.12083) at
-magnitudes 2, 4, 8 and 16: the more parts, the less is left of the order, the easier to tell apart.
+incomplete). The others are from later methods (TEMPLE, arXiv 2503.16929; RRPO, arXiv 2504.12083) at
+magnitudes 2, 4, 8 and 16: more parts destroy more of the order, which is easier to tell apart.
 """
 
 import dataclasses
@@ -30,9 +30,13 @@ Span = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A manipulation of one video, all it depends on; equal views show equal frames.
+    """A manipulation with all it depends on; equal views of a video show equal frames.
 
-    `segment` is in seconds; `seed` is read by the random ones alone.
+    Attributes:
+        name: As `segment` or `drop:8`.
+        num_frames: Most frames shown.
+        segment: Start and end in seconds, for the views of `SPANS`.
+        seed: For the views of `RANDOM`.
     """
 
     name: str
@@ -41,17 +45,17 @@ class View:
     seed: int = 0
 
     def indices(self, timestamps: np.ndarray, fps: float = 0.0) -> np.ndarray:
-        """Which frames of a video are shown, in the order they are shown.
+        """Return the indices of the frames that are shown, in the order they are shown.
 
         Args:
             timestamps: float64 `[n]`, seconds, of all frames of the video.
-            fps: not read; `data.sampling.select_frames` gives it.
+            fps: Not used; `video.sampling.select_frames` passes it.
 
         Returns:
             int64 `[at most num_frames]`.
 
         Raises:
-            ValueError: nothing is left to show.
+            ValueError: The view has no frame, or needs a segment.
         """
         name, magnitude = parse(self.name)
         needs_segment, function = VIEWS[name]
@@ -64,14 +68,14 @@ class View:
 
 
 def parse(name: str) -> tuple[str, int]:
-    """(manipulation, magnitude) of a name such as `drop:8`; magnitude 1 where there is none.
+    """Return manipulation and magnitude of a name such as `drop:8`; magnitude 1 if it has none.
 
     Raises:
-        ValueError: no such manipulation, or a magnitude it does not take.
+        ValueError: The manipulation is unknown or does not take the magnitude.
     """
     bare, _, number = name.partition(":")
     if bare not in VIEWS:
-        raise ValueError(f"no view {name!r}; there are {', '.join(VIEWS)}")
+        raise ValueError(f"unknown view {name!r}; choose from {', '.join(VIEWS)}")
     if bare == "sparse":
         if number.isdecimal() and int(number) > 1:
             return bare, int(number)
@@ -83,48 +87,48 @@ def parse(name: str) -> tuple[str, int]:
 
 
 def _spread(candidates: np.ndarray, num_frames: int) -> np.ndarray:
-    """At most `num_frames` of the candidates, evenly spaced, none twice."""
+    """Return at most `num_frames` of the candidates, evenly spaced, none twice."""
     count = min(num_frames, len(candidates))
     return candidates[sample("uniform", len(candidates), 0.0, count)] if count else candidates
 
 
 def full(timestamps: np.ndarray, view: View, magnitude: int) -> np.ndarray:
-    """Evenly spaced over the whole video."""
+    """Return frames evenly spaced over the whole video."""
     return _spread(np.arange(len(timestamps)), view.num_frames)
 
 
 def segment(timestamps: np.ndarray, view: View, magnitude: int) -> np.ndarray:
-    """Evenly spaced inside the segment."""
+    """Return frames evenly spaced inside the segment."""
     return _spread(within(timestamps, segment=view.segment), view.num_frames)
 
 
 def rest(timestamps: np.ndarray, view: View, magnitude: int) -> np.ndarray:
-    """Evenly spaced over everything but the segment."""
+    """Return frames evenly spaced over everything but the segment."""
     return _spread(within(timestamps, exclude=view.segment), view.num_frames)
 
 
 def irrelevant(timestamps: np.ndarray, view: View, magnitude: int) -> np.ndarray:
-    """Random frames of everything but the segment, in order of time."""
+    """Return random frames outside the segment, in order of time."""
     outside = within(timestamps, exclude=view.segment)
     count = min(view.num_frames, len(outside))
     return np.sort(_rng(view).choice(outside, count, replace=False)) if count else outside
 
 
 def sparse(timestamps: np.ndarray, view: View, magnitude: int) -> np.ndarray:
-    """Every `magnitude`-th frame of `full`, the middle one of each group."""
+    """Return every `magnitude`-th frame of `full`, the middle one of each group."""
     frames = full(timestamps, view, 1)
     return frames[min((magnitude - 1) // 2, len(frames) - 1) :: magnitude]
 
 
 def drop(timestamps: np.ndarray, view: View, magnitude: int) -> np.ndarray:
-    """`full` without a random half of its parts."""
+    """Return `full` without a random half of its parts."""
     parts = _parts(full(timestamps, view, 1), magnitude)
     kept = np.sort(_rng(view).permutation(len(parts))[: max(1, len(parts) // 2)])
     return np.concatenate([parts[i] for i in kept])
 
 
 def shuffle(timestamps: np.ndarray, view: View, magnitude: int) -> np.ndarray:
-    """The parts of `full` in a random order that is not the true one."""
+    """Return the parts of `full` in a random order other than the true one."""
     parts = _parts(full(timestamps, view, 1), magnitude)
     order = _rng(view).permutation(len(parts))
     if (np.diff(order) > 0).all():
@@ -133,7 +137,7 @@ def shuffle(timestamps: np.ndarray, view: View, magnitude: int) -> np.ndarray:
 
 
 def reverse(timestamps: np.ndarray, view: View, magnitude: int) -> np.ndarray:
-    """The parts of `full`, the last first; inside a part time runs forward."""
+    """Return the parts of `full` in reverse order; inside a part time runs forward."""
     return np.concatenate(_parts(full(timestamps, view, 1), magnitude)[::-1])
 
 

@@ -1,1 +1,1 @@
-"""An HTTP server in the shape of OpenAI's, and a page to ask videos questions."""
+"""An HTTP server with OpenAI's chat API, and a page for questions about videos."""

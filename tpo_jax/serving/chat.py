@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -176,7 +176,7 @@ class Chat:
         return job, asked
 
 
-def find_model(models: dict[str, Model], name: str) -> Model:
+def find_model(models: Mapping[str, Model], name: str) -> Model:
     """Return the model of that name; raise `ApiError` if there is none."""
     if name not in models:
         known = ", ".join(models)
