@@ -30,7 +30,7 @@ from tpo_jax.curation.seeds import seed_of
 from tpo_jax.curation.units import Unit
 from tpo_jax.curation.videos import list_videos
 from tpo_jax.errors import InputError
-from tpo_jax.study.scoring import exact
+from tpo_jax.study.statistics import exact
 from tpo_jax.worlds.world import make_videos
 
 VIDEOS = flags.DEFINE_integer("videos", 60, "Videos of 96 seconds.", lower_bound=2)

@@ -21,7 +21,7 @@ LEFT = {
         "evaluated/results.json",
     ],
 }
-# Its quickstart is that of tests/study/test_miniature.py.
+# Its quickstart is that of tests/study/test_quickstart.py.
 pytestmark = pytest.mark.xdist_group("quickstart")
 
 

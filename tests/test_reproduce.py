@@ -1,4 +1,4 @@
-"""Tables and figures: statistics, pairs, stages at smoke size, pages, and the commands at 7B."""
+"""Tables and figures: pairs, stages at smoke size, pages, and the commands at 7B."""
 
 import ast
 import csv
@@ -22,35 +22,20 @@ from tpo_jax import families
 from tpo_jax.checkpoints.models import save_model
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import niah_files
-from tpo_jax.study import full_size, full_size_results, reproduction
+from tpo_jax.reproduce import FIGURES, TABLES
+from tpo_jax.study import full_size, full_size_pages, pages, settings
 from tpo_jax.study import pairs as study_pairs
 from tpo_jax.study import runs as study_runs
-from tpo_jax.study import settings as study
 from tpo_jax.study.items import ITEMS, needed
+from tpo_jax.study.records import Candidate, Run
 from tpo_jax.study.rows import ROWS
-from tpo_jax.study.statistics import paired, t_interval
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 
 SEEDS = (1, 2, 3)
 
 
-def test_intervals_and_tests_are_students():
-    ours, theirs = np.random.default_rng(0).normal((0.6, 0.5), 0.1, (7, 2)).T
-    mean = t_interval(ours)
-    expected = stats.ttest_1samp(ours, 0).confidence_interval(0.95)
-    np.testing.assert_allclose(mean[1:], (ours.mean(), *expected), rtol=1e-12)
-    found = paired(ours, theirs)
-    expected = stats.ttest_rel(ours, theirs)
-    np.testing.assert_allclose(found.p, expected.pvalue, rtol=1e-10)
-    np.testing.assert_allclose(found[2:4], expected.confidence_interval(0.95), rtol=1e-10)
-    assert found.above == (ours > theirs).sum()
-    assert np.isnan(paired([0.5], [0.4]).low)
-    with pytest.raises(ValueError, match="2 values against 1"):
-        paired([1.0, 2.0], [1.0])
-
-
-def answers(n: int = 2000) -> list[dict]:
-    """Rows as `study_pairs.answer` writes them: the well informed answer is right more often."""
+def candidates(n: int = 2000) -> list[Candidate]:
+    """Return rows of `answers.json`: the well informed answer is right more often."""
     rng = np.random.default_rng(1)
     rows = []
     for index in range(n):
@@ -58,25 +43,29 @@ def answers(n: int = 2000) -> list[dict]:
         said = [truth if rng.random() < share else f"wrong {index}" for share in (0.7, 0.2)]
         drawn = [truth if rng.random() < 0.5 else f"drawn {index} {d}" for d in range(2)]
         rows.append(
-            {
-                **{"id": str(index), "video": f"{index // 4}.mp4", "type": "object"},
-                **{"kind": ("localized", "comprehensive")[index % 2], "prompt": "What?"},
-                **{"truth": truth, "segment": None, "manipulation": "a / b", "drawn": drawn},
-                **{"chosen": said[0], "rejected": said[1]},
-                **{"chosen_right": said[0] == truth, "rejected_right": said[1] == truth},
-            }
+            Candidate(
+                id=str(index),
+                video=f"{index // 4}.mp4",
+                type="object",
+                kind=("localized", "comprehensive")[index % 2],
+                prompt="What?",
+                truth=truth,
+                manipulation="a / b",
+                drawn=tuple(drawn),
+                chosen=said[0],
+                rejected=said[1],
+                chosen_right=said[0] == truth,
+                rejected_right=said[1] == truth,
+            )
         )
     return rows
 
 
 def test_the_sources_of_pairs_are_what_they_say():
-    rows = answers()
-    truth = {row["id"]: row["truth"] for row in rows}
-    made = {
-        source: study_pairs.pairs_of(source, rows, 3, flips=0.2, slips=0.1)
-        for source in study_pairs.SOURCES
-    }
-    assert made["noisy"] == study_pairs.pairs_of("noisy", rows, 3, flips=0.2, slips=0.1)
+    rows, errors = candidates(), study_pairs.Errors(flips=0.2, slips=0.1)
+    truth = {row.id: row.truth for row in rows}
+    made = {source: study_pairs.pairs_of(source, rows, 3, errors) for source in study_pairs.SOURCES}
+    assert made["noisy"] == study_pairs.pairs_of("noisy", rows, 3, errors)
     for pairs in made.values():
         assert len({p["id"] for p in pairs}) == len(pairs)
         assert all(p["chosen"] != p["rejected"] for p in pairs)
@@ -93,12 +82,12 @@ def test_the_sources_of_pairs_are_what_they_say():
     assert abs(len(kept - noisy) / len(kept) - 0.2) < 0.05
     assert abs(len(noisy - kept) / len(differ - kept) - 0.2) < 0.05
     assert right["unjudged"] < right["noisy"] < 1
-    # A slip may hit the truth by chance: one in nine here.
+    # A wrong answer is drawn from all answers; one in nine of them is the true one here.
     assert abs(right["written"] - (1 - 0.1 * 8 / 9)) < 0.03
 
 
 def untrained(config, workdir: Path) -> Path:
-    """In place of training: the model it would start from."""
+    """Return the model that training would start from, in place of training."""
     workdir.mkdir(parents=True)
     shutil.copytree(config.model.checkpoint, workdir / "model")
     return workdir / "model"
@@ -109,11 +98,11 @@ def killed(config, workdir: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_study_goes_on_where_it_stopped(tmp_path):
-    choices = study.CHOICES["smoke"]
+def test_a_study_resumes_where_it_stopped(tmp_path):
+    choices = settings.CHOICES["smoke"]
     study_runs.check_workdir(tmp_path, choices)
-    todo = study.runs([("tiny_longva", "tpo"), ("tiny_longva", "base")], [1])
-    assert [run.variant for run in todo] == ["base", "tpo"]
+    todo = settings.runs([("tiny_longva", "tpo"), ("tiny_longva", "base")], [1])
+    assert [run.row for run in todo] == ["base", "tpo"]
     with pytest.raises(KeyboardInterrupt):
         study_runs.carry_out_all(todo, tmp_path, choices, killed, workers=1)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
@@ -129,9 +118,9 @@ def test_a_study_goes_on_where_it_stopped(tmp_path):
             with pytest.raises(
                 InputError, match="base of tiny_llava_video not there yet for any seed of 1"
             ):
-                reproduction.write(item, tmp_path, [1])
+                pages.write(item, tmp_path, [1])
             continue
-        page = reproduction.write(item, tmp_path, [1])
+        page = pages.write(item, tmp_path, [1])
         assert page.startswith(f"## {ITEMS[item].title}")
         for ending in ("csv", "png", "md"):
             assert (tmp_path / "pages" / f"{item}.{ending}").stat().st_size > 0
@@ -150,7 +139,7 @@ def test_a_study_goes_on_where_it_stopped(tmp_path):
         with pytest.raises(InputError, match="choices.json: "):
             study_runs.check_workdir(tmp_path, choices)
     with pytest.raises(InputError, match="base_answers.json: cannot be read"):
-        reproduction.write("figure2", tmp_path, [1])
+        pages.write("figure2", tmp_path, [1])
 
 
 PARENT = """
@@ -194,7 +183,7 @@ def made_up(tmp_path) -> Path:
         for variant, share in shares.items():
             if (seed, variant) == (3, "comprehensive_only"):
                 continue
-            path = study.Run("tiny_longva", seed, variant).answers(tmp_path)
+            path = Run("tiny_longva", seed, variant).answers(tmp_path)
             path.parent.mkdir(parents=True, exist_ok=True)
             rows = [
                 {
@@ -206,12 +195,14 @@ def made_up(tmp_path) -> Path:
                 for index in range(200)
             ]
             path.write_text(json.dumps(rows))
-        (path.parent / "answers.json").write_text(json.dumps(answers(100)))
+        (path.parent / "answers.json").write_text(
+            json.dumps([dataclasses.asdict(row) for row in candidates(100)])
+        )
     return tmp_path
 
 
 def test_a_page_says_what_the_answers_say(made_up):
-    page = reproduction.write("table4", made_up, SEEDS)
+    page = pages.write("table4", made_up, SEEDS)
     assert "seeds with every row of the paper's: 1, 2." in page
     assert "| both | 54.2 | 61.7 | 55.1 |" in page
     for other, cells, said in (
@@ -231,16 +222,16 @@ def test_a_page_says_what_the_answers_say(made_up):
     low, high = stats.t.interval(0.95, 2, 0.63, 0.01 / np.sqrt(3))
     np.testing.assert_allclose([float(row["low"]), float(row["high"])], [low, high], atol=1e-4)
     assert rows["tpo", "bare words"]["mean"] == "nan"
-    page = reproduction.write("table1", made_up, SEEDS)
+    page = pages.write("table1", made_up, SEEDS)
     assert "| object, localized | 52.0 ± 2.5 | 62.0 ± 2.5 | +10.0 |" in page
     shutil.copytree(made_up / "tiny_longva", made_up / "tiny_llava_video")
-    page = reproduction.write("table2", made_up, SEEDS)
+    page = pages.write("table2", made_up, SEEDS)
     assert "| LLaVA-Video-TPO | 60.1 |" in page and "| GPT-4o (quoted) | 66.7 |" in page
 
 
-def test_every_variant_belongs_to_an_item_and_to_a_wave():
+def test_every_row_belongs_to_an_item_and_to_a_wave():
     wanted = set().union(*(needed(item, besides=True) for item in ITEMS))
-    planned = {(family, variant) for family, variants in study.WAVES for variant in variants}
+    planned = {(family, row) for family, rows in settings.WAVES for row in rows}
     assert wanted == planned
     assert {v for f, v in planned if f == "tiny_longva"} == {
         "base",
@@ -249,19 +240,18 @@ def test_every_variant_belongs_to_an_item_and_to_a_wave():
 
 
 def test_commands_at_7b_parse_and_missing_things_are_named(tmp_path):
-    items = [*full_size.ITEMS, "figure5", "figure6"]
-    assert set(items) == set(ITEMS)
-    found = [command for item in items for command in full_size.commands(item, full_size.Places())]
-    lines = {json.dumps([f"tpo_jax.{c.door}", *c.arguments]) for c in found}
-    doors = json.dumps([json.loads(line) for line in sorted(lines)])
+    assert [*TABLES, *FIGURES] == [*ITEMS]
+    found = [command for item in ITEMS for command in full_size.commands(item, full_size.Places())]
+    lines = {json.dumps([f"tpo_jax.{c.name}", *c.arguments]) for c in found}
+    commands = json.dumps([json.loads(line) for line in sorted(lines)])
     child = subprocess.run(
-        [sys.executable, "-c", PARSE, doors], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", PARSE, commands], cwd=ROOT, capture_output=True, text=True
     )
     assert child.returncode == 0, child.stderr
     assert not any(json.loads(child.stdout))
 
     flags = {"item": "table4", "scale": "7b", "workdir": tmp_path / "out"}
-    printed, larger, no_slice, too_large, other_scale, lacking, unknown, seeds = call(
+    printed, larger, no_slice, too_large, other_scale, lacking, no_configs, unknown, seeds = call(
         "reproduce",
         flags,
         flags | {"topology": "v5e:4x8"},
@@ -269,6 +259,7 @@ def test_commands_at_7b_parse_and_missing_things_are_named(tmp_path):
         flags | {"topology": "v5e:16x16"},
         flags | {"seeds": "1,2"},
         flags | {"run": True, "checkpoint": tmp_path, "benchmarks": tmp_path / "none"},
+        flags | {"run": True, "configs": tmp_path},
         flags | {"item": "table9"},
         {"item": "table1", "workdir": tmp_path, "seeds": "1,1"},
     )
@@ -283,6 +274,7 @@ def test_commands_at_7b_parse_and_missing_things_are_named(tmp_path):
     assert other_scale.code == 2 and "--seeds is not for --scale=7b" in other_scale.err
     assert lacking.code == 2 and "--shards is not given" in lacking.err
     assert f"--benchmarks={tmp_path / 'none'} is not there" in lacking.err
+    assert no_configs.code == 2 and f"--configs={tmp_path} is not the folder" in no_configs.err
     assert unknown.code != 0 and "table9" in unknown.err
     assert seeds.code == 2 and "--seeds=1,1" in seeds.err
     assert not (tmp_path / "out").exists()
@@ -298,13 +290,13 @@ def evaluated(item: str, row: str, places: full_size.Places, benchmark: str, sco
 
 def test_results_at_7b_stand_beside_those_of_the_paper(tmp_path):
     places = full_size.Places(workdir=str(tmp_path))
-    assert full_size_results.write("table1", places) == ""  # nothing was carried out
+    assert full_size_pages.write("table1", places) == ""  # nothing was carried out
     evaluated("table1", "base", places, "longvideobench_val_v", 0.5134)
     evaluated("table1", "base", places, "mlvu_dev", 58.76)
     groups = {"duration": {"short": {"percent": 61.1}, "long": {"percent": 46.22}}}
     evaluated("table1", "base", places, "videomme", 52.6, breakdown=groups)
     evaluated("table1", "tpo", places, "videomme_w_subtitle", 56.6)
-    page = full_size_results.write("table1", places)
+    page = full_size_pages.write("table1", places)
     assert "| LongVA-7B | 51.3 | 58.8 | 61.1/61.6 |" in page
     assert "| base | 51.3 | 58.8 | 61.1/ |  | 46.2/ | 52.6/ |" in page
     assert "| TPO |  |  |  |  |  | /56.6 |" in page and "| SFT_Self |  |" in page
@@ -314,9 +306,9 @@ def test_results_at_7b_stand_beside_those_of_the_paper(tmp_path):
     assert "Partial" not in page
     assert lines[1] == "base,LVB,0,51.340" and lines[-1] == "tpo,average,1,56.600"
     evaluated("figure2", "tpo", places, "mlvu_dev_64", 60.0)
-    assert "| TPO |  |  | 60.0 |  |  |" in full_size_results.write("figure2", places)
+    assert "| TPO |  |  | 60.0 |  |  |" in full_size_pages.write("figure2", places)
     evaluated("table5", "tpo", places, "mlvu_dev", 50.0, partial=True, missing=9)
-    page = full_size_results.write("table4", places)
+    page = full_size_pages.write("table4", places)
     assert "| base | 51.3 | 58.8 | 52.6 |" in page
     assert "Partial scores:\n\n- both (TPO): mlvu_dev, 9 questions missing" in page
     broken = Path(full_size.place("table1", "sft_self", places)) / "mlvu_dev/results.json"
@@ -324,25 +316,25 @@ def test_results_at_7b_stand_beside_those_of_the_paper(tmp_path):
     for content in ("", "[]", "{}"):
         broken.write_text(content)
         with pytest.raises(InputError, match="mlvu_dev/results.json: "):
-            full_size_results.write("table1", places)
+            full_size_pages.write("table1", places)
 
 
 def test_figures_at_7b_are_made_of_what_niah_and_curate_left(tmp_path):
     places = full_size.Places(workdir=str(tmp_path))
     for item in ("figure3", "figure5", "figure6"):
-        assert full_size_results.write(item, places) == ""
+        assert full_size_pages.write(item, places) == ""
     for row, scores in (("base", [[1.0, 0.5], [0.5, 0.0]]), ("tpo", [[1.0, 1.0], [1.0, 0.75]])):
         folder = Path(full_size.place("figure3", row, places)) / "niah"
         folder.mkdir(parents=True)
         niah_files.write_results(folder, np.array(scores), [32, 3000], [0.0, 1.0], {})
-    assert "| TPO | 3000 | 87.5 |" in full_size_results.write("figure3", places)
+    assert "| TPO | 3000 | 87.5 |" in full_size_pages.write("figure3", places)
     # Depths that fall together where they are rounded count alike.
     niah_files.write_results(
         folder, np.array([[1.0] * 3, [1.0, 0.5, 0.75]]), [32, 3000], [0.0, 0.04, 1.0], {}
     )
-    assert "| TPO | 3000 | 75.0 |" in full_size_results.write("figure3", places)
+    assert "| TPO | 3000 | 75.0 |" in full_size_pages.write("figure3", places)
     niah_files.write_results(folder, np.array(scores), [32, 3000], [0.0, 1.0], {})
-    page = full_size_results.write("figure3", places)
+    page = full_size_pages.write("figure3", places)
     assert "| base | 3000 | 25.0 |" in page and "| TPO | 3000 | 87.5 |" in page
     lines = (tmp_path / "pages/figure3.csv").read_text().splitlines()
     assert "base,32,1.0,0.5000" in lines and len(lines) == 1 + 2 * 4
@@ -350,15 +342,15 @@ def test_figures_at_7b_are_made_of_what_niah_and_curate_left(tmp_path):
     report.parent.mkdir()
     lengths = {"3 to 10 min": 3, "longer": 1}
     report.write_text(json.dumps({"video lengths": lengths, "question types": {"object": 2}}))
-    assert "| 3 to 10 min | not printed | 75.0 |" in full_size_results.write("figure5", places)
-    assert "| object | 14.9 | 100.0 |" in full_size_results.write("figure6", places)
+    assert "| 3 to 10 min | not printed | 75.0 |" in full_size_pages.write("figure5", places)
+    assert "| object | 14.9 | 100.0 |" in full_size_pages.write("figure6", places)
     for item in ("figure3", "figure5", "figure6"):
         assert (tmp_path / f"pages/{item}.png").stat().st_size > 0
     for file, item in ((folder / "all_accuracies.json", "figure3"), (report, "figure6")):
         for content in ("", "[]", "{}", "[{}]", '{"question types": {"object": "x"}}'):
             file.write_text(content)
             with pytest.raises(InputError, match=str(file)):
-                full_size_results.write(item, places)
+                full_size_pages.write(item, places)
 
 
 def test_pairs_are_given_or_curated_at_7b(tmp_path):
@@ -373,11 +365,11 @@ def test_pairs_are_given_or_curated_at_7b(tmp_path):
     assert full_size.missing("table4", places) == ["--shards is not given"]
     curated = full_size.Places(checkpoint=there, benchmarks=there, videos=there)
     assert full_size.missing("table4", curated) == []
-    assert [c.door for c in full_size.commands("table4", curated)][:2] == ["curate", "evaluate"]
+    assert [c.name for c in full_size.commands("table4", curated)][:2] == ["curate", "evaluate"]
     given = full_size.Places(checkpoint=there, benchmarks=there, shards=there)
     other = dataclasses.replace(given, checkpoint=video)
     assert full_size.missing("table2", other) == full_size.missing("table4", given) == []
     for item, places, family in (("table2", given, "llava_video"), ("table4", other, "longva")):
         [lacking] = full_size.missing(item, places)
         assert lacking == f"--checkpoint={places.checkpoint} has no tower of {family}"
-    assert "curate" not in [c.door for c in full_size.commands("table4", given)]
+    assert "curate" not in [c.name for c in full_size.commands("table4", given)]

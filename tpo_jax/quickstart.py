@@ -1,7 +1,7 @@
 """The whole method on the embedded world: `python -m tpo_jax.quickstart [--workdir=DIR]`.
 
 Standard output is the report in Markdown; `report.html` beside it has the plots. A second start
-goes on where the first one stopped.
+resumes where the first one stopped.
 """
 
 import os
@@ -12,23 +12,26 @@ from absl import flags
 from tpo_jax.errors import run_command
 from tpo_jax.io.paths import define_path
 
-_WORKDIR = define_path("workdir", "quickstart", "Where everything goes.")
-_SEED = flags.DEFINE_integer("seed", 11, "Of the world, the weights and the order of the data.")
-_SCALE = flags.DEFINE_enum("scale", "full", ["full", "smoke"], "How much of everything.")
+_WORKDIR = define_path("workdir", "quickstart", "Directory of all results.")
+_SEED = flags.DEFINE_integer("seed", 11, "seed of the world, the weights and the order of the data")
+_SCALE = flags.DEFINE_enum(
+    "scale", "full", ["full", "smoke"], "smoke only shows that every stage runs"
+)
 
 
 def main() -> None:
-    """The command."""
-    # Imported here: the processes that render videos start from this module, and need none of it.
+    """Run the command."""
+    # Imported here: the processes that render videos start from this module and need no JAX.
     import jax
 
-    from tpo_jax.study import miniature
+    from tpo_jax.study import quickstart
+    from tpo_jax.study.stages import SCALES
     from tpo_jax.train import train
 
-    # Two small devices use two cores better than one device does; more have too little to do.
+    # Two small devices use two cores better than one device does; more have too little work.
     jax.config.update("jax_num_cpu_devices", min(2, os.cpu_count() or 1))
-    workdir, scale = Path(_WORKDIR.value).absolute(), miniature.SCALES[_SCALE.value]
-    page = miniature.run(workdir, scale, _SEED.value, train)
+    workdir, scale = Path(_WORKDIR.value).absolute(), SCALES[_SCALE.value]
+    page = quickstart.run(workdir, scale, _SEED.value, train)
     print(f"\nReport with plots: {page}")
 
 

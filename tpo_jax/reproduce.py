@@ -2,14 +2,12 @@
 
 `miniature` trains small models of both families on the embedded world, several seeds each, and
 writes `pages/{item}.csv`, `.png` and `.md` in the working directory, the paper's numbers beside
-ours. What is done is used again; a second start goes on where the first one stopped.
-`7b` prints the commands of the paper's own size and what `plan` says they cost, and with `--run`
-carries them out. Standard output is Markdown.
+ours. Finished stages are kept; a second start resumes where the first one stopped.
+`7b` prints the commands at the paper's own size and what `plan` says they cost; `--run` runs them.
+Standard output is Markdown.
 """
 
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,23 +19,28 @@ from tpo_jax.io.paths import define_path
 TABLES = tuple(f"table{n}" for n in range(1, 6))
 FIGURES = tuple(f"figure{n}" for n in (2, 3, 5, 6))
 
-_ITEM = flags.DEFINE_enum("item", None, (*TABLES, *FIGURES, "all"), "What.", required=True)
-_SCALE = flags.DEFINE_enum("scale", "miniature", ["miniature", "7b"], "Which models.")
+_ITEM = flags.DEFINE_enum(
+    "item", None, (*TABLES, *FIGURES, "all"), "table or figure", required=True
+)
+_SCALE = flags.DEFINE_enum("scale", "miniature", ["miniature", "7b"], "size of the models")
 _WORKDIR = define_path(
-    "workdir", None, "Where everything goes; by default reproduction, or reproduction_7b."
+    "workdir", None, "Directory of all results; by default reproduction, or reproduction_7b."
 )
 _SEEDS = flags.DEFINE_list("seeds", ["41", "42", "43", "44", "45"], "miniature: base models.")
-_BESIDES = flags.DEFINE_bool("besides", False, "miniature: also rows that the paper does not have.")
+_BESIDES = flags.DEFINE_bool("besides", False, "miniature: add rows that the paper does not have.")
 _PAGES_ONLY = flags.DEFINE_bool(
-    "pages_only", False, "miniature: run nothing, write the pages of what is there."
+    "pages_only", False, "miniature: train nothing, write the pages from the results there are."
 )
 _SIZE = flags.DEFINE_enum(
-    "size", "full", ["full", "smoke"], "miniature: smoke shows that every stage runs, no more."
+    "size", "full", ["full", "smoke"], "miniature: smoke only shows that every stage runs."
 )
 _WORKERS = flags.DEFINE_integer(
-    "workers", os.cpu_count() or 1, "miniature: seeds at a time, a core each.", lower_bound=1
+    "workers",
+    os.cpu_count() or 1,
+    "miniature: seeds at the same time.",
+    lower_bound=1,
 )
-_RUN = flags.DEFINE_bool("run", False, "7b: carry the commands out.")
+_RUN = flags.DEFINE_bool("run", False, "7b: run the commands.")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "7b: the slice that trains.")
 _PLAN = flags.DEFINE_bool("plan", False, "7b: ask `plan` for the chip-hours; takes minutes.")
 _PLACES = {
@@ -49,6 +52,7 @@ _PLACES = {
     "benchmarks": "folder of the folders longvideobench, mlvu and videomme",
     "haystack": "a movie, for figure3",
     "needles": "its needles, for figure3",
+    "configs": "folder configs of a clone, if it is not in the current directory",
 }
 for _name, _what in _PLACES.items():
     define_path(_name, None, f"7b: {_what}.")
@@ -69,28 +73,26 @@ def _seeds() -> list[int]:
 
 
 def miniature(items: list[str]) -> None:
-    """Runs what is missing and prints the pages."""
-    # Imported here: processes start from this module, those that render need none of it.
+    """Run what is missing and print the pages."""
+    # Imported here: worker processes start from this module, and those that render need no JAX.
     import jax
 
-    from tpo_jax.study import items as study_items
-    from tpo_jax.study import reproduction
-    from tpo_jax.study import runs as study_runs
-    from tpo_jax.study import settings as study
+    from tpo_jax.study import pages, runs, settings
+    from tpo_jax.study.items import needed
     from tpo_jax.train import train
 
     workdir, seeds = Path(_WORKDIR.value or "reproduction").absolute(), _seeds()
-    choices = study.CHOICES[_SIZE.value]
-    study_runs.check_workdir(workdir, choices, make=not _PAGES_ONLY.value)
+    choices = settings.CHOICES[_SIZE.value]
+    runs.check_workdir(workdir, choices, make=not _PAGES_ONLY.value)
     if not _PAGES_ONLY.value:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
-        wanted = set().union(*(study_items.needed(item, _BESIDES.value) for item in items))
-        todo = study.runs(wanted, seeds)
-        study_runs.carry_out_all(todo, workdir, choices, train, min(_WORKERS.value, len(seeds)))
+        wanted = set().union(*(needed(item, _BESIDES.value) for item in items))
+        todo = settings.runs(wanted, seeds)
+        runs.carry_out_all(todo, workdir, choices, train, min(_WORKERS.value, len(seeds)))
     left_out: list[InputError] = []
     for item in items:
         try:
-            print(reproduction.write(item, workdir, seeds), end="\n\n")
+            print(pages.write(item, workdir, seeds), end="\n\n")
         except InputError as error:
             if len(left_out) == len(items) - 1:
                 raise
@@ -99,34 +101,18 @@ def miniature(items: list[str]) -> None:
     print(f"CSV, PNG and Markdown: {workdir / 'pages'}", file=sys.stderr)
 
 
-def _planned(family: str, topology: str) -> float:
-    """Chip-hours for 10,000 pairs, by `plan` itself."""
-    from tpo_jax.study import full_size
-
-    arguments = full_size.plan_arguments(family, topology)
-    command = [sys.executable, "-m", "tpo_jax.plan", *arguments, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode not in (0, 1):
-        raise InputError("--plan: see the message of plan above")
-    plan = json.loads(done.stdout)
-    if not plan["fits"]:
-        raise InputError(f"--topology={topology}: {family}_7b does not fit; take a larger slice")
-    return plan["chip_hours"]
-
-
 def seven_b(items: list[str]) -> None:
-    """Prints the commands, and runs them if asked to."""
-    from tpo_jax.study import full_size, full_size_results
+    """Print the commands, and run them if asked to."""
+    from tpo_jax.study import full_size, full_size_pages
 
     values = flags.FLAGS.flag_values_dict()
-    given = {name: str(values[name] or "") for name in _PLACES}
+    given = {name: str(values[name]) for name in _PLACES if values[name]}
     places = full_size.Places(**given, workdir=str(_WORKDIR.value or "reproduction_7b"))
     topology = _TOPOLOGY.value
     hours = full_size.CHIP_HOURS if topology == full_size.TOPOLOGY else {}
     if _PLAN.value:
-        trained = [item for item in items if item in full_size.ITEMS]
-        families = sorted({full_size.family(item) for item in trained})
-        hours = {family: _planned(family, topology) for family in families}
+        families = full_size.trained_families(items)
+        hours = {name: full_size.planned(name, topology, places.configs) for name in families}
     for item in items:
         print(full_size.page(item, places, topology, hours))
     if _RUN.value:
@@ -136,12 +122,12 @@ def seven_b(items: list[str]) -> None:
         for item in items:
             full_size.run(item, places, topology)
     for item in items:
-        if page := full_size_results.write(item, places):
+        if page := full_size_pages.write(item, places):
             print(page, end="\n\n")
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     others = {"miniature": _SEVEN_B, "7b": _MINIATURE}[_SCALE.value]
     if given := [name for name in others if flags.FLAGS[name].present]:
         raise InputError(f"--{given[0]} is not for --scale={_SCALE.value}")

@@ -1,47 +1,119 @@
-"""Which runs the paper's tables and figures are made of, and how their pages word numbers."""
+"""The paper's tables and figures: which rows each is made of, what the paper printed, what it says.
 
-import csv
+Numbers are those of arXiv 2501.13919, in percent. LVB is LongVideoBench (validation), MLVU the mean
+over its tasks, the others Video-MME short, medium, long and average, without and with subtitles
+where a cell has two.
+"""
+
 import dataclasses
-import io
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
-import numpy as np
-
-from tpo_jax.study import published
-from tpo_jax.study.results import Chosen, Results
 from tpo_jax.study.rows import ROWS
-from tpo_jax.study.statistics import Difference, Mean, t_interval
 
-Table = list[list[str]]
+LONG_COLUMNS = ("LVB", "MLVU", "VMME short", "medium", "long", "average")
+TABLE1 = {
+    "base": ("LongVA-7B", "51.3", "58.8", "61.1/61.6", "50.4/53.6", "46.2/47.6", "52.6/54.3"),
+    "sft_self": ("SFT_Self", "52.7", "58.9", "62.6/67.7", "52.4/52.7", "46.8/47.4", "53.9/55.9"),
+    "sft_llm": ("SFT_LLM", "53.1", "59.9", "63.7/64.9", "52.6/54.3", "46.3/47.9", "54.2/55.7"),
+    "hound_dpo": ("Hound-DPO", "52.8", "59.1", "62.2/65.8", "52.4/54.8", "46.1/46.3", "53.6/55.6"),
+    "tpo": ("LongVA-TPO", "54.2", "61.7", "63.1/66.6", "54.8/55.3", "47.4/47.9", "55.1/56.6"),
+}
+
+TABLE2 = {
+    "base": ("LLaVA-Video-7B", "58.2", "70.8", "", "", "", "63.3/69.7"),
+    "tpo": (
+        *("LLaVA-Video-TPO", "60.1", "71.1"),
+        *("76.8/78.7", "64.6/69.4", "55.4/66.4", "65.6/71.5"),
+    ),
+}
+
+# Other systems in Table 2 (version 1 of the paper), as printed; none is run here. In the row of
+# InternVL the average lies below two of its three parts in the paper as well.
+TABLE2_QUOTED = (
+    ("GPT-4o", "66.7", "64.6", "80.0/82.8", "70.3/76.6", "65.3/72.1", "71.9/77.2"),
+    ("Video-LLaVA 7B", "39.1", "47.3", "45.3/46.1", "38.0/40.7", "36.2/38.1", "39.9/41.6"),
+    ("LLaVA-1.5 7B", "40.3", "", "", "", "", ""),
+    ("PLLaVA 7B", "40.2", "", "", "", "", ""),
+    ("Qwen-VL-Max", "", "42.2", "55.8/57.6", "49.2/48.9", "48.9/47.0", "51.3/51.2"),
+    ("ShareGPT4Video 8B", "39.7", "46.4", "48.3/53.6", "36.3/39.3", "35.0/37.9", "39.9/43.6"),
+    ("InternVL-Chat-V1.5 20B", "51.2", "50.4", "50.7/52.4", "60.2/61.7", "46.4/49.1", "45.6/46.6"),
+    ("VideoChat2 7B", "39.3", "47.9", "48.3/52.8", "37.0/39.4", "33.2/39.2", "39.5/43.8"),
+    ("LongLLaVA 7B", "", "56.3", "61.9/66.2", "51.4/54.7", "45.4/50.3", "52.9/57.1"),
+    ("Video-CCAM 14B", "", "63.1", "62.2/66.0", "50.6/56.3", "46.7/49.9", "53.2/57.4"),
+    ("NVILA 7B", "57.7", "70.1", "75.7/77.6", "62.2/69.0", "54.8/63.3", "64.2/70.0"),
+    ("Qwen2-VL 7B", "55.6", "", "", "", "", "63.3/69.0"),
+    ("Apollo 7B", "58.5", "70.9", "", "", "", "61.3/63.3"),
+    ("LongVA-7B", "51.3", "58.8", "61.1/61.6", "50.4/53.6", "46.2/47.6", "52.6/54.3"),
+    ("LongVA-TPO", "54.2", "61.7", "63.1/66.6", "54.8/55.3", "47.4/47.9", "55.1/56.6"),
+)
+
+# LVB, MLVU, Video-MME average without subtitles
+SHORT_COLUMNS = ("LVB", "MLVU", "VMME average")
+TABLE3 = {
+    "base": ("LongVA-7B", "51.3", "58.8", "52.6"),
+    "scale_20": ("2k pairs", "52.5", "57.8", "52.8"),
+    "scale_50": ("5k pairs", "53.7", "59.5", "53.6"),
+    "tpo": ("10k pairs", "54.2", "61.7", "55.1"),
+}
+TABLE4 = {
+    "base": ("LongVA-7B", "51.3", "58.8", "52.6"),
+    "localized_only": ("localized only", "53.5", "58.7", "54.0"),
+    "comprehensive_only": ("comprehensive only", "53.4", "58.5", "53.8"),
+    "tpo": ("both", "54.2", "61.7", "55.1"),
+}
+TABLE5 = {
+    "localized_only": ("10:0", "53.5", "58.7", "54.0"),
+    "mix_8_2": ("8:2", "53.8", "59.9", "54.0"),
+    "tpo": ("5:5", "54.2", "61.7", "55.1"),
+    "mix_2_8": ("2:8", "53.4", "59.1", "54.2"),
+    "comprehensive_only": ("0:10", "53.4", "58.5", "53.8"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
     """A table or figure.
 
-    `variants` are what is compared, in the order of the page; `statements` what the paper says of
-    two of them, the first above the second.
+    Attributes:
+        title: of its page.
+        rows: what is compared, keys of `ROWS`, in the order of the page.
+        family: whose model it is about, `longva` or `llava_video`.
+        printed: by row, the label and the cells in the paper.
+        columns: of the printed cells.
+        quoted: systems that are not run here: name and cells, as printed.
+        statements: pairs of rows of which the paper says that the first is above the second.
+        besides: rows that the paper does not have, shown if they were run.
+        by_type: whether the page compares base and TPO by type of question.
+        names: labels of rows where the page has its own.
     """
 
     title: str
-    variants: tuple[str, ...]
-    family: str = "tiny_longva"
+    rows: tuple[str, ...]
+    family: str = "longva"
     printed: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     columns: tuple[str, ...] = ()
-    quoted: tuple[tuple[str, ...], ...] = ()  # systems that are not run here, as printed
+    quoted: tuple[tuple[str, ...], ...] = ()
     statements: tuple[tuple[str, str], ...] = ()
-    besides: tuple[str, ...] = ()  # not in the paper; shown if there
-    by_type: bool = False  # whether the page compares base and TPO by type of question
-    names: Mapping[str, str] = dataclasses.field(default_factory=dict)  # where the page has its own
+    besides: tuple[str, ...] = ()
+    by_type: bool = False
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def miniature(self) -> str:
+        """Return the preset of the family's small model."""
+        return f"tiny_{self.family}"
+
+    def label(self, row: str) -> str:
+        """Return what the page calls a row of ours."""
+        return self.names.get(row, ROWS[row].label)
 
 
 ITEMS = {
     "table1": Item(
         "Table 1: TPO, its base and other ways to train it (LongVA)",
         ("base", "sft_self", "sft_llm", "hound_dpo", "tpo"),
-        printed=published.TABLE1,
-        columns=published.TABLE1_COLUMNS,
+        printed=TABLE1,
+        columns=LONG_COLUMNS,
         statements=tuple(("tpo", v) for v in ("base", "sft_self", "sft_llm", "hound_dpo")),
         besides=("judge_off", "noisy_judge", "dpo", "rrpo", "leanpo", "frames_48", "stretched"),
         by_type=True,
@@ -49,26 +121,26 @@ ITEMS = {
     "table2": Item(
         "Table 2: TPO and its base (LLaVA-Video)",
         ("base", "tpo"),
-        "tiny_llava_video",
-        published.TABLE2,
-        published.TABLE2_COLUMNS,
-        published.TABLE2_QUOTED,
+        "llava_video",
+        TABLE2,
+        LONG_COLUMNS,
+        TABLE2_QUOTED,
         (("tpo", "base"),),
         by_type=True,
     ),
     "table3": Item(
         "Table 3: how much data",
         ("base", "scale_20", "scale_50", "tpo"),
-        printed=published.TABLE3,
-        columns=published.SHORT_COLUMNS,
+        printed=TABLE3,
+        columns=SHORT_COLUMNS,
         statements=(("scale_20", "base"), ("scale_50", "scale_20"), ("tpo", "scale_50")),
         names={"tpo": "all pairs (TPO)"},
     ),
     "table4": Item(
         "Table 4: localized and comprehensive pairs",
         ("base", "localized_only", "comprehensive_only", "tpo"),
-        printed=published.TABLE4,
-        columns=published.SHORT_COLUMNS,
+        printed=TABLE4,
+        columns=SHORT_COLUMNS,
         statements=(("tpo", "localized_only"), ("tpo", "comprehensive_only")),
         besides=("judge_off",),
         names={"tpo": "both (TPO)"},
@@ -76,8 +148,8 @@ ITEMS = {
     "table5": Item(
         "Table 5: localized pairs to comprehensive ones",
         ("localized_only", "mix_8_2", "tpo", "mix_2_8", "comprehensive_only"),
-        printed=published.TABLE5,
-        columns=published.SHORT_COLUMNS,
+        printed=TABLE5,
+        columns=SHORT_COLUMNS,
         statements=tuple(
             ("tpo", v) for v in ("localized_only", "mix_8_2", "mix_2_8", "comprehensive_only")
         ),
@@ -99,70 +171,7 @@ ITEMS = {
 
 
 def needed(item: str, besides: bool) -> set[tuple[str, str]]:
-    """(family, variant) of every run that an item is made of."""
+    """Return (preset, row) of every run at miniature size that an item is made of."""
     shown = ITEMS[item]
-    names = (*shown.variants, *(shown.besides if besides else ()))
-    return {(shown.family, name) for name in names if name == "base" or ROWS[name].miniature}
-
-
-def label(item: Item, variant: str) -> str:
-    """What a page calls a variant of ours."""
-    return item.names.get(variant, ROWS[variant].label)
-
-
-def markdown(rows: Table) -> str:
-    """A table; its first row is the head."""
-    head, *body = ("| " + " | ".join(row) + " |" for row in rows)
-    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
-
-
-def shown(mean: Mean) -> str:
-    """A mean and the half width of its interval, in percent."""
-    if np.isnan(mean.mean):
-        return ""
-    if np.isnan(mean.low):
-        return f"{100 * mean.mean:.1f}"
-    return f"{100 * mean.mean:.1f} ± {100 * (mean.high - mean.mean):.1f}"
-
-
-def verdict(found: Difference) -> str:
-    """What an interval of a difference that should be above 0 says."""
-    if np.isnan(found.low):
-        return "one seed: no interval"
-    if found.low > 0:
-        return "holds"
-    return "the opposite holds" if found.high < 0 else "not shown"
-
-
-def compared(found: Difference, over_videos: tuple[float, float] | None = None) -> list[str]:
-    """The cells of `HEAD`, in percent; behind them the interval over videos where it is given."""
-    cells = [f"{100 * found.mean:+.1f}"]
-    if np.isnan(found.low):
-        cells += ["", ""]
-    else:
-        cells.append(f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]")
-        cells.append("" if np.isnan(found.p) else f"{found.p:.3f}")
-    cells.append(f"{found.above} of {found.n}")
-    if over_videos:
-        cells.append(f"[{100 * over_videos[0]:+.1f}, {100 * over_videos[1]:+.1f}]")
-    return cells
-
-
-HEAD = ["difference", "95 % over seeds", "p", "seeds above 0"]
-
-
-def write_csv(
-    path: Path, results: Results, variants: Sequence[str], columns: Mapping[str, Chosen]
-) -> None:
-    """One line per variant and column: mean with interval, and the value of every seed."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["model", "column", "seeds", "mean", "low", "high", "per seed"])
-    for variant in variants:
-        seeds = results.there(variant)
-        for name, chosen in columns.items():
-            values = results.accuracies(variant, seeds, chosen)
-            mean = t_interval(values)
-            each = " ".join(f"{seed}:{v:.4f}" for seed, v in zip(seeds, values, strict=True))
-            writer.writerow([variant, name, mean.n, *(f"{v:.4f}" for v in mean[1:]), each])
-    path.write_text(out.getvalue())
+    names = (*shown.rows, *(shown.besides if besides else ()))
+    return {(shown.miniature, name) for name in names if name == "base" or ROWS[name].miniature}

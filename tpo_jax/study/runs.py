@@ -1,8 +1,9 @@
-"""Carries out the runs of a study.
+"""Carries out the runs of the study at miniature size.
 
-A run does what is missing of the stages of its seed and leaves `{variant}_answers.json` in
-`{family}/seed_{seed}/`; tables and figures are made of these. What all seeds share lies in
-`common/`; apart from it runs of different seeds may go on at the same time.
+Base models of several seeds are trained, and every one is trained on pairs made from its own
+answers in all the ways of `rows.ROWS`. A run does what is missing of the stages of its seed and
+leaves `{row}_answers.json` in `{family}/seed_{seed}/`; tables and figures are made of these. What
+all seeds share lies in `common/`. Runs of different seeds may run at the same time.
 """
 
 import concurrent.futures
@@ -22,14 +23,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import read_json, write_json
-from tpo_jax.study import miniature
-from tpo_jax.study import needles as study_needles
-from tpo_jax.study import pairs as study_pairs
+from tpo_jax.study import needles, pairs, stages
+from tpo_jax.study.asking import ask_held_out, generator_of
+from tpo_jax.study.records import Answer, Candidate, Run, read_rows, write_rows
 from tpo_jax.study.rows import ROWS
 from tpo_jax.study.settings import (
     COMMON_SEED,
@@ -37,17 +39,19 @@ from tpo_jax.study.settings import (
     DECODER_OF,
     NEEDLES_OF,
     Choices,
-    Run,
     draws,
-    variant_config,
+    row_config,
 )
+from tpo_jax.study.stages import LONG_FRAMES, LONG_SECONDS, Scale, Stages, Train
+from tpo_jax.worlds.world import WorldVideo
 
 SECONDS_TO_SAVE = 30
 
 
 def stretch(directory: Path) -> None:
-    """The base with positions scaled for twice the length, without training (NTK-aware: another
-    base of the rotations, so that the slowest turns half as far).
+    """Write `stretched/model`: the base with positions scaled for twice the length, not trained.
+
+    NTK-aware scaling: another base of the rotations, so that the slowest turns half as far.
     """
     loaded = load_model(directory / "base" / "model", dtype=None)
     decoder = loaded.config.decoder
@@ -58,44 +62,58 @@ def stretch(directory: Path) -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def _eval_frames(directory: Path, seconds: int, num_frames: int, family: str):
-    videos = miniature.videos_of(directory, f"eval_{seconds}")
-    return videos, miniature.frames_of(videos, num_frames, family)[0]
+def _eval_frames(
+    directory: Path, seconds: int, num_frames: int, family: str
+) -> tuple[list[WorldVideo], np.ndarray]:
+    videos = stages.videos_of(directory, f"eval_{seconds}")
+    return videos, stages.frames_of(videos, num_frames, families.preset(family))[0]
 
 
 def evaluate(directory: Path, family: str, name: str, choices: Choices, model: str) -> None:
-    """Asks a model the held-out questions: long videos at several numbers of frames, short ones at
-    theirs; those of a curve also at others, those of needles also with another video.
+    """Ask a model the held-out questions and write `{name}_answers.json`.
+
+    Long videos are shown at several numbers of frames, short ones at theirs. Rows of a curve are
+    asked at further numbers of frames, rows with needles also with another video.
+
+    Args:
+        directory: of the family and the seed.
+        family: preset of the model.
+        name: of the row.
+        choices: numbers of frames.
+        model: directory of the model below `directory`.
     """
-    generator = miniature.generator_of(directory / model / "model")
-    long = miniature.LONG_SECONDS
-    settings = [(long, frames, False) for frames in choices.frames]
-    settings += [(s, s * 32 // long, False) for s in choices.scale.lengths if s != long]
+    generator = generator_of(directory / model / "model")
+    settings = [(LONG_SECONDS, frames, False) for frames in choices.frames]
+    settings += [
+        (seconds, seconds * LONG_FRAMES // LONG_SECONDS, False)
+        for seconds in choices.scale.lengths
+        if seconds != LONG_SECONDS
+    ]
     if (family, name) in CURVE_OF:
-        settings += [(long, frames, False) for frames in choices.curve]
+        settings += [(LONG_SECONDS, frames, False) for frames in choices.curve]
     if (family, name) in NEEDLES_OF:
-        settings.append((long, miniature.LONG_FRAMES, True))
-    rows = []
+        settings.append((LONG_SECONDS, LONG_FRAMES, True))
+    rows: list[Answer] = []
     for seconds, num_frames, blind in settings:
         videos, frames = _eval_frames(directory, seconds, num_frames, family)
-        rows += miniature.asked(generator, videos, frames, seconds, blind)
-    write_json(directory / f"{name}_answers.json", rows)
+        rows += ask_held_out(generator, videos, frames, seconds, blind)
+    write_rows(directory / f"{name}_answers.json", rows)
 
 
-def carry_out(run: Run, workdir: Path, choices: Choices, train: miniature.Train) -> None:
-    """Does what is missing of a run.
+def carry_out(run: Run, workdir: Path, choices: Choices, train: Train) -> None:
+    """Do what is missing of a run.
 
     Raises:
-        InputError: another process is at work on the seed.
+        InputError: another process works on the seed.
     """
-    print(f"= {run.family} seed {run.seed}: {run.variant}", file=sys.stderr, flush=True)
+    print(f"= {run.family} seed {run.seed}: {run.row}", file=sys.stderr, flush=True)
     directory, common = run.directory(workdir), workdir / "common"
-    with _alone(directory):
+    with _locked(directory):
         if other := DECODER_OF.get(run.family):
             there = Run(other, run.seed, "base").directory(workdir)
             names = ("long", *(f"eval_{seconds}" for seconds in choices.scale.lengths))
             _link(directory, [there / f"{name}{end}" for name in names for end in ("", ".json")])
-        miniature.long_stages(miniature.Stages(directory), choices.scale, run.seed)
+        stages.long_stages(Stages(directory), choices.scale, run.seed)
         _common(common, run.family, choices.scale)
         _link(directory, [common / "tokenizer", common / "short_shards"])
         _stages(run, workdir, choices, train)
@@ -107,22 +125,24 @@ def _link(directory: Path, made: Sequence[Path]) -> None:
             (directory / path.name).symlink_to(os.path.relpath(path, directory))
 
 
-def _common(common: Path, family: str, scale: miniature.Scale) -> None:
-    """What all seeds share, made by the first that comes."""
-    with _alone(common, wait=True):
-        stage = miniature.Stages(common)
-        miniature.short_stages(stage, scale, COMMON_SEED)
-        stage(f"tower of {family}", family, towers, common, family, scale)
+def _common(common: Path, family: str, scale: Scale) -> None:
+    """Make what all seeds share; the first run that comes does it."""
+    with _locked(common, wait=True):
+        stage = Stages(common)
+        stages.short_stages(stage, scale, COMMON_SEED)
+        stage(f"tower of {family}", family, make_tower, common, family, scale)
 
 
-def towers(common: Path, family: str, scale: miniature.Scale) -> None:
-    """A model of a family, of which seeds take the tower."""
-    miniature.initial_model(common, scale, COMMON_SEED, family)
+def make_tower(common: Path, family: str, scale: Scale) -> None:
+    """Write the model of a family from which seeds take the vision tower."""
+    stages.initial_model(common, scale, COMMON_SEED, family)
     (common / "initial").rename(common / family)
 
 
-def initial_model(directory: Path, family: str, seed: int, tower: Path, decoder: Path | None):
-    """Random weights with a tower and, if given, a decoder of other model directories."""
+def initial_model(
+    directory: Path, family: str, seed: int, tower: Path, decoder: Path | None
+) -> None:
+    """Write `initial/`: random weights, with tower and decoder of other model directories."""
     config = families.preset(family)
     params = families.init_params(config, seed)
     params["tower"] = load_model(tower, dtype=None).params["tower"]
@@ -131,57 +151,59 @@ def initial_model(directory: Path, family: str, seed: int, tower: Path, decoder:
     save_model(directory / "initial", config, params, directory / "tokenizer")
 
 
-def _stages(run: Run, workdir: Path, choices: Choices, train: miniature.Train) -> None:
+def _stages(run: Run, workdir: Path, choices: Choices, train: Train) -> None:
     directory = run.directory(workdir)
-    stage, scale, seed, decoder = miniature.Stages(directory), choices.scale, run.seed, None
+    stage, scale, seed, decoder = Stages(directory), choices.scale, run.seed, None
     if other := DECODER_OF.get(run.family):
-        decoder = Run(other, seed, "base").directory(workdir) / "base" / "model"
+        decoder = Run(other, run.seed, "base").directory(workdir) / "base" / "model"
         scale = dataclasses.replace(scale, base_steps=choices.adapting_steps)
     initial = (directory, run.family, seed, workdir / "common" / run.family, decoder)
     stage("initial weights", "initial", initial_model, *initial)
-    miniature.base_stage(stage, scale, seed, train)
-    if run.variant != "base":
-        name, variant = run.variant, ROWS[run.variant].miniature
-        assert variant
-        made = (directory, run.family, seed, choices.localized)
-        how = (scale.temperature, draws(run.family))
-        stage("answers of the base", "answers.json", study_pairs.answer, *made, *how)
-        source = (directory, variant.source, seed, choices)
-        stage(f"{variant.source} pairs", f"{variant.source}_shards/manifest.json", pairs, *source)
-        if variant.start == "stretched":
+    stages.base_stage(stage, scale, seed, train)
+    if miniature := ROWS[run.row].miniature:
+        made = (directory, seed, choices.localized, scale.temperature, draws(run.family))
+        stage("answers of the base", "answers.json", pairs.answer, *made)
+        source = miniature.source
+        of_source = (directory, source, seed, choices)
+        stage(f"{source} pairs", f"{source}_shards/manifest.json", make_pairs, *of_source)
+        if miniature.start == "stretched":
             stage("positions scaled", "stretched/model", stretch, directory)
             asked = (directory, run.family, "base_stretched", choices, "stretched")
             stage("evaluation of base_stretched", "base_stretched_answers.json", evaluate, *asked)
-        place = directory / "tuned" / name
-        config = variant_config(directory, name, choices, seed)
-        stage(f"training of {name}", f"tuned/{name}/model", train, config, place)
-    model = "base" if run.variant == "base" else f"tuned/{run.variant}"
-    if (run.family, run.variant) in NEEDLES_OF:
-        find = (directory, run.variant, model, seed, choices)
-        stage(f"needles of {run.variant}", f"{run.variant}_needles.json", needles, *find)
-    asked = (directory, run.family, run.variant, choices, model)
-    stage(f"evaluation of {run.variant}", f"{run.variant}_answers.json", evaluate, *asked)
+        config, place = row_config(directory, run.row, choices, seed), f"tuned/{run.row}"
+        stage(f"training of {run.row}", f"{place}/model", train, config, directory / place)
+    model = f"tuned/{run.row}" if miniature else "base"
+    if (run.family, run.row) in NEEDLES_OF:
+        find = (directory, run.row, model, seed, choices)
+        stage(f"needles of {run.row}", f"{run.row}_needles.json", find_needles, *find)
+    asked = (directory, run.family, run.row, choices, model)
+    stage(f"evaluation of {run.row}", f"{run.row}_answers.json", evaluate, *asked)
 
 
-def needles(directory: Path, name: str, model: str, seed: int, choices: Choices) -> None:
-    """Which needles a model finds."""
-    found = study_needles.search(directory, model, seed, choices.lengths, choices.needles)
-    write_json(directory / f"{name}_needles.json", found)
+def find_needles(directory: Path, name: str, model: str, seed: int, choices: Choices) -> None:
+    """Write which needles a model finds."""
+    found = needles.search(directory / model / "model", seed, choices.lengths, choices.needles)
+    write_json(directory / f"{name}_needles.json", dataclasses.asdict(found))
 
 
-def pairs(directory: Path, source: str, seed: int, choices: Choices) -> None:
-    """The shards of a source of pairs."""
-    rows = read_json(directory / "answers.json")
-    shares = (choices.flips, choices.slips)
-    found = study_pairs.pairs_of(source, rows, seed, *shares, choices.scale.truth_filter)
-    study_pairs.shards(directory, source, choices.pairs, found)
+def make_pairs(directory: Path, source: str, seed: int, choices: Choices) -> None:
+    """Write the shards of a source of pairs."""
+    rows = read_rows(directory / "answers.json", Candidate)
+    errors = pairs.Errors(choices.flips, choices.slips)
+    found = pairs.pairs_of(source, rows, seed, errors, choices.scale.truth_filter)
+    pairs.shards(directory, source, choices.pairs, found)
 
 
 def check_workdir(workdir: Path, choices: Choices, *, make: bool = True) -> None:
-    """Makes the directory unless it must be there.
+    """Check that a directory holds results of these choices.
+
+    Args:
+        workdir: of the study.
+        choices: ours.
+        make: make the directory if it is absent.
 
     Raises:
-        InputError: it holds results of other choices, or must be there and holds none.
+        InputError: it holds results of other choices, or is absent and may not be made.
     """
     path, ours = workdir / "choices.json", json.loads(json.dumps(dataclasses.asdict(choices)))
     if not path.exists():
@@ -199,19 +221,19 @@ def check_workdir(workdir: Path, choices: Choices, *, make: bool = True) -> None
 
 
 def carry_out_all(
-    todo: Sequence[Run], workdir: Path, choices: Choices, train: miniature.Train, workers: int
+    todo: Sequence[Run], workdir: Path, choices: Choices, train: Train, workers: int
 ) -> None:
-    """Carries out runs, in order but never two of one seed at a time.
+    """Carry out runs in order, but never two of one seed at a time.
 
     Args:
-        todo: of these, those whose answers are not there.
+        todo: of these, the runs whose answers are absent.
         workdir: of all of them.
         choices: the same for all.
-        train: as in `miniature.run`; importable by name where there are several workers.
+        train: as in `quickstart.run`; importable by name where there are several workers.
         workers: processes.
 
     Raises:
-        InputError: another process is at work on a seed.
+        InputError: another process works on a seed.
     """
     waiting = [run for run in todo if not run.answers(workdir).exists()]
     if workers <= 1 or len(waiting) <= 1:
@@ -225,35 +247,38 @@ def carry_out_all(
     with concurrent.futures.ProcessPoolExecutor(
         *(workers, context), initializer=begin_worker, initargs=(workdir / "compiled", cores)
     ) as pool:
-        going: dict[concurrent.futures.Future, Run] = {}
-        while waiting or going:
-            busy = {run.seed for run in going.values()}
+        running: dict[concurrent.futures.Future, Run] = {}
+        while waiting or running:
+            busy = {run.seed for run in running.values()}
             for run in list(waiting):
-                if len(going) < workers and run.seed not in busy:
+                if len(running) < workers and run.seed not in busy:
                     waiting.remove(run)
                     busy.add(run.seed)
-                    going[pool.submit(carry_out, run, workdir, choices, train)] = run
-            done, _ = concurrent.futures.wait(going, return_when=concurrent.futures.FIRST_COMPLETED)
+                    running[pool.submit(carry_out, run, workdir, choices, train)] = run
+            done, _ = concurrent.futures.wait(
+                running, return_when=concurrent.futures.FIRST_COMPLETED
+            )
             for future in done:
-                del going[future]
+                del running[future]
                 future.result()
 
 
 @contextlib.contextmanager
-def _alone(directory: Path, wait: bool = False) -> Iterator[None]:
-    """Holds a directory, made if absent; where another process does, waits or raises InputError."""
+def _locked(directory: Path, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of a directory, made if absent; while another process does, wait or raise."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
-            raise InputError(f"{directory}: another run is at work there") from error
+            raise InputError(f"{directory}: another run is working there") from error
         yield
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed stops as if it were asked to, training after it has saved;
-    left alone it would wait for work for ever.
+    """Stop this worker when its parent is killed; training saves a checkpoint first.
+
+    Without it the worker would wait for work for ever.
     """
     if parent := multiprocessing.parent_process():
         parent.join()
@@ -263,15 +288,16 @@ def _end_with_parent() -> None:
 
 
 def _cores() -> list[int]:
-    """Those that this process may use."""
+    """Return the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def begin_worker(compiled: Path, cores: multiprocessing.Queue) -> None:
-    """A worker has a core of its own, where the system can do that, and one device of one thread;
-    threads that wander between cores take a third longer. Programs compiled once serve all.
+    """Give a worker a core of its own, where the system can do that, and one device of one thread.
+
+    Threads that move between cores take a third longer. Programs compiled once serve all workers.
     """
     os.environ["NPROC"], core = "1", cores.get()
     if hasattr(os, "sched_setaffinity"):

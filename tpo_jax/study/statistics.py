@@ -1,14 +1,19 @@
-"""Means over seeds with intervals, and paired comparisons."""
+"""Exact match, means with intervals over seeds and over videos, paired comparisons."""
 
-from collections.abc import Sequence
+import contextlib
+import re
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
+Values = Sequence[float] | np.ndarray
+
 
 class Mean(NamedTuple):
-    """A mean over seeds with its 95 % interval; NaN where one seed gives none."""
+    """A mean over seeds with its 95 % interval; the interval of a single seed is NaN."""
 
     n: int
     mean: float
@@ -27,8 +32,26 @@ class Difference(NamedTuple):
     above: int  # seeds whose difference is above 0
 
 
-def t_interval(values: Sequence[float] | np.ndarray) -> Mean:
-    """Mean of `values` with its 95 % interval by Student's t, `n - 1` degrees of freedom.
+def normalise(answer: str) -> str:
+    """Lower the case, join blanks, drop a final full stop."""
+    return re.sub(r"\s+", " ", answer).strip().lower().rstrip(".").rstrip()
+
+
+def exact(prediction: str, truth: str) -> bool:
+    """Return whether two texts agree up to case, blanks and a final full stop."""
+    return normalise(prediction) == normalise(truth)
+
+
+@contextlib.contextmanager
+def _equal_values() -> Iterator[None]:
+    """Silence SciPy's warning about values without spread; their interval is a point."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
+        yield
+
+
+def t_interval(values: Values) -> Mean:
+    """Return the mean with its 95 % interval by Student's t.
 
     Raises:
         ValueError: no value.
@@ -36,18 +59,15 @@ def t_interval(values: Sequence[float] | np.ndarray) -> Mean:
     x = np.asarray(values, np.float64)
     if not len(x):
         raise ValueError("no value to take the mean of")
-    if len(x) == 1:
-        return Mean(1, float(x[0]), float("nan"), float("nan"))
-    half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
-    return Mean(len(x), float(x.mean()), float(x.mean() - half), float(x.mean() + half))
+    low = high = np.nan
+    if len(x) > 1:
+        with _equal_values():
+            low, high = stats.ttest_1samp(x, 0.0).confidence_interval(0.95)
+    return Mean(len(x), float(x.mean()), float(low), float(high))
 
 
-def paired(ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarray) -> Difference:
-    """`ours - theirs`, seed by seed.
-
-    Args:
-        ours: one value per seed.
-        theirs: of the same seeds in the same order.
+def paired(ours: Values, theirs: Values) -> Difference:
+    """Compare `ours - theirs`, one value per seed, the same seeds in the same order.
 
     Raises:
         ValueError: no seed, or not as many on both sides.
@@ -55,11 +75,37 @@ def paired(ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndar
     if len(ours) != len(theirs):
         raise ValueError(f"{len(ours)} values against {len(theirs)}")
     x = np.subtract(ours, theirs)
-    n, mean, low, high = t_interval(x)
-    p = float("nan")
-    if n > 1:
-        spread = x.std(ddof=1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            t = abs(mean) / (spread / np.sqrt(n))
-        p = float(2 * stats.t.sf(t, n - 1))
-    return Difference(n, mean, low, high, p, int((x > 0).sum()))
+    p = np.nan
+    if len(x) > 1:
+        with _equal_values():
+            p = stats.ttest_rel(ours, theirs).pvalue
+    return Difference(*t_interval(x), float(p), int((x > 0).sum()))
+
+
+def bootstrap(
+    correct: Values, videos: Sequence[int] | np.ndarray, *, draws: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Return the mean of `correct` and its 95 % interval, videos drawn with replacement.
+
+    Args:
+        correct: `[n]`, 0 and 1, or differences of two models on the same questions.
+        videos: `[n]`, the video of each question.
+        draws: resamples.
+        seed: of the resamples.
+
+    Returns:
+        (mean, lower, upper).
+
+    Raises:
+        ValueError: no question.
+    """
+    values = np.asarray(correct, np.float64)
+    if not len(values):
+        raise ValueError("no question to take the mean of")
+    _, group = np.unique(np.asarray(videos), return_inverse=True)
+    sums = np.bincount(group, values)
+    counts = np.bincount(group)
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(values.mean()), float(low), float(high)

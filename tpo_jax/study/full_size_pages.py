@@ -1,5 +1,6 @@
-"""What the commands of `full_size` left: CSV, PNG and a table per item, the paper's numbers beside
-ours.
+"""Pages of what the commands of `full_size` left: CSV, PNG and a table per item.
+
+The paper's numbers stand beside ours.
 """
 
 import csv
@@ -11,19 +12,18 @@ from matplotlib.figure import Figure
 
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import read_json
-from tpo_jax.study.figures import FIGURE5, FIGURE6, heat_maps, pies
+from tpo_jax.study.cells import markdown
 from tpo_jax.study.full_size import (
     BENCHMARKS,
     FIGURE2_FRAMES,
-    ITEMS,
     SUBTITLED,
     Places,
     curated,
     evaluation,
     place,
 )
-from tpo_jax.study.items import ITEMS as DESCRIBED
-from tpo_jax.study.items import label, markdown
+from tpo_jax.study.items import ITEMS
+from tpo_jax.study.pages import FIGURE5, FIGURE6, heat_maps, pies
 
 LENGTHS = ("short", "medium", "long")
 # What `curate` reports, and the paper's percentages.
@@ -34,7 +34,7 @@ Asked = tuple[str, int]  # benchmark and number of frames, 0: its own
 
 
 def _read(folder: str, benchmark: str, num_frames: int) -> dict:
-    """The summary of an evaluation; empty where it has not been carried out."""
+    """Return the summary of an evaluation; empty if it has not been run."""
     path = Path(evaluation(folder, benchmark, num_frames)) / "results.json"
     if not path.exists():
         return {}
@@ -45,14 +45,14 @@ def _read(folder: str, benchmark: str, num_frames: int) -> dict:
 
 
 def _percent(summary: dict) -> float | None:
-    """The score of a benchmark in percent, as the paper prints it."""
+    """Return the score of a benchmark in percent, as the paper prints it."""
     if not summary:
         return None
     return summary["score"] * (100 if summary["benchmark"].startswith("longvideobench") else 1)
 
 
 def _summaries(item: str, folder: str) -> dict[Asked, dict]:
-    """Those of a row."""
+    """Return the summaries of a row, by benchmark and number of frames."""
     if item == "figure2":
         asked = [("mlvu_dev", n) for n in FIGURE2_FRAMES]
     else:
@@ -61,10 +61,10 @@ def _summaries(item: str, folder: str) -> dict[Asked, dict]:
 
 
 def _cells(item: str, summaries: dict[Asked, dict]) -> dict[str, list[float | None]]:
-    """Numbers of a row by column; two of them where the paper has those with subtitles, too."""
+    """Return the numbers of a row by column: without, and where printed, with subtitles."""
     if item == "figure2":
         return {str(n): [_percent(summary)] for (_, n), summary in summaries.items()}
-    columns = DESCRIBED[item].columns
+    columns = ITEMS[item].columns
     if len(columns) == len(BENCHMARKS):
         scores = [[_percent(summaries[name, 0])] for name in BENCHMARKS.values()]
         return dict(zip(columns, scores, strict=True))
@@ -79,7 +79,7 @@ def _cells(item: str, summaries: dict[Asked, dict]) -> dict[str, list[float | No
 
 
 def _partial(summaries: dict[Asked, dict]) -> list[str]:
-    """What is missing of the evaluations of a row."""
+    """Return what is missing of the evaluations of a row."""
     return [
         f"{evaluation('', name, n).strip('/')}, {summary['missing']} questions missing"
         for (name, n), summary in summaries.items()
@@ -88,14 +88,15 @@ def _partial(summaries: dict[Asked, dict]) -> list[str]:
 
 
 def _written(numbers: list[float | None]) -> str:
-    """A cell: `52.6`, or `52.6/54.3` without and with subtitles; empty where nothing is there."""
+    """Return a cell: `52.6`, or `52.6/54.3` without and with subtitles; empty if unknown."""
     texts = ["" if number is None else f"{number:.1f}" for number in numbers]
     return "/".join(texts) if any(texts) else ""
 
 
 def write(item: str, places: Places) -> str:
-    """Writes `pages/{item}.csv`, `.png` and `.md` in the working directory; returns the page, empty
-    where nothing of the item has been carried out.
+    """Write `pages/{item}.csv`, `.png` and `.md` in the working directory; return the page.
+
+    The page is empty, and nothing is written, if nothing of the item has been run.
 
     Raises:
         InputError: results that cannot be read.
@@ -105,16 +106,16 @@ def write(item: str, places: Places) -> str:
     sections = makers.get(item, _evaluated)(item, places, path)
     if not sections:
         return ""
-    title = DESCRIBED[item].title
+    title = ITEMS[item].title
     text = "\n\n".join([f"## {title}, at 7B", *sections, f"![{title}]({item}.png)"])
     path.with_suffix(".md").write_text(text + "\n")
     return text
 
 
 def _needles(item: str, places: Places, path: Path) -> list[str]:
-    """Figure 3, of what `evaluate niah` left."""
+    """Return the sections of Figure 3 from the results of `evaluate niah`."""
     maps = {}
-    for row in ITEMS[item]:
+    for row in ITEMS[item].rows:
         file = Path(place(item, row, places)) / "niah/all_accuracies.json"
         if not file.exists():
             continue
@@ -130,7 +131,7 @@ def _needles(item: str, places: Places, path: Path) -> list[str]:
     if not maps:
         return []
     path.parent.mkdir(parents=True, exist_ok=True)
-    titles = {row: label(DESCRIBED[item], row) for row in maps}
+    titles = {row: ITEMS[item].label(row) for row in maps}
     heat_maps({titles[row]: found for row, found in maps.items()}, path)
     lines = [["model", "frames", "needles found, %"]]
     with path.with_suffix(".csv").open("w", newline="") as out:
@@ -147,7 +148,7 @@ def _needles(item: str, places: Places, path: Path) -> list[str]:
 
 
 def _shares(item: str, places: Places, path: Path) -> list[str]:
-    """Figures 5 and 6, of what `curate` left."""
+    """Return the section of Figure 5 or 6 from the report of `curate`."""
     report = Path(curated(item, places)) / "report.json"
     field, printed = _PIES[item]
     if not report.exists():
@@ -161,9 +162,9 @@ def _shares(item: str, places: Places, path: Path) -> list[str]:
 
 
 def _evaluated(item: str, places: Places, path: Path) -> list[str]:
-    """Tables and Figure 2, of what `evaluate run` left."""
-    described = DESCRIBED[item]
-    found = {row: _summaries(item, place(item, row, places)) for row in ITEMS[item]}
+    """Return the sections of a table or Figure 2 from the results of `evaluate run`."""
+    shown = ITEMS[item]
+    found = {row: _summaries(item, place(item, row, places)) for row in ITEMS[item].rows}
     rows = {row: _cells(item, summaries) for row, summaries in found.items()}
     if not any(number is not None for row in rows.values() for n in row.values() for number in n):
         return []
@@ -181,22 +182,22 @@ def _evaluated(item: str, places: Places, path: Path) -> list[str]:
     axes = figure.subplots()
     for row, cells in rows.items():
         heights = np.array([cells[column][0] for column in columns], float)  # None: not a number
-        axes.plot(columns, heights, "o-", label=label(described, row))
+        axes.plot(columns, heights, "o-", label=shown.label(row))
     axes.set(ylabel="percent, without subtitles")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path.with_suffix(".png"), dpi=110)
 
     sections = []
-    if described.printed:
-        printed = [["", *described.columns], *map(list, described.printed.values())]
+    if shown.printed:
+        printed = [["", *shown.columns], *map(list, shown.printed.values())]
         sections.append("The paper:\n\n" + markdown(printed))
     ours = [["", *columns]]
     for row, cells in rows.items():
-        ours.append([label(described, row), *(_written(cells[column]) for column in columns)])
+        ours.append([shown.label(row), *(_written(cells[column]) for column in columns)])
     sections.append("Here:\n\n" + markdown(ours))
     partial = [
-        f"- {label(described, row)}: {what}"
+        f"- {shown.label(row)}: {what}"
         for row, summaries in found.items()
         for what in _partial(summaries)
     ]

@@ -1,10 +1,10 @@
-"""What is kept and what is removed."""
+"""Which frames each side of a pair is shown."""
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpo_jax.study.manipulations import kept_segment, removed_segment, sparse
+from tpo_jax.study.asking import kept_segment, removed_segment, sparse
 
 
 @given(st.integers(2, 64), st.data())

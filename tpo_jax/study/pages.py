@@ -1,5 +1,6 @@
-"""The paper's figures in miniature: each function writes CSV and PNG and returns the sections of
-the page.
+"""The page of a table or figure at miniature size: CSV, PNG and Markdown.
+
+The paper's numbers stand beside ours, from whatever seeds have been run.
 """
 
 import csv
@@ -13,21 +14,14 @@ from matplotlib.figure import Figure
 
 from tpo_jax.curation.card import LENGTHS
 from tpo_jax.curation.templates import TYPES
+from tpo_jax.errors import InputError
 from tpo_jax.evaluation.niah_files import heat_colours
 from tpo_jax.io.files import read_json, read_lines
-from tpo_jax.study import settings as study
-from tpo_jax.study.items import (
-    HEAD,
-    Item,
-    compared,
-    label,
-    markdown,
-    shown,
-    verdict,
-    write_csv,
-)
+from tpo_jax.study.cells import HEAD, compared, markdown, shown, verdict, write_csv
+from tpo_jax.study.items import ITEMS, Item
 from tpo_jax.study.results import Results, asked
 from tpo_jax.study.statistics import paired, t_interval
+from tpo_jax.study.tables import table
 
 # Percentages of the paper's pictures; None where none is printed.
 FIGURE5: dict[str, float | None] = dict.fromkeys(name for name, _ in LENGTHS)
@@ -35,21 +29,21 @@ FIGURE6: dict[str, float | None] = dict(TYPES)
 
 
 def frames(item: Item, results: Results, path: Path) -> list[str]:
-    """Figure 2."""
-    every = [v for v in (*item.variants, *item.besides) if results.there(v)]
-    first = results.rows("base", results.there("base")[0])
-    counts = sorted({r["frames"] for r in first if r["seconds"] == 96 and r["frames"]})
+    """Return the sections of Figure 2, accuracy by number of frames."""
+    every = [row for row in (*item.rows, *item.besides) if results.there(row)]
+    first = results.answers("base", results.there("base")[0])
+    counts = sorted({a.frames for a in first if a.seconds == 96 and a.frames})
     columns = {str(n): asked(96, n) for n in counts}
     write_csv(path.with_suffix(".csv"), results, every, columns)
     figure = Figure(figsize=(6, 3.8), layout="constrained")
     axes = figure.subplots()
     ours = [["", "seeds", *(f"{n} frames" for n in counts)]]
-    for variant in every:
-        means = [results.mean(variant, chosen) for chosen in columns.values()]
-        ours.append([label(item, variant), str(means[0].n), *map(shown, means)])
+    for row in every:
+        means = [results.mean(row, chosen) for chosen in columns.values()]
+        ours.append([item.label(row), str(means[0].n), *map(shown, means)])
         middle = 100 * np.array([m.mean for m in means])
         half = np.nan_to_num([100 * (m.high - m.mean) for m in means])
-        axes.errorbar(counts, middle, half, fmt="o-", capsize=3, label=label(item, variant))
+        axes.errorbar(counts, middle, half, fmt="o-", capsize=3, label=item.label(row))
     axes.set(xlabel="frames of a 96-second video", ylabel="accuracy in percent")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -83,31 +77,28 @@ def frames(item: Item, results: Results, path: Path) -> list[str]:
 
 
 def needles(item: Item, results: Results, path: Path) -> list[str]:
-    """Figure 3."""
-    found = {}
-    for variant in item.variants:
-        seeds = results.there(*item.variants)
-        run = [study.Run(results.family, seed, variant) for seed in seeds]
-        found[variant] = [read_json(r.needles(results.workdir)) for r in run]
+    """Return the sections of Figure 3, needles found by length and depth."""
+    seeds = results.there(*item.rows)
+    found = {row: [results.needles(row, seed) for seed in seeds] for row in item.rows}
     first = found["base"][0]
-    lengths, depths = first["lengths"], first["depths"]
-    shares = {v: np.array([f["found"] for f in files]) for v, files in found.items()}
-    maps = {label(item, v): (lengths, depths, share.mean(0)) for v, share in shares.items()}
+    lengths, depths = first.lengths, first.depths
+    shares = {row: np.array([f.found for f in files]) for row, files in found.items()}
+    maps = {item.label(row): (lengths, depths, share.mean(0)) for row, share in shares.items()}
     heat_maps(maps, path)
     lines = [["model", "length", *(f"depth {d:.1f}" for d in depths), "all depths"]]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["model", "length", "depth", "seeds", "mean", "per seed"])
-    for variant, share in shares.items():
+    for row, share in shares.items():
         for i, length in enumerate(lengths):
             cells = [f"{100 * v:.0f}" for v in share.mean(0)[i]]
             lines.append(
-                [label(item, variant), str(length), *cells, shown(t_interval(share[:, i].mean(1)))]
+                [item.label(row), str(length), *cells, shown(t_interval(share[:, i].mean(1)))]
             )
             for j, depth in enumerate(depths):
                 each = share[:, i, j]
-                row = [variant, length, f"{depth:.1f}", len(each), f"{each.mean():.4f}"]
-                writer.writerow([*row, " ".join(f"{v:.4f}" for v in each)])
+                cells = [row, str(length), f"{depth:.1f}", str(len(each)), f"{each.mean():.4f}"]
+                writer.writerow([*cells, " ".join(f"{v:.4f}" for v in each)])
     path.with_suffix(".csv").write_text(out.getvalue())
     by_seed = {v: share.mean((1, 2)) for v, share in shares.items()}
     difference = paired(by_seed["tpo"], by_seed["base"])
@@ -123,11 +114,11 @@ def needles(item: Item, results: Results, path: Path) -> list[str]:
 def heat_maps(
     found: Mapping[str, tuple[Sequence[int], Sequence[float], np.ndarray]], path: Path
 ) -> None:
-    """Draws maps side by side.
+    """Draw maps side by side.
 
     Args:
-        found: by title, frames, depths from 0 to 1 and the shares that were found, `[frames,
-            depths]`.
+        found: by title the frames, the depths from 0 to 1 and the shares found,
+            `[frames, depths]`.
         path: of the PNG.
     """
     figure = Figure(figsize=(10, 3.4), layout="constrained")
@@ -142,33 +133,32 @@ def heat_maps(
 
 
 def pie(item: Item, results: Results, path: Path) -> list[str]:
-    """Figures 5 and 6: of the pairs that TPO is trained on."""
+    """Return the section of Figure 5 or 6, about the pairs that TPO is trained on."""
     seeds, counts = results.there("tpo"), Counter[str]()
     for seed in seeds:
-        directory = study.Run(results.family, seed, "tpo").directory(results.workdir)
+        directory = results.run("tpo", seed).directory(results.workdir)
         if path.name == "figure6":
-            types = {row["id"]: row["type"] for row in read_json(directory / "answers.json")}
-            pairs = read_lines(directory / "judged.jsonl")
-            counts.update(types[pair["id"]] for _, pair in pairs)
+            types = {made.id: made.type for made in results.candidates(seed)}
+            counts.update(types[pair["id"]] for _, pair in read_lines(directory / "judged.jsonl"))
         else:
             videos = read_json(directory / "long.json")
             ends = (next(name for name, end in LENGTHS if v["duration"] < end) for v in videos)
             counts.update(ends)
     printed = FIGURE6 if path.name == "figure6" else FIGURE5
-    table = pies(counts, printed, f"here, {len(seeds)} seeds", path)
-    return [f"Seeds together, {sum(counts.values())} in all:\n\n{table}"]
+    shares = pies(counts, printed, f"here, {len(seeds)} seeds", path)
+    return [f"Seeds together, {sum(counts.values())} in all:\n\n{shares}"]
 
 
 def pies(
     counts: Mapping[str, int], printed: Mapping[str, float | None], title: str, path: Path
 ) -> str:
-    """Writes CSV and PNG of shares beside the paper's; returns them as a table.
+    """Write CSV and PNG of shares beside the paper's; return them as a table.
 
     Args:
         counts: ours by class.
         printed: the paper's percentages, in the order of the page; None where it prints none.
         title: of our picture.
-        path: of both files, without their endings.
+        path: of both files, without suffix.
     """
     total = max(1, sum(counts.values()))
     lines = [["", "the paper, %", "here, %"]]
@@ -191,3 +181,29 @@ def pies(
     right.set_title(title)
     figure.savefig(path.with_suffix(".png"), dpi=110)
     return markdown(lines)
+
+
+def write(name: str, workdir: Path, seeds: Sequence[int]) -> str:
+    """Write `{name}.csv`, `.png` and `.md` in `workdir/pages/`; return the page.
+
+    Raises:
+        InputError: no seed has been run.
+    """
+    item = ITEMS[name]
+    results = Results(workdir, item.miniature, seeds)
+    # A table shows the rows there are; a figure needs all it draws.
+    wanted = item.rows[:1] if name.startswith("table") else item.rows
+    if not results.there(*wanted):
+        raise InputError(
+            f"--workdir={workdir}: {name}: {', '.join(wanted)} of {item.miniature} not there yet "
+            f"for any seed of {', '.join(map(str, seeds))}"
+        )
+    folder = workdir / "pages"
+    folder.mkdir(exist_ok=True)
+    makers = {"figure2": frames, "figure3": needles, "figure5": pie, "figure6": pie}
+    sections = makers.get(name, table)(item, results, folder / name)
+    there = ", ".join(map(str, results.there(*item.rows))) or "none"
+    seen = f"{item.miniature}; seeds with every row of the paper's: {there}."
+    text = "\n\n".join([f"## {item.title}", seen, *sections, f"![{item.title}]({name}.png)"])
+    (folder / f"{name}.md").write_text(text + "\n")
+    return text

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tpo_jax.study import miniature
-from tpo_jax.study.scoring import exact
+from tpo_jax.study.stages import LONG_SECONDS, SCALES
+from tpo_jax.study.statistics import exact
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("quickstart")]
@@ -20,9 +20,9 @@ def test_every_stage_runs_and_a_second_start_redoes_nothing(smoke_quickstart):
     assert (workdir / "report.html").read_text().count("data:image/png;base64,") == 4
 
     answers = json.loads((workdir / "tpo_answers.json").read_text())
-    scale = miniature.SCALES["smoke"]
+    scale = SCALES["smoke"]
     settings = {(row["seconds"], row["frames"]) for row in answers}
-    assert settings == {(miniature.LONG_SECONDS, frames) for frames in (0, *scale.frames)}
+    assert settings == {(LONG_SECONDS, frames) for frames in (0, *scale.frames)}
     assert all(row["right"] == exact(row["answer"], row["truth"]) for row in answers)
 
     made = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}

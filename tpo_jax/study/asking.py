@@ -1,0 +1,229 @@
+"""Questions to a model: about held-out videos, and twice about the videos that pairs are made of.
+
+For a pair the model answers a question well and badly informed. Localized: the frames around the
+segment against all other frames. Comprehensive: all frames against a sparse subset (TPO paper,
+arXiv 2501.13919, section 3.1).
+"""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tpo_jax.checkpoints.models import load_model
+from tpo_jax.data.prompts import build_prompts
+from tpo_jax.data.tokenizer import load_tokenizer
+from tpo_jax.generation.sampling import Sampling
+from tpo_jax.inference.generator import Generator
+from tpo_jax.parallel.mesh import make_mesh
+from tpo_jax.study.records import Answer
+from tpo_jax.study.statistics import exact
+from tpo_jax.worlds.world import WorldVideo
+
+MAX_NEW_TOKENS = 12
+Span = tuple[float, float]  # seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """A question about a video; a segment in seconds makes it localized."""
+
+    question: str
+    segment: Span | None = None
+
+    @property
+    def kind(self) -> str:
+        """Return `localized` or `comprehensive`."""
+        return "comprehensive" if self.segment is None else "localized"
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfPair:
+    """The two answers to query `query` of video `video` (indices), unfiltered."""
+
+    video: int
+    query: int
+    kind: str
+    chosen: str
+    rejected: str
+    manipulation: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """How many frames of the video the two sides see."""
+
+    window: int = 8  # the kept segment
+    sparse: int = 4  # the sparse subset
+
+
+def kept_segment(timestamps: np.ndarray, segment: Span, width: int) -> np.ndarray:
+    """Return the indices of `width` consecutive frames around a segment.
+
+    Args:
+        timestamps: `[F]` ascending, in seconds.
+        segment: (start, end) in seconds.
+        width: frames, at most `F`.
+
+    Returns:
+        int64 `[width]`, centred on the segment where the video allows it.
+    """
+    if not 0 < width <= len(timestamps):
+        raise ValueError(f"width={width} must lie between 1 and the {len(timestamps)} frames")
+    middle = np.searchsorted(timestamps, (segment[0] + segment[1]) / 2)
+    start = np.clip(middle - width // 2, 0, len(timestamps) - width)
+    return np.arange(start, start + width)
+
+
+def removed_segment(timestamps: np.ndarray, segment: Span, width: int) -> np.ndarray:
+    """Return the indices of all frames that `kept_segment` leaves out, int64 `[F - width]`."""
+    return np.setdiff1d(np.arange(len(timestamps)), kept_segment(timestamps, segment, width))
+
+
+def sparse(num_frames: int, kept: int) -> np.ndarray:
+    """Return the indices of `kept` evenly spaced frames of `num_frames`: int64 `[kept]`."""
+    if not 0 < kept <= num_frames:
+        raise ValueError(f"kept={kept} must lie between 1 and the {num_frames} frames")
+    return ((np.arange(kept) + 0.5) * num_frames / kept).astype(np.int64)
+
+
+def generator_of(directory: Path, temperature: float = 0.0, seed: int = 0) -> Generator:
+    """Load a model directory for answering, the rows of a batch spread over all devices."""
+    mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1, "context": 1})
+    loaded = load_model(directory, mesh=mesh)
+    return Generator(
+        loaded.config,
+        loaded.params,
+        load_tokenizer(loaded.tokenizer_directory),
+        max_new_tokens=MAX_NEW_TOKENS,
+        sampling=Sampling(temperature=temperature),
+        seed=seed,
+        batch_rows=64,
+        mesh=mesh,
+    )
+
+
+def ask(
+    generator: Generator, frames: np.ndarray, questions: Sequence[Sequence[str]]
+) -> list[list[str]]:
+    """Answer all questions of all videos, every video encoded once.
+
+    Args:
+        generator: of the answering model.
+        frames: uint8 `[n, F, S, S, 3]`.
+        questions: `[n][Q]`, `Q` may differ.
+
+    Returns:
+        `[n][Q]` texts.
+    """
+    visual = generator.config.visual_tokens(frames.shape[1])
+    prompts = [
+        build_prompts(generator.tokenizer, asked, visual, cut="video") for asked in questions
+    ]
+    return generator.answer(frames, prompts)
+
+
+def ask_held_out(
+    generator: Generator, videos: list[WorldVideo], frames: np.ndarray, seconds: int, blind: bool
+) -> list[Answer]:
+    """Ask every question of the held-out videos.
+
+    Args:
+        generator: of the answering model.
+        videos: of one length.
+        frames: uint8 `[n, F, S, S, 3]`.
+        seconds: length of the videos.
+        blind: show the frames of the video before instead, which measures how much the words
+            alone give away.
+    """
+    frames = np.roll(frames, 1, axis=0) if blind else frames
+    answers = ask(generator, frames, [[q.text for q in v.questions] for v in videos])
+    return [
+        Answer(
+            video=v,
+            seconds=seconds,
+            frames=0 if blind else frames.shape[1],
+            type=question.type,
+            kind=question.kind,
+            question=question.text,
+            truth=question.answer,
+            answer=answer,
+            right=exact(answer, question.answer),
+        )
+        for v, video in enumerate(videos)
+        for question, answer in zip(video.questions, answers[v], strict=True)
+    ]
+
+
+def self_pairs(
+    generator: Generator,
+    frames: np.ndarray,
+    timestamps: np.ndarray,
+    queries: Sequence[Sequence[Query]],
+    conditions: Conditions,
+) -> list[SelfPair]:
+    """Answer every query twice, in the order of videos and queries.
+
+    Args:
+        generator: of the answering model, usually greedy.
+        frames: uint8 `[n, F, S, S, 3]`, the frames that training will see.
+        timestamps: float64 `[n, F]`, seconds.
+        queries: `[n][Q]`.
+        conditions: what the sides see.
+    """
+    F = frames.shape[1]
+    everything, few = np.arange(F), sparse(F, conditions.sparse)
+    seen: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+    for v, asked in enumerate(queries):
+        for q, query in enumerate(asked):
+            if query.segment is None:
+                seen[v, q] = (everything, few)
+            else:
+                span = (timestamps[v], query.segment, conditions.window)
+                seen[v, q] = (kept_segment(*span), removed_segment(*span))
+    good = _answers(generator, frames, queries, {key: views[0] for key, views in seen.items()})
+    bad = _answers(generator, frames, queries, {key: views[1] for key, views in seen.items()})
+    names = {
+        "localized": f"segment kept ({conditions.window} frames) / removed",
+        "comprehensive": f"all {F} frames / {conditions.sparse}",
+    }
+    return [
+        SelfPair(v, q, queries[v][q].kind, good[v, q], bad[v, q], names[queries[v][q].kind])
+        for v, q in seen
+    ]
+
+
+def _answers(
+    generator: Generator,
+    frames: np.ndarray,
+    queries: Sequence[Sequence[Query]],
+    views: Mapping[tuple[int, int], np.ndarray],
+) -> dict[tuple[int, int], str]:
+    """Return an answer per (video, query); queries that share a view share its encoding."""
+    rows: dict[int, dict[tuple[int, bytes], list[int]]] = defaultdict(lambda: defaultdict(list))
+    for (v, q), indices in views.items():
+        rows[len(indices)][v, indices.tobytes()].append(q)
+    answers = {}
+    for _, group in sorted(rows.items()):
+        # Rows of like numbers of questions share a batch, so that few continuations are padding.
+        for together in _by_count(group.items()):
+            seen = [np.frombuffer(view, np.int64) for (_, view), _ in together]
+            clips = np.stack([frames[v][i] for ((v, _), _), i in zip(together, seen, strict=True)])
+            texts = ask(
+                generator,
+                clips,
+                [[queries[v][q].question for q in asked] for (v, _), asked in together],
+            )
+            for ((v, _), asked), row in zip(together, texts, strict=True):
+                answers.update({(v, q): text for q, text in zip(asked, row, strict=True)})
+    return answers
+
+
+def _by_count(rows: Iterable) -> list[list]:
+    """Split rows into those with one question and those with several."""
+    rows = list(rows)
+    single = [row for row in rows if len(row[1]) == 1]
+    several = [row for row in rows if len(row[1]) > 1]
+    return [group for group in (single, several) if group]

@@ -1,0 +1,84 @@
+"""How numbers become cells of tables and lines of CSV files, the same on all pages."""
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tpo_jax.study.records import Quality
+from tpo_jax.study.results import Chosen, Results
+from tpo_jax.study.statistics import Difference, Mean, t_interval
+
+Table = list[list[str]]
+HEAD = ["difference", "95 % over seeds", "p", "seeds above 0"]
+
+
+def markdown(rows: Table) -> str:
+    """Return a table in Markdown; its first row is the head."""
+    head, *body = ("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+
+
+def shown(mean: Mean) -> str:
+    """Return a mean and the half width of its interval, in percent."""
+    if np.isnan(mean.mean):
+        return ""
+    if np.isnan(mean.low):
+        return f"{100 * mean.mean:.1f}"
+    return f"{100 * mean.mean:.1f} ± {100 * (mean.high - mean.mean):.1f}"
+
+
+def verdict(found: Difference) -> str:
+    """Return what the interval says of a difference that should be above 0."""
+    if np.isnan(found.low):
+        return "one seed: no interval"
+    if found.low > 0:
+        return "holds"
+    return "the opposite holds" if found.high < 0 else "not shown"
+
+
+def compared(found: Difference, over_videos: tuple[float, float] | None = None) -> list[str]:
+    """Return the cells of `HEAD` in percent, then the interval over videos if it is given."""
+    cells = [f"{100 * found.mean:+.1f}"]
+    if np.isnan(found.low):
+        cells += ["", ""]
+    else:
+        cells.append(f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]")
+        cells.append("" if np.isnan(found.p) else f"{found.p:.3f}")
+    cells.append(f"{found.above} of {found.n}")
+    if over_videos:
+        cells.append(f"[{100 * over_videos[0]:+.1f}, {100 * over_videos[1]:+.1f}]")
+    return cells
+
+
+def write_csv(
+    path: Path, results: Results, rows: Sequence[str], columns: Mapping[str, Chosen]
+) -> None:
+    """Write a line per row and column: mean with interval, and the value of every seed."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["model", "column", "seeds", "mean", "low", "high", "per seed"])
+    for row in rows:
+        seeds = results.there(row)
+        for name, chosen in columns.items():
+            values = results.accuracies(row, seeds, chosen)
+            mean = t_interval(values)
+            each = " ".join(f"{seed}:{v:.4f}" for seed, v in zip(seeds, values, strict=True))
+            writer.writerow([row, name, mean.n, *(f"{v:.4f}" for v in mean[1:]), each])
+    path.write_text(out.getvalue())
+
+
+def quality_table(rows: Sequence[Quality]) -> Table:
+    """Return how right the answers are that pairs are made from, per type and kind of question."""
+    groups: dict[tuple[str, str], list[Quality]] = defaultdict(list)
+    for row in rows:
+        groups[row.type, row.kind].append(row)
+    lines = [["type", "kind", "queries", "chosen right", "rejected right", "kept"]]
+    for (name, kind), group in sorted(groups.items()):
+        right = [(row.chosen_right, row.rejected_right, row.kept) for row in group]
+        shares = [f"{share:.2f}" for share in np.mean(right, axis=0)]
+        lines.append([name, kind, str(len(group)), *shares])
+    return lines

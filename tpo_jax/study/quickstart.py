@@ -1,0 +1,104 @@
+"""The quickstart, the smallest member of the study: one base model, its pairs, TPO, a report.
+
+A base model is trained on short videos, answers questions about long ones well and badly informed,
+and is trained to prefer its better informed answers. The report compares it with its base on other
+long videos.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from tpo_jax.io.files import write_lines
+from tpo_jax.study import report
+from tpo_jax.study.asking import ask_held_out, generator_of
+from tpo_jax.study.pairs import candidates, pair_line
+from tpo_jax.study.records import Answer, Quality, write_rows
+from tpo_jax.study.rows import tiny
+from tpo_jax.study.stages import (
+    LONG_FRAMES,
+    LONG_SECONDS,
+    Scale,
+    Stages,
+    Train,
+    base_stage,
+    frames_of,
+    initial_model,
+    long_stages,
+    prepare,
+    short_stages,
+    videos_of,
+)
+from tpo_jax.study.statistics import exact
+
+
+def tpo_config(workdir: Path, seed: int) -> ConfigDict:
+    """Return the config of TPO on the self-generated pairs."""
+    config = tiny()
+    config.model.checkpoint = str(workdir / "base" / "model")
+    config.data.shards = str(workdir / "pairs_shards")
+    config.train.seed = seed
+    return config
+
+
+def make_pairs(workdir: Path, scale: Scale) -> None:
+    """Write the pairs of the base model's answers, and how right the answers are per type."""
+    videos = videos_of(workdir, "long")
+    generator = generator_of(workdir / "base" / "model", scale.temperature)
+    frames, times = frames_of(videos, LONG_FRAMES, generator.config)
+    questions = [video.questions for video in videos]
+    kept, quality = [], []
+    for made in candidates(generator, videos, frames, times, questions):
+        if scale.truth_filter:
+            keep = made.chosen_right and not made.rejected_right and bool(made.rejected)
+        else:
+            differ = not exact(made.chosen, made.rejected)
+            keep = bool(made.chosen and made.rejected) and differ
+        quality.append(Quality(made.type, made.kind, made.chosen_right, made.rejected_right, keep))
+        if keep:
+            verdict = "chosen true, rejected not" if scale.truth_filter else "differ"
+            kept.append(pair_line(made, verdict))
+    write_lines(workdir / "pairs.jsonl", kept)
+    write_rows(workdir / "quality.json", quality)
+
+
+def evaluate(workdir: Path, name: str, scale: Scale) -> None:
+    """Ask every question of the held-out videos, at several numbers of frames and lengths."""
+    generator = generator_of(workdir / name / "model")
+    settings = [(LONG_SECONDS, LONG_FRAMES, True)]
+    settings += [(LONG_SECONDS, num_frames, False) for num_frames in scale.frames]
+    settings += [
+        (seconds, seconds * LONG_FRAMES // LONG_SECONDS, False)
+        for seconds in scale.lengths
+        if seconds != LONG_SECONDS
+    ]
+    config, rows = generator.config, list[Answer]()
+    for seconds, num_frames, blind in settings:
+        videos = videos_of(workdir, f"eval_{seconds}")
+        frames, _ = frames_of(videos, num_frames, config)
+        rows += ask_held_out(generator, videos, frames, seconds, blind)
+    write_rows(workdir / f"{name}_answers.json", rows)
+
+
+def run(workdir: Path, scale: Scale, seed: int, train: Train) -> Path:
+    """Run all stages whose result is absent and return the path of the report.
+
+    Args:
+        workdir: made if absent.
+        scale: how much of everything.
+        seed: of the world, the weights and the order of the data.
+        train: runs the experiment of a config in a directory and leaves `model/` there.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    stage = Stages(workdir)
+    short_stages(stage, scale, seed)
+    long_stages(stage, scale, seed)
+    stage("tower", "initial", initial_model, workdir, scale, seed)
+    base_stage(stage, scale, seed, train)
+    stage("self-generated pairs", "quality.json", make_pairs, workdir, scale)
+    stage("shards of pairs", "pairs_shards", prepare, workdir, "pairs", "long", LONG_FRAMES)
+    stage("TPO", "tpo/model", train, tpo_config(workdir, seed), workdir / "tpo")
+    for name in ("base", "tpo"):
+        answers = f"{name}_answers.json"
+        stage(f"evaluation of {name}", answers, evaluate, workdir, name, scale)
+    return report.write(workdir, seed, scale, stage.seconds)

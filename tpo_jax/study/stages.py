@@ -1,0 +1,246 @@
+"""What a base model of the embedded world is made from and how: language, videos, tower, training.
+
+Every stage leaves its result in the working directory, and is skipped when the result is there.
+"""
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from tpo_jax import families
+from tpo_jax.checkpoints.models import save_model
+from tpo_jax.data import preparation
+from tpo_jax.errors import InputError
+from tpo_jax.io.files import read_json, write_json, write_lines
+from tpo_jax.models.config import ModelConfig
+from tpo_jax.study.rows import tiny
+from tpo_jax.study.tower import TowerTraining, pretrain_tower
+from tpo_jax.video import sampling
+from tpo_jax.worlds.labels import SIZES, frame_labels
+from tpo_jax.worlds.questions import Question
+from tpo_jax.worlds.timeline import make_timeline
+from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer, world_texts
+from tpo_jax.worlds.world import WorldVideo, make_videos
+
+MODEL = "tiny_longva"
+SHORT_FRAMES, LONG_FRAMES = 12, 32
+SHORT_SECONDS = (23, 34)  # shortest and longest: two to three seconds per frame
+# Varied short videos: frames, and seconds that each of them lasts.
+VARIED_FRAMES, VARIED_STRIDES = (8, SHORT_FRAMES), (2, 4)
+LONG_SECONDS = 96
+# Seed of a world of videos: the run's seed plus this.
+SHORT_WORLD, LONG_WORLD, HELD_OUT_WORLD = 1000, 2000, 3000
+
+Train = Callable[[ConfigDict, Path], Path | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How much of everything.
+
+    Attributes:
+        varied: short videos with varying numbers of frames. With a single number of frames a
+            question always stands at one distance from the start, and a model that knows no other
+            finds less one frame further. Varied videos take longer to learn.
+        frames: numbers of frames at which the quickstart evaluates.
+        lengths: seconds of the held-out videos; the first is that of the short videos.
+        temperature: of the base model's own answers.
+        truth_filter: keep a pair only if its chosen answer is true and its rejected one is not.
+    """
+
+    short_videos: int = 4500
+    varied: bool = False
+    tower_steps: int = 1000
+    base_steps: int = 1350
+    long_videos: int = 900
+    eval_videos: int = 300
+    frames: tuple[int, ...] = (8, 16, 32, 48)
+    lengths: tuple[int, ...] = (36, 96)
+    temperature: float = 0.0
+    truth_filter: bool = True
+
+    @property
+    def short_rule(self) -> str:
+        """Return how frames of short videos are sampled; varied ones hold exactly their frames."""
+        return "fps" if self.varied else "uniform"
+
+
+SCALES = {
+    "full": Scale(),
+    # Seconds instead of minutes: shows that every stage runs, and nothing about the method.
+    "smoke": Scale(48, False, 20, 6, 16, 12, (16, 32), (96,), 1.0, truth_filter=False),
+}
+
+
+class Stages:
+    """Runs stages whose result is absent, and records the seconds each took in `times.json`."""
+
+    def __init__(self, workdir: Path):
+        self.workdir = workdir
+        self._times = workdir / "times.json"
+        self.seconds: dict[str, float] = read_json(self._times) if self._times.exists() else {}
+
+    def __call__(self, name: str, result: str, make: Callable, *arguments: Any) -> None:
+        """Call `make(*arguments)` unless `workdir/result`, its final output, exists.
+
+        Raises:
+            InputError: the stage was stopped before its end.
+        """
+        path = self.workdir / result
+        if path.exists():
+            return
+        print(f"== {name}", file=sys.stderr, flush=True)
+        start = time.monotonic()
+        make(*arguments)
+        if not path.exists():
+            raise InputError(f"{name} was stopped before its end; run again to resume")
+        self.seconds[name] = round(time.monotonic() - start, 1)
+        write_json(self._times, self.seconds)
+
+
+def render(
+    workdir: Path, name: str, seed: int, seconds: list[int], strides: list[int] | None = None
+) -> None:
+    """Render videos into `workdir/name/` and write their questions to `workdir/name.json`."""
+    videos = make_videos(workdir / name, seed, seconds, os.cpu_count() or 1, strides)
+    write_json(workdir / f"{name}.json", [dataclasses.asdict(video) for video in videos])
+
+
+def videos_of(workdir: Path, name: str) -> list[WorldVideo]:
+    """Load the videos that `render` made."""
+    return [
+        WorldVideo(v["path"], v["duration"], tuple(Question(**q) for q in v["questions"]))
+        for v in read_json(workdir / f"{name}.json")
+    ]
+
+
+def frames_of(
+    videos: Sequence[WorldVideo], num_frames: int, config: ModelConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return frames in a model's size, uint8 `[n, F, S, S, 3]`, and their seconds `[n, F]`."""
+    read = [sampling.read_frames(video.path, "uniform", num_frames) for video in videos]
+    frames = np.stack([families.of(config).preprocess(clip, config) for clip, _, _ in read])
+    return frames, np.stack([times for _, times, _ in read])
+
+
+def make_tokenizer(workdir: Path, seed: int) -> None:
+    """Train the tokenizer of the world's language."""
+    save_tokenizer(train_tokenizer(world_texts(seed)), workdir / "tokenizer")
+
+
+def prepare(workdir: Path, pairs: str, videos: str, num_frames: int, rule: str = "uniform") -> None:
+    """Turn `{pairs}.jsonl` about the videos of a folder into `{pairs}_shards/`."""
+    preparation.prepare(
+        workdir / f"{pairs}.jsonl",
+        workdir / videos,
+        workdir / f"{pairs}_shards",
+        preparation.Settings(rule, num_frames),
+        num_shards=4,
+        workers=os.cpu_count() or 1,
+    )
+
+
+def short_shards(workdir: Path, scale: Scale) -> None:
+    """Write the shards of the base model: true answers about short videos.
+
+    The rejected answer is a constant; supervised training does not read it.
+    """
+    pairs = [
+        {
+            "id": f"{v}-{q}",
+            "video": Path(video.path).name,
+            "prompt": question.text,
+            "chosen": question.answer,
+            "rejected": "none of these",
+            "kind": "other",
+        }
+        for v, video in enumerate(videos_of(workdir, "short"))
+        for q, question in enumerate(video.questions)
+    ]
+    write_lines(workdir / "short.jsonl", pairs)
+    prepare(workdir, "short", "short", SHORT_FRAMES, scale.short_rule)
+
+
+def initial_model(workdir: Path, scale: Scale, seed: int, model: str = MODEL) -> None:
+    """Write `initial/`: random weights with a tower trained to name what a frame shows."""
+    config = families.preset(model)
+    videos = videos_of(workdir, "short")[: max(32, scale.short_videos // 2)]
+    frames, labels = [], []
+    for index, video in enumerate(videos):
+        clip, times, _ = sampling.read_frames(video.path, scale.short_rule, SHORT_FRAMES)
+        frames.append(families.of(config).preprocess(clip, config))
+        timeline = make_timeline(seed + SHORT_WORLD, index, round(video.duration))
+        labels.append(frame_labels(timeline, times))
+    params, loss = pretrain_tower(
+        config,
+        families.init_params(config, seed),
+        np.concatenate(frames),
+        np.concatenate(labels),
+        SIZES,
+        TowerTraining(scale.tower_steps, seed),
+    )
+    print(f"tower: label loss {loss:.3f}", file=sys.stderr)
+    save_model(workdir / "initial", config, params, workdir / "tokenizer")
+
+
+def base_config(workdir: Path, scale: Scale, seed: int) -> ConfigDict:
+    """Return the config of the base model: supervised, short videos, tower frozen."""
+    config = tiny()
+    config.model.checkpoint = str(workdir / "initial")
+    config.data.shards = str(workdir / "short_shards")
+    config.data.num_frames = SHORT_FRAMES
+    config.data.sampling = scale.short_rule
+    config.data.pairs_per_row = 8
+    # The working set of a core then fits its cache better.
+    config.compute.micro_batches = max(1, 8 // jax.device_count())
+    config.compute.scan, config.compute.remat = False, "none"
+    config.objective.dpo_weight = 0.0
+    config.objective.alpha = 1.0
+    config.train.batch_size = 128
+    config.train.log_every = 50
+    config.train.num_steps = scale.base_steps
+    config.train.learning_rate = 2e-3
+    config.train.warmup_ratio = 0.04
+    config.train.weight_decay = 0.01
+    config.train.seed = seed
+    return config
+
+
+def short_stages(stage: Stages, scale: Scale, seed: int) -> None:
+    """Make what a base model is trained on: tokenizer, short videos and their shards."""
+    workdir = stage.workdir
+    stage("tokenizer", "tokenizer/tokenizer.json", make_tokenizer, workdir, seed)
+    rng, n = np.random.default_rng(seed), scale.short_videos
+    strides = np.ones(n, int)
+    if scale.varied:
+        strides = rng.integers(*VARIED_STRIDES, n, endpoint=True)
+        lasting = strides * rng.integers(*VARIED_FRAMES, n, endpoint=True)
+    else:
+        lasting = rng.integers(*SHORT_SECONDS, n, endpoint=True)
+    shorts = ("short", seed + SHORT_WORLD, lasting.tolist(), strides.tolist())
+    stage("render short videos", "short.json", render, workdir, *shorts)
+    stage("shards of short videos", "short_shards", short_shards, workdir, scale)
+
+
+def long_stages(stage: Stages, scale: Scale, seed: int) -> None:
+    """Render the videos that pairs are made of, and the held-out videos."""
+    longs = ("long", seed + LONG_WORLD, [LONG_SECONDS] * scale.long_videos)
+    stage("render long videos", "long.json", render, stage.workdir, *longs)
+    for seconds in scale.lengths:
+        name, world = f"eval_{seconds}", seed + HELD_OUT_WORLD + seconds
+        held_out = (name, world, [seconds] * scale.eval_videos)
+        stage(f"render {name}", f"{name}.json", render, stage.workdir, *held_out)
+
+
+def base_stage(stage: Stages, scale: Scale, seed: int, train: Train) -> None:
+    """Train the base model of a seed."""
+    config = base_config(stage.workdir, scale, seed)
+    stage("base model", "base/model", train, config, stage.workdir / "base")

@@ -1,0 +1,123 @@
+"""The pages of the paper's tables at miniature size."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from tpo_jax.study.cells import (
+    HEAD,
+    Table,
+    compared,
+    markdown,
+    quality_table,
+    shown,
+    verdict,
+    write_csv,
+)
+from tpo_jax.study.items import ITEMS, Item
+from tpo_jax.study.records import Quality
+from tpo_jax.study.results import COLUMNS, MAIN, Chosen, Results, asked
+from tpo_jax.study.stages import LONG_SECONDS
+
+# The number of frames in TPO's training, and twice as many: the paper also trains with 32
+# frames and evaluates with 96 to 128.
+PAIRED = ("96 s, 32 frames", "96 s, 64 frames")
+
+
+def table(item: Item, results: Results, path: Path) -> list[str]:
+    """Return the sections of a table's page and write its CSV and PNG."""
+    every = [v for v in (*item.rows, *item.besides) if results.there(v)]
+    write_csv(path.with_suffix(".csv"), results, every, COLUMNS)
+    figure = Figure(figsize=(7, 0.45 * len(every) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    for at, row in enumerate(every):
+        mean, values = results.mean(row), results.accuracies(row, results.there(row))
+        axes.plot(100 * values, np.full(len(values), at), "o", color="#bbbbbb", markersize=4)
+        half = 0 if np.isnan(mean.low) else 100 * (mean.high - mean.mean)
+        axes.errorbar(100 * mean.mean, at, xerr=half, fmt="o", capsize=4, color="#c0392b")
+    axes.set_yticks(range(len(every)), [item.label(v) for v in every])
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3)
+    axes.set(xlabel="accuracy in percent, 96 s, 32 frames; grey: seeds")
+    figure.savefig(path.with_suffix(".png"), dpi=110)
+
+    head = ["", *item.columns]
+    sections = ["The paper:\n\n" + markdown([head, *map(list, item.printed.values())])]
+    if item.quoted:
+        quoted = markdown([head, *([f"{name} (quoted)", *row] for name, *row in item.quoted)])
+        sections.append("Quoted from the paper, not run here:\n\n" + quoted)
+    ours = [["", "seeds", *COLUMNS]]
+    ours += [
+        [item.label(v), str(len(results.there(v)))]
+        + [shown(results.mean(v, chosen)) for chosen in COLUMNS.values()]
+        for v in every
+    ]
+    sections.append("Here, mean over seeds ± half of the 95 % interval:\n\n" + markdown(ours))
+    for name in PAIRED:
+        lines = _differences(item, results, every, name)
+        if len(lines) > 1:
+            sections.append(f"Paired over seeds, {name}:\n\n" + markdown(lines))
+    if item.by_type and results.there("base", "tpo"):
+        sections.append("By type of question:\n\n" + markdown(_types(results)))
+    if item is ITEMS["table4"]:
+        sections.append(_pairs(results))
+    return sections
+
+
+def _differences(item: Item, results: Results, every: list[str], column: str) -> Table:
+    """Compare, in one column, the rows that the paper compares, then what else is of interest."""
+    chosen = COLUMNS[column]
+    lines = [[column, *HEAD, "95 % over videos", "the paper's statement"]]
+    stated = list(item.statements)
+    stated += [("tpo", other) for other in item.besides if other in every]
+    stated += [(v, "base") for v in every if v not in ("base", "tpo") and "base" in every]
+    for one, other in dict.fromkeys(stated):
+        found = results.difference(one, other, chosen) if results.there(one, other) else None
+        if found and not np.isnan(found.mean):
+            lines.append(
+                [f"{item.label(one)} above {item.label(other)}"]
+                + compared(found, results.over_videos(one, other, chosen))
+                + [verdict(found) if (one, other) in item.statements else ""]
+            )
+    return lines
+
+
+def _types(results: Results) -> Table:
+    """Compare base and TPO on every type and kind of question."""
+
+    def of_type(name: str, kind: str, chosen: Chosen) -> Chosen:
+        return lambda answer: chosen(answer) and (answer.type, answer.kind) == (name, kind)
+
+    blind = asked(LONG_SECONDS, 0)
+    first = results.answers("base", results.there("base")[0])
+    with_blind = any(map(blind, first))
+    lines = [["96 s, 32 frames", "base", "TPO", *HEAD, *["base, another video"] * with_blind]]
+    for name, kind in sorted({(answer.type, answer.kind) for answer in first}):
+        chosen = of_type(name, kind, MAIN)
+        line = [f"{name}, {kind}", *(shown(results.mean(row, chosen)) for row in ("base", "tpo"))]
+        line += compared(results.difference("tpo", "base", chosen))
+        if with_blind:
+            line.append(shown(results.mean("base", of_type(name, kind, blind))))
+        lines.append(line)
+    return lines
+
+
+def _pairs(results: Results) -> str:
+    """Say how right the answers are that pairs are made of, before and after the judge."""
+    rows = [
+        Quality(
+            made.type,
+            made.kind,
+            made.chosen_right,
+            made.rejected_right,
+            made.chosen_right and not made.rejected_right and bool(made.rejected),
+        )
+        for seed in results.there("tpo")
+        for made in results.candidates(seed)
+    ]
+    return (
+        "The answers that pairs are made of, all seeds; without the judge every pair whose answers "
+        "differ is trained on, with it those in the last column:\n\n"
+        + markdown(quality_table(rows))
+    )
