@@ -4,7 +4,7 @@ import numpy as np
 
 
 def random_pairs(seed=0, B=4, Q=2, R=6) -> dict[str, np.ndarray]:
-    """Arguments of `tpo_loss`; what `reference` holds behind the answers are their phrases."""
+    """Return arguments of `tpo_loss`; `reference` holds sums over answers, then over phrases."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, R + 1, (B, Q, 2, 1))
     lengths[0, 0, 0] = 1
@@ -12,8 +12,8 @@ def random_pairs(seed=0, B=4, Q=2, R=6) -> dict[str, np.ndarray]:
     mask[-1, -1] = False
     logps = np.where(mask, -rng.exponential(1.5, mask.shape), 0).astype(np.float32)
     phrases = mask & (rng.random(mask.shape) < 0.5)
-    gains = np.where(mask, rng.normal(0, 1.5, mask.shape), 0).astype(np.float32)
-    whole, part = ((logps - gains) * m for m in (mask, phrases))
+    log_ratios = np.where(mask, rng.normal(0, 1.5, mask.shape), 0).astype(np.float32)
+    whole, part = ((logps - log_ratios) * m for m in (mask, phrases))
     return {
         "token_logps": logps,
         "target_mask": mask,

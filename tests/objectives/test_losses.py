@@ -17,7 +17,7 @@ BETA, SMOOTHING, MARGIN = 0.7, 0.2, 0.4
 
 class Formulas:
     """The papers' formulas over `pc`, `pr` (policy), `rc`, `rr` (reference), `lc`, `lr` (lengths),
-    `uc`, `ur` (phrase gains) of the present pairs, for float64 NumPy (`xp=numpy`) and PyTorch.
+    `uc`, `ur` (phrase log-ratios) of the present pairs, for float64 NumPy (`xp=numpy`) and PyTorch.
     """
 
     def __init__(self, xp, smoothing):

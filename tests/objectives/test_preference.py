@@ -13,7 +13,7 @@ from tpo_jax.objectives.losses import LOSSES, WITHOUT_REFERENCE, Pairs, sigmoid
 from tpo_jax.objectives.preference import (
     Objective,
     denominators,
-    mean_gains,
+    mean_log_ratios,
     parse,
     tpo_loss,
 )
@@ -77,9 +77,10 @@ def shares(objective, data, parts):
     """Sum of the loss and metrics over strided micro-batches, as the step adds them up."""
     totals = denominators(jnp.asarray(data["target_mask"]))
     micro = [{name: values[i::parts] for name, values in data.items()} for i in range(parts)]
-    if objective.uses_mean_gains and parts > 1:
-        totals["mean_gains"] = sum(
-            mean_gains(m["token_logps"], m["target_mask"], m["reference"], totals) for m in micro
+    if objective.uses_mean_log_ratios and parts > 1:
+        totals["mean_log_ratios"] = sum(
+            mean_log_ratios(m["token_logps"], m["target_mask"], m["reference"], totals)
+            for m in micro
         )
     found = [tpo_loss(**m, objective=objective, totals=totals) for m in micro]
     return jax.tree.map(lambda *x: sum(map(np.float64, x)), *found)
@@ -209,8 +210,8 @@ def test_token_kl_is_a_mean_over_chosen_answers_of_the_sum_over_tokens():
 def test_kto_baseline_is_no_path_of_the_gradient():
     data = random_pairs()
     mask, objective = jnp.asarray(data["target_mask"]), Objective(0.3, 0.0, loss="kto_pair")
-    gains = mean_gains(data["token_logps"], mask, data["reference"], denominators(mask))
-    fixed = denominators(mask) | {"mean_gains": gains}
+    log_ratios = mean_log_ratios(data["token_logps"], mask, data["reference"], denominators(mask))
+    fixed = denominators(mask) | {"mean_log_ratios": log_ratios}
     by_value = jax.grad(lambda x: tpo_loss(x, mask, data["reference"], objective, fixed)[0])(
         jnp.asarray(data["token_logps"])
     )
@@ -238,9 +239,9 @@ def test_sums_are_read_as_written():
         ({"margin": -1.0}, "objective.margin=-1.0"),
         ({"token_kl": -0.1}, "objective.token_kl=-0.1"),
         ({"label_smoothing": 0.5}, "objective.label_smoothing=0.5 must be at least 0 and below"),
-        ({"label_smoothing": 0.1, "loss": "ipo"}, "is nothing to objective.loss='ipo'"),
+        ({"label_smoothing": 0.1, "loss": "ipo"}, "no effect with objective.loss='ipo'"),
         ({"alpha": 0.0, "dpo_weight": 0.0}, "nothing to train"),
-        ({"reference_free": True, "token_kl": 0.1}, "leaves objective.token_kl no reference"),
+        ({"reference_free": True, "token_kl": 0.1}, "objective.token_kl needs a reference"),
         ({"loss": "dpo"}, "no loss 'dpo'; there are sigmoid, robust"),
         ({"loss": ""}, "no loss ''"),
         ({"loss": "ipo+"}, "no loss ''"),

@@ -2,7 +2,8 @@
 
 Every function takes `Pairs` and the hyperparameters it reads, ignores the others, and returns
 float32 `[...]`. `beta` is the inverse temperature of the implicit reward, `label_smoothing` the
-probability that a preference is flipped. A gain is a log-probability minus the reference's.
+probability that a label is wrong: that the rejected answer is the better one. A log-ratio is the
+log-probability of an answer minus its log-probability under the reference.
 """
 
 from collections.abc import Callable
@@ -11,22 +12,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Where a mean log-probability rounds to 0, the odds would be infinite.
+# The largest mean log-probability of an answer: at 0 the odds would be infinite.
 _CERTAIN = -1e-6
 
 
 class Pairs(NamedTuple):
-    """What losses see of pairs: float32 `[..., 2]`, chosen and rejected."""
+    """Statistics of preference pairs: float32 `[..., 2]`, chosen then rejected."""
 
     policy: jax.Array  # summed log-probabilities of the answers
     reference: jax.Array  # the same under the reference, 0 for reference-free training
     lengths: jax.Array  # labelled tokens, at least 1
-    mean_gains: jax.Array | None = None  # float32 `[2]`, of the whole batch: for kto_pair
-    phrase_gains: jax.Array | None = None  # summed over the tokens that differ: for rrpo
+    mean_log_ratios: jax.Array | None = None  # float32 `[2]`, of the whole batch; for kto_pair
+    phrase_log_ratios: jax.Array | None = None  # over the tokens that differ only; for rrpo
 
     @property
-    def gains(self) -> jax.Array:
-        """Log-ratios to the reference."""
+    def log_ratios(self) -> jax.Array:
+        """Log-probabilities of policy minus reference, float32 `[..., 2]`."""
         return self.policy - self.reference
 
 
@@ -40,64 +41,69 @@ def _smoothed(h: jax.Array, label_smoothing: float) -> jax.Array:
 
 
 def sigmoid(pairs: Pairs, *, beta: float, label_smoothing: float, **_) -> jax.Array:
-    """DPO (arXiv 2305.18290, eq. 7); with label smoothing, conservative DPO (cDPO)."""
-    return _smoothed(beta * _difference(pairs.gains), label_smoothing)
+    """Return the DPO loss (arXiv 2305.18290, eq. 7); with label smoothing, conservative DPO."""
+    return _smoothed(beta * _difference(pairs.log_ratios), label_smoothing)
 
 
 def robust(pairs: Pairs, *, beta: float, label_smoothing: float, **_) -> jax.Array:
-    """Robust DPO (rDPO, arXiv 2403.00409): unbiased where `label_smoothing` of the pairs are
-    flipped; may be negative.
+    """Return the robust DPO loss (arXiv 2403.00409), unbiased where a share `label_smoothing` of
+    the labels is wrong; it may be negative.
     """
-    h = beta * _difference(pairs.gains)
+    h = beta * _difference(pairs.log_ratios)
     clean, flipped = jax.nn.log_sigmoid(h), jax.nn.log_sigmoid(-h)
     unnormalised = -(1 - label_smoothing) * clean + label_smoothing * flipped
     return unnormalised / (1 - 2 * label_smoothing)
 
 
 def hinge(pairs: Pairs, *, beta: float, **_) -> jax.Array:
-    """Hinge on the normalised margin (RSO, arXiv 2309.06657; SLiC, arXiv 2305.10425)."""
-    return jax.nn.relu(1 - beta * _difference(pairs.gains))
+    """Return the hinge loss on the margin (RSO, arXiv 2309.06657; SLiC, arXiv 2305.10425)."""
+    return jax.nn.relu(1 - beta * _difference(pairs.log_ratios))
 
 
 def ipo(pairs: Pairs, *, beta: float, **_) -> jax.Array:
-    """IPO (arXiv 2310.12036, eq. 17), over gains per token as its authors ran it and as TRL and
-    the original trainer do.
+    """Return the IPO loss (arXiv 2310.12036, eq. 17), over log-ratios per token as its authors ran
+    it and as TRL and the original trainer do.
     """
-    return (_difference(pairs.gains / pairs.lengths) - 1 / (2 * beta)) ** 2
+    return (_difference(pairs.log_ratios / pairs.lengths) - 1 / (2 * beta)) ** 2
 
 
 def kto_pair(pairs: Pairs, *, beta: float, **_) -> jax.Array:
-    """KTO on pairs (arXiv 2402.01306, as in the original trainer): every
-    answer against the mean gain of the batch's opposite answers, which is no gradient's path.
+    """Return the KTO loss of pairs (arXiv 2402.01306, as in the original trainer).
+
+    Each answer is compared with the mean log-ratio of the batch's opposite answers, through which
+    no gradient flows.
     """
-    baseline = jax.lax.stop_gradient(jnp.maximum(pairs.mean_gains, 0))
-    chosen = jax.nn.sigmoid(beta * (pairs.gains[..., 0] - baseline[1]))
-    rejected = jax.nn.sigmoid(beta * (baseline[0] - pairs.gains[..., 1]))
+    baseline = jax.lax.stop_gradient(jnp.maximum(pairs.mean_log_ratios, 0))
+    chosen = jax.nn.sigmoid(beta * (pairs.log_ratios[..., 0] - baseline[1]))
+    rejected = jax.nn.sigmoid(beta * (baseline[0] - pairs.log_ratios[..., 1]))
     return 1 - (chosen + rejected) / 2
 
 
 def sigmoid_norm(pairs: Pairs, *, beta: float, **_) -> jax.Array:
-    """Length-normalised DPO (Tülu 3, arXiv 2411.15124): gains per token."""
-    return -jax.nn.log_sigmoid(beta * _difference(pairs.gains / pairs.lengths))
+    """Return the length-normalised DPO loss (Tülu 3, arXiv 2411.15124): log-ratios per token."""
+    return -jax.nn.log_sigmoid(beta * _difference(pairs.log_ratios / pairs.lengths))
 
 
 def simpo(pairs: Pairs, *, beta: float, label_smoothing: float, margin: float, **_) -> jax.Array:
-    """SimPO (arXiv 2405.14734): mean log-probabilities without a reference, `margin` (its
-    gamma) apart.
+    """Return the SimPO loss (arXiv 2405.14734): mean log-probabilities, no reference, and a target
+    margin (the paper's gamma).
     """
     return _smoothed(beta * _difference(pairs.policy / pairs.lengths) - margin, label_smoothing)
 
 
 def leanpo(pairs: Pairs, *, beta: float, label_smoothing: float, **_) -> jax.Array:
-    """LeanPO (arXiv 2506.05260): the reward is `beta` times the mean log-probability, without a
-    reference. Label smoothing is constant here; the paper adapts it during training.
+    """Return the LeanPO loss (arXiv 2506.05260): the reward is `beta` times the mean
+    log-probability, without a reference.
+
+    Label smoothing is constant here; the paper adapts it during training.
     """
     return _smoothed(beta * _difference(pairs.policy / pairs.lengths), label_smoothing)
 
 
 def orpo(pairs: Pairs, **_) -> jax.Array:
-    """Odds ratio of ORPO (arXiv 2403.07691, eq. 7) over mean log-probabilities; the paper's lambda
-    is its weight beside the supervised term.
+    """Return the odds-ratio term of ORPO (arXiv 2403.07691, eq. 7) over mean log-probabilities.
+
+    The paper's lambda is its weight beside the supervised term, `Objective.dpo_weight`.
     """
     mean = jnp.minimum(pairs.policy / pairs.lengths, _CERTAIN)
     log_odds = mean - jnp.log(-jnp.expm1(mean))
@@ -105,24 +111,25 @@ def orpo(pairs: Pairs, **_) -> jax.Array:
 
 
 def apo_zero(pairs: Pairs, *, beta: float, **_) -> jax.Array:
-    """APO-zero (arXiv 2408.06266, eq. 7): chosen up, rejected down."""
-    rewards = jax.nn.sigmoid(beta * pairs.gains)
+    """Return the APO-zero loss (arXiv 2408.06266, eq. 7): chosen up, rejected down."""
+    rewards = jax.nn.sigmoid(beta * pairs.log_ratios)
     return 1 - _difference(rewards)
 
 
 def apo_down(pairs: Pairs, *, beta: float, **_) -> jax.Array:
-    """APO-down (arXiv 2408.06266, eq. 8): both down, rejected more; for chosen answers that are
-    worse than what the model says by itself.
+    """Return the APO-down loss (arXiv 2408.06266, eq. 8): both down, the rejected further; for
+    chosen answers that are worse than the model's own.
     """
-    chosen = jax.nn.sigmoid(beta * pairs.gains[..., 0])
-    return chosen + 1 - jax.nn.sigmoid(beta * _difference(pairs.gains))
+    chosen = jax.nn.sigmoid(beta * pairs.log_ratios[..., 0])
+    return chosen + 1 - jax.nn.sigmoid(beta * _difference(pairs.log_ratios))
 
 
 def rrpo(pairs: Pairs, *, beta: float, **_) -> jax.Array:
-    """Phrase rewards of RRPO (arXiv 2504.12083): DPO over the tokens in which the answers
-    differ. The paper's regulariser is `Objective.token_kl`.
+    """Return the RRPO loss (arXiv 2504.12083): DPO over the tokens in which the answers differ.
+
+    The paper's regulariser is `Objective.token_kl`.
     """
-    return -jax.nn.log_sigmoid(beta * _difference(pairs.phrase_gains))
+    return -jax.nn.log_sigmoid(beta * _difference(pairs.phrase_log_ratios))
 
 
 LOSSES: dict[str, Callable[..., jax.Array]] = {

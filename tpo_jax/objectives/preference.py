@@ -3,14 +3,15 @@
 `total = dpo_weight * preference + alpha * sft + token_kl * KL`, where `preference` is a mean over
 pairs of one loss of `losses.py` or a weighted sum of several, `sft` a mean over chosen tokens of
 `-log pi` and `KL` a mean over chosen answers of the divergence from the reference, summed over
-their tokens. TPO (section 3.3; `reference/models.md` section 6.5) is `sigmoid` with `alpha`.
+their tokens. TPO (arXiv 2501.13919, section 3.3) is `sigmoid` with `alpha`.
 
-Every mean is written as a sum over a given denominator, so that micro-batches add up to the full
-batch exactly.
+Every mean is a sum over a given denominator, so that micro-batches add up to the full batch
+exactly.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,11 @@ from tpo_jax.objectives.losses import LOSSES, WITH_SMOOTHING, WITHOUT_REFERENCE,
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Losses and their weights; `alpha` is the paper's weight of the supervised term, `gamma` in
-    the original code.
+    """The losses and their weights. `alpha`, the paper's weight of the supervised term, is called
+    `gamma` in the original code.
+
+    Raises:
+        InputError: a weight out of range, an unknown loss, or fields that contradict each other.
     """
 
     beta: float = 0.1
@@ -31,10 +35,10 @@ class Objective:
     label_smoothing: float = 0.0
     loss: str = "sigmoid"  # of `LOSSES`, or a sum: 0.8*sigmoid+0.2*ipo
     margin: float = 0.5  # of simpo
-    reference_free: bool = False  # the reference's log-probabilities count as 0
+    reference_free: bool = False  # take the reference's log-probabilities as 0
     token_kl: float = 0.0  # weight of KL(reference || policy) at the chosen answer's tokens
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.beta < math.inf:
             raise InputError(f"objective.beta={self.beta} must be above 0")
         for name in ("alpha", "dpo_weight", "margin", "token_kl"):
@@ -50,51 +54,51 @@ class Objective:
             )
         if not set(self.terms) & set(WITH_SMOOTHING) and self.label_smoothing:
             raise InputError(
-                f"objective.label_smoothing={self.label_smoothing} is nothing to objective.loss="
-                f"{self.loss!r}; it is for {', '.join(WITH_SMOOTHING)}"
+                f"objective.label_smoothing={self.label_smoothing} has no effect with "
+                f"objective.loss={self.loss!r}; it applies to {', '.join(WITH_SMOOTHING)}"
             )
         if self.reference_free and self.token_kl:
-            raise InputError("objective.reference_free leaves objective.token_kl no reference")
+            raise InputError(
+                "objective.token_kl needs a reference: set objective.reference_free=False"
+            )
 
     @property
     def terms(self) -> dict[str, float]:
-        """Weight of every loss in the sum."""
+        """Weights of the losses by name."""
         return parse(self.loss)
 
     @property
     def uses_pairs(self) -> bool:
-        """Whether rejected answers are needed at all."""
+        """Whether the loss reads rejected answers."""
         return self.dpo_weight != 0
 
     @property
     def uses_reference(self) -> bool:
-        """Whether log-probabilities of the answers under a reference are needed."""
+        """Whether the loss reads log-probabilities under a reference."""
         names = set(self.terms) - set(WITHOUT_REFERENCE)
         return self.uses_pairs and not self.reference_free and bool(names)
 
     @property
     def uses_live_reference(self) -> bool:
-        """Whether the reference's whole next-token distributions are needed, which no cache
-        holds.
-        """
+        """Whether the loss reads the reference's next-token distributions, which no cache holds."""
         return self.token_kl > 0
 
     @property
     def uses_phrases(self) -> bool:
-        """Whether it matters in which tokens the answers differ."""
+        """Whether the loss reads in which tokens the answers differ."""
         return self.uses_pairs and "rrpo" in self.terms
 
     @property
-    def uses_mean_gains(self) -> bool:
-        """Whether a pair's loss depends on the mean gain of its batch."""
+    def uses_mean_log_ratios(self) -> bool:
+        """Whether a pair's loss depends on the mean log-ratios of its batch."""
         return self.uses_pairs and "kto_pair" in self.terms
 
 
 def parse(loss: str) -> dict[str, float]:
-    """Weights by name of `ipo`, `0.8*sigmoid+0.2*ipo` and the like.
+    """Return the weights by name of a sum of losses: `ipo`, `0.8*sigmoid+0.2*ipo`.
 
     Raises:
-        InputError: it is no sum of known losses with weights above 0.
+        InputError: not a sum of known losses with weights above 0.
     """
     terms: dict[str, float] = {}
     for term in loss.split("+"):
@@ -119,7 +123,7 @@ def parse(loss: str) -> dict[str, float]:
 
 
 def denominators(target_mask: jax.Array) -> dict[str, jax.Array]:
-    """How many pairs and how many chosen tokens a batch holds, each at least 1.
+    """Count the pairs and the chosen tokens of a batch, each at least 1.
 
     Args:
         target_mask: bool `[B, Q, A, R]`.
@@ -134,26 +138,26 @@ def denominators(target_mask: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def mean_gains(
+def mean_log_ratios(
     token_logps: jax.Array,
     target_mask: jax.Array,
     reference: jax.Array | None,
     totals: dict[str, jax.Array],
 ) -> jax.Array:
-    """Mean gains of chosen and rejected answers as a (micro-)batch's share of the whole batch.
+    """Return the mean log-ratios of chosen and rejected answers: this part's share of the batch's.
 
     Args:
         token_logps: float32 `[B, Q, 2, R]`, zero where not labelled.
         target_mask: bool `[B, Q, 2, R]`.
-        reference: float32 `[B, Q, 2 or more]`, None: zeros.
+        reference: float32 `[B, Q, 2]` or wider, the sums over answers first; None: zeros.
         totals: `denominators` of the whole batch.
 
     Returns:
-        float32 `[2]`; summed over the micro-batches, `totals["mean_gains"]` of `tpo_loss`.
+        float32 `[2]`; the sum over micro-batches is `totals["mean_log_ratios"]` of `tpo_loss`.
     """
-    gains = token_logps.sum(-1) - (0 if reference is None else reference[..., :2])
+    log_ratios = token_logps.sum(-1) - (0 if reference is None else reference[..., :2])
     present = target_mask.any(-1).all(-1)
-    return jnp.where(present[..., None], gains, 0.0).sum((0, 1)) / totals["pairs"]
+    return jnp.where(present[..., None], log_ratios, 0.0).sum((0, 1)) / totals["pairs"]
 
 
 def tpo_loss(
@@ -165,24 +169,23 @@ def tpo_loss(
     phrase_mask: jax.Array | None = None,
     token_kl: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Loss of a (micro-)batch as its share of the whole batch, and the metrics likewise.
+    """Return the loss and metrics of a (micro-)batch, each as its share of the whole batch's.
 
     Args:
         token_logps: float32 `[B, Q, A, R]`, zero where not labelled.
         target_mask: bool `[B, Q, A, R]`.
         reference: float32 `[B, Q, 2]`, summed log-probabilities; `[B, Q, 4]` when the objective
-            uses phrases: their sums behind. None when it uses no reference (`A` may be 1 when it
-            uses no pairs).
-        objective: losses and weights.
-        totals: `denominators` of the whole batch; `mean_gains`, too, where this is a part of it
+            uses phrases, with their sums behind. None without a reference. `A` may be 1 without
+            pairs.
+        totals: `denominators` of the whole batch; with `mean_log_ratios` where this is a part of it
             and the objective uses them.
         phrase_mask: bool `[B, Q, 2, R]`, tokens in which the answers differ.
         token_kl: float32 `[B, Q, R]`, divergence from the reference at every labelled token of the
             chosen answers, zero elsewhere; None when `objective.token_kl` is 0.
 
     Returns:
-        The loss and a dict of metrics, float32 scalars; summed over the micro-batches of a batch
-        they are the batch's means. Rewards and log-probabilities are detached.
+        The loss and the metrics, float32 scalars; their sums over the micro-batches of a batch are
+        the batch's means. No gradient flows through rewards and log-probabilities.
     """
     lengths = target_mask.sum(-1).astype(jnp.float32)  # [B, Q, A]
     sft = -token_logps[:, :, 0].sum() / totals["tokens"]
@@ -190,23 +193,23 @@ def tpo_loss(
     metrics = {"losses/sft": sft}
     present = target_mask.any(-1).all(-1)
 
-    def mean(values):
+    def mean(values: jax.Array) -> jax.Array:
         return jnp.where(present, values, 0.0).sum() / totals["pairs"]
 
     metrics["lengths/chosen"] = mean(lengths[..., 0])
     if objective.uses_live_reference:
         if token_kl is None:
-            raise ValueError("token_kl needs the divergence of every token")
+            raise ValueError("objective.token_kl is above 0 and no token_kl is given")
         divergence = mean(token_kl.sum(-1))
         loss = loss + objective.token_kl * divergence
         metrics["losses/token_kl"] = divergence
     if objective.uses_pairs:
         pairs = _pairs(token_logps, lengths, present, reference, objective, phrase_mask)
-        if objective.uses_mean_gains:
-            whole = totals.get("mean_gains")
+        if objective.uses_mean_log_ratios:
+            whole = totals.get("mean_log_ratios")
             if whole is None:
-                whole = mean_gains(token_logps, target_mask, reference, totals)
-            pairs = pairs._replace(mean_gains=whole)
+                whole = mean_log_ratios(token_logps, target_mask, reference, totals)
+            pairs = pairs._replace(mean_log_ratios=whole)
         preference = jnp.float32(0)
         for name, weight in objective.terms.items():
             values = mean(
@@ -218,38 +221,50 @@ def tpo_loss(
                 )
             )
             preference += weight * values
-            # The original trainer's name.
+            # `losses/dpo` is the original trainer's name.
             metrics["losses/dpo" if name == "sigmoid" else f"losses/{name}"] = values
         loss = loss + objective.dpo_weight * preference
         metrics |= _records(jax.lax.stop_gradient(pairs), lengths, objective, mean)
     return loss, metrics | {"losses/total": loss}
 
 
-def _pairs(token_logps, lengths, present, reference, objective, phrase_mask) -> Pairs:
-    """What the losses see; absent pairs have values at which every loss has a gradient."""
+def _pairs(
+    token_logps: jax.Array,
+    lengths: jax.Array,
+    present: jax.Array,
+    reference: jax.Array | None,
+    objective: Objective,
+    phrase_mask: jax.Array | None,
+) -> Pairs:
+    """Return what the losses read; absent pairs get values at which every gradient is finite."""
     policy = jnp.where(present[..., None], token_logps.sum(-1), -1.0)
-    phrases = None
-    if objective.uses_reference:
-        if reference is None:
-            raise ValueError(f"{objective.loss} needs reference log-probabilities")
-        whole = jnp.where(present[..., None], reference[..., :2], -1.0)
+    whole, phrases = jnp.zeros_like(policy), None
+    if not objective.uses_reference:
+        reference = None
+    elif reference is None:
+        raise ValueError(f"objective.loss={objective.loss!r} and no reference is given")
     else:
-        whole = jnp.zeros_like(policy)
+        whole = jnp.where(present[..., None], reference[..., :2], -1.0)
     if objective.uses_phrases:
         if phrase_mask is None:
-            raise ValueError(f"{objective.loss} needs the tokens in which answers differ")
+            raise ValueError(f"objective.loss={objective.loss!r} and no phrase_mask is given")
         phrases = jnp.where(phrase_mask, token_logps, 0.0).sum(-1)
-        if objective.uses_reference:
+        if reference is not None:
             phrases -= reference[..., 2:]
-    return Pairs(policy, whole, jnp.maximum(lengths, 1.0), phrase_gains=phrases)
+    return Pairs(policy, whole, jnp.maximum(lengths, 1.0), phrase_log_ratios=phrases)
 
 
-def _records(pairs: Pairs, lengths, objective: Objective, mean) -> dict[str, jax.Array]:
-    """Metrics of the pairs."""
+def _records(
+    pairs: Pairs,
+    lengths: jax.Array,
+    objective: Objective,
+    mean: Callable[[jax.Array], jax.Array],
+) -> dict[str, jax.Array]:
+    """Return the metrics of the pairs."""
     policy, reference = pairs.policy, pairs.reference
-    # Losses that know no reference reward the mean log-probability.
+    # Losses without a reference reward the mean log-probability.
     per_token = set(objective.terms) <= set(WITHOUT_REFERENCE)
-    rewards = objective.beta * (policy / pairs.lengths if per_token else pairs.gains)
+    rewards = objective.beta * (policy / pairs.lengths if per_token else pairs.log_ratios)
     metrics = {
         "rewards/chosen": mean(rewards[..., 0]),
         "rewards/rejected": mean(rewards[..., 1]),

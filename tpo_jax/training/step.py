@@ -15,7 +15,7 @@ from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.lora import NO_ADAPTERS, Lora, join, scaled
 from tpo_jax.models.qwen2 import remat_policy
 from tpo_jax.models.vlm import cast, token_divergence
-from tpo_jax.objectives.preference import Objective, denominators, mean_gains, tpo_loss
+from tpo_jax.objectives.preference import Objective, denominators, mean_log_ratios, tpo_loss
 from tpo_jax.parallel.attention import BACK_ENDS
 from tpo_jax.training.state import TrainState
 
@@ -109,9 +109,9 @@ def make_step(
         totals = denominators(batch.target_mask)
         weights = state.params, state.frozen
 
-        def gains(part):
+        def log_ratios(part):
             found = forward(*weights, part, reference)
-            return mean_gains(
+            return mean_log_ratios(
                 found["token_logps"], found["target_mask"], found["reference"], totals
             )
 
@@ -122,9 +122,9 @@ def make_step(
         if compute.micro_batches == 1:
             grads, metrics = micro(batch)
         else:
-            if objective.uses_mean_gains:
+            if objective.uses_mean_log_ratios:
                 # Every part's loss depends on the whole batch: one more forward pass.
-                totals["mean_gains"] = sum_over_parts(gains, batch, compute.micro_batches)
+                totals["mean_log_ratios"] = sum_over_parts(log_ratios, batch, compute.micro_batches)
             grads, metrics = sum_over_parts(micro, batch, compute.micro_batches)
 
         updates, opt = optimizer.update(grads, state.opt, state.params)
