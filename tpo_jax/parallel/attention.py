@@ -1,8 +1,10 @@
-"""Attention of the two streams of a row, behind two functions.
+"""Attention of the two streams of a row: `prefix_attention` and `continuation_attention`.
 
 Queries come grouped, `[..., H, C]` against `K` key/value heads, `H = K * G`; query head `h` reads
 key/value head `h // G`, as Qwen2 does. Softmax is in float32.
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +16,16 @@ from tpo_jax.parallel.splash import LANES, splash_attention, zigzag_positions
 
 BACK_ENDS = ("auto", "xla", "splash", "cudnn")
 
-# Queries of a row that see the prefix at a time: with 28 heads and 20,000 keys 2.3 GB of scores.
+# Queries of a row whose scores exist at a time: with 28 heads and 20,000 keys they take 2.3 GB.
 MOST_QUERIES = 1024
 
-_MASKED = -1e30  # finite, so that a row with no visible key gives zeros and not NaN
+_MASKED = -1e30  # finite, so that a query without a visible key gives no NaN
 
 
 def prefix_multiple(mesh: jax.sharding.Mesh | None) -> int:
-    """What to round the length of a prefix up to: few programs are compiled then, and `auto` takes
-    the kernel of a TPU.
+    """Return the multiple to round prefix lengths up to.
+
+    Few programs are compiled then, and on a TPU the back end `auto` can use the splash kernel.
     """
     chips = 1 if mesh is None else mesh.shape["context"]
     return chips * (LANES if jax.default_backend() == "tpu" else 64)
@@ -37,20 +40,21 @@ def prefix_attention(
     back_end: str = "auto",
     zigzag: bool = False,
 ) -> jax.Array:
-    """Causal self-attention of the prefix.
+    """Compute causal self-attention of the prefix.
 
     Args:
         q: `[B, P, H, C]`, scaled and rotated.
         k: `[B, P, K, C]`, rotated.
         v: `[B, P, K, C]`.
         mask: bool `[B, P]`, real tokens.
-        back_end: `xla` runs anywhere and holds all scores; `splash` is a TPU kernel, `cudnn` one of
-            NVIDIA's; `auto` takes the kernel of the device where it takes these shapes.
-        zigzag: slots are in the order of `splash.zigzag_positions` over the `context` axis.
+        back_end: `xla` runs anywhere and holds all scores in memory; `splash` is a kernel for TPUs,
+            `cudnn` one for NVIDIA GPUs; `auto` is the device's kernel where it supports these
+            shapes.
+        zigzag: positions are in the order of `splash.zigzag_positions` over the `context` axis.
 
     Returns:
-        `[B, P, H, C]` in the dtype of `v`, named `attention` for `jax.checkpoint`; padded positions
-        hold finite values of no meaning.
+        `[B, P, H, C]` in the dtype of `v`, named `attention` for `jax.checkpoint`; at padding
+        the values are finite and meaningless.
     """
     if back_end == "auto":
         device = jax.default_backend()
@@ -77,16 +81,26 @@ def prefix_attention(
     return checkpoint_name(out, "attention")
 
 
-def fused_attention(q, k, v, mask, *, zigzag: bool, implementation: str) -> jax.Array:
-    """See `prefix_attention`; padding only to the right of a row, which its length tells.
+def fused_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    *,
+    zigzag: bool,
+    implementation: Literal["cudnn", "xla"],
+) -> jax.Array:
+    """Compute `prefix_attention` by `jax.nn.dot_product_attention`; padding must be on the right.
 
     Args:
-        q: `[B, P, H, C]`; k, v: `[B, P, K, C]`; mask: bool `[B, P]`.
-        zigzag: not possible here.
-        implementation: of `jax.nn.dot_product_attention`: `cudnn`; `xla` is for comparison.
+        q: `[B, P, H, C]`, scaled and rotated.
+        k: `[B, P, K, C]`, rotated; v likewise.
+        mask: bool `[B, P]`.
+        zigzag: must be false.
+        implementation: `cudnn`, or `xla` for comparison.
 
     Raises:
-        InputError: the prefix is split over chips.
+        InputError: the prefix is split over chips (`zigzag`).
     """
     if zigzag:
         raise InputError(
@@ -116,17 +130,17 @@ def continuation_attention(
     own_v: jax.Array,
     own_mask: jax.Array,
 ) -> jax.Array:
-    """Attention of the `M` continuations of a row to the shared prefix and to themselves.
+    """Compute attention of a row's `M` continuations to the shared prefix and to themselves.
 
-    The two sets of keys are never concatenated: the prefix may be split over the mesh. Their
-    softmax is joined through the common maximum. Many long continuations take turns, a part of R
-    each, so that the scores of a prompt with subtitles need no more memory than others.
+    The two sets of keys are never concatenated, because the prefix may be split over the mesh; a
+    common maximum joins their softmax. Where `M * R` exceeds `MOST_QUERIES`, parts of R run one
+    after the other, so that the scores of long prompts (subtitles) need no more memory.
 
     Args:
         q: `[B, M, R, H, C]`, scaled and rotated.
         prefix_k: `[B, P, K, C]`; prefix_v likewise.
         prefix_mask: bool `[B, P]`.
-        own_k: `[B, M, T, K, C]`; own_v likewise. T = R in training, the cache length in decoding.
+        own_k: `[B, M, T, K, C]`; own_v likewise. T is R in training, the cache length in decoding.
         own_mask: bool `[B, M, R, T]`, causal structure and padding.
 
     Returns:
@@ -137,7 +151,7 @@ def continuation_attention(
     if size == R:
         return _all_queries(q, prefix_k, prefix_v, prefix_mask, own_k, own_v, own_mask)
 
-    def part(inputs):
+    def part(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
         q, own_mask = inputs
         return _all_queries(q, prefix_k, prefix_v, prefix_mask, own_k, own_v, own_mask)
 
@@ -146,7 +160,15 @@ def continuation_attention(
     return jnp.moveaxis(jax.lax.map(part, (queries, masks)), 0, 2).reshape(B, M, R, H, C)
 
 
-def _all_queries(q, prefix_k, prefix_v, prefix_mask, own_k, own_v, own_mask):
+def _all_queries(
+    q: jax.Array,
+    prefix_k: jax.Array,
+    prefix_v: jax.Array,
+    prefix_mask: jax.Array,
+    own_k: jax.Array,
+    own_v: jax.Array,
+    own_mask: jax.Array,
+) -> jax.Array:
     B, M, R, H, C = q.shape
     K = prefix_k.shape[2]
     q = q.reshape(B, M, R, K, H // K, C)

@@ -1,6 +1,4 @@
-"""Several processes that run one program: how they find each other, what they tell each other, and
-how they stop together.
-"""
+"""Several processes that run one program: start-up, exchange of values, and a common stop."""
 
 import json
 import signal
@@ -14,20 +12,20 @@ from jax.experimental import multihost_utils
 from tpo_jax.errors import InputError
 
 FLAG_HELP = (
-    "How this process joins the others: empty: it is alone; 'auto': found out from the machine "
-    "(Cloud TPU, Slurm, Kubernetes, Open MPI); 'HOST:PORT,COUNT,INDEX': address of process 0, how "
-    "many there are and which one this is."
+    "How this process joins the others: empty for a single process; 'auto' detects the cluster "
+    "(Cloud TPU, Slurm, Kubernetes, Open MPI); 'HOST:PORT,COUNT,INDEX' is the address of process "
+    "0, the number of processes and the index of this one."
 )
 
 
 def start(how: str) -> None:
-    """Connects the processes; call it before anything asks for a device.
+    """Connect the processes; call this before anything asks for a device.
 
     Args:
         how: see `FLAG_HELP`.
 
     Raises:
-        InputError: not of that form, or nothing to be found out.
+        InputError: another form, or no cluster detected.
     """
     if not how:
         return
@@ -36,7 +34,7 @@ def start(how: str) -> None:
             jax.distributed.initialize()
         except ValueError as error:
             raise InputError(
-                "--distributed=auto: no cluster found here; give HOST:PORT,COUNT,INDEX"
+                "--distributed=auto: no cluster detected; use HOST:PORT,COUNT,INDEX"
             ) from error
         return
     address, *numbers = how.split(",")
@@ -49,10 +47,10 @@ def start(how: str) -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """What every process gives, in their order; every process calls it at the same place.
+    """Return the values of all processes in their order; all processes must call this together.
 
     Args:
-        value: as JSON can hold it.
+        value: must be serialisable as JSON.
     """
     if jax.process_count() == 1:
         return [value]
@@ -66,13 +64,13 @@ def gather(value: Any) -> list[Any]:
 
 
 def lead(function: Callable[[], Any]) -> Any:
-    """What `function` returns on the first process, which alone calls it, on every process.
+    """Call a function on process 0 and return its result on all processes.
 
     Args:
-        function: its result is such as JSON can hold.
+        function: its result must be serialisable as JSON.
 
     Raises:
-        InputError: on every process, when it raises that or an `OSError` on the first.
+        InputError: on all processes, where the function raises that or an `OSError`.
     """
     value, error = None, None
     if jax.process_index() == 0:
@@ -89,27 +87,27 @@ def lead(function: Callable[[], Any]) -> Any:
 
 
 class StopRequest:
-    """While entered, SIGTERM and SIGINT ask the run to stop instead of killing it.
+    """A context in which SIGTERM and SIGINT ask the run to stop instead of killing it.
 
-    With several processes SIGTERM alone does, sent to any of them: JAX passes it on, so that all
+    With several processes only SIGTERM does, sent to any of them: JAX passes it on, so that all
     stop after the same step.
     """
 
     def __enter__(self) -> "StopRequest":
         self._noted = False
         self._alone = jax.process_count() == 1
-        # JAX listens to SIGTERM itself where it connects processes.
+        # JAX handles SIGTERM itself where it connects processes.
         signals = (signal.SIGTERM, signal.SIGINT) if self._alone else ()
         self._previous = {s: signal.signal(s, self._note) for s in signals}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _note(self, *_) -> None:
+    def _note(self, *_: object) -> None:
         self._noted = True
 
     def reached(self, step: int) -> bool:
-        """Whether to stop after this step; every process asks at every step, all get one answer."""
+        """Return whether to stop after this step; all processes must ask at every step."""
         return self._noted if self._alone else multihost_utils.reached_preemption_sync_point(step)

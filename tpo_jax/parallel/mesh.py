@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 from jax.experimental import mesh_utils
@@ -23,10 +24,10 @@ AXES = tuple(field.name for field in dataclasses.fields(MeshShape))
 
 
 def mesh_shape(sizes: dict[str, int], num_devices: int) -> tuple[int, ...]:
-    """Axis sizes in the order of `AXES`; at most one -1 takes what is left.
+    """Return the axis sizes in the order of `AXES`; a size of -1 takes the remaining devices.
 
     Raises:
-        InputError: the sizes do not multiply to the number of devices.
+        InputError: the sizes do not multiply to the number of devices, or more than one is -1.
     """
     shape = [sizes[axis] for axis in AXES]
     known = math.prod(size for size in shape if size != -1)
@@ -42,12 +43,14 @@ def mesh_shape(sizes: dict[str, int], num_devices: int) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def make_mesh(sizes: dict[str, int], devices=None) -> jax.sharding.Mesh:
-    """Mesh over all devices (or the given ones), every axis automatic.
+def make_mesh(
+    sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
+    """Make a mesh over all devices, or the given ones, with every axis automatic.
 
     Args:
-        sizes: `{"data": 1, "fsdp": -1, "tensor": 1, "context": 1}`; -1 takes what is left.
-        devices: defaults to all devices of all processes.
+        sizes: `{"data": 1, "fsdp": -1, "tensor": 1, "context": 1}`; -1 takes the rest.
+        devices: by default all devices of all processes.
 
     Raises:
         InputError: the sizes do not multiply to the number of devices, or several slices do not

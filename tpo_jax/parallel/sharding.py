@@ -1,15 +1,16 @@
-"""One table says how everything is laid out over the mesh.
+"""One table of how parameters, batches and activations lie over the mesh.
 
-Weights are split over `fsdp` and `context` together (a long video needs the context axis, and its
-chips should carry their share of the state) and, inside a layer, over `tensor`. Rows of a batch
-are split over `data` and `fsdp`.
+Weights are split over `fsdp` and `context` together, so that the chips of a long row carry their
+share of the state, and inside a layer over `tensor`. Rows of a batch are split over `data` and
+`fsdp`.
 """
 
 import contextlib
 import functools
 import math
 import re
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -48,12 +49,12 @@ PARAMETERS: tuple[tuple[str | P, ...], ...] = (
 
 
 def axis_size(name: str) -> int:
-    """Size of an axis of the mesh in context (`jax.set_mesh`), 1 without one."""
+    """Return the size of an axis of the current mesh (`jax.set_mesh`), 1 without a mesh."""
     return jax.sharding.get_abstract_mesh().shape.get(name, 1)
 
 
-def constrain(x: jax.Array, *spec) -> jax.Array:
-    """`x` laid out as `P(*spec)` over the mesh in context; `x` itself without one.
+def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
+    """Lay `x` out as `P(*spec)` over the current mesh; return `x` itself without a mesh.
 
     Raises:
         InputError: a dimension does not divide its mesh axes.
@@ -66,7 +67,7 @@ def constrain(x: jax.Array, *spec) -> jax.Array:
 
 
 def vocabulary_axes(size: int) -> tuple[str, ...] | None:
-    """What logits are split over on the mesh in context; None where it does not divide them."""
+    """Return the axes of the current mesh that split logits; None where they do not divide them."""
     return None if size % math.prod(map(axis_size, VOCABULARY)) else VOCABULARY
 
 
@@ -82,7 +83,7 @@ def _check(mesh: jax.sharding.Mesh, path: str, shape: tuple[int, ...], spec: P) 
             )
 
 
-def _spec(mesh, name: str, shape: tuple[int, ...]) -> P:
+def _spec(mesh: jax.sharding.Mesh, name: str, shape: tuple[int, ...]) -> P:
     rows = (row for row in PARAMETERS if re.search(f"(^|/){row[0]}$", name))
     specs = next(rows, (None,))[1:]
     if not specs:
@@ -95,33 +96,34 @@ def _spec(mesh, name: str, shape: tuple[int, ...]) -> P:
     return specs[-1]
 
 
-def constrain_layer(weights, path: str):
-    """One layer's slice of the stacked weights under `path`, laid out as they are stored.
+def constrain_layer(weights: Tree, path: str) -> Tree:
+    """Lay out one layer's slice of the stacked weights under `path` as the stack is stored.
 
-    It changes the backward pass: each chip then gets its part of the sum of a gradient over the
-    rows (reduce-scatter) and not all of it (all-reduce).
+    In the backward pass each chip then gets its part of a gradient's sum over the rows
+    (reduce-scatter) instead of all of it (all-reduce).
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return weights
 
-    def leaf(keys, x):
+    def leaf(keys: tuple, x: jax.Array) -> jax.Array:
         name = jax.tree_util.keystr(keys, simple=True, separator="/").removesuffix("/value")
         return constrain(x, *_spec(mesh, f"{path}/{name}", (1, *x.shape))[1:])
 
     return jax.tree_util.tree_map_with_path(leaf, weights)
 
 
-def parameter_shardings(mesh: jax.sharding.Mesh, tree):
-    """NamedSharding for every leaf of a tree whose paths end in parameter paths (optimizer moments
-    too).
+def parameter_shardings(mesh: jax.sharding.Mesh, tree: Any) -> Any:
+    """Return the NamedSharding of each leaf of a tree whose paths end in parameter paths.
+
+    The train state is such a tree: moments lie where their parameters lie.
 
     Raises:
         InputError: a dimension does not divide its mesh axes.
-        KeyError: a parameter that the table does not name.
+        KeyError: a parameter that `PARAMETERS` does not name.
     """
 
-    def sharding(path, leaf):
+    def sharding(path: tuple, leaf: Any) -> jax.NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if leaf.ndim == 0:
             return jax.NamedSharding(mesh, P())
@@ -131,15 +133,15 @@ def parameter_shardings(mesh: jax.sharding.Mesh, tree):
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
-    """Rows over `data` and `fsdp`; for every array of a batch."""
+    """Return the sharding of every array of a batch: rows over `data` and `fsdp`."""
     return jax.NamedSharding(mesh, P(ROWS))
 
 
 def check_rows(rows: int, mesh: jax.sharding.Mesh, micro_batches: int = 1) -> None:
-    """Every device takes the same number of rows, in every micro-batch.
+    """Check that all devices get the same number of rows in every micro-batch.
 
     Raises:
-        InputError: it cannot, with the nearest numbers of rows with which it can.
+        InputError: they do not; the message names the nearest legal numbers of rows.
     """
     parts = math.prod(mesh.shape[axis] for axis in ROWS) * micro_batches
     if rows % parts:
@@ -152,7 +154,7 @@ def check_rows(rows: int, mesh: jax.sharding.Mesh, micro_batches: int = 1) -> No
 
 
 def to_local(array: jax.Array, mesh: jax.sharding.Mesh) -> np.ndarray:
-    """This process's rows of a global array: what `to_global` was given, as far as rows go."""
+    """Return this process's rows of a global array, the inverse of `to_global`."""
     if array.is_fully_addressable:
         return np.asarray(array)
     pieces = {s.index[0].start or 0: s.data for s in _by_rows(mesh)(array).addressable_shards}
@@ -160,15 +162,15 @@ def to_local(array: jax.Array, mesh: jax.sharding.Mesh) -> np.ndarray:
 
 
 @functools.cache
-def _by_rows(mesh: jax.sharding.Mesh):
+def _by_rows(mesh: jax.sharding.Mesh) -> Callable[[jax.Array], jax.Array]:
     return jax.jit(lambda x: x, out_shardings=batch_sharding(mesh))
 
 
 def check_heads(heads: int, kv_heads: int, mesh: jax.sharding.Mesh) -> None:
-    """Every chip takes whole heads.
+    """Check that every chip gets whole attention heads.
 
     Raises:
-        InputError: they do not divide over `tensor`, with the sizes that do.
+        InputError: they do not divide over `tensor`; the message names the legal sizes.
     """
     if kv_heads % mesh.shape["tensor"]:
         legal = [n for n in range(1, kv_heads + 1) if kv_heads % n == 0]

@@ -1,12 +1,12 @@
 """Causal attention of the prefix as a Pallas kernel: never more than a block of scores in memory.
 
-The kernels are JAX's splash attention. Which blocks are alive is computed on the device from the
-positions of the queries, so that no mask object is built on the host (its construction takes
-minutes at 400,000 tokens) and every chip may hold any set of positions.
+The kernels are JAX's splash attention. Which blocks are unmasked is computed on the device from the
+positions of the queries: JAX's own mask objects are built on the host, which takes minutes at
+400,000 tokens, and every chip may hold any set of positions this way.
 
 Over the `context` axis the prefix lies in zig-zag order: chip `i` of `n` holds the chunks `i` and
-`2n - 1 - i` of `2n`, so that every chip has the same number of causal blocks. Queries stay, keys
-and values are gathered.
+`2n - 1 - i` of `2n`, so that every chip has the same number of causal blocks. Queries stay where
+they are; keys and values are gathered.
 """
 
 import functools
@@ -26,10 +26,10 @@ _QUERIES, _KEYS, _KEYS_COMPUTE = 512, 1024, 512  # largest blocks; 1024 * 1024 s
 
 
 def zigzag_positions(length: int, chips: int) -> np.ndarray:
-    """int32 `[length]`: the position that every slot of the zig-zag order holds.
+    """Return int32 `[length]`, the position at each place of the zig-zag order.
 
     Raises:
-        InputError: `length` is no multiple of `2 * chips`.
+        InputError: `length` is not a multiple of `2 * chips`.
     """
     if length % (2 * chips):
         raise InputError(
@@ -41,18 +41,26 @@ def zigzag_positions(length: int, chips: int) -> np.ndarray:
     return np.concatenate(pairs)
 
 
-def splash_attention(q, k, v, mask, *, zigzag: bool, interpret: bool = False) -> jax.Array:
-    """See `attention.prefix_attention`; differentiable, dq and dk/dv by separate kernels.
+def splash_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    *,
+    zigzag: bool,
+    interpret: bool = False,
+) -> jax.Array:
+    """Compute `attention.prefix_attention`; dq and dk/dv come from separate kernels.
 
-    With a mesh in context, rows lie over `data` and `fsdp`, heads over `tensor`, positions over
+    On the current mesh rows lie over `data` and `fsdp`, heads over `tensor`, positions over
     `context`.
 
     Args:
         q: `[B, P, H, C]`, scaled and rotated.
         k: `[B, P, K, C]`, rotated; v likewise.
-        mask: bool `[B, P]`; real tokens and padding see their own kind only.
-        zigzag: the slots are in the order of `zigzag_positions`.
-        interpret: run without a TPU, slowly.
+        mask: bool `[B, P]`; real tokens attend to real tokens only, padding to padding.
+        zigzag: positions are in the order of `zigzag_positions`.
+        interpret: run on any device, slowly.
 
     Raises:
         InputError: the prefix does not divide into blocks on every chip.
@@ -81,8 +89,17 @@ def splash_attention(q, k, v, mask, *, zigzag: bool, interpret: bool = False) ->
     )(q, k, v, mask, positions)
 
 
-def _local(q, k, v, mask, positions, *, zigzag, interpret):
-    """One chip's queries against all keys."""
+def _local(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    positions: jax.Array,
+    *,
+    zigzag: bool,
+    interpret: bool,
+) -> jax.Array:
+    """Compute the attention of one chip's queries to all keys."""
     segments = mask.astype(jnp.int32)
     kv_segments = segments
     if axis_size("context") > 1:
@@ -97,8 +114,10 @@ def _local(q, k, v, mask, positions, *, zigzag, interpret):
     return out.swapaxes(1, 2)
 
 
-def _kernel(positions, keys: int, zigzag: bool, interpret: bool) -> splash.SplashAttentionKernel:
-    """The kernel for queries at `positions` (int32 `[p]`, ascending within a chunk)."""
+def _kernel(
+    positions: jax.Array, keys: int, zigzag: bool, interpret: bool
+) -> splash.SplashAttentionKernel:
+    """Build the kernel for queries at `positions` (int32 `[p]`, ascending within a chunk)."""
     chunk = positions.shape[0] // (2 if zigzag else 1)
     bq, bkv = _block(chunk, _QUERIES), _block(keys, _KEYS)
     sizes = splash.BlockSizes(
@@ -114,18 +133,18 @@ def _kernel(positions, keys: int, zigzag: bool, interpret: bool) -> splash.Splas
     positions = jnp.asarray(positions)
     last = positions.reshape(-1, bq).max(axis=1)  # of every block of queries
 
-    def info(bkv, by_keys):
+    def info(bkv: int, by_keys: bool) -> MaskInfo:
         first = jnp.arange(0, keys, bkv, dtype=jnp.int32)  # of every block of keys
-        alive = last[:, None] >= first[None, :]
-        # A dead block names the block that is in memory already, so that nothing is fetched.
-        if by_keys:  # the grid runs over queries: the dead ones come first
-            fetch = jnp.maximum(jnp.arange(len(last))[:, None], jnp.argmax(alive, axis=0)[None])
+        unmasked = last[:, None] >= first[None, :]
+        # A masked block names the block already in memory, so that nothing is fetched.
+        if by_keys:  # the grid runs over queries: masked blocks come first
+            fetch = jnp.maximum(jnp.arange(len(last))[:, None], jnp.argmax(unmasked, axis=0)[None])
         else:
             fetch = jnp.minimum(jnp.arange(len(first))[None, :], last[:, None] // bkv)
         return MaskInfo(
             data_next=fetch[None].astype(jnp.int32),
             mask_next=None,
-            block_mask=alive[None].astype(jnp.int32),
+            block_mask=unmasked[None].astype(jnp.int32),
             partial_mask_blocks=None,
             q_sequence=positions,
         )
@@ -145,18 +164,18 @@ def _kernel(positions, keys: int, zigzag: bool, interpret: bool) -> splash.Splas
     )
 
 
-def _causal(query, key):
+def _causal(query: jax.Array, key: jax.Array) -> jax.Array:
     return query >= key
 
 
 def _natural(x: jax.Array, chips: int) -> jax.Array:
-    """`[B, P, ...]` from zig-zag to natural order."""
+    """Reorder `[B, P, ...]` from zig-zag to natural order."""
     chunks = x.reshape(x.shape[0], chips, 2, -1, *x.shape[2:])
     return jnp.concatenate([chunks[:, :, 0], chunks[:, ::-1, 1]], axis=1).reshape(x.shape)
 
 
 def _block(length: int, largest: int) -> int:
-    """The largest multiple of `LANES` up to `largest` that divides `length`."""
+    """Return the largest multiple of `LANES` up to `largest` that divides `length`."""
     return max(n for n in range(LANES, min(length, largest) + 1, LANES) if length % n == 0)
 
 

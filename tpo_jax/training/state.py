@@ -1,7 +1,6 @@
 """The train state: trainable and frozen parameters, optimizer moments, step."""
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -51,8 +50,11 @@ class Optimizer:
 def split_params(
     params: dict, freeze: tuple[str, ...], lora: Lora = NO_ADAPTERS
 ) -> tuple[dict, dict]:
-    """(trainable, frozen) by top-level name: `tower`, `projector`, `newline`, `decoder`; a decoder
-    with adapters is frozen.
+    """Split parameters into (trainable, frozen) by the names of the model's parts.
+
+    Args:
+        freeze: top-level names, of LLaVA models `tower`, `projector`, `newline` and `decoder`.
+        lora: with adapters the decoder's own weights are frozen, too.
 
     Raises:
         InputError: a frozen part that the model does not have, or nothing left to train.
@@ -69,10 +71,10 @@ def split_params(
 
 
 def learning_rate_schedule(peak: float, num_steps: int, warmup_ratio: float) -> optax.Schedule:
-    """Linear warm-up from 0 over the first `warmup_ratio` of the steps, then cosine to 0.
+    """Return a linear warm-up from 0 over the first `warmup_ratio` of the steps, then cosine to 0.
 
     Raises:
-        InputError: the ratio is no share.
+        InputError: a ratio outside of 0 to 1.
     """
     if not 0 <= warmup_ratio <= 1:
         raise InputError(f"train.warmup_ratio={warmup_ratio} must be between 0 and 1")
@@ -82,15 +84,14 @@ def learning_rate_schedule(peak: float, num_steps: int, warmup_ratio: float) -> 
     )
 
 
-def make_optimizer(config: Optimizer, schedule: Callable) -> optax.GradientTransformation:
-    """AdamW with clipping by global norm; no decay on norms and biases.
+def make_optimizer(config: Optimizer, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Build AdamW with clipping by global norm, without weight decay on norms and biases.
 
     Args:
-        config: of AdamW.
-        schedule: step to learning rate.
+        schedule: learning rate of a step.
     """
 
-    def decayed(params):
+    def decayed(params: dict) -> dict:
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)
 
     adamw = optax.adamw(
@@ -108,38 +109,40 @@ def make_optimizer(config: Optimizer, schedule: Callable) -> optax.GradientTrans
 
 
 def stored_as_bfloat16(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same optimizer, computing in float32, its moments kept in bfloat16.
+    """Wrap an optimizer that computes in float32 so that its moments are kept in bfloat16.
 
-    They are rounded up or down by chance, so that they are right on average: a step changes the
-    second moment by 1 - b2 of the difference, less than half a digit of bfloat16, and rounding to
-    nearest would leave it where it began. The chance depends on the step alone.
+    Rounding is stochastic, so moments are right on average. A step changes the second moment by
+    1 - b2 of the difference, less than half a digit of bfloat16: rounding to nearest would leave it
+    unchanged. The random numbers depend on the step alone.
     """
 
-    def narrow(state, count):
+    def narrow(state: optax.OptState, count: jax.Array | int) -> optax.OptState:
         leaves, tree = jax.tree.flatten(state)
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), count), len(leaves))
         return tree.unflatten(
-            _round_by_chance(key, x) if x.dtype == jnp.float32 else x
+            _round_stochastically(key, x) if x.dtype == jnp.float32 else x
             for key, x in zip(keys, leaves, strict=True)
         )
 
-    def widen(state):
+    def widen(state: optax.OptState) -> optax.OptState:
         return jax.tree.map(
             lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, state
         )
 
-    def init(params):
+    def init(params: dict) -> optax.OptState:
         return narrow(optimizer.init(params), 0)
 
-    def update(gradients, state, params=None):
+    def update(
+        gradients: dict, state: optax.OptState, params: dict | None = None
+    ) -> tuple[dict, optax.OptState]:
         updates, state = optimizer.update(gradients, widen(state), params)
         return updates, narrow(state, optax.tree.get(state[0], "count"))
 
     return optax.GradientTransformation(init, update)
 
 
-def _round_by_chance(key: jax.Array, x: jax.Array) -> jax.Array:
-    """float32 to one of the two nearest bfloat16, each as likely as it is near."""
+def _round_stochastically(key: jax.Array, x: jax.Array) -> jax.Array:
+    """Round float32 to one of the two nearest bfloat16; the nearer one is the more probable."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
     kept = (bits + noise) & jnp.uint32(0xFFFF0000)

@@ -10,7 +10,7 @@ import optax
 
 from tpo_jax import families
 from tpo_jax.errors import InputError
-from tpo_jax.models.batch import Batch
+from tpo_jax.models.batch import Array, Batch
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.lora import NO_ADAPTERS, Lora, join, scaled
 from tpo_jax.models.qwen2 import remat_policy
@@ -24,7 +24,11 @@ DTYPES = ("bfloat16", "float32")
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How the model is run; changes speed and memory, never the result beyond rounding."""
+    """How the model runs: these fields change speed and memory, results only by rounding.
+
+    Raises:
+        InputError: an unknown dtype, remat policy or attention back end, or a number out of range.
+    """
 
     dtype: str = "bfloat16"
     remat: str = "full"
@@ -33,7 +37,7 @@ class Compute:
     attention: str = "auto"  # of the prefix: auto, xla, splash or cudnn
     scan: bool = True  # decoder layers in a loop
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InputError(f"compute.dtype={self.dtype!r} must be one of {DTYPES}")
         remat_policy(self.remat)
@@ -52,24 +56,26 @@ def make_step(
     optimizer: optax.GradientTransformation,
     lora: Lora = NO_ADAPTERS,
 ) -> Callable[..., tuple[TrainState, dict]]:
-    """Builds `step(state, batch, reference=None) -> (state, metrics)`, ready for `jax.jit` with the
+    """Build `step(state, batch, reference=None) -> (state, metrics)`, ready for `jax.jit` with the
     state donated.
 
-    Gradients, their sum over micro-batches and the optimizer are float32. The loss of every
-    micro-batch is its share of the whole batch's means, so accumulation equals the full batch.
-    `reference` holds what is trained as it was at the beginning, without adapters, for an objective
-    that uses it live; it runs in every step, instead of the cache.
+    Gradients, their sum over micro-batches and the optimizer are float32. The loss of a micro-batch
+    is its share of the whole batch's means, so accumulation equals the full batch.
 
     Args:
-        model: config of the model.
-        objective: weights of the loss.
-        compute: dtype, remat and batching.
-        optimizer: of the trainable parameters.
-        lora: of the adapters among them.
+        lora: rank, scale and targets of the adapters; by default there are none.
+
+    Returns:
+        The step. Its `reference` is for an objective that runs the reference in every step instead
+        of reading `Batch.reference_logps`: the initial weights of the trained parts, in the compute
+        dtype, without adapters. Its metrics are float32 scalars: those of `tpo_loss`, `grad_norm`,
+        `param_norm`, `pairs` and `skipped` (pairs of the batch that cannot be decoded).
     """
 
-    def forward(trainable, frozen, batch, reference):
-        """What the loss reads of a batch, the arguments of `tpo_loss`."""
+    def forward(
+        trainable: dict, frozen: dict, batch: Batch, reference: dict | None
+    ) -> dict[str, Array | None]:
+        """Return the arguments of `tpo_loss` that depend on the batch."""
         policy = families.bind(model, cast(scaled(join(trainable, frozen), lora), compute.dtype))
         hidden = policy.hidden_states(
             batch,
@@ -85,6 +91,8 @@ def make_step(
             "phrase_mask": batch.phrase_mask,
         }
         if objective.uses_live_reference:
+            if reference is None:
+                raise ValueError("objective.token_kl needs the step's argument `reference`")
             other = families.bind(model, cast(join(reference, frozen), compute.dtype))
             states = other.hidden_states(batch, attention=compute.attention)
             logps = other.gather(states, batch, compute.head_chunk)
@@ -99,23 +107,27 @@ def make_step(
             found["token_kl"] = jnp.where(batch.target_mask[:, :, 0], divergence, 0.0)
         return found
 
-    def loss_fn(trainable, frozen, batch, totals, reference):
+    def loss_fn(
+        trainable: dict, frozen: dict, batch: Batch, totals: dict, reference: dict | None
+    ) -> tuple[jax.Array, dict]:
         found = forward(trainable, frozen, batch, reference)
         return tpo_loss(objective=objective, totals=totals, **found)
 
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def step(state, batch, reference=None):
+    def step(
+        state: TrainState, batch: Batch, reference: dict | None = None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         totals = denominators(batch.target_mask)
         weights = state.params, state.frozen
 
-        def log_ratios(part):
+        def log_ratios(part: Batch) -> jax.Array:
             found = forward(*weights, part, reference)
             return mean_log_ratios(
                 found["token_logps"], found["target_mask"], found["reference"], totals
             )
 
-        def micro(part):
+        def micro(part: Batch) -> tuple[dict, dict]:
             (_, metrics), grads = gradient(*weights, part, totals, reference)
             return grads, metrics
 
@@ -123,7 +135,7 @@ def make_step(
             grads, metrics = micro(batch)
         else:
             if objective.uses_mean_log_ratios:
-                # Every part's loss depends on the whole batch: one more forward pass.
+                # The loss of each part depends on the whole batch: one more forward pass.
                 totals["mean_log_ratios"] = sum_over_parts(log_ratios, batch, compute.micro_batches)
             grads, metrics = sum_over_parts(micro, batch, compute.micro_batches)
 
@@ -133,7 +145,7 @@ def make_step(
             "grad_norm": optax.tree.norm(grads),
             "param_norm": optax.tree.norm(params),
             "pairs": totals["pairs"],
-            "skipped": jnp.sum(batch.pair_index < -1, dtype=jnp.float32),
+            "skipped": jnp.sum(jnp.asarray(batch.pair_index) < -1, dtype=jnp.float32),
         }
         return TrainState(params, state.frozen, opt, state.step + 1), metrics
 
@@ -141,8 +153,9 @@ def make_step(
 
 
 def answer_sums(token_logps: jax.Array, batch: Batch) -> jax.Array:
-    """`[B, Q, A, R]` to sums `[B, Q, A]` over answers; `[B, Q, 2 * A]`, sums over their phrases
-    behind, for a batch with `phrase_mask`.
+    """Sum log-probabilities float32 `[B, Q, A, R]` over each answer: float32 `[B, Q, A]`.
+
+    For a batch with `phrase_mask` the sums over the answers' phrases follow: `[B, Q, 2 * A]`.
     """
     sums = [token_logps.sum(-1)]
     if batch.phrase_mask is not None:
@@ -151,8 +164,8 @@ def answer_sums(token_logps: jax.Array, batch: Batch) -> jax.Array:
 
 
 def sum_over_parts(function: Callable[[Batch], Any], batch: Batch, n: int) -> Any:
-    """Sum of a function's values over `n` micro-batches of a batch, one after the other."""
-    # Strided split: every device keeps rows of its own in every micro-batch.
+    """Add up the values of a function over `n` micro-batches of a batch, one after the other."""
+    # A strided split: each device keeps its own rows in every micro-batch.
     parts = jax.tree.map(
         lambda x: x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1), batch
     )
@@ -166,9 +179,9 @@ def sum_over_parts(function: Callable[[Batch], Any], batch: Batch, n: int) -> An
 
 
 def make_scorer(model: ModelConfig, compute: Compute) -> Callable[[dict, Batch], jax.Array]:
-    """Builds `score(params, batch)`: log-probabilities, summed as `answer_sums` does."""
+    """Build `score(params, batch)`, the sums of `answer_sums` under the given parameters."""
 
-    def score(params, batch):
+    def score(params: dict, batch: Batch) -> jax.Array:
         logps = families.bind(model, cast(params, compute.dtype)).token_logps(
             batch, chunk=compute.head_chunk, attention=compute.attention
         )
