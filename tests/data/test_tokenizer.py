@@ -82,6 +82,10 @@ def test_wrong_ones_are_named(tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text("{")
     fails("tokenizer.json: not a tokenizer")
+    panics = json.loads(tiny_tokenizer([]).to_str())  # in Rust, which is no Exception of Python's
+    panics["model"] |= {"vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}
+    path.write_text(json.dumps(panics))
+    fails("tokenizer.json: not a tokenizer: range end index")
     tiny_tokenizer([IM_START]).save(str(path))
     fails(r"'<\|im_end\|>' must be one id")
     tiny_tokenizer([IM_START, IM_END]).save(str(path))

@@ -1,42 +1,41 @@
-"""A model directory's tokenizer: `tokenizer.json`, or `vocab.json` and `merges.txt`."""
+"""A model directory's tokenizer: `tokenizer.json`, or `vocab.json` and `merges.txt`.
 
-import json
+`tokenizers` loads `tokenizer.json` in a second. `transformers.AutoTokenizer` makes the same object
+of it but takes six seconds more, most of them to import, in every command that loads a model; so it
+loads only directories without that file.
+"""
+
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
-from tokenizers.models import BPE
+from tokenizers import AddedToken, Tokenizer
 
 from tpo_jax.errors import InputError
+from tpo_jax.io.files import read_json_object
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
-# What every Qwen2 model was trained with; smaller vocabularies are nobody's but ours.
+# What every Qwen2 model was trained with; only the small models of this package have fewer tokens.
 _QWEN2_IDS = {"<|endoftext|>": 151643, IM_START: 151644, IM_END: 151645}
-# How Qwen2 splits a text before merging, which `vocab.json` and `merges.txt` do not say.
-_QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 def has_tokenizer(directory: str | Path) -> bool:
-    """Whether the directory holds the files of a tokenizer."""
+    """Return whether a directory holds the files of a tokenizer."""
     return any((Path(directory) / name).is_file() for name in ("tokenizer.json", "vocab.json"))
 
 
 def load_tokenizer(directory: str | Path, vocab_size: int | None = None) -> Tokenizer:
-    """The tokenizer of a model directory.
+    """Load the tokenizer of a model directory.
 
-    Read is `tokenizer.json` or, where there is none, `vocab.json` and `merges.txt` with the added
-    tokens of `tokenizer_config.json` and `added_tokens.json`.
+    It is `tokenizer.json` or, if absent, `vocab.json` and `merges.txt`, split as Qwen2 does, with
+    the added tokens of `tokenizer_config.json` and `added_tokens.json`.
 
     Args:
-        directory: where the files lie.
-        vocab_size: embedding rows of the model that is to read its ids; None: not checked.
+        directory: Where the files are.
+        vocab_size: Embedding rows of the model that reads its ids; None: not checked.
 
     Raises:
-        InputError: no such files, not a tokenizer, a chat marker or the newline is not one id, an
-            id that is not the one the directory or Qwen2 gives the token, or that has no embedding
-            row.
+        InputError: The files are missing or not a tokenizer; a chat marker or the newline is not
+            one id; an id differs from the one that the directory or Qwen2 gives the token, or has
+            no embedding row.
     """
     directory = Path(directory)
     path, added = directory / "tokenizer.json", _added_tokens(directory)
@@ -48,8 +47,11 @@ def load_tokenizer(directory: str | Path, vocab_size: int | None = None) -> Toke
         if path.name == "tokenizer.json":
             tokenizer = Tokenizer.from_file(str(path))
         else:
-            tokenizer = _from_merges(path, directory / "merges.txt", added)
-    except Exception as error:  # the library raises nothing narrower
+            tokenizer = _from_merges(directory)
+            tokenizer.add_tokens([added[id_] for id_ in sorted(added)])
+    except BaseException as error:  # also the library's PanicException, which is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: not a tokenizer: {reason}") from error
     tokenizer.no_padding()
@@ -80,31 +82,27 @@ def _check_ids(path: Path, tokenizer: Tokenizer, vocab_size: int) -> None:
             )
 
 
-def _from_merges(vocab: Path, merges: Path, added: dict[int, AddedToken]) -> Tokenizer:
-    tokenizer = Tokenizer(BPE.from_file(str(vocab), str(merges)))
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_QWEN2_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens([added[id_] for id_ in sorted(added)])
-    return tokenizer
+def _from_merges(directory: Path) -> Tokenizer:
+    from transformers import AutoTokenizer  # five seconds, only where there is no tokenizer.json
+
+    if not (directory / "merges.txt").is_file():
+        raise ValueError("merges.txt is missing")
+    return AutoTokenizer.from_pretrained(
+        directory, tokenizer_type="qwen2", local_files_only=True, trust_remote_code=False
+    ).backend_tokenizer
 
 
 def _added_tokens(directory: Path) -> dict[int, AddedToken]:
-    """Tokens beyond the vocabulary by id, as the files beside it list them."""
+    """Return the tokens beyond the vocabulary by id, as the files beside it list them."""
     tokens = {}
     try:
         path = directory / "added_tokens.json"
         if path.is_file():
-            for content, id_ in json.loads(path.read_text(encoding="utf-8")).items():
+            for content, id_ in read_json_object(path).items():
                 tokens[int(id_)] = AddedToken(content, normalized=False, special=True)
         path = directory / "tokenizer_config.json"
         if path.is_file():
-            listed = json.loads(path.read_text(encoding="utf-8")).get("added_tokens_decoder") or {}
+            listed = read_json_object(path).get("added_tokens_decoder") or {}
             for id_, token in listed.items():
                 tokens[int(id_)] = AddedToken(token.pop("content"), **token)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
