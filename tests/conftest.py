@@ -51,6 +51,12 @@ def shared_media() -> Path:
 
 
 @pytest.fixture(scope="session")
+def shared_cases() -> Path:
+    """The directory of small awkward inputs beside the project."""
+    return _shared("cases")
+
+
+@pytest.fixture(scope="session")
 def qwen2_tokenizer() -> Path:
     """The directory of the Qwen2 `tokenizer.json` beside the project."""
     return _shared("qwen2_tokenizer")

@@ -50,9 +50,14 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """All frames and their times in seconds, not rotated, which PyAV leaves to its caller."""
     frames, times = [], []
     with av.open(str(path)) as container:
+        # swscale refuses to convert interlaced frames to others, so all become progressive.
+        graph = av.filter.Graph()
+        nodes = graph.add_buffer(template=container.streams.video[0]), graph.add("setfield", "prog")
+        graph.link_nodes(*nodes, graph.add("buffersink")).configure()
         for frame in container.decode(video=0):
+            graph.vpush(frame)
             # The order of the channels matters to swscale's rounding.
-            picture = frame.reformat(format="bgr24", interpolation="BICUBIC")
+            picture = graph.vpull().reformat(format="bgr24", interpolation="BICUBIC")
             frames.append(picture.to_ndarray()[..., ::-1])
             times.append(frame.time)
     return np.stack(frames), np.array(times, object)
@@ -118,4 +123,6 @@ VIDEOS = {
     "flash.flv": write,
     "animation.gif": lambda path: write(path, 20, codec="gif", pixels="rgb8", rate=10),
     "trimmed.mp4": _trimmed,
+    "interlaced.mkv": lambda path: write(path, options={"x264-params": "interlaced=1"}),
+    "fields.ts": lambda path: write(path, options={"x264-params": "interlaced=1"}),
 }

@@ -23,12 +23,11 @@ from tpo_jax.data import images
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.video import sampling
-from tpo_jax.video.decode import VideoError
+from tpo_jax.video.decode import OPEN_OPTIONS, VideoError
 
 # No format that names other files (playlists) or runs programs (EPS).
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
 VIDEO_FORMATS = "avi,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,ogg,asf"
-FFMPEG_OPTIONS = f"protocol_whitelist;file|format_whitelist;{VIDEO_FORMATS}"
 MAX_PIXELS = 50_000_000
 
 
@@ -97,6 +96,7 @@ def main() -> None:
         (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(what, (limit, limit))
+    OPEN_OPTIONS["format_whitelist"] = VIDEO_FORMATS
     Image.init()
     Image.ID[:] = [name for name in Image.ID if name in IMAGE_FORMATS]
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS

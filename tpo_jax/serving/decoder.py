@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from tpo_jax.serving.decode_process import FFMPEG_OPTIONS
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.settings import MB, Settings
 
@@ -79,7 +78,7 @@ def _environment() -> dict[str, str]:
     kept = {"PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "LANG", "TMPDIR"}
     environment = {name: value for name, value in os.environ.items() if name in kept}
     threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    return environment | threads | {"OPENCV_FFMPEG_CAPTURE_OPTIONS": FFMPEG_OPTIONS}
+    return environment | threads
 
 
 async def _ask(process: asyncio.subprocess.Process, request: dict) -> dict[str, np.ndarray]:

@@ -1,5 +1,5 @@
-"""What a video file says about itself that OpenCV does not pass on: is it cut off, was it edited,
-and when are its frames shown.
+"""What a video file says about itself that FFmpeg does not pass on: whether it is cut off, and when
+the frames of an MP4 are shown, which FFmpeg tells only packet by packet.
 
 Only headers and small tables are read, never pictures.
 """
@@ -7,7 +7,7 @@ Only headers and small tables are read, never pictures.
 import io
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 
@@ -36,61 +36,25 @@ def missing_bytes(file: BinaryIO) -> int:
     return max(0, end - size)
 
 
-class Track(NamedTuple):
-    """The video track of an ISO file; both arrays are empty where its frames are in fragments."""
+def composition_offsets(file: BinaryIO) -> np.ndarray | None:
+    """Return how much later than it is decoded each frame of an ISO file (MP4, MOV) is shown.
 
-    times: np.ndarray  # float64 [n], ms from the first frame, in the order of decoding
-    is_key: np.ndarray  # bool [n]
-    edited: bool  # an edit list hides or rearranges frames
-
-
-def video_track(file: BinaryIO) -> Track | None:
-    """The first video track of an ISO file (MP4, MOV), `None` for other files.
-
-    Trimming a clip in a phone's gallery makes it `edited`: hidden frames are still in the file and
-    are decoded, but never shown. The short start offset of files with B-frames does not count.
+    Returns:
+        int64 `[n]` in ticks of the first video track, in decoding order, empty if nothing is
+        reordered; None for other files and where the frames are in fragments.
     """
     size = file.seek(0, io.SEEK_END)
     movie = _find(file, (0, size), b"moov")
-    if movie is None:
+    if movie is None or _find(file, movie, b"mvex") is not None:
         return None
     for name, start, end in _boxes(file, *movie):
         handler = _find(file, (start, end), b"mdia", b"hdlr") if name == b"trak" else None
         if handler is not None:
             file.seek(handler[0] + 8)
             if file.read(4) == b"vide":
-                return _track(file, movie, (start, end))
+                table = _find(file, (start, end), b"mdia", b"minf", b"stbl", b"ctts")
+                return _run_lengths(_table(file, table, ">u4,>u4", ">u4,>i4"))
     return None
-
-
-def _track(file: BinaryIO, movie: tuple[int, int], track: tuple[int, int]) -> Track:
-    def table(name: bytes, *layouts: str) -> np.ndarray:
-        return _table(file, _find(file, track, b"mdia", b"minf", b"stbl", name), *layouts)
-
-    steps = _run_lengths(table(b"stts", ">u4,>u4"))
-    delays = _run_lengths(table(b"ctts", ">u4,>u4", ">u4,>i4"))
-    fragments = _find(file, movie, b"mvex") is not None
-    if fragments or not len(steps) or len(delays) not in (0, len(steps)):
-        return Track(np.zeros(0), np.zeros(0, bool), edited=False)
-    first_delay = int(delays[0]) if len(delays) else 0
-    length = int(steps.sum())
-    shown = np.cumsum(steps) - steps + (delays if len(delays) else 0)
-    keys = _find(file, track, b"mdia", b"minf", b"stbl", b"stss")
-    is_key = np.full(len(shown), keys is None)
-    numbers = _table(file, keys, ">u4")["f0"].astype(np.int64)
-    is_key[numbers[(numbers > 0) & (numbers <= len(shown))] - 1] = True
-    ticks = _timescale(file, _find(file, track, b"mdia", b"mdhd")) or 1
-
-    edits = _table(file, _find(file, track, b"edts", b"elst"), ">u4,>i4,>u4", ">u8,>i8,>u4")
-    edits = edits[edits["f1"] >= 0]  # the others delay the start
-    edited = len(edits) > 1
-    if len(edits) == 1:
-        shown_length, start = int(edits["f0"][0]), int(edits["f1"][0])
-        movie_ticks = _timescale(file, _find(file, movie, b"mvhd"))
-        # Length 0 means "to the end"; a tick of the movie's clock is lost to rounding.
-        missing = (first_delay + length - start) * movie_ticks - (shown_length + 1.5) * ticks
-        edited = start > first_delay or (shown_length > 0 and missing > 0)
-    return Track((shown - shown.min()) / ticks * 1000, is_key, edited)
 
 
 def _run_lengths(table: np.ndarray) -> np.ndarray:
@@ -110,16 +74,6 @@ def _table(file: BinaryIO, box: tuple[int, int] | None, *layouts: str) -> np.nda
     layout = np.dtype([(f"f{i}", kind) for i, kind in enumerate(kinds)])
     count = min(count, max(0, len(data) - 8) // layout.itemsize)
     return np.frombuffer(data[8 : 8 + count * layout.itemsize], layout)
-
-
-def _timescale(file: BinaryIO, box: tuple[int, int] | None) -> int:
-    """Ticks per second of an `mvhd` or `mdhd` box."""
-    if box is None:
-        return 0
-    file.seek(box[0])
-    data = file.read(24)
-    at = 20 if data[:1] == b"\x01" else 12
-    return int.from_bytes(data[at : at + 4], "big")
 
 
 def _find(file: BinaryIO, span: tuple[int, int], *names: bytes) -> tuple[int, int] | None:
