@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tpo_jax.data.records import PairRecord, Provenance
-from tpo_jax.data.shards import index_entry, open_shards, shard_names, write_metadata, write_shard
+from tpo_jax.data.shards import open_shards, shard_names, write_metadata, write_shard
 from tpo_jax.errors import InputError
 
 
@@ -42,7 +42,7 @@ def pristine(tmp_path_factory):
         for name, half in zip(shard_names(2), halves, strict=True)
     ]
     manifest = {"frames": "clip", "sampling": {"rule": "uniform", "num_frames": 2}}
-    write_metadata(directory, map(index_entry, RECORDS), manifest | {"shards": shards})
+    write_metadata(directory, map(PairRecord.to_json, RECORDS), manifest | {"shards": shards})
     return directory
 
 

@@ -45,7 +45,7 @@ class _Writer(ExampleWriter):
             # TFDS leaves the order of an example's fields to chance, `write_shard` does not.
             for _, data in examples:
                 record = PairRecord.from_bytes(data)
-                index.append(shards.index_entry(record))
+                index.append(record.to_json())
                 yield record
 
         target = place(os.fspath(path))

@@ -10,7 +10,7 @@ from typing import Any
 
 from tpo_jax.data.formats import read_records
 from tpo_jax.data.prompts import check_placeholders, check_text, is_unicode, strip_placeholder
-from tpo_jax.data.records import KINDS, Provenance
+from tpo_jax.data.records import KINDS, PairTexts, Provenance, Span
 from tpo_jax.errors import InputError
 
 REQUIRED = ("video", "prompt", "chosen", "rejected")
@@ -19,7 +19,7 @@ STILLS = ("image", "images")
 
 
 @dataclass(frozen=True)
-class Pair:
+class Pair(PairTexts):
     """One line of a list. `video` is a path inside the video folder, times are in seconds.
 
     A pair on images, or on text alone, has no video. One of kind `video` has `rejected_video`, the
@@ -27,14 +27,8 @@ class Pair:
     """
 
     where: str  # file and line or record, for messages
-    id: str
     video: str
-    video_id: str
-    kind: str
-    question: str
-    chosen: str
-    rejected: str
-    segment: tuple[float, float] | None = None
+    segment: Span | None = None
     provenance: Provenance = Provenance()
     images: tuple[str, ...] = ()  # paths inside the video folder
     rejected_video: str = ""  # a path inside the video folder, too

@@ -287,7 +287,7 @@ def _write_shard(path: Path, root: Place, settings: Settings, items: Sequence[It
 
     def noted() -> Iterator[PairRecord]:
         for record in _records(root, settings, items):
-            index.append(shards.index_entry(record))
+            index.append(record.to_json())
             yield record
 
     note = {"made_of": made_of, "shard": shards.write_shard(path, noted()), "index": index}
@@ -305,12 +305,7 @@ def _records(root: Place, settings: Settings, items: Sequence[Item]) -> Iterator
         if read[0] != pair.videos:
             read = pair.videos, tuple(f for source in sources for f in _payload(source, settings))
         yield PairRecord(
-            id=pair.id,
-            video_id=pair.video_id,
-            kind=pair.kind,
-            question=pair.question,
-            chosen=pair.chosen,
-            rejected=pair.rejected,
+            **pair.texts(),
             frame_encoding=settings.frames,
             frames=read[1],
             timestamps=tuple(check["timestamps"]),

@@ -8,12 +8,14 @@ alike. TFDS does this without TensorFlow.
 import dataclasses
 import functools
 import threading
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 KINDS = ("localized", "comprehensive", "other", "video")
 FRAME_ENCODINGS = ("clip", "png", "jpeg")
+Span = tuple[float, float]  # start and end in seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,28 @@ class Provenance:
 
 
 @dataclasses.dataclass(frozen=True)
-class PairRecord:
+class PairTexts:
+    """What a pair is called, asks and answers, in a list of pairs as in a record."""
+
+    id: str
+    video_id: str
+    kind: str  # one of `KINDS`
+    question: str
+    chosen: str
+    rejected: str
+
+    @property
+    def answers(self) -> tuple[str, str]:
+        """Both answers, in the order of the axis `A` of a batch: chosen, rejected."""
+        return self.chosen, self.rejected
+
+    def texts(self) -> dict[str, str]:
+        """Return the fields of this class, for the constructor of another one."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(PairTexts)}
+
+
+@dataclasses.dataclass(frozen=True)
+class PairRecord(PairTexts):
     """One preference pair. Times are in seconds from the start of the video.
 
     `frames` holds the encoded clip (one item, the bytes of the video file) or the sampled frames,
@@ -38,39 +61,28 @@ class PairRecord:
     those of the first in `frames`. Its two sides share no prefix, so the train step refuses it.
     """
 
-    id: str
-    video_id: str
-    kind: str
-    question: str
-    chosen: str
-    rejected: str
     frame_encoding: str
     frames: tuple[bytes, ...]
     timestamps: tuple[float, ...]
     duration: float
     fps: float
-    segment: tuple[float, float] | None = None
+    segment: Span | None = None
     provenance: Provenance = Provenance()
     rejected_video_id: str = ""
 
     def to_bytes(self) -> bytes:
-        """A `tf.train.Example` of `features()`; equal records are equal bytes."""
+        """Return a `tf.train.Example` of `features()`; equal records are equal bytes."""
         message = _serializer().get_tf_example(features().encode_example(self.to_example()))
-        # TFDS' own `serialize_example` leaves the order of the fields to chance.
+        # TFDS' own `serialize_example` writes the fields in any order.
         return message.SerializeToString(deterministic=True)
 
     def to_example(self) -> dict[str, Any]:
-        """What `features()` encodes."""
-        # Not `dataclasses.asdict`, which would copy the clip.
-        example = {**vars(self), "provenance": vars(self.provenance)}
-        example["frames"] = list(self.frames)
-        example["timestamps"] = np.asarray(self.timestamps, np.float64)
-        example["segment"] = np.asarray(self.segment or (), np.float64)
-        return example
+        """Return what `features()` encodes."""
+        return {name: form.to_example(getattr(self, name)) for name, form in _forms().items()}
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "PairRecord":
-        """The inverse of `to_bytes`; `ValueError` when the bytes are no such record."""
+        """Return the record in `to_bytes`' result; `ValueError` if the bytes are no record."""
         known = features()
         from google.protobuf.message import DecodeError
 
@@ -78,52 +90,114 @@ class PairRecord:
             example = known.deserialize_example_np(data)
         except (DecodeError, KeyError, ValueError) as error:
             raise ValueError(f"not a pair record: {error}") from error
-        texts = {k: v.decode() for k, v in example.items() if isinstance(v, bytes)}
-        segment = example["segment"].tolist()
-        return cls(
-            **texts,
-            frames=tuple(example["frames"]),
-            timestamps=tuple(example["timestamps"].tolist()),
-            duration=float(example["duration"]),
-            fps=float(example["fps"]),
-            segment=(segment[0], segment[1]) if segment else None,
-            provenance=Provenance(**{k: v.decode() for k, v in example["provenance"].items()}),
-        )
+        return cls(**{name: form.from_example(example[name]) for name, form in _forms().items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the frames, as JSON can hold it: a line of `index.jsonl`."""
+        return {**vars(self), "frames": (), "provenance": vars(self.provenance)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "PairRecord":
+        """Return the record of a line of `index.jsonl`, without frames.
+
+        Raises:
+            TypeError, KeyError: A field is missing, unknown, or of another type.
+        """
+        read = {
+            name: form.from_json(values[name]) for name, form in _forms().items() if name in values
+        }
+        return cls(**{**values, **read, "frames": ()})
+
+
+class _Form(NamedTuple):
+    """How the fields of one type are stored."""
+
+    feature: Callable[[Any], Any]  # of the module `tensorflow_datasets`
+    to_example: Callable[[Any], Any]
+    from_example: Callable[[Any], Any]
+    from_json: Callable[[Any], Any]
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _text(tfds: Any) -> Any:
+    return tfds.features.Text()
+
+
+def _numbers(*shape: None) -> Callable[[Any], Any]:
+    # As bytes, float64 stays exact.
+    return lambda tfds: tfds.features.Tensor(shape=shape, dtype=np.float64, encoding="bytes")
+
+
+def _array(values: Any) -> np.ndarray:
+    return np.asarray(values or (), np.float64)
+
+
+def _checked(*types: type) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if not isinstance(value, types) or isinstance(value, bool):
+            raise TypeError(f"{value!r} is not {' or '.join(kind.__name__ for kind in types)}")
+        return value
+
+    return check
+
+
+_number = _checked(int, float)
+
+
+def _times(values: Any) -> tuple[float, ...]:
+    return tuple(map(_number, _checked(list)(values)))
+
+
+_FORMS: dict[Any, _Form] = {
+    str: _Form(_text, _same, bytes.decode, _checked(str)),
+    float: _Form(_numbers(), _same, float, _number),
+    tuple[float, ...]: _Form(_numbers(None), _array, lambda x: tuple(x.tolist()), _times),
+    Span | None: _Form(
+        _numbers(None), _array, lambda x: tuple(x.tolist()) or None, lambda v: v and _times(v)
+    ),
+    tuple[bytes, ...]: _Form(
+        lambda tfds: tfds.features.Sequence(tfds.features.Tensor(shape=(), dtype=np.object_)),
+        list,
+        tuple,
+        tuple,
+    ),
+    Provenance: _Form(
+        lambda tfds: {field.name: _text(tfds) for field in dataclasses.fields(Provenance)},
+        vars,
+        lambda x: Provenance(**{name: text.decode() for name, text in x.items()}),
+        lambda v: Provenance(**{name: _checked(str)(v[name]) for name in _checked(dict)(v)}),
+    ),
+}
+
+
+@functools.cache
+def _forms() -> dict[str, _Form]:
+    """Return how each field of a record is stored, by the type of the dataclass."""
+    return {field.name: _FORMS[field.type] for field in dataclasses.fields(PairRecord)}
 
 
 # TFDS imports its parts on first use; two threads doing so may wait for each other for ever.
 _IMPORTING = threading.Lock()
 
 
-def features():
-    """The `tfds.features.FeaturesDict` of a pair record; float64 is kept exact, as bytes."""
+def features() -> Any:
+    """Return the `tfds.features.FeaturesDict` of a pair record."""
     with _IMPORTING:
         return _features()
 
 
 @functools.cache
-def _features():
+def _features() -> Any:
     import tensorflow_datasets as tfds  # half a second: only where records are read or written
 
-    text = tfds.features.Text()
-    scalar = tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes")
-    vector = tfds.features.Tensor(shape=(None,), dtype=np.float64, encoding="bytes")
-    names = ("id", "video_id", "rejected_video_id", "kind", "question", "chosen", "rejected")
-    return tfds.features.FeaturesDict(
-        {
-            **dict.fromkeys((*names, "frame_encoding"), text),
-            "frames": tfds.features.Sequence(tfds.features.Tensor(shape=(), dtype=np.object_)),
-            "timestamps": vector,
-            "duration": scalar,
-            "fps": scalar,
-            "segment": vector,
-            "provenance": {f.name: text for f in dataclasses.fields(Provenance)},
-        }
-    )
+    return tfds.features.FeaturesDict({name: form.feature(tfds) for name, form in _forms().items()})
 
 
 @functools.cache
-def _serializer():
+def _serializer() -> Any:
     info = features().get_serialized_info()
     from tensorflow_datasets.core import example_serializer
 

@@ -17,7 +17,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from tpo_jax.data.records import PairRecord, Provenance, features
+from tpo_jax.data.records import PairRecord, features
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import replacing_file, write_json, write_lines
 from tpo_jax.io.paths import Place
@@ -29,14 +29,6 @@ MANIFEST, INDEX = "manifest.json", "index.jsonl"
 _FIELDS: dict[str, Any] = {"format": int, "frames": str, "sampling": dict, "shards": list}
 _SAMPLING_FIELDS: dict[str, Any] = {"rule": str, "num_frames": int}
 _SHARD_FIELDS: dict[str, Any] = {"name": str, "pairs": int, "bytes": int, "sha256": str}
-_PAIR_FIELDS: dict[str, Any] = {
-    **dict.fromkeys(("id", "video_id", "kind", "question", "chosen", "rejected"), str),
-    **dict.fromkeys(("duration", "fps"), int | float),
-    "frame_encoding": str,
-    "timestamps": list,
-    "segment": list | None,
-    "provenance": dict,
-}
 
 
 def shard_names(count: int) -> list[str]:
@@ -66,17 +58,12 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def index_entry(record: PairRecord) -> dict[str, Any]:
-    """The line of `index.jsonl`: everything but the frames."""
-    return {**vars(record), "frames": (), "provenance": vars(record.provenance)}
-
-
 def write_metadata(directory: Path, index: Iterable[dict], manifest: dict[str, Any]) -> None:
     """Writes what stands beside finished shards; the manifest comes last.
 
     Args:
         directory: where `manifest["shards"]` lie.
-        index: one `index_entry` for every pair, in the order of the shards.
+        index: `PairRecord.to_json` of every pair, in the order of the shards.
         manifest: what `open_shards` and people want to know.
     """
     write_lines(directory / INDEX, index)
@@ -175,7 +162,7 @@ def open_shards(directory: str | Path, *, verify: bool = False) -> Shards:
     path = directory / INDEX
     try:
         with path.open(encoding="utf-8") as file:
-            index = tuple(_entry(line) for line in file)
+            index = tuple(PairRecord.from_json(json.loads(line)) for line in file)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read: {error!r}; run prepare again") from error
     if len(index) != (total := sum(count for _, count, _ in shards)):
@@ -213,21 +200,3 @@ def _check_fields(value: Any, kinds: Mapping[str, Any]) -> None:
     for name, kind in kinds.items():
         if not isinstance(found := value[name], kind) or isinstance(found, bool):
             raise TypeError(f"{name} is {found!r}")
-
-
-def _entry(line: str) -> PairRecord:
-    values = json.loads(line)
-    _check_fields(values, _PAIR_FIELDS)
-    _check_fields(values["provenance"], dict.fromkeys(values["provenance"], str))
-    segment = values["segment"]
-    for time in (*values["timestamps"], *(segment or ())):
-        _check_fields({"time": time}, {"time": int | float})
-    return PairRecord(
-        **{
-            **values,
-            "frames": (),
-            "timestamps": tuple(values["timestamps"]),
-            "segment": tuple(segment) if segment else None,
-            "provenance": Provenance(**values["provenance"]),
-        }
-    )
