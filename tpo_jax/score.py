@@ -96,7 +96,7 @@ def read_row(
     Raises:
         InputError: the video, an image or the texts; the message begins with the place of the pair.
     """
-    root, answers = Path(videos), (pair.chosen, pair.rejected)
+    root, answers = Path(videos), pair.answers
     try:
         if not pair.video:
             pictures = processor.pictures([root / image for image in pair.images])

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.video import clips
-from tpo_jax.video.decode import Video, VideoError, decode, opened, probe
+from tpo_jax.video.decode import VideoError, decode, opened, probe
+from tpo_jax.video.reader import Reader
 
 # decord loses frames of transport streams and edited files, refuses files that do not tell their
 # length, and takes other chroma filters where the height is odd or a sample has ten bits.
@@ -103,8 +104,8 @@ def test_any_frames_of_any_stream(tmp_path_factory, num_frames, gop, b_frames, s
 def test_one_jump_lands_without_decoding_what_lies_before(clip, monkeypatch):
     """Of 200 frames in groups of 100, the last is reached through its own group only."""
     decoded = []
-    grab = Video._grab
-    monkeypatch.setattr(Video, "_grab", lambda video: decoded.append(1) or grab(video))
+    grab = Reader.grab
+    monkeypatch.setattr(Reader, "grab", lambda reader: decoded.append(1) or grab(reader))
     decode(clip("long_group.mp4"), [199])
     assert len(decoded) < 105
 

@@ -235,7 +235,7 @@ class Pipeline:
     ) -> Row:
         return self.processor.answers(
             [pair.question for pair in pairs],
-            [(pair.chosen, pair.rejected)[: self.config.answers] for pair in pairs],
+            [pair.answers[: self.config.answers] for pair in pairs],
             clip,
             cut="answer" if self.config.pairs_per_row == 1 else "video",
             max_prefix=max_prefix,
