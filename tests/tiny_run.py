@@ -41,7 +41,7 @@ def make_world(root: Path) -> None:
         root / "videos",
         root / "shards",
         preparation.Settings(num_frames=FRAMES),
-        num_shards=2,
+        preparation.Work(num_shards=2),
     )
 
 

@@ -79,12 +79,9 @@ def main() -> None:
             _VIDEOS.value,
             _OUTPUT.value,
             preparation.Settings(_SAMPLING.value, _NUM_FRAMES.value, _FRAMES.value),
-            num_shards=_NUM_SHARDS.value,
-            workers=_WORKERS.value,
-            strict=_STRICT.value,
+            preparation.Work(_NUM_SHARDS.value, _WORKERS.value, _STRICT.value, _BEAM.value),
             columns=columns,
-            struck=_STRUCK.value,
-            beam=_BEAM.value,
+            excluded=_STRUCK.value,
         )
     kinds = ", ".join(f"{count} {kind}" for kind, count in manifest["kinds"].items())
     if count := manifest["kinds"].get("video"):

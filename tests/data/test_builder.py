@@ -11,7 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.data.test_preparation import SETTINGS, contents, render, world  # noqa: F401
 from tpo_jax.data.builder import PairBuilder
-from tpo_jax.data.preparation import prepare
+from tpo_jax.data.preparation import Work, prepare
 from tpo_jax.data.records import PairRecord
 from tpo_jax.data.shards import open_shards
 from tpo_jax.errors import InputError
@@ -32,13 +32,13 @@ def test_beam_writes_what_one_process_writes(beam, world, tmp_path, capsys):  # 
     records += [records[0] | {"video": "broken.mp4"}]
     records += [records[0] | {"rejected_video": "1.mp4", "rejected": records[0]["chosen"]}]
     pairs.write_text(json.dumps(records))
-    one = prepare(pairs, folder, tmp_path / "one", SETTINGS, num_shards=3)
-    many = prepare(pairs, folder, tmp_path / "many", SETTINGS, num_shards=3, beam="")
+    one = prepare(pairs, folder, tmp_path / "one", SETTINGS, Work(num_shards=3))
+    many = prepare(pairs, folder, tmp_path / "many", SETTINGS, Work(num_shards=3, beam=""))
     assert many == one and one["rejected"] == 1 and len(one["shards"]) == 3
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
     assert not list(tmp_path.glob("*.partial")) and not capsys.readouterr().out
     # What is finished is left alone, by either way.
-    again = prepare(pairs, folder, tmp_path / "one", SETTINGS, num_shards=3, beam="")
+    again = prepare(pairs, folder, tmp_path / "one", SETTINGS, Work(num_shards=3, beam=""))
     assert again["inputs"] == one["inputs"]
 
 
@@ -63,10 +63,10 @@ def test_videos_and_workers_in_a_bucket(beam, world, tmp_path, monkeypatch):  # 
     pairs, folder = world
     for path in folder.iterdir():
         (epath.Path("gs://bucket/videos") / path.name).write_bytes(path.read_bytes())
-    one = prepare(pairs, folder, tmp_path / "one", SETTINGS, num_shards=2)
+    one = prepare(pairs, folder, tmp_path / "one", SETTINGS, Work(num_shards=2))
     options = "--temp_location=gs://bucket/temporary"
     many = prepare(
-        pairs, "gs://bucket/videos", tmp_path / "many", SETTINGS, num_shards=2, beam=options
+        pairs, "gs://bucket/videos", tmp_path / "many", SETTINGS, Work(num_shards=2, beam=options)
     )
     assert many["shards"] == one["shards"] and many["inputs"] != one["inputs"]
     for shard in one["shards"]:
@@ -78,9 +78,9 @@ def test_videos_and_workers_in_a_bucket(beam, world, tmp_path, monkeypatch):  # 
 
 def test_a_failed_pipeline_is_one_line(beam, world, tmp_path, monkeypatch):  # noqa: F811
     with pytest.raises(InputError, match="--beam='DirectRunner': 'DirectRunner' is no option"):
-        prepare(*world, tmp_path / "out", SETTINGS, beam="DirectRunner")
+        prepare(*world, tmp_path / "out", SETTINGS, Work(beam="DirectRunner"))
     with pytest.raises(InputError, match="--beam: the pipeline failed: .*Nonsense") as error:
-        prepare(*world, tmp_path / "out", SETTINGS, beam="--runner=Nonsense")
+        prepare(*world, tmp_path / "out", SETTINGS, Work(beam="--runner=Nonsense"))
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
@@ -92,7 +92,7 @@ def test_a_bucket_that_nothing_can_read(world, tmp_path):  # noqa: F811
 def test_without_beam_the_error_says_what_to_install(world, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setitem(__import__("sys").modules, "apache_beam", None)
     with pytest.raises(InputError, match=r"--beam needs pip install 'tpo_jax\[beam\]'"):
-        prepare(*world, tmp_path / "out", SETTINGS, beam="")
+        prepare(*world, tmp_path / "out", SETTINGS, Work(beam=""))
     assert not list(tmp_path.glob("out*"))
 
 

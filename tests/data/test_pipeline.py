@@ -56,7 +56,9 @@ def world(tmp_path_factory):
     (root / "pairs.json").write_text(json.dumps(records))
     for encoding in ("clip", "png"):
         settings = preparation.Settings("uniform", FRAMES, encoding)
-        preparation.prepare(root / "pairs.json", root, root / encoding, settings, num_shards=2)
+        preparation.prepare(
+            root / "pairs.json", root, root / encoding, settings, preparation.Work(num_shards=2)
+        )
     return root
 
 

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from tpo_jax.data import preparation, shards
+from tpo_jax.data import checks, shards
 from tpo_jax.data.order import select
-from tpo_jax.data.preparation import Settings, prepare
+from tpo_jax.data.preparation import Settings, Work, prepare
 from tpo_jax.errors import InputError
 from tpo_jax.video.sampling import read_frames
 
@@ -94,10 +94,10 @@ def test_bad_videos_are_rejected_and_no_neighbour_takes_their_place(world, tmp_p
     opened = shards.open_shards(tmp_path / "out")
     assert [r.question for r in opened] == [f"Who {i}?" for i in range(6)]
     with pytest.raises(InputError, match=r"pairs.json, record 9: chosen is empty"):
-        prepare(path, folder, tmp_path / "strict", SETTINGS, strict=True)
+        prepare(path, folder, tmp_path / "strict", SETTINGS, Work(strict=True))
     path.write_text(json.dumps(records[:3]))
     with pytest.raises(InputError, match=r"pairs.json, record [23]: (cut|empty).mp4: "):
-        prepare(path, folder, tmp_path / "strict", SETTINGS, strict=True)
+        prepare(path, folder, tmp_path / "strict", SETTINGS, Work(strict=True))
     path.write_text(json.dumps(records[1:3]))
     with pytest.raises(InputError, match=r"none of the 2 pairs can be used"):
         prepare(path, folder, tmp_path / "strict", SETTINGS)
@@ -105,8 +105,8 @@ def test_bad_videos_are_rejected_and_no_neighbour_takes_their_place(world, tmp_p
 
 
 def test_workers_change_nothing(world, tmp_path):
-    prepare(*world, tmp_path / "one", SETTINGS, num_shards=3)
-    prepare(*world, tmp_path / "two", SETTINGS, num_shards=3, workers=2)
+    prepare(*world, tmp_path / "one", SETTINGS, Work(num_shards=3))
+    prepare(*world, tmp_path / "two", SETTINGS, Work(num_shards=3, workers=2))
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
@@ -115,7 +115,7 @@ class Interrupt(BaseException):
 
 
 def test_an_interrupted_run_is_continued(world, tmp_path, monkeypatch):
-    prepare(*world, tmp_path / "whole", SETTINGS, num_shards=3)
+    prepare(*world, tmp_path / "whole", SETTINGS, Work(num_shards=3))
     real = shards.write_shard
     written = []
 
@@ -127,17 +127,17 @@ def test_an_interrupted_run_is_continued(world, tmp_path, monkeypatch):
 
     monkeypatch.setattr(shards, "write_shard", failing)
     with pytest.raises(Interrupt):
-        prepare(*world, tmp_path / "out", SETTINGS, num_shards=3)
+        prepare(*world, tmp_path / "out", SETTINGS, Work(num_shards=3))
     assert not (tmp_path / "out").exists()
     checked = []
-    check = preparation._check_video
+    check = checks.check_video
     monkeypatch.setattr(
-        preparation, "_check_video", lambda *args: (checked.append(args[0]), check(*args))[1]
+        checks, "check_video", lambda *args: (checked.append(args[0]), check(*args))[1]
     )
     written.clear()
     # A video that changed meanwhile is checked again, and only its shard is written again.
     os.utime(world[1] / "0.mp4", (1, 1))
-    prepare(*world, tmp_path / "out", SETTINGS, num_shards=3)
+    prepare(*world, tmp_path / "out", SETTINGS, Work(num_shards=3))
     names = shards.shard_names(3)
     assert checked == ["0.mp4"] and written == [names[0], names[2]]
     whole, again = contents(tmp_path / "whole"), contents(tmp_path / "out")

@@ -99,7 +99,9 @@ def make_cache(cache: Path) -> None:
     for encoding in FRAME_ENCODINGS:
         settings = preparation.Settings(num_frames=2, frames=encoding)
         output = cache / f"shards_{encoding}"
-        preparation.prepare(cache / "pairs.json", small, output, settings, num_shards=2)
+        preparation.prepare(
+            cache / "pairs.json", small, output, settings, preparation.Work(num_shards=2)
+        )
     paths = [small / name for name in _SMALL[:3]]
     make_folders(cache, paths, [probe(path).duration for path in paths])
     _make_checkpoint(cache / "checkpoint", cache / "tokenizer")

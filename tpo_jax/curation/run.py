@@ -133,6 +133,6 @@ def _write_shards(config: Config, workdir: Path) -> None:
         Path(config.videos.folder),
         workdir / "shards",
         preparation.Settings(num_frames=config.shards.num_frames, frames=config.shards.frames),
-        workers=config.shards.workers,
-        struck=excluded if excluded.exists() else None,
+        preparation.Work(workers=config.shards.workers),
+        excluded=excluded if excluded.exists() else None,
     )

@@ -143,8 +143,7 @@ def prepare(workdir: Path, pairs: str, videos: str, num_frames: int, rule: str =
         workdir / videos,
         workdir / f"{pairs}_shards",
         preparation.Settings(rule, num_frames),
-        num_shards=4,
-        workers=os.cpu_count() or 1,
+        preparation.Work(num_shards=4, workers=os.cpu_count() or 1),
     )
 
 

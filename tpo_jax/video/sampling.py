@@ -13,6 +13,7 @@ is shown. The two agree for a constant frame rate.
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -43,7 +44,7 @@ RULES: dict[str, Callable[[int, float, int], np.ndarray]] = {
 
 
 def sample(rule: str, available: int, fps: float, num_frames: int) -> np.ndarray:
-    """Which of `available` frames to take: int64 `[n]`, ascending, `n <= num_frames`.
+    """Return which of `available` frames to take: int64 `[n]`, ascending, `n <= num_frames`.
 
     `fps` is the video's average rate. Raises `ValueError` for an unknown rule and for
     `num_frames` or `available` below one.
@@ -60,7 +61,7 @@ def sample(rule: str, available: int, fps: float, num_frames: int) -> np.ndarray
 def within(
     timestamps: np.ndarray, segment: Span | None = None, exclude: Span | None = None
 ) -> np.ndarray:
-    """Indices, int64, of the timestamps (seconds) inside of `segment` and outside of `exclude`."""
+    """Return the indices, int64, of timestamps (seconds) inside `segment` and outside `exclude`."""
     kept = np.ones(len(timestamps), bool)
     if segment is not None:
         kept &= _inside(timestamps, segment)
@@ -76,6 +77,15 @@ def _inside(timestamps: np.ndarray, span: Span) -> np.ndarray:
     return (timestamps >= start) & (timestamps < end)
 
 
+class Sample(NamedTuple):
+    """Frames of a video, decoded."""
+
+    frames: np.ndarray  # uint8 [n, height, width, 3]
+    timestamps: np.ndarray  # float64 [n], seconds from the first frame of the video
+    duration: float  # of the whole video, seconds
+    fps: float  # average rate of the whole video
+
+
 def read_frames(
     source: Source,
     rule: str,
@@ -83,14 +93,25 @@ def read_frames(
     segment: Span | None = None,
     exclude: Span | None = None,
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Samples and decodes a video file, the bytes of one, or a directory of images by name.
+    """Return frames, timestamps and duration of `sample_frames`."""
+    return sample_frames(source, rule, num_frames, segment, exclude)[:3]
+
+
+def sample_frames(
+    source: Source,
+    rule: str,
+    num_frames: int,
+    segment: Span | None = None,
+    exclude: Span | None = None,
+) -> Sample:
+    """Sample and decode a video file, the bytes of one, or a directory of images in order of name.
 
     With `segment` the rule sees only the frames shown in that span, with `exclude` only the others:
     the two sides of a localized pair.
 
-    Returns frames uint8 `[n, height, width, 3]`, timestamps float64 `[n]` in seconds from the first
-    frame of the video, and the duration of the whole video in seconds. Raises `VideoError`, and
-    `ValueError` for wrong arguments.
+    Raises:
+        VideoError: The video cannot be read, or the spans leave no frame.
+        ValueError: An argument is wrong.
     """
 
     def choose(timestamps: np.ndarray, fps: float) -> np.ndarray:
@@ -103,10 +124,8 @@ def read_frames(
     return select_frames(source, choose)
 
 
-def select_frames(
-    source: Source, choose: Callable[[np.ndarray, float], np.ndarray]
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """As `read_frames`; `choose(timestamps of all frames, frames per second)` gives the indices."""
+def select_frames(source: Source, choose: Callable[[np.ndarray, float], np.ndarray]) -> Sample:
+    """Decode the frames at the indices `choose(timestamps of all frames, frames per second)`."""
     if not isinstance(source, bytes) and Path(source).is_dir():
         files = sorted(p for p in Path(source).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         timestamps = np.arange(len(files)) / DIRECTORY_FPS
@@ -114,14 +133,15 @@ def select_frames(
             reason = f"no image ({', '.join(IMAGE_SUFFIXES)}) in this directory"
             raise VideoError(_name(source), reason)
         indices = choose(timestamps, DIRECTORY_FPS)
-        return _read_images(files, indices), timestamps[indices], len(files) / DIRECTORY_FPS
+        frames, duration = _read_images(files, indices), len(files) / DIRECTORY_FPS
+        return Sample(frames, timestamps[indices], duration, DIRECTORY_FPS)
 
     def chosen(video: Video) -> np.ndarray:
         return choose(video.timestamps, video.info.fps)
 
     with opened(source) as video:
         indices, frames = video.select(chosen)
-        return frames, video.timestamps[indices], video.info.duration
+        return Sample(frames, video.timestamps[indices], video.info.duration, video.info.fps)
 
 
 def _name(source: Source) -> str:
