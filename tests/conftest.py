@@ -13,7 +13,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tiny programs spend their time in the compiler: unoptimised code makes tests three times as fast.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
-# OpenCV reads it once, and a test may open a video without going through `data.video`.
+# OpenCV reads it once; it writes the rendered videos and answers for lmms-eval.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 import hypothesis

@@ -5,7 +5,7 @@ import pytest
 from tests.fuzz import mutate
 from tests.fuzz.__main__ import fuzz
 from tests.fuzz.kinds import KINDS, make_cache
-from tests.fuzz.sandbox import Door
+from tests.fuzz.sandbox import Command
 
 
 @pytest.fixture(scope="module")
@@ -17,15 +17,15 @@ def cache(tmp_path_factory):
 
 @pytest.mark.parametrize("module", sorted({kind.module for kind in KINDS.values()}))
 def test_a_bad_input_is_one_line_of_error_and_nothing_else_is_touched(module, cache, tmp_path):
-    with Door(module) as door:
+    with Command(module) as command:
         for name, kind in KINDS.items():
             if kind.module == module:
-                check(name, kind, cache, tmp_path, door)
+                check(name, kind, cache, tmp_path, command)
 
 
-def check(name, kind, cache, keep, door):
+def check(name, kind, cache, keep, command):
     """A handful of inputs of a kind."""
-    tally = fuzz(name, max(8, kind.share // 10), 20, cache, keep, door)
+    tally = fuzz(name, max(8, kind.share // 10), 20, cache, keep, command)
     assert tally.found == []
     assert tally.accepted + tally.refused == tally.inputs // kind.inputs
     # Some are really bad; of eight clips one is always good enough.
@@ -33,8 +33,8 @@ def check(name, kind, cache, keep, door):
 
 
 def test_archives_that_nobody_changed_are_unpacked(cache, tmp_path, monkeypatch):
-    """Else their fuzzing would end at the door."""
+    """Else their fuzzing would end at the command."""
     monkeypatch.setattr(mutate, "data", lambda rng, original, other=b"": original)
-    with Door("tpo_jax.prepare") as door:
-        tally = fuzz("archives", 12, 0, cache, tmp_path, door)
+    with Command("tpo_jax.prepare") as command:
+        tally = fuzz("archives", 12, 0, cache, tmp_path, command)
     assert tally.found == [] and tally.accepted >= 8  # one of six archives is hostile

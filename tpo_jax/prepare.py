@@ -1,9 +1,9 @@
-"""Preference pairs and their videos become shards that training reads.
+"""Prepare preference pairs and their videos as shards that training reads.
 
     python -m tpo_jax.prepare --pairs=pairs.jsonl --videos=videos --output=shards [--num_frames=32]
 
 Standard output says what the shards hold. Pairs that cannot be used are listed with the reason in
-`rejected.jsonl` beside the shards. An interrupted run is continued by running it again.
+`rejected.jsonl` beside the shards. Run it again to resume an interrupted run.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from tpo_jax.data import archives, preparation
-from tpo_jax.data.formats import parse_columns
+from tpo_jax.data.columns import parse_columns
 from tpo_jax.data.records import FRAME_ENCODINGS
 from tpo_jax.errors import InputError, run_command
 from tpo_jax.io.paths import define_path, define_place, fetched, in_bucket
@@ -32,7 +32,7 @@ _VIDEOS = define_place(
 _COLUMN = flags.DEFINE_multi_string(
     "column", [], "role=name: which column of the list plays a role, as video=clip; repeatable."
 )
-_STRUCK = define_path("struck", None, "File of the ids of pairs to leave out, by line.")
+_STRUCK = define_path("struck", None, "File of the ids of pairs to exclude, one a line.")
 _ARCHIVE = define_path(
     "archive",
     None,
@@ -66,7 +66,7 @@ _STRICT = flags.DEFINE_bool("strict", False, "Stop at the first pair that cannot
 
 
 def main() -> None:
-    """Prepares the shards and prints what they hold."""
+    """Prepare the shards and print what they hold."""
     columns = parse_columns(_COLUMN.value)
     if _ARCHIVE.value and in_bucket(_VIDEOS.value):
         raise InputError("--archive unpacks onto this machine; name a folder of it as --videos")

@@ -87,7 +87,7 @@ DEVICE.type = tarfile.CHRTYPE
         (tar([("a\\..\\x", b"1")]), "leaves the folder"),
         (tar([(link("l", "/"), b""), ("l/x", b"1")]), "'l' is a link"),
         (tar([("a", b"1"), (link("l", "a", tarfile.LNKTYPE), b"")]), "'l' is a link"),
-        (tar([(DEVICE, b"")]), "'d' is no plain file"),
+        (tar([(DEVICE, b"")]), "'d' is not a plain file"),
         (tar([("a", b"1"), ("a", b"2")]), "'a' twice"),
         (tar([("a", bytes(10**6))], "gz"), "unpacks to more than the limit"),
         (zipped([("a", bytes(10**6))]), "unpacks to more than the limit"),

@@ -10,7 +10,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tpo_jax.data.formats import adapt, parse_columns
+from tpo_jax.data.columns import parse_columns
+from tpo_jax.data.formats import adapt
 from tpo_jax.data.pairs import read_pairs
 from tpo_jax.errors import InputError
 

@@ -1,4 +1,4 @@
-"""Bad inputs by the thousand, through the doors.
+"""Bad inputs by the thousand, through the commands.
 
     python -m tests.fuzz --inputs=20000 --seed=0 --output=docs/results/fuzz.md
 
@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tests.fuzz.kinds import KINDS, make_cache
-from tests.fuzz.sandbox import SECONDS, Door, complaint
+from tests.fuzz.sandbox import SECONDS, Command, complaint
 
 
 class Tally(NamedTuple):
@@ -37,10 +37,10 @@ class Tally(NamedTuple):
 
 
 def fuzz(
-    name: str, count: int, seed: int, cache: Path, keep: Path, door: Door, progress=None
+    name: str, count: int, seed: int, cache: Path, keep: Path, command: Command, progress=None
 ) -> Tally:
-    """At least `count` inputs of a kind through its door, input `i` a pure function of (kind, seed,
-    i).
+    """Try at least `count` inputs of a kind on its command; input `i` follows from kind, seed and
+    `i` alone.
     """
     kind, found = KINDS[name], []
     codes: collections.Counter = collections.Counter()
@@ -51,7 +51,7 @@ def fuzz(
             rng = np.random.default_rng([seed, list(KINDS).index(name), i])
             folder = Path(scratch).resolve() / str(i)
             folder.mkdir()
-            outcome = door.call(folder, kind.make(rng, cache, folder))
+            outcome = command.call(folder, kind.make(rng, cache, folder))
             codes[outcome.code] += 1
             slowest, largest = max(slowest, outcome.seconds), max(largest, outcome.memory_mb)
             reason = complaint(outcome)
@@ -69,7 +69,7 @@ def fuzz(
 
 
 def page(tallies: dict[str, Tally], seed: int, minutes: float, command: str) -> str:
-    """Markdown."""
+    """Return the results as Markdown."""
     lines = [
         "# Bad inputs",
         "",
@@ -78,7 +78,7 @@ def page(tallies: dict[str, Tally], seed: int, minutes: float, command: str) -> 
         "Good files of every kind, one to eight",
         "changes each: bits flipped, numbers made extreme, pieces cut, doubled, zeroed or taken "
         "from other files, JSON values replaced by wild ones.",
-        "A call is one run of a door in a process of its own; a call of `prepare` reads eight "
+        "A call is one run of a command in a process of its own; a call of `prepare` reads eight "
         "clips. Shards, subtitles, rows of benchmarks and pictures",
         "go through the readers of `train`, `evaluate` and `serve` alone "
         "(`tests/fuzz/entries.py`), without the model that these load first. Fields of configs "
@@ -106,7 +106,7 @@ def page(tallies: dict[str, Tally], seed: int, minutes: float, command: str) -> 
 
 
 def main() -> int:
-    """The command."""
+    """Run all kinds and print the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -127,8 +127,10 @@ def main() -> int:
         ):
 
             def run(name: str) -> Tally:
-                with Door(KINDS[name].module) as door:
-                    return fuzz(name, counts[name], given.seed, cache, given.keep, door, progress)
+                with Command(KINDS[name].module) as command:
+                    return fuzz(
+                        name, counts[name], given.seed, cache, given.keep, command, progress
+                    )
 
             futures = {name: pool.submit(run, name) for name in counts}
             tallies = {name: future.result() for name, future in futures.items()}

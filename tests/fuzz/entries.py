@@ -1,4 +1,4 @@
-"""What the doors do with their files before a model is needed, as doors of their own.
+"""What the commands do with their files before they need a model, as commands of their own.
 
 `train` reads shards and `evaluate run` a benchmark's folder, but both compile a model first, which
 would take seconds per input.
@@ -21,7 +21,7 @@ _BENCHMARK = flags.DEFINE_string("benchmark", None, "benchmark: its name.")
 
 
 def records() -> None:
-    """All batches of an epoch of shards, decoded."""
+    """Decode all batches of an epoch of shards."""
     pipeline = Pipeline(
         DataConfig(
             **{"batch_size": 1, "num_epochs": 1, "seed": 0, "answers": 2, "phrases": False},
@@ -39,7 +39,7 @@ def records() -> None:
 
 
 def benchmark() -> None:
-    """The questions of a benchmark, with their subtitles."""
+    """Read the questions of a benchmark, with their subtitles."""
     questions, problems = benchmarks.ask(Path(_INPUT.value), _BENCHMARK.value)
     if not questions:
         raise InputError(f"no question can be asked: {problems[0] if problems else 'no rows'}")
@@ -47,7 +47,7 @@ def benchmark() -> None:
 
 
 def picture() -> None:
-    """The views of an image."""
+    """Preprocess the views of an image."""
     print(read_pictures([_INPUT.value], families.preset("tiny_longva")).tokens)
 
 

@@ -1,4 +1,4 @@
-"""The kinds of input: what good ones look like, how a bad one is made, which door reads it."""
+"""The kinds of input: what good ones look like, how a bad one is made, which command reads it."""
 
 import dataclasses
 import io
@@ -72,8 +72,9 @@ SRT = "".join(
 class Kind:
     """A kind of input.
 
-    `make(rng, cache, folder)` puts bad inputs into `folder` and returns the door's arguments, the
-    output always below `folder/out`. `check(folder, out)` says what is wrong with a result.
+    `make(rng, cache, folder)` puts bad inputs into `folder` and returns the arguments of the
+    command, whose output is always below `folder/out`. `check(folder, out)` says what is
+    wrong with a result.
     """
 
     module: str
@@ -84,7 +85,7 @@ class Kind:
 
 
 def make_cache(cache: Path) -> None:
-    """All good inputs, below `cache`."""
+    """Make all good inputs, below `cache`."""
     (cache / "clips").mkdir(parents=True)
     for name, write in clips.VIDEOS.items():
         write(cache / "clips" / name)
@@ -157,7 +158,7 @@ def _pick(rng: np.random.Generator, items):
 
 
 def _linked(source: Path, target: Path) -> Path:
-    """A copy whose files are the same ones; what changes is written anew."""
+    """Copy a folder by links; what changes is written anew."""
     return Path(shutil.copytree(source, target, copy_function=os.link))
 
 
@@ -167,7 +168,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def videos(rng, cache, folder):
-    """Clips of every container and codec."""
+    """Make clips of every container and codec."""
     sources = sorted((cache / "clips").iterdir())
     (folder / "videos").mkdir()
     pairs = []
@@ -190,7 +191,7 @@ def videos(rng, cache, folder):
 
 
 def check_videos(folder, out):
-    """Every clip is in the shards or among the rejected, with a reason."""
+    """Check that every clip is in the shards or among the rejected, with a reason."""
     if not (folder / "out").exists():
         return ""
     manifest = json.loads((folder / "out/manifest.json").read_text())
@@ -204,7 +205,7 @@ def check_videos(folder, out):
 
 
 def lists(rng, cache, folder):
-    """Lists of pairs in every format and layout."""
+    """Make lists of pairs in every format and layout."""
     flat = [{k: v for k, v in pair.items() if isinstance(v, str)} for pair in PAIRS]
     name = _pick(rng, ("jsonl", "json", "csv", "yaml", "parquet", "mixture.yaml", "jsonl", "json"))
     path = folder / f"pairs.{name}"
@@ -244,7 +245,7 @@ def lists(rng, cache, folder):
 
 
 def records(rng, cache, folder):
-    """Shards with broken files, notes or records."""
+    """Make shards with broken files, notes or records."""
     source = cache / f"shards_{_pick(rng, FRAME_ENCODINGS)}"
     target = _linked(source, folder / "shards")
     opened = shards.open_shards(source)
@@ -285,7 +286,7 @@ def _believe(folder: Path, name: str) -> None:
 
 
 def subtitles(rng, cache, folder):
-    """SRT files of Video-MME, JSON lists of LongVideoBench."""
+    """Make SRT files of Video-MME, JSON lists of LongVideoBench."""
     name = _pick(rng, ("videomme", "datasets/longvideobench"))
     target = _linked(cache / name, folder / "data")
     if name == "videomme":
@@ -301,7 +302,7 @@ def subtitles(rng, cache, folder):
 
 
 def rows(rng, cache, folder):
-    """A benchmark's own rows, as a table or as JSON."""
+    """Make a benchmark's own rows, as a table or as JSON."""
     name, benchmark, place = _pick(
         rng,
         (
@@ -330,7 +331,7 @@ def rows(rng, cache, folder):
 
 
 def predictions(rng, cache, folder):
-    """Stored predictions."""
+    """Make stored predictions."""
     benchmark = _pick(rng, ("videomme", "mlvu_dev", "mlvu_test", "longvideobench_val_v", "lvbench"))
     seed = int(rng.integers(1000))
     lines = [
@@ -352,7 +353,7 @@ def predictions(rng, cache, folder):
 
 
 def model_configs(rng, cache, folder):
-    """`config.json` and the tokenizer of a checkpoint."""
+    """Make `config.json` and the tokenizer of a checkpoint."""
     target = _linked(cache / "checkpoint", folder / "checkpoint")
     file = target / _pick(rng, ("config.json", "config.json", "tokenizer.json"))
     text = file.read_text()
@@ -362,7 +363,7 @@ def model_configs(rng, cache, folder):
 
 
 def safetensors(rng, cache, folder):
-    """Headers of safetensors files: their length, their JSON, or any bytes."""
+    """Make headers of safetensors files: their length, their JSON, or any bytes."""
     target = _linked(cache / "checkpoint", folder / "checkpoint")
     file = _pick(rng, sorted(target.glob("*.safetensors")))
     content = file.read_bytes()
@@ -382,7 +383,7 @@ def safetensors(rng, cache, folder):
 
 
 def archives(rng, cache, folder):
-    """tar and zip archives, also split."""
+    """Make tar and zip archives, also split."""
     source, other = _pick(rng, sorted((cache / "archives").iterdir())), cache / "clips/one.mp4"
     bad = mutate.data(rng, source.read_bytes(), other.read_bytes())
     name = folder / source.name
@@ -405,7 +406,7 @@ def archives(rng, cache, folder):
 
 
 def pictures(rng, cache, folder):
-    """Still images."""
+    """Make still images."""
     files = sorted((cache / "pictures").iterdir())
     source, other = _pick(rng, files), _pick(rng, files)
     path = folder / source.name
@@ -414,7 +415,7 @@ def pictures(rng, cache, folder):
 
 
 def overrides(rng, cache, folder):
-    """Fields of a config on the command line."""
+    """Set fields of a config on the command line."""
     fields = list(_fields(base().to_dict()))
     arguments = []
     for _ in range(int(rng.integers(1, 4))):

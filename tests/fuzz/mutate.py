@@ -18,13 +18,13 @@ _NUMBERS = [b"\0" * 4, b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"
 
 
 def _place(rng: np.random.Generator, size: int) -> int:
-    """An offset; headers lie at the beginning or the end."""
+    """Draw an offset, often near the beginning or the end, where headers are."""
     near = int(rng.integers(0, 1 + min(size, 4096)))
     return (near, size - near, int(rng.integers(0, size + 1)))[int(rng.integers(3))]
 
 
 def data(rng: np.random.Generator, original: bytes, other: bytes = b"") -> bytes:
-    """One to eight changes of bytes; `other` is what a piece may be taken from."""
+    """Change bytes one to eight times; `other` is what a piece may be taken from."""
     value = bytearray(original)
     for _ in range(int(rng.integers(1, 9))):
         at, length = _place(rng, len(value)), int(2 ** rng.uniform(0, 12))
@@ -50,7 +50,7 @@ def data(rng: np.random.Generator, original: bytes, other: bytes = b"") -> bytes
 
 
 def text(rng: np.random.Generator, original: str) -> bytes:
-    """A number, a word or a line replaced by something wild, or any bytes changed."""
+    """Replace a number, a word or a line by something wild, or change any bytes."""
     if rng.random() < 0.4:
         return data(rng, original.encode("utf-8", "surrogatepass"), original.encode())
     pattern = (r"-?\d+(\.\d+)?", r"\w+", r"[^\n]*\n?", r"[^\w\s]")[int(rng.integers(4))]
@@ -64,7 +64,7 @@ def text(rng: np.random.Generator, original: str) -> bytes:
 
 
 def values(rng: np.random.Generator, original: Any) -> Any:
-    """A copy of a JSON value with one to three of its parts replaced, removed or doubled."""
+    """Return a copy of a JSON value with one to three parts replaced, removed or doubled."""
     changed = copy.deepcopy(original)
     for _ in range(int(rng.integers(1, 4))):
         places = list(_places(changed))
@@ -84,7 +84,7 @@ def values(rng: np.random.Generator, original: Any) -> Any:
 
 
 def nested(rng: np.random.Generator, original: Any) -> bytes:
-    """JSON of `values`, now and then so deep that a reader that recurses breaks."""
+    """Return JSON of `values`, sometimes so deep that a reader that recurses breaks."""
     encoded = json.dumps(values(rng, original), ensure_ascii=bool(rng.integers(2)))
     if rng.random() < 0.02:
         depth = int(rng.choice([100, 2_000, 200_000]))

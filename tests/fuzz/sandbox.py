@@ -1,8 +1,8 @@
-"""Many calls of one door, each in a forked child that is watched: how it ends, how long it takes,
-what it writes where.
+"""Call a command many times, each in a forked child that is watched: how it ends, how long it
+takes, what it writes where.
 
-`python -m tests.fuzz.sandbox MODULE` has imported everything the door needs and forks a child per
-line of standard input, so that a call costs milliseconds, not the start of JAX.
+`python -m tests.fuzz.sandbox MODULE` imports what the command needs and forks a child per line of
+standard input, so that a call costs milliseconds, not the start of JAX.
 """
 
 import contextlib
@@ -49,8 +49,8 @@ class Outcome(NamedTuple):
     outside: list[str]  # what was written outside `out/` and the temporary folder
 
 
-class Door:
-    """A door that can be called often; a context manager."""
+class Command:
+    """A command that can be called often; a context manager."""
 
     def __init__(self, module: str):
         self._process = subprocess.Popen(
@@ -71,7 +71,7 @@ class Door:
         self._process.wait()
 
     def call(self, folder: Path, arguments: list[str]) -> Outcome:
-        """Calls the door. `folder` holds the inputs; `folder/out` is where it may write."""
+        """Call the command. `folder` holds the inputs; `folder/out` is where it may write."""
         for name in ("tmp", "cwd"):
             (folder / name).mkdir()
         before = _snapshot(folder)
@@ -97,7 +97,7 @@ def _text(path: Path) -> str:
 
 
 def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of every file that a call must leave alone; temporary ones must be gone."""
+    """Return size and time of every file that a call must leave as it is."""
     found = {}
     for path in folder.rglob("*"):
         name = str(path.relative_to(folder))
@@ -108,7 +108,7 @@ def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def _watch(folder: str) -> None:
-    """From now on, every write outside the folders meant for it is noted in `outside`."""
+    """Note every write outside the folders meant for it in `outside`, from now on."""
     note = os.open(f"{folder}/outside", os.O_WRONLY | os.O_CREAT)
     free = [f"{folder}/{name}" for name in ("out", ".out", "tmp")]  # also under a temporary name
     allowed = (*free, "/dev/null", "/dev/shm/", f"/proc/{os.getpid()}/")
@@ -131,7 +131,7 @@ def _watch(folder: str) -> None:
 
 
 def _child(module: str, folder: str, arguments: list[str]) -> None:
-    """Is the door, as `python -m MODULE` would be."""
+    """Run the command as `python -m MODULE` would."""
     os.setpgid(0, 0)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), number)
@@ -141,7 +141,7 @@ def _child(module: str, folder: str, arguments: list[str]) -> None:
     sys.argv = [module, *arguments]
     faulthandler.dump_traceback_later(SECONDS - 1)
     _watch(folder)
-    code = 70  # of a door that does not end by itself
+    code = 70  # of a command that does not end by itself
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0
@@ -166,7 +166,7 @@ def _serve(module: str) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     importlib.import_module(module)
     features()  # what TFDS imports late
-    # Everything is imported now; the child runs the door's own file, which defines its flags anew.
+    # Everything is imported now; the child runs the command's file, which defines its flags again.
     for flag in list(flags.FLAGS.flags_by_module_dict().get(module, [])):
         delattr(flags.FLAGS, flag.name)
     answers = os.fdopen(os.dup(1), "w")
@@ -196,7 +196,7 @@ def _wait(child: int, start: float) -> tuple[int, resource.struct_rusage]:
 
 
 def complaint(outcome: Outcome) -> str:
-    """What is wrong with how a call ended; nothing if it did its work or said what is wrong."""
+    """Return what is wrong with how a call ended; empty if it did its work or reported an error."""
     lines = outcome.err.splitlines()
     if outcome.seconds > SECONDS:
         return f"took more than {SECONDS:.0f} s"

@@ -23,7 +23,7 @@ def write(
     options: dict[str, str] | None = None,
     container: dict[str, str] | None = None,
 ) -> Path:
-    """A moving texture; `milliseconds` are the frames' times where the rate varies."""
+    """Write a moving texture; `milliseconds` are the frames' times where the rate varies."""
     rng = np.random.default_rng(0)
     width, height = size
     texture = rng.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), np.uint8)
@@ -47,7 +47,7 @@ def write(
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """All frames and their times in seconds, not rotated, which PyAV leaves to its caller."""
+    """Return all frames and their times in seconds, not rotated: PyAV leaves that to its caller."""
     frames, times = [], []
     with av.open(str(path)) as container:
         # swscale refuses to convert interlaced frames to others, so all become progressive.
@@ -64,7 +64,7 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def patched(path: Path, box: bytes, offset: int, layout: str, *values: int) -> Path:
-    """The file with numbers changed, `offset` bytes behind the name of an MP4 box."""
+    """Change numbers in a file, `offset` bytes behind the name of an MP4 box."""
     data = bytearray(path.read_bytes())
     struct.pack_into(layout, data, data.index(box) + 4 + offset, *values)
     path.write_bytes(data)
@@ -77,18 +77,18 @@ def _uneven(n: int = 90) -> np.ndarray:
 
 
 def _rotated(path: Path, width: int) -> Path:
-    """Turned a quarter by the matrix of its track header."""
+    """Write a video turned a quarter by the matrix of its track header."""
     matrix = (0, 1 << 16, 0, -(1 << 16), 0, 0, width << 16, 0, 1 << 30)
     return patched(write(path), b"tkhd", 40, ">9i", *matrix)
 
 
 def _trimmed(path: Path) -> Path:
-    """Frames 40 to 69 by its edit list, as a gallery trims (times in 1/15360 and 1/1000 s)."""
+    """Write one that shows frames 40 to 69 by its edit list (times in 1/15360 and 1/1000 s)."""
     return patched(write(path), b"elst", 8, ">Ii", 1000, 1024 + 40 * 512)
 
 
 def _headless(path: Path) -> Path:
-    """A broadcast joined in the middle of a group of pictures."""
+    """Write a broadcast joined in the middle of a group of pictures."""
     data = write(path, gop=30).read_bytes()
     path.write_bytes(data[: 188 * 3] + data[188 * (len(data) // 188 // 4) :])
     return path

@@ -1,4 +1,4 @@
-"""Archives of videos, whole or split into parts: joined as a stream, unpacked with suspicion."""
+"""Archives of videos, whole or split into parts: joined as a stream, extracted safely."""
 
 import io
 import lzma
@@ -22,7 +22,7 @@ MOST_FILES, CHUNK = 1_000_000, 1 << 20
 
 
 class Joined(io.RawIOBase):
-    """Several files read as one, nothing copied: seekable, one file open at a time."""
+    """Several files read as one without a copy: seekable, one file open at a time."""
 
     def __init__(self, paths: list[Path]):
         self._paths = paths
@@ -32,29 +32,29 @@ class Joined(io.RawIOBase):
 
     @property
     def size(self) -> int:
-        """Bytes of all parts."""
+        """Size of all parts together, in bytes."""
         return self._starts[-1]
 
     def readable(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """The position in the whole."""
+        """Return the position in the whole."""
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Sets the position in the whole."""
+        """Set the position in the whole and return it."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
         self._position = max(0, base + offset)
         return self._position
 
     def readinto(self, buffer) -> int:
-        """Reads up to the end of the part that the position lies in."""
+        """Read up to the end of the part that the position lies in."""
         if self._position >= self.size:
             return 0
         index = bisect_right(self._starts, self._position) - 1
@@ -76,7 +76,7 @@ class Joined(io.RawIOBase):
             self._open = None
 
     def close(self) -> None:
-        """Closes the file that is open."""
+        """Close the file that is open."""
         self._close()
         super().close()
 
@@ -91,8 +91,8 @@ class _Member(NamedTuple):
 
 
 class _Entry(tarfile.TarInfo):
-    """A tar's entry. A header that is cut off or garbled is damage, not the end of the archive, for
-    which tarfile takes it.
+    """A tar's entry. A header that is cut off or garbled is an error; tarfile takes it for the end
+    of the archive.
     """
 
     @classmethod
@@ -106,10 +106,10 @@ class _Entry(tarfile.TarInfo):
 
 
 def parts(archive: Path) -> list[Path]:
-    """The parts of an archive in their order: the file itself, or all files that begin so.
+    """Return the parts of an archive in their order: the file itself, or all files that begin so.
 
     Raises:
-        InputError: there is none, or one between two others is missing.
+        InputError: There is none, or one between two others is missing.
     """
     if archive.is_file():
         return [archive]
@@ -126,7 +126,7 @@ def parts(archive: Path) -> list[Path]:
 
 
 def _number(suffix: str) -> int:
-    """`aa`, `ab`, … or `00`, `01`, … as numbers."""
+    """Return the number of a part named `aa`, `ab`, … or `00`, `01`, …"""
     number = 0
     for c in suffix:
         number = number * (10 if c.isdecimal() else 26)
@@ -135,16 +135,16 @@ def _number(suffix: str) -> int:
 
 
 def unpack(archive: Path, folder: Path, limit: int = 0) -> int:
-    """Unpacks the files of an archive that are not in the folder yet; returns how many it has.
+    """Extract the files of an archive that are not in the folder yet; return how many it has.
 
     Args:
-        archive: a tar (plain, gzip, bzip2, xz) or zip file, or how its parts' names begin.
-        folder: made if absent; no file is written outside of it.
-        limit: most bytes to unpack; 0: three times the archive.
+        archive: A tar (plain, gzip, bzip2, xz) or zip file, or how its parts' names begin.
+        folder: Created if absent; no file is written outside of it.
+        limit: Most bytes to extract; 0: three times the size of the archive.
 
     Raises:
-        InputError: a member whose path leaves the folder, a link or a device, two members of one
-            name, more bytes than `limit`, or no archive, or a damaged one.
+        InputError: A member leaves the folder or is a link or a device, two members have one name,
+            there are more bytes than `limit`, or the file is damaged or not an archive.
     """
     paths = parts(archive)
     joined = Joined(paths)
@@ -152,19 +152,16 @@ def unpack(archive: Path, folder: Path, limit: int = 0) -> int:
     made: set[str] = set()
     written = 0
     folder.mkdir(parents=True, exist_ok=True)
-    root = folder.resolve()
     try:
         with joined, tqdm(total=joined.size, desc="unpack", unit="B", unit_scale=True) as bar:
             for member in _members(archive, joined):
-                name = _checked(archive, member.name)
+                name = _checked(archive, folder, member.name)
                 if name in made:
                     raise InputError(f"{archive}: holds {name!r} twice")
                 made.add(name)
                 if len(made) > MOST_FILES:
                     raise InputError(f"{archive}: holds more than {MOST_FILES} files")
                 target = folder / name
-                if not target.parent.resolve().is_relative_to(root):
-                    raise InputError(f"{archive}: {name!r} would be written through a link")
                 if not (target.is_file() and target.stat().st_size == member.size):
                     _copy(archive, member, target, limit - written)
                 written += member.size
@@ -202,27 +199,32 @@ def _members(archive: Path, joined: Joined) -> Iterator[_Member]:
             if entry.isdir():
                 continue
             if not entry.isreg():
-                kind = "a link" if entry.issym() or entry.islnk() else "no plain file"
+                kind = "a link" if entry.issym() or entry.islnk() else "not a plain file"
                 raise InputError(f"{archive}: {entry.name!r} is {kind}")
             if (content := stream.extractfile(entry)) is not None:
                 yield _Member(entry.name, entry.size, cast(BinaryIO, content))
 
 
-def _checked(archive: Path, name: str) -> str:
+def _checked(archive: Path, folder: Path, name: str) -> str:
+    """Return the path of a member in the folder; raise if it would be written elsewhere."""
     path = PurePosixPath(name)
     odd = "\\" in name or any(ord(c) < 32 for c in name)
     if odd or path.is_absolute() or ".." in path.parts or not path.parts:
-        raise InputError(f"{archive}: the path {name!r} leaves the folder or is no plain path")
+        raise InputError(f"{archive}: the path {name!r} leaves the folder or is not a plain path")
+    try:
+        tarfile.data_filter(tarfile.TarInfo(name), str(folder))
+    except tarfile.FilterError as error:
+        raise InputError(f"{archive}: {name!r} would be written through a link") from error
     return str(path)
 
 
-def _copy(archive: Path, member: _Member, target: Path, room: int) -> None:
-    """Writes under a temporary name and renames; what is counted is what comes, not the header."""
+def _copy(archive: Path, member: _Member, target: Path, limit: int) -> None:
+    """Write a member; counts the bytes that come, not those that its header promises."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target, "wb") as out:
         while block := member.file.read(CHUNK):
-            room -= len(block)
-            if room < 0:
+            limit -= len(block)
+            if limit < 0:
                 raise _too_much(archive, 0)
             out.write(block)
 

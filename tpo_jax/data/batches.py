@@ -14,14 +14,13 @@ from tpo_jax.models.batch import Batch
 
 
 class BatchIterator(Iterator[Batch]):
-    """Batches in order, decoded ahead; its state is that of every host.
+    """Batches in order, decoded ahead; its state is the same on every host.
 
-    `skipped` is for whoever trains on the batches to count skipped pairs of all hosts: it goes with
-    the state.
+    The training loop counts skipped pairs of all hosts in `skipped`, which is part of the state.
     """
 
     def __init__(self, batches: grain.sources.RandomAccessDataSource, workers: int):
-        """Of a `Pipeline`, by so many processes; 0: threads of this one."""
+        """Iterate over a `Pipeline`, decoding in so many processes; 0: in threads of this one."""
         self._source, self._workers, self.skipped = batches, workers, 0
         self._next_batch = 0
         self._batches: Any = None
@@ -34,16 +33,16 @@ class BatchIterator(Iterator[Batch]):
         return batch
 
     def get_state(self) -> dict[str, int]:
-        """What `set_state` needs to go on with the batch that would come next."""
+        """Return what `set_state` needs to resume with the next batch."""
         return {"next_batch": self._next_batch, "skipped": self.skipped}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes on where an iterator of the same config stood, whatever its hosts and workers."""
+        """Resume where an iterator of the same config stood, whatever its hosts and workers."""
         self.close()
         self._next_batch, self.skipped = state["next_batch"], state.get("skipped", 0)
 
     def close(self) -> None:
-        """Ends the worker processes."""
+        """End the worker processes."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
@@ -63,10 +62,10 @@ class BatchIterator(Iterator[Batch]):
 
 
 def _follow_parent(*_) -> None:
-    """In a worker process: only its parent stops it, and it ends with it.
+    """Make a worker process ignore signals and end with its parent.
 
     A signal to the whole process group is meant for the parent, which needs its batches until it
-    has saved; and a parent that is killed cannot stop anybody.
+    has saved; a parent that is killed cannot stop its workers.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

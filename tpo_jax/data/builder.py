@@ -1,4 +1,4 @@
-"""`prepare` past one machine: Apache Beam checks the videos and, through a TFDS builder, writes the
+"""`prepare` on many machines: Apache Beam checks the videos and, through a TFDS builder, writes the
 shards. Beam is optional: `pip install -e ".[beam]"`.
 
 The workers call the functions that `prepare` calls without Beam, so the shards are the same to the
@@ -42,7 +42,7 @@ class _Writer(ExampleWriter):
         index = []
 
         def records() -> Iterator[PairRecord]:
-            # TFDS leaves the order of an example's fields to chance, `write_shard` does not.
+            # TFDS writes the fields of an example in any order, `write_shard` does not.
             for _, data in examples:
                 record = PairRecord.from_bytes(data)
                 index.append(record.to_json())
@@ -55,7 +55,7 @@ class _Writer(ExampleWriter):
 
 
 def note_of(shard: Place) -> Place:
-    """Where the index of a shard and its entry of the manifest lie until all are done."""
+    """Return where the index of a shard and its entry of the manifest lie until all are done."""
     return shard.parent / (shard.name + ".json")
 
 
@@ -74,7 +74,7 @@ def _remove(folder: Place) -> None:
 
 @contextlib.contextmanager
 def _reported() -> Iterator[None]:
-    """A pipeline that fails is one line; Beam's own reports have hundreds."""
+    """Turn the failure of a pipeline into one line; Beam's own reports have hundreds."""
     try:
         yield
     except (RuntimeError, ValueError, OSError) as error:
@@ -92,7 +92,7 @@ class PairBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type:
     """The TFDS builder of pair records.
 
     Args:
-        parts: what makes the records of each shard, in order; picklable.
+        parts: Functions that yield the records of each shard, in order; picklable.
         data_dir: TFDS makes `<data_dir>/tpo_pairs/<version>`.
     """
 
@@ -118,7 +118,7 @@ class Beam:
     """Runs the two steps of `prepare` on a Beam runner.
 
     Args:
-        options: command line of the pipeline, as `--runner=DataflowRunner --project=…`.
+        options: Command line of the pipeline, as `--runner=DataflowRunner --project=…`.
 
     Raises:
         InputError: Beam is not installed, or the options do not parse.
@@ -145,12 +145,12 @@ class Beam:
         self._runner = self._options.view_as(StandardOptions).runner or "DirectRunner"
 
     def map(self, function: Callable, jobs: Sequence[tuple], folder: Path) -> list[Any]:
-        """Results of `function(*job)`, which JSON can hold, in any order.
+        """Return the results of `function(*job)`, which JSON can hold, in any order.
 
         Args:
-            function: of a module.
-            jobs: its arguments.
-            folder: for what the workers write, where the options name no place in a bucket.
+            function: Defined in a module, so that workers can import it.
+            jobs: Arguments of every call.
+            folder: For what the workers write if the options do not name a bucket.
         """
         if not jobs:
             return []
@@ -165,11 +165,11 @@ class Beam:
         return found
 
     def write(self, parts: Sequence[Records], folder: Path) -> list[dict[str, Any]]:
-        """Writes shards into `folder`; returns index and entry of the manifest of each, in order.
+        """Write shards into `folder`; return index and entry of the manifest of each, in order.
 
         Args:
-            parts: of `PairBuilder`.
-            folder: as for `map`.
+            parts: As for `PairBuilder`.
+            folder: As for `map`.
         """
         scratch = self._scratch(folder)
         builder = PairBuilder(parts, scratch)
@@ -191,7 +191,7 @@ class Beam:
         return notes
 
     def _scratch(self, folder: Path) -> Place:
-        """An empty folder that all workers see."""
+        """Make and return an empty folder that all workers see."""
         bucket = self._options.view_as(self._cloud).temp_location or ""
         scratch: Place = folder / "beam"
         if "://" in bucket:

@@ -21,36 +21,34 @@ class Clip(NamedTuple):
 
 
 class ClipCache:
-    """Clips that stay in memory once they were read, those of the first videos that fill the room;
-    the others are read anew each time.
-    """
+    """Clips that stay in memory once they were read, as many as fit; others are read each time."""
 
     def __init__(self, mebibytes: int):
-        """With room for frames of so many MiB."""
-        self._room, self._clips = mebibytes * 2**20, dict[str, Clip]()
+        """Keep frames of at most so many MiB."""
+        self._free, self._clips = mebibytes * 2**20, dict[str, Clip]()
 
     def get(self, video: str, read: Callable[[], Clip]) -> Clip:
-        """The clip of a video; `read` is called if it is not there."""
+        """Return the clip of a video; `read` is called if it is not in the cache."""
         if (clip := self._clips.get(video)) is None:
             clip = read()
-            # Threads that read the same video at once count it twice: some room stays unused.
-            if clip.frames.nbytes <= self._room:
-                self._room -= clip.frames.nbytes
+            # Threads that read the same video at once count it twice: some memory stays unused.
+            if clip.frames.nbytes <= self._free:
+                self._free -= clip.frames.nbytes
                 self._clips[video] = clip
         return clip
 
 
 def read_clip(shards: Shards, position: int, rule: str, num_frames: int) -> Clip:
-    """The video of the pair at a position, in its own height and width.
+    """Read the video of the pair at a position, in its own height and width.
 
     Args:
-        shards: of the pair.
-        position: in the shards.
-        rule: how frames are sampled from a stored clip; stored frames are taken as they are.
-        num_frames: likewise.
+        shards: The shards of the pair.
+        position: Of the pair in the shards.
+        rule: How frames are sampled from a stored clip; stored frames are taken as they are.
+        num_frames: How many are sampled from a stored clip.
 
     Raises:
-        InputError: the record is damaged or its video cannot be decoded; names file or pair.
+        InputError: The record is damaged or its video cannot be decoded; names file or pair.
     """
     record = shards[position]
     try:
@@ -70,5 +68,5 @@ def _decode_image(encoded: bytes) -> np.ndarray:
     if encoded:  # of nothing, OpenCV raises
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
-        raise ValueError("a stored frame is no image")
+        raise ValueError("a stored frame is not an image")
     return image

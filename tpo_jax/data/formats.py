@@ -1,23 +1,22 @@
-"""The published shapes of preference data, read as records of `data/pairs.py`.
+"""Read preference data in its published formats as records for `data/pairs.py`.
 
-| what | how it is told |
+| what | how it is recognized |
 |---|---|
 | `.jsonl`, `.json`, `.csv`, `.yaml`, `.parquet` | the suffix |
 | a LLaVA-NeXT mixture | YAML with `datasets`, each `json_path` and `sampling_strategy` |
 | a folder of Hugging Face `datasets` | Parquet files, or what `save_to_disk` leaves |
 | LLaVA's turns | a record with `conversations`: the first human turn is the prompt |
 | TRL's preference format | `prompt`, `chosen`, `rejected` as texts or lists of messages; `videos` |
-| columns of other names, one row per pair | synonyms below, or `--column role=name` |
+| columns of other names, one row per pair | `data/columns.py`, or `--column role=name` |
 | one row per answer | roles `answer` and `preferred`; rows of one video and prompt become pairs |
 
-LLaVA-Hound's `sft_dpo_17k.jsonl` needs nothing of this: its `video` is a folder of frames.
+LLaVA-Hound's `sft_dpo_17k.jsonl` is read as it is: its `video` is a folder of frames.
 """
 
 import csv
 import json
 import math
 import random
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,61 +26,24 @@ import pyarrow.ipc
 import pyarrow.parquet
 import yaml
 
+from tpo_jax.data.columns import Record, renamed
 from tpo_jax.errors import InputError
-
-Record = tuple[int, str, Any]  # number from 1, where, the record or the error of its line
-
-# Names that columns go by, the role's own first; compared in lower case, blanks as underscores.
-SYNONYMS: dict[str, tuple[str, ...]] = {
-    "video": ("video", "video_path", "video_file", "video_name", "video_id", "videos", "vid"),
-    "prompt": ("prompt", "question", "query", "instruction", "conversations"),
-    "chosen": (
-        *("chosen", "preferred_response", "preferred_answer", "chosen_response", "chosen_answer"),
-        *("answer_chosen", "response_chosen", "positive", "winner", "accepted"),
-    ),
-    "rejected": (
-        *("rejected", "dispreferred_response", "dispreferred_answer", "rejected_response"),
-        *("rejected_answer", "answer_rejected", "response_rejected", "negative", "loser"),
-        *("dis_preferred_response", "dis_preferred_answer", "non_preferred_response"),
-    ),
-    "answer": ("answer", "response", "output", "completion"),
-    "preferred": ("preferred", "preference", "label", "is_chosen", "is_preferred"),
-}
-ROLES = (*SYNONYMS, "id", "video_id", "kind", "segment", "provenance")
-YES = ("1", "1.0", "true", "yes", "chosen", "preferred", "positive", "good", "win")
-NO = ("0", "0.0", "-1", "false", "no", "rejected", "dispreferred", "negative", "bad", "lose")
-
-
-def parse_columns(values: Iterable[str]) -> dict[str, str]:
-    """`role=name` flags as a mapping of roles to columns.
-
-    Raises:
-        InputError: another form, or no such role.
-    """
-    columns = {}
-    for value in values:
-        role, equals, name = value.partition("=")
-        if not equals or not name or role not in ROLES:
-            raise InputError(f"--column={value}: must be role=name, role one of {', '.join(ROLES)}")
-        columns[role] = name
-    return columns
 
 
 def read_records(path: Path, columns: Mapping[str, str], stills: bool) -> Iterator[Record]:
-    """The records of a list, in this package's shape as far as their form tells.
+    """Yield the records of a list, with the field names of this package where their form is known.
 
     Args:
-        path: a file or folder of the table above.
-        columns: role to name, for tables and objects with other names.
-        stills: there need be no column of videos.
+        path: A file or folder of the table above.
+        columns: Role to name, for tables and objects with other names.
+        stills: Whether a table may lack a column of videos.
 
     Raises:
-        InputError: it is missing, of no such kind, does not parse as a whole, or has no column for
-            a role.
+        InputError: The list is missing, of another kind, cannot be parsed, or lacks a column.
     """
     records = _mixed(path) if path.suffix.lower() in (".yaml", ".yml") else _raw(path)
     if path.is_dir() or path.suffix.lower() in (".csv", ".parquet") or columns:
-        records = _renamed(path, records, columns, stills)
+        records = renamed(path, records, columns, stills)
     for number, where, record in records:
         try:
             yield number, where, adapt(record) if isinstance(record, dict) else record
@@ -150,7 +112,7 @@ def _cells(row: dict) -> Any:
 
 
 def _hugging_face(folder: Path) -> Iterator[Record]:
-    """Records of a `datasets` folder, of its split `train` where it has several."""
+    """Yield the records of a `datasets` folder, of its split `train` if it has several."""
     if (folder / "dataset_dict.json").is_file():
         splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
         if "train" not in splits and len(splits) != 1:
@@ -184,7 +146,7 @@ def _rows(name: str, batches: Iterable[pyarrow.RecordBatch]) -> Iterator[Record]
 
 
 def _mixed(path: Path) -> Iterator[Record]:
-    """A YAML list, or the files of a LLaVA-NeXT mixture, each cut as its strategy says."""
+    """Yield a YAML list, or the files of a LLaVA-NeXT mixture, each sampled by its strategy."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
@@ -207,7 +169,7 @@ def _mixed(path: Path) -> Iterator[Record]:
 
 
 def _sampled(path: str, strategy: str, records: list[Record]) -> list[Record]:
-    """`all`, `first:N`, `end:N` or `random:N`; N may be a percentage, rounded up.
+    """Return `all`, `first:N`, `end:N` or `random:N` records; N may be a percentage, rounded up.
 
     The original shuffles with the process's random numbers, here the choice is always the same.
     """
@@ -228,90 +190,12 @@ def _sampled(path: str, strategy: str, records: list[Record]) -> list[Record]:
     return records[:count] if how == "first" else records[max(0, len(records) - count) :]
 
 
-def _renamed(
-    path: Path, records: Iterator[Record], columns: Mapping[str, str], stills: bool
-) -> Iterator[Record]:
-    """Records under the names of their roles; rows of single answers put together to pairs."""
-    rows = list(records)
-    there = list(dict.fromkeys(n for *_, r in rows if isinstance(r, dict) for n in r))
-    if not there:
-        yield from rows
-        return
-    roles = _roles(path, there, columns, stills)
-    for i, (number, where, record) in enumerate(rows):
-        if isinstance(record, dict):
-            names = {name: role for role, name in roles.items()}
-            kept = {k for k in record if record[k] != "" or names.get(k, "video") != "video"}
-            new = {names.get(k, k): v for k, v in record.items() if k in kept}
-            rows[i] = (number, where, new)
-    yield from rows if "chosen" in roles else _paired(rows)
-
-
-def _roles(
-    path: Path, there: list[str], columns: Mapping[str, str], stills: bool
-) -> dict[str, str]:
-    """Which column plays which role: what `columns` says, else the one known name."""
-    if missing := [name for name in columns.values() if name not in there]:
-        raise InputError(f"{path}: no column {missing[0]!r}; it has {', '.join(there)}")
-    plain = {name.strip().lower().replace(" ", "_").replace("-", "_"): name for name in there}
-    roles = dict(columns)
-    for role, synonyms in SYNONYMS.items():
-        if role not in roles:
-            free = (plain[s] for s in synonyms if s in plain)
-            if name := next((name for name in free if name not in roles.values()), None):
-                roles[role] = name
-    if not {"chosen", "rejected"} & roles.keys() and {"answer", "preferred"} <= roles.keys():
-        needed: tuple[str, ...] = ("video", "prompt", "answer", "preferred")
-    else:
-        needed = ("video", "prompt", "chosen", "rejected")
-        for role in ("answer", "preferred"):
-            if role not in columns:
-                roles.pop(role, None)
-    if lacking := [role for role in needed[stills:] if role not in roles]:
-        raise InputError(
-            f"{path}: no column is known to hold {', '.join(lacking)}; it has {', '.join(there)}; "
-            f"say --column {lacking[0]}=NAME"
-        )
-    if roles["prompt"] == "conversations":
-        del roles["prompt"]  # `adapt` knows it
-    return roles
-
-
-def _paired(rows: list[Record]) -> Iterator[Record]:
-    """One record of every preferred answer and the next other one to the same question."""
-    waiting: dict[tuple[str, str], dict[bool, list[Record]]] = defaultdict(
-        lambda: {True: [], False: []}
-    )
-    for number, where, record in rows:
-        if not isinstance(record, dict):
-            yield number, where, record
-            continue
-        label = str(record.get("preferred", "")).strip().lower()
-        if label not in YES + NO:
-            reason = f"preferred must be one of {', '.join(YES + NO)}, not {label!r}"
-            yield number, where, ValueError(reason)
-            continue
-        good = label in YES
-        sides = waiting[str(record.get("video")), str(record.get("prompt"))]
-        if not sides[not good]:
-            sides[good].append((number, where, record))
-            continue
-        _, _, other = sides[not good].pop(0)
-        chosen, rejected = (record, other) if good else (other, record)
-        pair = {k: v for k, v in chosen.items() if k not in ("answer", "preferred")}
-        pair |= {"chosen": chosen.get("answer"), "rejected": rejected.get("answer")}
-        yield number, where, pair
-    for sides in waiting.values():
-        for number, where, _ in sides[True] + sides[False]:
-            yield number, where, ValueError("no other answer to this question to pair it with")
-
-
 def adapt(record: dict[str, Any]) -> dict[str, Any]:
-    """A record of LLaVA's or TRL's shape with `video`, `prompt`, `chosen` and `rejected` as texts;
-    any other one as it is.
+    """Return a record in LLaVA's or TRL's form with `video`, `prompt`, `chosen` and `rejected` as
+    texts; any other one as it is.
 
     Raises:
-        ValueError: turns or videos that are none.
+        ValueError: The turns or videos are malformed.
     """
     new = dict(record)
     if "conversations" in new and "prompt" not in new:
@@ -349,7 +233,7 @@ def adapt(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _messages(turns: Any, name: str) -> list[tuple[str, str, list[Any]]]:
-    """(user or assistant, text, videos) of every turn, in LLaVA's or OpenAI's form."""
+    """Return (user or assistant, text, videos) of every turn, in LLaVA's or OpenAI's form."""
     result = []
     for turn in turns if isinstance(turns, list) else [turns]:
         who = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None

@@ -17,18 +17,18 @@ def select(
     limit: int = 0,
     subset_seed: int = 0,
 ) -> np.ndarray:
-    """Positions of the pairs that are used, int64, ascending; the same in every epoch.
+    """Return the positions of the pairs that are used, int64, ascending; the same in every epoch.
 
     Args:
-        index: all pairs, frames are not needed.
-        mixing: shares of localized and of comprehensive pairs; as many as there are in these
+        index: All pairs; frames are not needed.
+        mixing: Shares of localized and of comprehensive pairs; as many as there are in these
             shares, the first of each kind, none repeated. Empty: all kinds as they are.
-        limit: at most so many pairs, the first ones; 0: all.
-        subset_seed: first in an order drawn by this seed, so that a smaller limit is a part of a
+        limit: At most so many pairs, the first ones; 0: all.
+        subset_seed: First in an order drawn by this seed, so that a smaller limit is a part of a
             larger one; 0: in the order of the index.
 
     Raises:
-        InputError: no pair is left, or one is of kind `video`: its two sides share no prefix.
+        InputError: No pair is left, or one is of kind `video`: its two sides share no prefix.
     """
     limit = limit or len(index)
     ranked = list(range(len(index)))
@@ -65,7 +65,7 @@ def epoch_order(
     shuffle: bool = True,
     curriculum: bool = False,
 ) -> np.ndarray:
-    """The pairs of an epoch, every one once: int64 `[batches, B, Q]` positions, -1: none.
+    """Return the pairs of an epoch, every one once: int64 `[batches, B, Q]` positions, -1: none.
 
     Pairs of one video fill rows of `Q`; its last row and the last batch may stay incomplete. With
     `curriculum` rows come from easy to hard: by falling magnitude of the manipulation that made the
@@ -94,7 +94,7 @@ def epoch_order(
 def _levels(
     index: Sequence[PairRecord], pairs: np.ndarray, rng: np.random.Generator
 ) -> dict[int, int]:
-    """Magnitude by position: the number at the end of the manipulation, as in `full / drop:8`."""
+    """Return magnitudes by position: the number that ends a manipulation, as in `full / drop:8`."""
     found = {p: re.search(r":(\d+)$", index[p].provenance.manipulation) for p in pairs.tolist()}
     there = sorted({int(match[1]) for match in found.values() if match}) or [0]
     drawn = rng.choice(there, len(found)).tolist()

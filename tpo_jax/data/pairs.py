@@ -1,4 +1,4 @@
-"""Lists of preference pairs in, validated pairs and rejections out."""
+"""Read lists of preference pairs: validated pairs, and what is not one with the reason."""
 
 import logging
 import math
@@ -35,13 +35,13 @@ class Pair(PairTexts):
 
     @property
     def videos(self) -> tuple[str, ...]:
-        """The videos it needs: one, two, or none."""
+        """The videos that the pair needs: one, two, or none."""
         return tuple(video for video in (self.video, self.rejected_video) if video)
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A line that is no valid pair, and why."""
+    """A line that is not a valid pair, and why."""
 
     where: str
     reason: str
@@ -49,8 +49,8 @@ class Rejection:
 
 
 def _as_json(value: Any) -> Any:
-    """What YAML, CSV and tables may hold beyond JSON, as JSON has it: keys are texts, a set a list,
-    everything else its text.
+    """Return a value of YAML, CSV or a table as JSON can hold it: keys become texts, a set a list,
+    and what JSON lacks its text.
     """
     if isinstance(value, dict):
         return {str(k): _as_json(v) for k, v in value.items()}
@@ -64,7 +64,7 @@ def _as_json(value: Any) -> Any:
 def read_pairs(
     path: str | Path, stills: bool = False, columns: Mapping[str, str] | None = None
 ) -> tuple[list[Pair], list[Rejection]]:
-    """The pairs of a list in any form that `data/formats.py` knows, and what is none.
+    """Read the pairs of a list in any form that `data/formats.py` knows, and the rejections.
 
     A record has `video`, `prompt` (or `question`), `chosen` and `rejected`, and may have `id` (else
     its number), `video_id` (else `video`), `kind`, `segment` as [start, end] in seconds, and
@@ -76,12 +76,12 @@ def read_pairs(
     `<image>` for every image, or none.
 
     Args:
-        path: a file, or a folder of Hugging Face `datasets`.
-        stills: pairs without a video are pairs, too.
-        columns: role to name, where fields have names of their own.
+        path: A file, or a folder of Hugging Face `datasets`.
+        stills: Whether pairs without a video are valid.
+        columns: Role to name, for fields with other names.
 
     Raises:
-        InputError: the file is missing, empty, of another kind or does not parse as a whole.
+        InputError: The file is missing, empty, of another kind, or cannot be parsed.
     """
     path = Path(path)
     pairs: list[Pair] = []
@@ -203,7 +203,7 @@ def _text(record: dict, name: str) -> str:
     if not value.strip():
         raise ValueError(f"{name} is empty")
     if not is_unicode(value):
-        raise ValueError(f"{name} is no valid Unicode text")
+        raise ValueError(f"{name} is not valid Unicode text")
     return value
 
 

@@ -32,12 +32,12 @@ _SHARD_FIELDS: dict[str, Any] = {"name": str, "pairs": int, "bytes": int, "sha25
 
 
 def shard_names(count: int) -> list[str]:
-    """File names of `count` shards, as TFDS expects them."""
+    """Return the file names of `count` shards, as TFDS expects them."""
     return [f"{NAME}-{SPLIT}.array_record-{i:05d}-of-{count:05d}" for i in range(count)]
 
 
 def write_shard(path: Place, records: Iterable[PairRecord]) -> dict[str, Any]:
-    """Writes a shard under a temporary name and renames it; returns its entry of the manifest."""
+    """Write a shard, whole or not at all; return its entry of the manifest."""
     count = 0
     try:
         with replacing_file(path) as temporary:
@@ -59,12 +59,12 @@ def _sha256(path: Path) -> str:
 
 
 def write_metadata(directory: Path, index: Iterable[dict], manifest: dict[str, Any]) -> None:
-    """Writes what stands beside finished shards; the manifest comes last.
+    """Write the files beside finished shards; the manifest comes last.
 
     Args:
-        directory: where `manifest["shards"]` lie.
+        directory: Where `manifest["shards"]` lie.
         index: `PairRecord.to_json` of every pair, in the order of the shards.
-        manifest: what `open_shards` and people want to know.
+        manifest: What `open_shards` reads, and more for people.
     """
     write_lines(directory / INDEX, index)
     features().save_config(str(directory))
@@ -82,7 +82,7 @@ def write_metadata(directory: Path, index: Iterable[dict], manifest: dict[str, A
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """The pairs of a shard directory by position; picklable, files are opened by who reads."""
+    """The pairs of a shard directory by position; picklable, each process opens its own files."""
 
     directory: Path
     manifest: dict[str, Any]
@@ -92,10 +92,10 @@ class Shards:
         return len(self.index)
 
     def __getitem__(self, position: int) -> PairRecord:
-        """The record at a position.
+        """Return the record at a position.
 
         Raises:
-            InputError: the shard, which is named, is damaged there.
+            InputError: The shard, which is named, is damaged there.
         """
         if not 0 <= position < len(self):
             raise IndexError(f"position {position} of {len(self)} pairs")
@@ -129,14 +129,14 @@ class Shards:
 
 
 def open_shards(directory: str | Path, *, verify: bool = False) -> Shards:
-    """Opens a directory that `prepare` made.
+    """Open a directory that `prepare` made.
 
     Args:
-        directory: of the shards.
-        verify: whether to read every file and compare it with its checksum.
+        directory: Of the shards.
+        verify: Whether to read every file and compare it with its checksum.
 
     Raises:
-        InputError: manifest, index or a shard is missing, damaged or does not fit the others.
+        InputError: Manifest, index or a shard is missing, damaged or does not match the others.
     """
     directory = Path(directory)
     path = directory / MANIFEST
@@ -194,9 +194,9 @@ def _check_shard(path: Path, count: int, size: int) -> None:
 
 
 def _check_fields(value: Any, kinds: Mapping[str, Any]) -> None:
-    """Raises TypeError or KeyError unless a JSON object has fields of these types."""
+    """Raise TypeError or KeyError unless a JSON object has fields of these types."""
     if not isinstance(value, dict):
-        raise TypeError(f"{value!r} is no object")
+        raise TypeError(f"{value!r} is not an object")
     for name, kind in kinds.items():
         if not isinstance(found := value[name], kind) or isinstance(found, bool):
             raise TypeError(f"{name} is {found!r}")

@@ -12,15 +12,15 @@ from typing import BinaryIO
 import numpy as np
 
 _UNKNOWN_SIZE = -1
-# What a damaged file may make us read and hold at most: bytes of a table, frames of a video.
+# Limits for damaged files: bytes of a table, frames of a video.
 _LARGEST_TABLE, _MOST_FRAMES = 1 << 26, 1 << 24
 _ISO_TOP_LEVEL = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"styp")
 
 
 def missing_bytes(file: BinaryIO) -> int:
-    """Bytes that an ISO (MP4, MOV), RIFF (AVI) or EBML (Matroska, WebM) file promises and lacks.
+    """Return how many bytes an ISO (MP4, MOV), RIFF (AVI) or EBML (Matroska, WebM) file lacks.
 
-    Other containers have no such promise and always give 0.
+    They say how long they are; other containers do not, and always give 0.
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
@@ -58,13 +58,13 @@ def composition_offsets(file: BinaryIO) -> np.ndarray | None:
 
 
 def _run_lengths(table: np.ndarray) -> np.ndarray:
-    """int64 values of a table of (count, value), none if they are too many to be true."""
+    """Return the int64 values of a table of (count, value), none if they are implausibly many."""
     counts = table["f0"].astype(np.int64)
     return np.repeat(table["f1"].astype(np.int64), counts if counts.sum() <= _MOST_FRAMES else 0)
 
 
 def _table(file: BinaryIO, box: tuple[int, int] | None, *layouts: str) -> np.ndarray:
-    """Entries of a counted table, fields `f0`, `f1`, … whose layout goes by the box's version."""
+    """Read a counted table with fields `f0`, `f1`, …; its layout depends on the box's version."""
     data = b""
     if box is not None:
         file.seek(box[0])
@@ -86,7 +86,7 @@ def _find(file: BinaryIO, span: tuple[int, int], *names: bytes) -> tuple[int, in
 
 
 def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start of the content and promised end of every ISO box in `[start, end)`."""
+    """Yield name, start of the content and promised end of every ISO box in `[start, end)`."""
     while start + 8 <= end:
         file.seek(start)
         header = file.read(8)
@@ -107,7 +107,7 @@ def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, i
 
 
 def _segment_end(head: bytes) -> int:
-    """Where the Matroska segment says it ends; 0 where it does not say."""
+    """Return where the Matroska segment says it ends, 0 if it does not say."""
     _, position = _ebml_number(head, 4)
     header_length, _ = _ebml_number(head, 4)
     position += header_length
@@ -118,7 +118,7 @@ def _segment_end(head: bytes) -> int:
 
 
 def _ebml_number(data: bytes, at: int) -> tuple[int, int]:
-    """A variable-length EBML size and the position behind it."""
+    """Read a variable-length EBML size; return it and the position behind it."""
     if at >= len(data) or not data[at]:
         return _UNKNOWN_SIZE, at + 1
     width = 9 - data[at].bit_length()

@@ -1,0 +1,133 @@
+"""Columns of a table by their role in a pair, and rows of single answers put together to pairs."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tpo_jax.errors import InputError
+
+Record = tuple[int, str, Any]  # number from 1, place, the record or the error of its line
+
+# Names that columns go by, the role's own first; compared in lower case, blanks as underscores.
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "video": ("video", "video_path", "video_file", "video_name", "video_id", "videos", "vid"),
+    "prompt": ("prompt", "question", "query", "instruction", "conversations"),
+    "chosen": (
+        *("chosen", "preferred_response", "preferred_answer", "chosen_response", "chosen_answer"),
+        *("answer_chosen", "response_chosen", "positive", "winner", "accepted"),
+    ),
+    "rejected": (
+        *("rejected", "dispreferred_response", "dispreferred_answer", "rejected_response"),
+        *("rejected_answer", "answer_rejected", "response_rejected", "negative", "loser"),
+        *("dis_preferred_response", "dis_preferred_answer", "non_preferred_response"),
+    ),
+    "answer": ("answer", "response", "output", "completion"),
+    "preferred": ("preferred", "preference", "label", "is_chosen", "is_preferred"),
+}
+ROLES = (*SYNONYMS, "id", "video_id", "kind", "segment", "provenance")
+YES = ("1", "1.0", "true", "yes", "chosen", "preferred", "positive", "good", "win")
+NO = ("0", "0.0", "-1", "false", "no", "rejected", "dispreferred", "negative", "bad", "lose")
+
+
+def parse_columns(values: Iterable[str]) -> dict[str, str]:
+    """Return `role=name` flags as a mapping of roles to columns.
+
+    Raises:
+        InputError: The flag has another form, or there is no such role.
+    """
+    columns = {}
+    for value in values:
+        role, equals, name = value.partition("=")
+        if not equals or not name or role not in ROLES:
+            raise InputError(f"--column={value}: must be role=name, role one of {', '.join(ROLES)}")
+        columns[role] = name
+    return columns
+
+
+def renamed(
+    path: Path, records: Iterator[Record], columns: Mapping[str, str], stills: bool
+) -> Iterator[Record]:
+    """Yield records under the names of their roles; rows of single answers become pairs.
+
+    Args:
+        path: Of the table, for messages.
+        records: Its rows.
+        columns: Role to name, for columns with other names.
+        stills: Whether the table may lack a column of videos.
+
+    Raises:
+        InputError: No column is known to have a role that is needed.
+    """
+    rows = list(records)
+    there = list(dict.fromkeys(n for *_, r in rows if isinstance(r, dict) for n in r))
+    if not there:
+        yield from rows
+        return
+    roles = _roles(path, there, columns, stills)
+    for i, (number, where, record) in enumerate(rows):
+        if isinstance(record, dict):
+            names = {name: role for role, name in roles.items()}
+            kept = {k for k in record if record[k] != "" or names.get(k, "video") != "video"}
+            new = {names.get(k, k): v for k, v in record.items() if k in kept}
+            rows[i] = (number, where, new)
+    yield from rows if "chosen" in roles else _paired(rows)
+
+
+def _roles(
+    path: Path, there: list[str], columns: Mapping[str, str], stills: bool
+) -> dict[str, str]:
+    """Return the column of each role: what `columns` says, else the one with a known name."""
+    if missing := [name for name in columns.values() if name not in there]:
+        raise InputError(f"{path}: no column {missing[0]!r}; it has {', '.join(there)}")
+    plain = {name.strip().lower().replace(" ", "_").replace("-", "_"): name for name in there}
+    roles = dict(columns)
+    for role, synonyms in SYNONYMS.items():
+        if role not in roles:
+            free = (plain[s] for s in synonyms if s in plain)
+            if name := next((name for name in free if name not in roles.values()), None):
+                roles[role] = name
+    if not {"chosen", "rejected"} & roles.keys() and {"answer", "preferred"} <= roles.keys():
+        needed: tuple[str, ...] = ("video", "prompt", "answer", "preferred")
+    else:
+        needed = ("video", "prompt", "chosen", "rejected")
+        for role in ("answer", "preferred"):
+            if role not in columns:
+                roles.pop(role, None)
+    if lacking := [role for role in needed[stills:] if role not in roles]:
+        raise InputError(
+            f"{path}: no column is known to hold {', '.join(lacking)}; it has {', '.join(there)}; "
+            f"say --column {lacking[0]}=NAME"
+        )
+    if roles["prompt"] == "conversations":
+        del roles["prompt"]  # `adapt` knows it
+    return roles
+
+
+def _paired(rows: list[Record]) -> Iterator[Record]:
+    """Yield a pair of every preferred answer and the next rejected one to the same question."""
+    waiting: dict[tuple[str, str], dict[bool, list[Record]]] = defaultdict(
+        lambda: {True: [], False: []}
+    )
+    for number, where, record in rows:
+        if not isinstance(record, dict):
+            yield number, where, record
+            continue
+        label = str(record.get("preferred", "")).strip().lower()
+        if label not in YES + NO:
+            reason = f"preferred must be one of {', '.join(YES + NO)}, not {label!r}"
+            yield number, where, ValueError(reason)
+            continue
+        good = label in YES
+        sides = waiting[str(record.get("video")), str(record.get("prompt"))]
+        if not sides[not good]:
+            sides[good].append((number, where, record))
+            continue
+        _, _, other = sides[not good].pop(0)
+        chosen, rejected = (record, other) if good else (other, record)
+        pair = {k: v for k, v in chosen.items() if k not in ("answer", "preferred")}
+        pair |= {"chosen": chosen.get("answer"), "rejected": rejected.get("answer")}
+        yield number, where, pair
+    for sides in waiting.values():
+        for number, where, _ in sides[True] + sides[False]:
+            yield number, where, ValueError("no other answer to this question to pair it with")
