@@ -68,7 +68,7 @@ def test_every_format_says_the_same(tmp_path, suffix):
         ({"video": "../a.mp4"}, "inside the video folder"),
         ({"id": "1"}, "id '1' is already that of"),
         ({"video_id": "a.mp4", "video": "b.mp4"}, "video_id 'a.mp4' is already that of video"),
-        ({"chosen": "\ud800"}, "no valid Unicode"),
+        ({"chosen": "\ud800"}, "not valid Unicode"),
         ({"rejected": "A \x1b[31mdog."}, "rejected holds the control character '\\x1b'"),
     ],
 )

@@ -67,7 +67,7 @@ def prepare(
         InputError: The inputs give no pair, or a pair is bad and `work.strict` is set.
     """
     root, output = place(videos), Path(output)
-    if not is_folder(root):
+    if not is_folder(root, "--videos="):
         raise InputError(f"--videos={root}: no such folder")
     beam = _beam(work.beam) if work.beam is not None else None
     pairs, rejections = read_pairs(pairs_file, columns=columns)

@@ -138,8 +138,12 @@ def output_file(given: str | Path) -> Path:
     return path
 
 
-def is_folder(path: Place) -> bool:
+def is_folder(path: Place, name: str = "") -> bool:
     """Return whether there is a folder at a place.
+
+    Args:
+        path: The place.
+        name: Flag that holds it, as `--videos=`, for the message.
 
     Raises:
         InputError: The package that reads this kind of bucket is not installed.
@@ -147,7 +151,7 @@ def is_folder(path: Place) -> bool:
     try:
         return path.is_dir()
     except ImportError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{name}{path}: {error}") from error
 
 
 @contextlib.contextmanager
