@@ -3,7 +3,7 @@
     python benchmarks/convert.py [--layers=12] [--width=2048] [--output=FILE.md]
 
 Every conversion is a process of its own; its peak is what the kernel counted, files read through
-memory maps included. `imports` is the peak of the door when it only prints its help. Prints a
+memory maps included. `imports` is the peak of the command when it only prints its help. Prints a
 Markdown table.
 """
 
@@ -58,7 +58,7 @@ def write_checkpoint(directory: Path, config: ModelConfig, files: int) -> None:
 
 
 def measure(*arguments: str) -> tuple[float, float]:
-    """Seconds and peak memory in MiB of the door, in a process of its own."""
+    """Return seconds and peak memory in MiB of the command, in a process of its own."""
     start = time.perf_counter()
     child = subprocess.Popen(
         [sys.executable, "-m", "tpo_jax.convert", *arguments], stdout=subprocess.DEVNULL

@@ -1,4 +1,4 @@
-"""Kills a training run again and again and compares it with one that nobody touched.
+"""Kills a training run again and again and compares it with an uninterrupted one.
 
     python benchmarks/torture.py [--kills=20] [--seed=0] [--output=docs/results/kills.md]
 
@@ -103,7 +103,7 @@ def pair_differences(run: Run, reference: Run, steps: int) -> list[str]:
 
 
 def free_port() -> int:
-    """A port that nobody listens to."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -153,7 +153,7 @@ the first step of a start came after about {startup:.0f} s.
 | --- | --- | --- | --- |
 {rows}
 
-| compared with the run that nobody touched | |
+| compared with the uninterrupted run | |
 | --- | --- |
 | parameters, moments of the optimizer, step | {state} |
 | `metrics.jsonl`: every step once, all numbers but those of the clock | {metrics} |

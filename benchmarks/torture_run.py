@@ -38,7 +38,7 @@ class Noted(BatchIterator):
 
 
 def child() -> None:
-    """The train door, noting the pairs of every batch that is trained on."""
+    """Run `train` and record the pairs of every batch that is trained on."""
     run = loop.run
 
     def noting(length, step, state, batches, *rest):

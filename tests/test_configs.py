@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from tests.config_files import load
 from tests.tiny_run import tiny_config
-from tpo_jax import train as door
+from tpo_jax import train as command
 from tpo_jax.objectives.losses import LOSSES
 from tpo_jax.objectives.preference import Objective
 from tpo_jax.study.rows import variants
@@ -39,7 +39,9 @@ def test_the_table_has_the_fields_and_their_defaults():
 
 def test_the_table_marks_what_a_continued_run_may_change():
     marked = {name for name, star, _, _ in ROWS if star}
-    assert marked == {n for n in flat(base()) if n in door.FREE or n.split(".")[0] in door.FREE}
+    assert marked == {
+        n for n in flat(base()) if n in command.FREE or n.split(".")[0] in command.FREE
+    }
 
 
 @pytest.mark.parametrize("name", ["tiny", "longva_tpo", "llava_video_tpo"])
@@ -150,10 +152,10 @@ def test_every_field_is_read(tiny_world, compiled, tmp_path, monkeypatch):
         for section, kinds in SECTIONS.items()
     }
     # The step is traced, nothing is computed.
-    monkeypatch.setattr(door.loop, "run", trace)
-    monkeypatch.setattr(door.reference, "compute", lambda *_: None)
-    monkeypatch.setattr(door.reference, "save", lambda *_: None)
-    door.train(config, tmp_path)
+    monkeypatch.setattr(command.loop, "run", trace)
+    monkeypatch.setattr(command.reference, "compute", lambda *_: None)
+    monkeypatch.setattr(command.reference, "save", lambda *_: None)
+    command.train(config, tmp_path)
 
     used = {
         f"{section}.{name}"

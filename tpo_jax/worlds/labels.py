@@ -1,4 +1,4 @@
-"""What a single frame shows, as class labels: enough to teach a vision tower to see."""
+"""What a single frame shows, as class labels: enough to pre-train a vision tower."""
 
 import numpy as np
 
@@ -27,7 +27,7 @@ SIZES = (
 
 
 def frame_labels(timeline: Timeline, timestamps: np.ndarray) -> np.ndarray:
-    """Labels of the frames at `timestamps` (seconds): int32 `[n, len(SIZES)]`, -1 where none."""
+    """Return labels of the frames at `timestamps` (s): int32 `[n, len(SIZES)]`, -1: no label."""
     labels = np.full((len(timestamps), len(SIZES)), -1, np.int32)
     labels[:, [0, 5]] = 0
     ticks = np.asarray(timestamps) * FPS

@@ -61,11 +61,11 @@ def _name(event: Event) -> str:
 
 
 def _a(event: Event) -> str:
-    """The object with its article: "an orange cross"."""
+    """Return the object with its article: "an orange cross"."""
     return f"{'an' if HUES[event.hue][0] in 'aeiou' else 'a'} {_name(event)}"
 
 
-def _neighbours(timeline: Timeline, rng) -> Iterator[Candidate]:
+def _neighbours(timeline: Timeline, rng: np.random.Generator) -> Iterator[Candidate]:
     for first, second in zip(timeline.events, timeline.events[1:], strict=False):
         for word, key, event in (("after", first, second), ("before", second, first)):
             hue = HUES[key.hue]
@@ -76,7 +76,7 @@ def _neighbours(timeline: Timeline, rng) -> Iterator[Candidate]:
             )
 
 
-def _order(timeline: Timeline, rng) -> Iterator[Candidate]:
+def _order(timeline: Timeline, rng: np.random.Generator) -> Iterator[Candidate]:
     if len(timeline.events) < 3:
         return
     chosen = sorted(rng.choice(len(timeline.events), 3, replace=False).tolist())
@@ -90,7 +90,7 @@ def _order(timeline: Timeline, rng) -> Iterator[Candidate]:
         )
 
 
-def _action(timeline: Timeline, rng) -> Iterator[Candidate]:
+def _action(timeline: Timeline, rng: np.random.Generator) -> Iterator[Candidate]:
     for event in timeline.events:
         hue, motion = HUES[event.hue], MOTIONS[event.motion]
         yield (
@@ -100,7 +100,7 @@ def _action(timeline: Timeline, rng) -> Iterator[Candidate]:
         )
 
 
-def _cause(timeline: Timeline, rng) -> Iterator[Candidate]:
+def _cause(timeline: Timeline, rng: np.random.Generator) -> Iterator[Candidate]:
     for event in timeline.events:
         if event.border is not None:
             border = HUES[event.border]
@@ -111,7 +111,7 @@ def _cause(timeline: Timeline, rng) -> Iterator[Candidate]:
             )
 
 
-def _digit(timeline: Timeline, rng) -> Iterator[Candidate]:
+def _digit(timeline: Timeline, rng: np.random.Generator) -> Iterator[Candidate]:
     for needle in timeline.needles:
         hue, digit = HUES[needle.hue], DIGITS[needle.digit]
         yield (
@@ -121,7 +121,7 @@ def _digit(timeline: Timeline, rng) -> Iterator[Candidate]:
         )
 
 
-def _description(timeline: Timeline, rng) -> Iterator[Candidate]:
+def _description(timeline: Timeline, rng: np.random.Generator) -> Iterator[Candidate]:
     for event in timeline.events:
         hue, shape, motion = HUES[event.hue], SHAPES[event.shape], MOTIONS[event.motion]
         yield (
@@ -131,7 +131,7 @@ def _description(timeline: Timeline, rng) -> Iterator[Candidate]:
         )
 
 
-def _ends(timeline: Timeline, rng) -> Iterator[Candidate]:
+def _ends(timeline: Timeline, rng: np.random.Generator) -> Iterator[Candidate]:
     if len(timeline.events) < 2:
         return
     for verb, event in (("start", timeline.events[0]), ("end", timeline.events[-1])):
@@ -142,7 +142,7 @@ def _ends(timeline: Timeline, rng) -> Iterator[Candidate]:
         )
 
 
-def _majority(timeline: Timeline, rng) -> Iterator[Candidate]:
+def _majority(timeline: Timeline, rng: np.random.Generator) -> Iterator[Candidate]:
     counts = Counter(event.shape for event in timeline.events).most_common(2)
     if counts and counts[0][1] > (counts[1][1] if len(counts) > 1 else 1):
         shape = SHAPES[counts[0][0]]
@@ -153,7 +153,7 @@ def _majority(timeline: Timeline, rng) -> Iterator[Candidate]:
         )
 
 
-def _shape(timeline: Timeline, rng) -> Iterator[Candidate]:
+def _shape(timeline: Timeline, rng: np.random.Generator) -> Iterator[Candidate]:
     for event in timeline.events:
         hue, shape = HUES[event.hue], SHAPES[event.shape]
         yield (
@@ -163,7 +163,7 @@ def _shape(timeline: Timeline, rng) -> Iterator[Candidate]:
         )
 
 
-def _corner(timeline: Timeline, rng) -> Iterator[Candidate]:
+def _corner(timeline: Timeline, rng: np.random.Generator) -> Iterator[Candidate]:
     for event in timeline.events:
         hue, corner = HUES[event.hue], CORNERS[event.corner]
         yield (
@@ -186,13 +186,13 @@ FAMILIES: dict[str, tuple[Callable[[Timeline, np.random.Generator], Iterator[Can
 
 
 def make_questions(timeline: Timeline, seed: int, index: int, count: int = 8) -> list[Question]:
-    """Up to `count` different questions about one video, as evenly over the types as it allows.
+    """Return up to `count` different questions about one video, spread evenly over the types.
 
     Args:
         timeline: of video `index` of the world of `seed`.
         seed: the world's.
         index: the video's.
-        count: how many; fewer come back when the video is too short for more.
+        count: fewer are returned when the video is too short.
 
     Returns:
         Questions in random order; a pure function of the arguments.
@@ -208,7 +208,7 @@ def make_questions(timeline: Timeline, seed: int, index: int, count: int = 8) ->
 
 
 def _pool(name: str, timeline: Timeline, rng: np.random.Generator) -> list[Question]:
-    """Every question of one type in random order; its families take turns at the popped end."""
+    """Return every question of one type in random order, its families alternating from the end."""
     ranked = []
     for family in FAMILIES[name]:
         candidates = list(family(timeline, rng))

@@ -21,7 +21,7 @@ CORNER_AT = ((0, 0), (0, 8), (8, 0), (8, 8))  # row and column of each corner's 
 
 
 def _bitmaps(rows: tuple[str, ...]) -> np.ndarray:
-    """Side by side bitmaps, one string per row, to bool `[bitmaps, rows, columns]`."""
+    """Parse bitmaps drawn side by side, one string per row, to bool `[bitmaps, rows, columns]`."""
     return np.array([[[c == "#" for c in cell] for cell in row.split()] for row in rows]).swapaxes(
         0, 1
     )
@@ -49,7 +49,7 @@ COLOURS = np.array([colorsys.hsv_to_rgb(i / len(HUES), 1.0, 0.95) for i in range
 
 
 def _draw_event(frames: np.ndarray, event: Event) -> None:
-    """The object, a fading trail behind it, and the border it switches on."""
+    """Draw the object, a fading trail behind it, and the border it switches on."""
     y, x = CORNER_AT[event.corner]
     bitmap = SHAPE_BITMAPS[event.shape]
     horizontal, backwards = event.motion < 2, event.motion in (0, 2)  # left and up: towards zero
@@ -68,7 +68,7 @@ def _draw_event(frames: np.ndarray, event: Event) -> None:
 
 
 def render(timeline: Timeline, seed: int, index: int) -> np.ndarray:
-    """The frames of a video, one per second: uint8 RGB `[seconds, SIZE, SIZE, 3]`.
+    """Render the frames of a video, one per second: uint8 RGB `[seconds, SIZE, SIZE, 3]`.
 
     Grey noise, and a grey blob at a new place in every frame, carry no information.
     """
@@ -92,7 +92,7 @@ def render(timeline: Timeline, seed: int, index: int) -> np.ndarray:
 
 
 def write_mp4(path: str | os.PathLike, frames: np.ndarray, fps: float = FPS) -> None:
-    """Writes uint8 RGB `[n, height, width, 3]` as MPEG-4; a temporary name comes first.
+    """Write uint8 RGB `[n, height, width, 3]` as MPEG-4, under a temporary name first.
 
     Raises:
         OSError: the file cannot be written, or this OpenCV has no MPEG-4 encoder.

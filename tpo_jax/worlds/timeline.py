@@ -4,11 +4,12 @@ A video is a sequence of *events*, one object each: a hue, a shape, a corner, a 
 A hue occurs at most once per video, so it is the key by which questions name an object. Some events
 have an effect: while the object is still there, the border of the frame takes a colour. Between
 events lie empty seconds, and in some of those gaps a *needle*: a dark frame with a coloured digit.
-Everything lasts at least `MIN_SECONDS`, so sampling with gaps of at most as many frames misses
+Everything lasts at least `MIN_SECONDS`, so sampling with gaps of at most that many frames misses
 nothing.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -23,7 +24,7 @@ DIGITS = tuple("0123456789")
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """An object that is there from second `start` up to `end`; attributes index the tables."""
+    """An object, visible from second `start` up to `end`; attributes index the tables."""
 
     start: int
     end: int
@@ -48,7 +49,7 @@ class Needle:
 
 @dataclasses.dataclass(frozen=True)
 class Timeline:
-    """All that is in a video of `seconds` seconds; in order of time, nothing overlaps."""
+    """All that happens in a video of `seconds` seconds, in order of time and without overlap."""
 
     seconds: int
     events: tuple[Event, ...]
@@ -56,16 +57,16 @@ class Timeline:
 
 
 def generator(seed: int, index: int, purpose: int) -> np.random.Generator:
-    """Random numbers for one purpose (0 timeline, 1 questions, 2 pixels) of one video."""
+    """Return the random generator of one purpose (0 timeline, 1 questions, 2 pixels) of a video."""
     return np.random.default_rng((seed, index, purpose))
 
 
 def make_timeline(seed: int, index: int, seconds: int) -> Timeline:
-    """The timeline of video `index` of a world; a pure function of its arguments."""
+    """Return the timeline of video `index` of a world, a pure function of the arguments."""
     rng = generator(seed, index, 0)
     hues, borders, inks = (iter(rng.permutation(len(HUES)).tolist()) for _ in range(3))
 
-    def draw(table) -> int:
+    def draw(table: Sequence[str]) -> int:
         return int(rng.integers(len(table)))
 
     events, needles = [], []

@@ -15,7 +15,7 @@ TEMPLATE_WORDS = ("system\nYou are a helpful assistant.", "user\n", "assistant\n
 
 
 def world_texts(seed: int, videos: int = 500) -> list[str]:
-    """Questions and answers of `videos` long videos, and the chat template; renders nothing."""
+    """Return the texts of `videos` long videos and of the chat template; renders nothing."""
     texts = list(TEMPLATE_WORDS) * videos
     for index in range(videos):
         for question in make_questions(make_timeline(seed, index, 96), seed, index, count=16):
@@ -24,7 +24,7 @@ def world_texts(seed: int, videos: int = 500) -> list[str]:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> tokenizers.Tokenizer:
-    """A byte-level BPE of at most `vocab_size` ids, the specials first; it encodes any text."""
+    """Train a byte-level BPE of at most `vocab_size` ids, special tokens first."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -39,7 +39,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> tokenizers.T
 
 
 def save_tokenizer(tokenizer: tokenizers.Tokenizer, directory: str | os.PathLike) -> pathlib.Path:
-    """Writes `tokenizer.json` into `directory`, where `data.tokenizer.load_tokenizer` finds it."""
+    """Write `tokenizer.json` into `directory`, where `data.tokenizer.load_tokenizer` finds it."""
     path = pathlib.Path(directory) / "tokenizer.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path))

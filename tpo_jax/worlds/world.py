@@ -27,8 +27,9 @@ class WorldVideo:
 def make_video(
     seed: int, index: int, seconds: int, path: str | os.PathLike, stride: int = 1
 ) -> WorldVideo:
-    """Renders video `index` of the world of `seed` to an MP4 file at `path`, of which a frame lasts
-    `stride` seconds; with more than `MIN_SECONDS` it would miss things.
+    """Render video `index` of the world of `seed` to an MP4 file at `path`.
+
+    A frame lasts `stride` seconds; with more than `MIN_SECONDS` events would be missed.
     """
     timeline = make_timeline(seed, index, seconds)
     write_mp4(path, render(timeline, seed, index)[::stride], FPS / stride)
@@ -43,16 +44,16 @@ def make_videos(
     workers: int = 2,
     strides: Sequence[int] | None = None,
 ) -> list[WorldVideo]:
-    """Renders one video per entry of `seconds`, `00000.mp4` and on.
+    """Render one video per entry of `seconds`, as `00000.mp4`, `00001.mp4` and so on.
 
     The result does not depend on `workers`.
 
     Args:
         directory: made if absent.
-        seed: of the world; training and evaluation take different ones.
+        seed: of the world; training and evaluation use different ones.
         seconds: length of each video.
         workers: processes.
-        strides: seconds that a frame of each video lasts; None: one.
+        strides: seconds that a frame of each video lasts; None: 1.
 
     Raises:
         OSError: a file cannot be written.
