@@ -76,7 +76,17 @@ class Scale:
 SCALES = {
     "full": Scale(),
     # Seconds instead of minutes: shows that every stage runs, and nothing about the method.
-    "smoke": Scale(48, False, 20, 6, 16, 12, (16, 32), (96,), 1.0, truth_filter=False),
+    "smoke": Scale(
+        short_videos=32,
+        tower_steps=4,
+        base_steps=4,
+        long_videos=8,
+        eval_videos=6,
+        frames=(16, 32),
+        lengths=(96,),
+        temperature=1.0,
+        truth_filter=False,
+    ),
 }
 
 
