@@ -37,7 +37,7 @@ MIB = 2**20
 
 
 def write_checkpoint(directory: Path, config: ModelConfig, files: int) -> None:
-    """Random bfloat16 tensors in files of about one size, in the order of the table."""
+    """Write random bfloat16 tensors in files of about one size, in the order of the table."""
     directory.mkdir()
     draws = np.random.default_rng(0).standard_normal(2**22, np.float32).astype(jnp.bfloat16)
     shapes = weights(config).tensors
@@ -70,7 +70,7 @@ def measure(*arguments: str) -> tuple[float, float]:
 
 
 def main(_) -> None:
-    """Converts there and back and prints the table."""
+    """Convert there and back and print the table."""
     decoder = DecoderConfig(
         vocab_size=32768,
         width=WIDTH.value,

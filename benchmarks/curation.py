@@ -41,7 +41,7 @@ BEFORE = ("videos", "segments", "captions", "questions", "answers")  # stages of
 
 
 def config_of(folder: Path, checkpoint: str | None) -> ConfigDict:
-    """The run: views of 32 frames, as many as the quickstart's long videos have."""
+    """Return the config: views of 32 frames, as many as the quickstart's long videos have."""
     config = load("curate_world").get_config()
     config.videos.folder, config.rules.world_seed = str(folder), SEED
     config.segments.min_seconds, config.segments.max_seconds = 24.0, 30.0
@@ -55,7 +55,7 @@ def config_of(folder: Path, checkpoint: str | None) -> ConfigDict:
 
 
 def judges_of(config: ConfigDict, checkpoint: str | None) -> dict[str, ConfigDict]:
-    """The run with every judge, by name; rules that know the truth come first."""
+    """Return the config with every judge, by name; rules that know the truth come first."""
     found = {}
 
     def judge(name: str, **changes) -> None:
@@ -76,22 +76,22 @@ def judges_of(config: ConfigDict, checkpoint: str | None) -> dict[str, ConfigDic
 
 
 def share(values: Sequence[float]) -> str:
-    """A mean as a percentage."""
+    """Return a mean as a percentage."""
     return f"{100 * sum(values) / len(values):.0f} %" if values else "–"
 
 
 def true(unit: Unit, side: str) -> bool:
-    """Whether an answer is the reference answer, up to case and full stop."""
+    """Return whether an answer is the reference answer, up to case and full stop."""
     return exact(getattr(unit, side), unit.reference)
 
 
 def good(unit: Unit) -> bool:
-    """Whether the chosen answer is true and the rejected one is not."""
+    """Return whether the chosen answer is true and the rejected one is not."""
     return true(unit, "chosen") and not true(unit, "rejected")
 
 
 def by_length(units: Sequence[Unit]) -> float:
-    """Accuracy of telling chosen from rejected by their lengths alone, on videos not learned from.
+    """Return how often lengths alone tell chosen from rejected, on videos not learned from.
 
     What is learned on the other half of the videos: which of two lengths the chosen answer tends to
     have, and for lengths not met whether the longer one is chosen.
@@ -115,7 +115,7 @@ def by_length(units: Sequence[Unit]) -> float:
 
 
 def table(name: str, units: Sequence[Unit], kept: Mapping[str, set[str]]) -> list[str]:
-    """Per value of a field: how often the answers are true, before and after every judge."""
+    """Return per value of a field how often the answers are true, before and after every judge."""
     groups = defaultdict(list)
     for unit in units:
         groups[getattr(unit, name)].append(unit)
@@ -134,7 +134,7 @@ def table(name: str, units: Sequence[Unit], kept: Mapping[str, set[str]]) -> lis
 
 
 def judges_table(units: Sequence[Unit], kept: Mapping[str, set[str]]) -> list[str]:
-    """How well every judge finds the pairs whose chosen answer alone is true."""
+    """Return how well every judge finds the pairs whose chosen answer alone is true."""
     lines = ["| judge | keeps | precision | recall |", "|---|---|---|---|"]
     for name, ids in kept.items():
         precision = share([good(u) for u in units if u.id in ids])
@@ -144,7 +144,7 @@ def judges_table(units: Sequence[Unit], kept: Mapping[str, set[str]]) -> list[st
 
 
 def run(folder: Path, workdir: Path, answerer: str | None, judge: str | None) -> list[str]:
-    """The tables of one answerer with all judges."""
+    """Return the tables of one answerer with all judges."""
     start = time.perf_counter()
     kept: dict[str, set[str]] = {}
     videos = list_videos(folder, 0)
@@ -185,7 +185,7 @@ def run(folder: Path, workdir: Path, answerer: str | None, judge: str | None) ->
 
 
 def main(_) -> None:
-    """Renders, runs and prints."""
+    """Render the videos, run the study and print it."""
     logging.set_verbosity(logging.WARNING)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)

@@ -43,7 +43,7 @@ STAGES = ("videos", "segments", "captions", "questions", "answers", "judged")
 
 
 def config_of(backend: str) -> ConfigDict:
-    """The run, with one back end in all roles."""
+    """Return the config with one back end in all roles."""
     config = base()
     config.videos.folder = MEDIA.value
     config.segments.localized = config.segments.comprehensive = 6
@@ -62,7 +62,7 @@ def config_of(backend: str) -> ConfigDict:
 
 
 def start(config: ConfigDict, workdir: Path) -> subprocess.Popen:
-    """The command on its way."""
+    """Start the command."""
     file = workdir.with_suffix(".py")
     file.write_text(
         "import json\n\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
@@ -80,12 +80,12 @@ def start(config: ConfigDict, workdir: Path) -> subprocess.Popen:
 
 
 def digest(path: Path) -> str:
-    """The beginning of a file's SHA-256."""
+    """Return the beginning of a file's SHA-256."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def yields(workdir: Path) -> list[str]:
-    """A table of what became of the units of every stage."""
+    """Return a table of what became of the units of every stage."""
     lines = ["| stage | units | items | dropped | failed |", "|---|---|---|---|---|"]
     for stage in STAGES:
         text = (workdir / f"{stage}.jsonl").read_text(encoding="utf-8")
@@ -97,7 +97,7 @@ def yields(workdir: Path) -> list[str]:
 
 
 def local(root: Path) -> list[str]:
-    """The runs by random weights: in all roles, and where an endpoint captions and asks."""
+    """Run with random weights in all roles, and with an endpoint that captions and asks."""
     tiny = families.preset("tiny_longva")
     save_tokenizer(train_tokenizer(world_texts(0, 20), vocab_size=400), root / "tokenizer")
     save_model(root / "model", tiny, families.init_params(tiny, SEED.value), root / "tokenizer")
@@ -114,7 +114,7 @@ def local(root: Path) -> list[str]:
 
 
 def thrown_out(config: ConfigDict, workdir: Path, roles: str) -> list[str]:
-    """A run that ends without a pair."""
+    """Run a curation that ends without a pair."""
     begin = time.perf_counter()
     child = start(config, workdir)
     _, said = child.communicate()
@@ -132,7 +132,7 @@ def thrown_out(config: ConfigDict, workdir: Path, roles: str) -> list[str]:
 
 
 def faulty(root: Path) -> tuple[list[str], bool]:
-    """The undisturbed and the disturbed run; whether they end in the same."""
+    """Compare an undisturbed with a disturbed run; return whether they end in the same."""
     rng = random.Random(SEED.value)
     config = config_of("openai")
     config.questioner.num_frames = config.judge.num_frames = 0
@@ -189,7 +189,7 @@ def faulty(root: Path) -> tuple[list[str], bool]:
 
 
 def main(_) -> None:
-    """Runs and prints all."""
+    """Run everything and print it."""
     logging.set_verbosity(logging.WARNING)
     with tempfile.TemporaryDirectory() as name:
         lines, same = faulty(Path(name))

@@ -35,12 +35,12 @@ Reader = Callable[[str, np.ndarray], np.ndarray]
 
 
 def ours(path: str, indices: np.ndarray) -> np.ndarray:
-    """`tpo_jax.video.decode.decode`."""
+    """Decode with `tpo_jax.video.decode.decode`."""
     return video.decode(path, indices)
 
 
 def read_through(path: str, indices: np.ndarray) -> np.ndarray:
-    """OpenCV, every frame decoded up to the last wanted one, the wanted ones converted to RGB."""
+    """Decode with OpenCV up to the last wanted frame; convert the wanted ones to RGB."""
     capture, frames, position = cv2.VideoCapture(path, cv2.CAP_FFMPEG), {}, -1
     for index in np.unique(indices):
         while position < index:
@@ -51,7 +51,7 @@ def read_through(path: str, indices: np.ndarray) -> np.ndarray:
 
 
 def seek_each(path: str, indices: np.ndarray) -> np.ndarray:
-    """OpenCV, `CAP_PROP_POS_FRAMES` set for every frame."""
+    """Decode with OpenCV, setting `CAP_PROP_POS_FRAMES` for every frame."""
     capture, frames = cv2.VideoCapture(path, cv2.CAP_FFMPEG), []
     for index in indices:
         capture.set(cv2.CAP_PROP_POS_FRAMES, int(index))
@@ -60,7 +60,7 @@ def seek_each(path: str, indices: np.ndarray) -> np.ndarray:
 
 
 def pyav(path: str, indices: np.ndarray) -> np.ndarray:
-    """PyAV, a seek to the key frame before every wanted frame further ahead than a second."""
+    """Decode with PyAV, seeking to the key frame where a frame lies over a second ahead."""
     frames, position = {}, -1
     with av.open(path) as container:
         stream = container.streams.video[0]
@@ -78,7 +78,7 @@ def pyav(path: str, indices: np.ndarray) -> np.ndarray:
 
 
 def decord(path: str, indices: np.ndarray) -> np.ndarray:
-    """decord's `get_batch`."""
+    """Decode with decord's `get_batch`."""
     import decord as package
 
     return package.VideoReader(path).get_batch(indices).asnumpy()
@@ -94,7 +94,7 @@ READERS: dict[str, Reader] = {
 
 
 def generate(path: Path, seconds: int, gop: int, size: tuple[int, int], minute: int = 60) -> Path:
-    """A moving texture, encoded for one minute and repeated to the length asked for."""
+    """Encode a moving texture for one minute and repeat it to the length asked for."""
     if path.exists():
         return path
     width, height = size
@@ -128,7 +128,7 @@ def generate(path: Path, seconds: int, gop: int, size: tuple[int, int], minute: 
 
 
 def measure(path: Path, num_frames: int, repeats: int) -> list[list[str]]:
-    """Rows of the table for one video."""
+    """Return rows of the table for one video."""
     info = video.probe(path)
     indices = np.linspace(0, info.num_frames - 1, num_frames, dtype=int)
     wall: dict[str, list[float]] = {name: [] for name in READERS}
@@ -153,7 +153,7 @@ def measure(path: Path, num_frames: int, repeats: int) -> list[list[str]]:
 
 
 def main(_) -> None:
-    """Measures every clip and prints the table."""
+    """Measure every clip and print the table."""
     cache = Path(CACHE.value)
     paths = sorted(Path(MEDIA.value).glob("*.mp4"))
     paths.append(generate(cache / "20s_groups_of_12.mp4", 20, 12, (1280, 720)))

@@ -49,7 +49,7 @@ MODEL = dataclasses.replace(
 
 
 def make_questions(clips: list[Path], each: int) -> list[Question]:
-    """As long as those of Video-MME."""
+    """Make questions as long as those of Video-MME."""
     text = (
         "Select the best answer to the following multiple-choice question based on the video. "
         "What happens in part {}?\nA. Nothing.\nB. Someone speaks.\nC. Someone leaves.\n"
@@ -60,7 +60,7 @@ def make_questions(clips: list[Path], each: int) -> list[Question]:
 
 
 def asking(clips: list[Path], each: int) -> dict[str, float]:
-    """Questions per second, all questions of a video together and one by one."""
+    """Return questions per second, all questions of a video together and one by one."""
     questions = make_questions(clips, each)
     tokenizer = train_tokenizer([q.prompt for q in questions], vocab_size=500)
     params = families.init_params(MODEL, 0)
@@ -89,7 +89,7 @@ def asking(clips: list[Path], each: int) -> dict[str, float]:
 
 
 def scoring(benchmark: str, folder: Path) -> tuple[float, float]:
-    """Seconds to score a file of predictions, by the clock and of the processor."""
+    """Return seconds to score a file of predictions, by the clock and of the processor."""
     n = _PREDICTIONS.value
     docs, texts = make_docs(benchmark, 0, n), generate(0, n)
     file = folder / f"{benchmark}.jsonl"
@@ -104,7 +104,7 @@ def scoring(benchmark: str, folder: Path) -> tuple[float, float]:
 
 
 def main(_: list[str]) -> None:
-    """Measures and prints."""
+    """Measure and print."""
     clips = sorted(Path(_MEDIA.value).glob("*.mp4"))
     lines = [
         "| questions on a clip | once per video | once per question | ratio |",

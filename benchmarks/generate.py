@@ -39,7 +39,7 @@ GREEDY = Sampling()
 
 
 def best(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Seconds of every way, the best of interleaved repeats after one that compiles."""
+    """Return seconds of every way, the best of interleaved repeats after one that compiles."""
     seconds = {name: float("inf") for name in ways}
     for repeat in range(REPEATS.value + 1):
         for name, way in ways.items():
@@ -51,7 +51,7 @@ def best(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def make_batch(config: ModelConfig, rows: int, questions: int) -> Batch:
-    """Random videos and texts: text, the visual tokens, text, and the questions."""
+    """Return random videos and texts: text, the visual tokens, text, and the questions."""
     draws, S = np.random.default_rng(0), config.tower.image_size
     n, W = config.visual_tokens(F), config.decoder.vocab_size
     length = max(P, n + 32)
@@ -72,7 +72,7 @@ def make_batch(config: ModelConfig, rows: int, questions: int) -> Batch:
 
 
 def generate(config: ModelConfig, params: dict, batch: Batch, new: int) -> np.ndarray:
-    """Greedy tokens `[B, M, new]`."""
+    """Return greedy tokens `[B, M, new]`."""
     shape = batch.input_ids.shape[:2]
     vocabulary = config.decoder.vocab_size
     limits = Limits(np.full(shape, new, np.int32), np.array([-1], np.int32), vocabulary)
@@ -93,7 +93,7 @@ class Torch:
 
     @torch.inference_mode()
     def generate(self, batch: Batch, new: int) -> np.ndarray:
-        """Greedy tokens `[B, new]` of one question per row."""
+        """Return greedy tokens `[B, new]` of one question per row."""
         rows = len(batch.frames)
         frames = torch.from_numpy(batch.frames).flatten(0, 1)
         visual = self.original.encode(frames)
@@ -110,7 +110,7 @@ class Torch:
 
 
 def against_transformers(config: ModelConfig) -> list[list[str]]:
-    """Rows of prefill and decode rates."""
+    """Return rows of prefill and decode rates."""
     original = Original(config)
     with tempfile.TemporaryDirectory() as directory:
         write_checkpoint(Path(directory), original)
@@ -142,7 +142,7 @@ def against_transformers(config: ModelConfig) -> list[list[str]]:
 
 
 def one_against_eight(name: str, config: ModelConfig) -> list[str]:
-    """A row: eight questions of one video, three ways."""
+    """Return a row: eight questions of one video, three ways."""
     original = Original(config)
     with tempfile.TemporaryDirectory() as directory:
         write_checkpoint(Path(directory), original)
@@ -175,13 +175,13 @@ def one_against_eight(name: str, config: ModelConfig) -> list[str]:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """Markdown."""
+    """Return the table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def main(argv: list[str]) -> None:
-    """Measures and prints."""
+    """Measure and print."""
     del argv
     torch.set_num_threads(os.cpu_count() or 1)
     tiny = families.preset("tiny_llava_video")

@@ -52,20 +52,20 @@ PAPER = 10_000 / (4 * 3600)  # pairs/s of the paper's run on eight GPUs
 
 
 def cpu() -> float:
-    """CPU seconds of this process so far; workers count when they have ended."""
+    """Return CPU seconds of this process so far; workers count when they have ended."""
     both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
 def rate(batches: Iterable, pairs: int) -> float:
-    """Pairs/s of batches that are there when asked for, or made then."""
+    """Return pairs/s of batches that are there when asked for, or made then."""
     start = time.perf_counter()
     count = sum(1 for _ in batches)
     return count * pairs / (time.perf_counter() - start)
 
 
 def write_pairs(root: Path, pairs: list[dict], videos: Path) -> str:
-    """Makes shards of the pairs in `root` and returns their directory."""
+    """Make shards of the pairs in `root` and return their directory."""
     (root / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     settings = preparation.Settings(num_frames=FRAMES)
     preparation.prepare(root / "pairs.jsonl", videos, root / "shards", settings)
@@ -73,7 +73,7 @@ def write_pairs(root: Path, pairs: list[dict], videos: Path) -> str:
 
 
 def make_world(root: Path) -> None:
-    """Shards and a tokenizer of rendered videos, four pairs each."""
+    """Make shards and a tokenizer of rendered videos, four pairs each."""
     videos = make_videos(root / "videos", seed=3, seconds=[SECONDS] * VIDEOS)
     asked = [(Path(v.path).name, q) for v in videos for q in v.questions[:4]]
     texts = [text for _, q in asked for text in (q.text, q.answer)]
@@ -105,7 +105,7 @@ class Step:
 
 
 def waiting(batches: Iterator, step: Step, count: int, pairs: int) -> tuple[float, float]:
-    """(pairs/s of the two together, share of the time spent waiting for input)."""
+    """Return pairs/s of the two together and the share of the time spent waiting for input."""
     waited, start = 0.0, time.perf_counter()
     for _ in range(count):
         wait = time.perf_counter()
@@ -117,7 +117,7 @@ def waiting(batches: Iterator, step: Step, count: int, pairs: int) -> tuple[floa
 
 
 def against_the_step(root: Path, pairs_per_row: int) -> list[list[str]]:
-    """Rows of the first table."""
+    """Return rows of the first table."""
     config = tiny()
     B, model = config.train.batch_size, families.preset("tiny_longva")
     count = 4 * VIDEOS * 4 // B  # four epochs
@@ -155,7 +155,7 @@ def against_the_step(root: Path, pairs_per_row: int) -> list[list[str]]:
 
 
 def at_7b(root: Path) -> list[list[str]]:
-    """Rows of the second table."""
+    """Return rows of the second table."""
     rows, names = [], sorted(path.name for path in Path(MEDIA.value).glob("*.mp4"))
     tokenizer = load_tokenizer(TOKENIZER.value)
     for name in names:
@@ -178,7 +178,7 @@ def at_7b(root: Path) -> list[list[str]]:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """Markdown."""
+    """Return the table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -194,7 +194,7 @@ Written by `python benchmarks/input.py --output=docs/results/input.md`.
 
 
 def main(_) -> None:
-    """Measures and prints."""
+    """Measure and print."""
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         make_world(root)

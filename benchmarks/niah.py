@@ -40,7 +40,7 @@ _WHICH = flags.DEFINE_list("rows", [], "numbers of the rows to compile; empty: a
 
 
 def compiled(topology: str, tensor: int, frames: int):
-    """Tokens of a cell, and its program; or the bytes it would need where it does not fit."""
+    """Return the tokens of a cell and its program, or the bytes it lacks memory for."""
     config = families.preset("longva_7b")
     devices = devices_of(topology)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": tensor, "context": -1}, devices)
@@ -69,7 +69,7 @@ def compiled(topology: str, tensor: int, frames: int):
 
 
 def line(topology: str, tensor: int, frames: int) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     length, program = compiled(topology, tensor, frames)
     chip, chips = CHIPS[topology.split(":")[0]], len(devices_of(topology))
     cells = [topology, f"{tensor} x {chips // tensor}", f"{frames:,}", f"{length:,}"]
@@ -86,7 +86,7 @@ def line(topology: str, tensor: int, frames: int) -> str:
 
 
 def main(_: list[str]) -> None:
-    """Compiles and prints."""
+    """Compile and print."""
     chosen = [int(number) for number in _WHICH.value] or range(len(ROWS))
     print(HEAD, flush=True)
     lines = []

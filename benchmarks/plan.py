@@ -53,7 +53,7 @@ Written by `python benchmarks/plan.py --output=docs/results/plan.md`; jax 0.10.2
 
 
 def compiled(row) -> Plan:
-    """The plan of a row."""
+    """Return the plan of a row."""
     family, frames, topology, (fsdp, context), unit, remat = row
     config = load(f"{family}_tpo").get_config()
     config.data.num_frames = frames
@@ -66,7 +66,7 @@ def compiled(row) -> Plan:
 
 
 def line(row, plan: Plan) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     family, frames, topology, (fsdp, context), _, remat = row
     cells = [f"{family}_7b", f"{frames:,}", topology, f"{fsdp} x {context}", f"{plan.prefix:,}"]
     cells += [remat.replace(":save", "").replace(",", ", ")]
@@ -80,7 +80,7 @@ def line(row, plan: Plan) -> str:
 
 
 def main(_) -> None:
-    """Writes the table."""
+    """Write the table."""
     path = Path(_OUTPUT.value)
     old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     lines = {}

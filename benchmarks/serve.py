@@ -40,7 +40,7 @@ HEADING = "## Serving\n"
 
 
 def make_folder(folder: Path) -> list[str]:
-    """A model and videos; the paths of the videos."""
+    """Make a model and videos; return the paths of the videos."""
     words = ["What happens?", "Who is there, and when?", "Is it red or blue?"]
     save_tokenizer(train_tokenizer(words, vocab_size=270), folder / "tokenizer")
     config = families.preset("tiny_llava_video")
@@ -51,7 +51,7 @@ def make_folder(folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def serving(folder: Path, max_batch: int) -> Iterator[tuple[str, int]]:
-    """The server's address and process id."""
+    """Return the server's address and process id."""
     values = {"checkpoint": folder / "model", "media_folders": folder / "videos", "port": 0}
     values |= {"num_frames": FRAMES, "max_new_tokens": NEW, "max_batch": max_batch}
     command = [sys.executable, "-m", "tpo_jax.serve", *(f"--{k}={v}" for k, v in values.items())]
@@ -68,14 +68,14 @@ def serving(folder: Path, max_batch: int) -> Iterator[tuple[str, int]]:
 
 
 def request(question: str, video: str, **more) -> dict:
-    """A body."""
+    """Return the body of a request."""
     part = {"type": "video_url", "video_url": {"url": video}}
     content = [part, {"type": "text", "text": question}]
     return {"model": "model", "messages": [{"role": "user", "content": content}], **more}
 
 
 def http(url: str) -> httpx.AsyncClient:
-    """A client without limits of its own."""
+    """Return a client without limits of its own."""
     limits = httpx.Limits(max_connections=None)
     return httpx.AsyncClient(base_url=url, timeout=300, limits=limits, trust_env=False)
 
@@ -91,7 +91,7 @@ async def ask(client: httpx.AsyncClient, body: dict) -> tuple[str, float]:
 
 
 def questions(count: int, videos: list[str]) -> list[dict]:
-    """Different ones, about the videos in turn; half of the answers are drawn."""
+    """Yield different questions about the videos in turn; half of the answers are sampled."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     texts = [f"{letters[i % 26] * (1 + i // 26)}: what happens?" for i in range(count)]
     draws = [{"temperature": 1.5, "seed": i} if i // len(videos) % 2 else {} for i in range(count)]
@@ -160,7 +160,7 @@ async def leave(client: httpx.AsyncClient, body: dict) -> None:
 
 
 def memory(pid: int, name: str = "VmRSS") -> float:
-    """MB of a process."""
+    """Return MB of a process."""
     text = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(rf"{name}:\s+(\d+)", text)[1]) / 1024  # type: ignore[index]
 
@@ -201,14 +201,14 @@ async def abuse(url: str, pid: int, videos: list[str], alone: list[str]) -> list
 
 
 def counts(values) -> str:
-    """`8 × 413`; 0 is a connection closed before the status could be read."""
+    """Return `8 × 413`; 0 is a connection closed before the status could be read."""
     values = [f"status {v}" if isinstance(v, int) else v for v in values]
     shown = {"status 0": "closed unread"}
     return ", ".join(f"{values.count(v)} × {shown.get(v, v)}" for v in dict.fromkeys(values))
 
 
 def run(folder: Path) -> str:
-    """The section."""
+    """Return the section of the page."""
     videos = make_folder(folder)
     began = os.getloadavg()[0]
     with serving(folder, 1) as (url, _):
@@ -245,7 +245,7 @@ answer to the same question alone on a server without batching.
 
 
 def main(argv: list[str]) -> None:
-    """Measures, prints, writes."""
+    """Measure, print and write."""
     del argv
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as directory:

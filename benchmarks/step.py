@@ -56,7 +56,7 @@ PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12} | {
 
 
 def layout_tables(model: ModelConfig, text: int, response: int, dtype: str) -> str:
-    """The first section."""
+    """Return the first section of the page."""
     rows, parts_rows, spread = [], [], []
     name = jax.devices()[0].device_kind
     peak = 1e12 * PEAK.value or next((p for k, p in PEAKS.items() if k in name), 0)
@@ -139,7 +139,7 @@ smaller, run at a lower rate (GFLOP over ms)."""
 
 
 def seven_billion() -> str:
-    """The same arithmetic at full size."""
+    """Return the same arithmetic at full size."""
     model, text, response = families.preset("longva_7b"), 60, 100
     rows = []
     for frames in map(int, FRAMES.value):
@@ -159,7 +159,7 @@ Ratios, {text} text tokens and answers of {response}:
 
 
 def main(argv: list[str]) -> None:
-    """Measures and prints."""
+    """Measure and print."""
     del argv
     model, text, response, dtype = SIZES[SCALE.value]
     device = jax.devices()[0]

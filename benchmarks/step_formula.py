@@ -6,8 +6,8 @@ from tpo_jax.models.config import ModelConfig
 def layouts(
     model: ModelConfig, frames: int, prefix: int, response: int, remat: str
 ) -> dict[str, dict[str, float]]:
-    """FLOPs by layout and part, as the programs are written: attention over all keys (masked ones
-    included), tower frozen, decoder and projector trained.
+    """Return FLOPs by layout and part, as the programs are written: attention over all keys,
+    masked ones included, tower frozen, decoder and projector trained.
 
     With `remat=full` the backward pass computes a layer again but for its last product, of whose
     output nothing depends; without it a pass is forward once and backward twice. Our head is

@@ -29,7 +29,7 @@ FREEZE = ("tower",)
 
 
 def make_batch(model: ModelConfig, frames: int, text: int, response: int) -> Batch:
-    """One pair of random video and texts without padding: the video, `text` tokens, answers."""
+    """Return one random pair without padding: the video, `text` tokens, the answers."""
     draws, S = np.random.default_rng(0), model.tower.image_size
     n, W = model.visual_tokens(frames), model.decoder.vocab_size
     index = np.where(np.arange(n + text) < n, np.arange(n + text), -1).astype(np.int32)[None]
@@ -48,8 +48,9 @@ def make_batch(model: ModelConfig, frames: int, text: int, response: int) -> Bat
 
 
 def make_original(logps: Callable, dtype: str, *, live: bool) -> Callable:
-    """`step(state, reference, batch) -> (state, loss)` around any way to `token_logps`; `live`
-    reference weights, else the batch brings `reference_logps`.
+    """Return `step(state, reference, batch) -> (state, loss)` around any way to `token_logps`.
+
+    `live`: reference weights, else the batch brings `reference_logps`.
     """
 
     def step(state, reference, batch):
@@ -72,7 +73,7 @@ def make_original(logps: Callable, dtype: str, *, live: bool) -> Callable:
 
 
 def peak_bytes(compiled) -> int:
-    """What the program holds at most, arguments included."""
+    """Return the peak memory of a program in bytes, arguments included."""
     memory = compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return held + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -86,7 +87,7 @@ class Seconds(NamedTuple):
 
 
 def medians(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, Seconds]:
-    """Of every way, medians of interleaved repeats after one that warms up.
+    """Return the medians of interleaved repeats of every way, after one that warms up.
 
     A way whose work is done by another process returns its CPU time as `{"cpu": seconds}`.
     """
@@ -118,7 +119,7 @@ class Layout:
 def measure(
     model: ModelConfig, frames: int, text: int, response: int, dtype: str, repeats: int
 ) -> tuple[dict[str, Layout], int]:
-    """All layouts at one length, with full remat, and the length of the prefix."""
+    """Measure all layouts at one length with full remat; return them and the prefix length."""
     remat = "full"
     batch = jax.tree.map(jnp.asarray, make_batch(model, frames, text, response))
     policy, reference = families.init_params(model, 0), families.init_params(model, 1)
@@ -167,6 +168,6 @@ def measure(
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """Markdown."""
+    """Return the table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

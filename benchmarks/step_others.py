@@ -53,7 +53,7 @@ class TorchRows:
         return module, decoder
 
     def logps(self, side, batch):
-        """Token log-probabilities [2, R] of the answers."""
+        """Return token log-probabilities [2, R] of the answers."""
         torch, (module, decoder) = self.torch, self.sides[side]
         frames = torch.from_numpy(batch.frames[0])
         visual = torch.stack([module.encode(frames) for _ in range(2)])
@@ -66,7 +66,7 @@ class TorchRows:
         return logits[:, -targets.shape[1] :].gather(-1, targets[..., None])[..., 0]
 
     def step(self, batch) -> float:
-        """One update; the loss before it."""
+        """Run one update; return the loss before it."""
         functional = self.torch.nn.functional
         with self.torch.no_grad():
             reference = self.logps(1, batch).sum(-1)
@@ -82,7 +82,7 @@ class TorchRows:
 
 @contextlib.contextmanager
 def one_core():
-    """While entered, all threads of this process share one core (Linux; elsewhere nothing)."""
+    """Bind all threads of this process to one core while entered (Linux only)."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -100,7 +100,7 @@ def one_core():
 
 
 def against_torch(model: ModelConfig, text: int, response: int, repeats: int) -> str:
-    """A section."""
+    """Return a section of the page."""
     import torch
     import transformers
 
@@ -187,19 +187,19 @@ class Tunix:
         raise RuntimeError("the Tunix process ended, see above")
 
     def step(self) -> dict:
-        """One step: `loss` before it, `cpu` seconds it took."""
+        """Run one step; return the `loss` before it and the `cpu` seconds it took."""
         self.child.stdin.write("step\n")
         self.child.stdin.flush()
         return self._answer()
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self.child.stdin.close()
         self.child.wait()
 
 
 def text_logps(model: ModelConfig, params: dict, batch: Batch) -> jax.Array:
-    """`VideoLanguageModel.token_logps` of a prefix without video."""
+    """Return `VideoLanguageModel.token_logps` of a prefix without video."""
     decoder = families.bind(model, params).decoder
     B, Q, A, R = batch.input_ids.shape
     x, y = map(decoder.embed, (batch.prefix_ids, batch.input_ids))
@@ -212,7 +212,7 @@ def text_logps(model: ModelConfig, params: dict, batch: Batch) -> jax.Array:
 def text_step(
     model: ModelConfig, optimizer, state: TrainState, batch: Batch
 ) -> tuple[TrainState, jax.Array]:
-    """A step of DPO on a batch without video; the loss before it. The decoder is trained."""
+    """Run a step of DPO on a batch without video; return the loss before it."""
     mask, objective = batch.target_mask, Objective(OBJECTIVE.beta, alpha=0.0)
 
     def loss(params):
@@ -226,7 +226,7 @@ def text_step(
 
 
 def against_tunix(model: ModelConfig, response: int, python: str, repeats: int) -> str:
-    """A section."""
+    """Return a section of the page."""
     optimizer = optax.adamw(RATE)
     policy, reference = (families.init_params(model, seed) for seed in (0, 1))
     draws, rows, version = np.random.default_rng(0), [], ""

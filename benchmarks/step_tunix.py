@@ -22,7 +22,7 @@ from tunix.sft.dpo import dpo_trainer
 
 
 def load(given: dict, path: Path) -> qwen2.Qwen2:
-    """Tunix's Qwen2 with the weights of a file."""
+    """Return Tunix's Qwen2 with the weights of a file."""
     D, H, K, C = (given[name] for name in ("width", "heads", "kv_heads", "head_dim"))
     config = qwen2.ModelConfig(
         num_layers=given["layers"],
@@ -63,7 +63,7 @@ def load(given: dict, path: Path) -> qwen2.Qwen2:
 
 
 def main() -> None:
-    """Answers until standard input ends."""
+    """Answer requests until standard input ends."""
     directory = Path(sys.argv[1])
     given = json.loads((directory / "given.json").read_text())
     policy, reference = (load(given, directory / f"{n}.npz") for n in ("policy", "reference"))

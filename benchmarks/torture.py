@@ -39,7 +39,7 @@ FRAMES, STEPS_PER_KILL = 8, 3
 
 
 def make_world(root: Path) -> list[str]:
-    """Shards and a tokenizer in `root`; returns the flags of a run on them."""
+    """Make shards and a tokenizer in `root`; return the flags of a run on them."""
     videos = make_videos(root / "videos", seed=5, seconds=[40] * 6, workers=1)
     asked = [(Path(v.path).name, q) for v in videos for q in v.questions[:4]]
     texts = [text for _, q in asked for text in (q.text, q.answer)]
@@ -66,7 +66,7 @@ def make_world(root: Path) -> list[str]:
 
 
 def torture(run: Run, kills: int, seed: int, startup: float) -> Iterator[Kill]:
-    """Kills so often, then lets the run end."""
+    """Kill the run so many times, then let it finish."""
     rng = random.Random(seed)
     moments = itertools.cycle(("in a save", "after steps", "in a save", "at the start"))
     signals = ["KILL", "TERM"] * (kills // 2 + 1)
@@ -79,7 +79,7 @@ def torture(run: Run, kills: int, seed: int, startup: float) -> Iterator[Kill]:
 
 
 def differences(run: Run, reference: Run, steps: int) -> list[str]:
-    """What is not the same to the bit; empty if everything is."""
+    """Return what is not equal to the bit; empty if everything is."""
     found = []
     if run.records() != reference.records():
         found.append("metrics")
@@ -97,7 +97,7 @@ def differences(run: Run, reference: Run, steps: int) -> list[str]:
 
 
 def pair_differences(run: Run, reference: Run, steps: int) -> list[str]:
-    """Batches whose pairs, ever taken, are not those of the reference."""
+    """Return the batches whose pairs are not those of the reference."""
     ours, theirs = run.pairs(), reference.pairs()
     return [f"pairs of batch {k}" for k in range(steps) if ours.get(k) != theirs[k]]
 
@@ -110,7 +110,7 @@ def free_port() -> int:
 
 
 def elastic(run: Run, steps: int) -> list[str]:
-    """Changes devices and processes twice; returns what it ran on."""
+    """Change devices and processes twice; return what it ran on."""
 
     def stop(processes: list[subprocess.Popen], at: int) -> None:
         wait_for(lambda: len(run.records()) >= at, processes[0], 600)
@@ -130,7 +130,7 @@ def elastic(run: Run, steps: int) -> list[str]:
 
 
 def distance(run: Run, reference: Run, steps: int) -> tuple[float, float]:
-    """Largest difference of a loss, and of the parameters by norm, relative."""
+    """Return largest difference of a loss, and of the parameters by norm, relative."""
     losses = [
         abs(a["losses/total"] - b["losses/total"])
         for a, b in zip(run.records(), reference.records(), strict=True)
@@ -170,7 +170,7 @@ at most {loss:.1e}, parameters by {params:.1e} of their norm after {elastic_step
 
 
 def report(kills: list[Kill], different: list[str], **values) -> str:
-    """Markdown."""
+    """Return the table in Markdown."""
     rows = []
     for moment in dict.fromkeys(kill.when for kill in kills):
         some = [kill for kill in kills if kill.when == moment]
@@ -201,7 +201,7 @@ def report(kills: list[Kill], different: list[str], **values) -> str:
 
 
 def main(_) -> None:
-    """Runs, compares and prints."""
+    """Run, compare and print."""
     logging.set_verbosity(logging.WARNING)  # Orbax tells its whole story otherwise
     jax.config.update("jax_num_cpu_devices", 2)  # to read what two devices have saved
     kills, began = [], time.monotonic()

@@ -60,7 +60,7 @@ class Run:
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def start(self, *more: str, devices: int = 2) -> subprocess.Popen:
-        """A process that trains; its standard error goes to a file beside the directory."""
+        """Start a process that trains; its standard error goes to a file beside the directory."""
         self.workdir.mkdir(parents=True, exist_ok=True)
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
@@ -81,33 +81,33 @@ class Run:
             )
 
     def finish(self, *more: str, devices: int = 2) -> None:
-        """Trains to the end."""
+        """Train to the end."""
         if code := self.start(*more, devices=devices).wait():
             raise SystemExit(f"exit code {code}:\n{self.log[-2000:]}")
 
     @property
     def log(self) -> str:
-        """What the processes said."""
+        """Return the standard error of the processes."""
         return Path(f"{self.workdir}.log").read_text()
 
     def records(self) -> list[dict]:
-        """Whole lines of the metrics, without what depends on the clock."""
+        """Return whole lines of the metrics, without what depends on the clock."""
         path = self.workdir / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         found = [json.loads(line) for line in lines if line.endswith("\n")]
         return [{k: v for k, v in line.items() if not k.startswith(CLOCK)} for line in found]
 
     def unfinished(self) -> bool:
-        """Whether a checkpoint is being written, or was when the process ended."""
+        """Return whether a checkpoint is being written, or was when the process ended."""
         return any((self.workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
 
     def state(self, step: int) -> dict:
-        """The train state of a checkpoint, NumPy."""
+        """Return the train state of a checkpoint, NumPy."""
         path = self.workdir / "checkpoints" / str(step)
         return jax.tree.map(np.asarray, ocp.load_checkpointables(path, {"state": None})["state"])
 
     def pairs(self) -> dict[int, set[str]]:
-        """By batch, what was ever taken for it by all hosts together."""
+        """Return by batch the pairs that all hosts together ever took for it."""
         parts: dict[int, dict[int, list]] = {}
         taken: dict[int, set[str]] = {}
         for line in Path(f"{self.workdir}.pairs").read_text().splitlines(keepends=True):
@@ -136,7 +136,7 @@ class Kill:
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float) -> None:
-    """Returns when it holds, when the process has ended, or when time is up."""
+    """Wait until it holds, the process has ended, or time is up."""
     end = time.monotonic() + seconds
     while not condition() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.001)
@@ -145,7 +145,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: 
 def kill_once(
     run: Run, when: str, kind: str, *, workers: int = 0, more: int = 0, delay: float = 0.0
 ) -> Kill:
-    """Starts a run and ends it by a signal.
+    """Start a run and end it by a signal.
 
     Args:
         run: what is killed.

@@ -175,8 +175,9 @@ def test_a_worker_has_a_core_and_ends_with_its_parent(tmp_path):
 
 @pytest.fixture
 def made_up(tmp_path) -> Path:
-    """Answers of three seeds: TPO 10 points above base at 32 frames, localized only equal to it;
-    one seed has no comprehensive only.
+    """Write answers of three seeds: TPO 10 points above base at 32 frames, localized only equal.
+
+    One seed has no comprehensive only.
     """
     shares = {"base": 0.5, "tpo": 0.6, "localized_only": 0.6, "comprehensive_only": 0.4}
     for seed in SEEDS:
@@ -281,7 +282,7 @@ def test_commands_at_7b_parse_and_missing_things_are_named(tmp_path):
 
 
 def evaluated(item: str, row: str, places: full_size.Places, benchmark: str, score: float, **more):
-    """What `evaluate run` leaves of a row, as far as pages read it."""
+    """Write what `evaluate run` leaves of a row, as far as pages read it."""
     folder = Path(full_size.place(item, row, places)) / benchmark
     folder.mkdir(parents=True)
     summary = {"benchmark": benchmark, "score": score} | more

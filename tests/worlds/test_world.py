@@ -63,7 +63,7 @@ def test_questions_are_deterministic_unique_and_inside_the_video(seed, index, se
 
 
 def answer(line, text):
-    """Reads an answer off the timeline, written without a look at the generator."""
+    """Read an answer off the timeline; written independently of the generator."""
     hues, shapes = timeline.HUES, timeline.SHAPES
     words = text.replace(",", " ").replace(":", " ").strip("?. ").split()
     named = [hues.index(word) for word in words if word in hues]
@@ -173,7 +173,7 @@ def test_files_hold_what_was_rendered(tmp_path):
 
 
 def hue_of(frame, corner):
-    """Index of the hue of a corner's most saturated pixels."""
+    """Return index of the hue of a corner's most saturated pixels."""
     y, x = (2 * at for at in render.CORNER_AT[corner])
     pixels = frame[y + 2 : y + 14, x + 2 : x + 14].reshape(-1, 3) / 255.0
     strong = pixels[np.argsort(np.ptp(pixels, axis=1))[-8:]].mean(0)
