@@ -1,4 +1,5 @@
-"""Whether an experiment fits a TPU slice, and what a step costs there, before renting one:
+"""Plan an experiment on a TPU slice without a TPU: does it fit, and what does a step cost?
+
 `python -m tpo_jax.plan --config=FILE[:variant] --topology=v5e:4x4 [--config.a.b=…] [--json]`.
 
 `--search=frames` finds the most frames that fit the slice, `--search=topology` the smallest slice
@@ -26,10 +27,10 @@ from tpo_jax.planning.search import most_frames, smallest_slice
 
 
 def model_of(config: ConfigDict) -> ModelConfig:
-    """The model of an experiment; no weights are read.
+    """Return the model config of an experiment, without reading weights.
 
     Raises:
-        InputError: none, two, or one that does not exist.
+        InputError: no model, two models, or one that does not exist.
     """
     given = config.model
     check_source(given.checkpoint, given.preset)
@@ -40,7 +41,7 @@ def model_of(config: ConfigDict) -> ModelConfig:
 
 
 def report(plan: Plan) -> str:
-    """The plan for a reader."""
+    """Return the plan as text."""
     mesh = " ".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1)
     lines = [
         f"{plan.topology}: {plan.chips} chips, mesh {mesh or 'of one'}",
@@ -68,7 +69,7 @@ def report(plan: Plan) -> str:
 
 
 def measured(plan: Plan) -> list[str]:
-    """What the compiled program does, for a reader."""
+    """Return the lines on FLOPs, collectives and time."""
     times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in plan.seconds.items())
     return [
         f"FLOPs per step: {plan.flops:.3e} compiled, {plan.minimum_flops:.3e} at least by formula: "
@@ -83,12 +84,12 @@ def measured(plan: Plan) -> list[str]:
 
 
 def tell(line: str) -> None:
-    """Progress."""
+    """Print a line of progress to standard error."""
     print(f"plan: {line}", file=sys.stderr, flush=True)
 
 
-def planned(config: ConfigDict, topology: str, **changes) -> Plan:
-    """The plan of an experiment with some fields changed."""
+def planned(config: ConfigDict, topology: str, **changes: object) -> Plan:
+    """Compile an experiment with some fields changed, and return its plan."""
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(changes)
     plan, compiled = compile_step(config, model_of(config), topology, _SLICES.value)
@@ -103,7 +104,7 @@ def planned(config: ConfigDict, topology: str, **changes) -> Plan:
 
 
 def search_frames(config: ConfigDict, topology: str) -> Plan:
-    """The plan of the most frames that fit; of the fewest where none do."""
+    """Return the plan of the most frames that fit, or of the fewest where none do."""
     if config.data.max_prefix:
         raise InputError("--search=frames needs data.max_prefix=0: the prefix grows with it")
     model = model_of(config)
@@ -125,14 +126,14 @@ def search_frames(config: ConfigDict, topology: str) -> Plan:
 
 
 def search_topology(config: ConfigDict, kind: str) -> Plan:
-    """The plan on the smallest slice of a kind that fits; on the largest that could run it where
-    none does.
+    """Return the plan on the smallest slice of a kind that fits, or on the largest one that can
+    run the experiment where none fits.
     """
     return smallest_slice(lambda topology: planned(config, topology), kind, tell)
 
 
 def main() -> int:
-    """The command."""
+    """Plan or search, and print the result."""
     search = {"": planned, "frames": search_frames, "topology": search_topology}[_SEARCH.value]
     plan = search(_CONFIG.value, _TOPOLOGY.value)
     print(json.dumps(dataclasses.asdict(plan), indent=2) if _JSON.value else report(plan))

@@ -64,11 +64,21 @@ def libtpu():
         yield
 
 
+@pytest.fixture(scope="module")
+def two_slices(libtpu):
+    """Plan and program of the step on two slices of eight chips."""
+    return compile_step(experiment(**TWO_SLICES), SLICE, "v5e:2x4", 2)
+
+
+TWO_SLICES = {"mesh__data": 2, "train__batch_size": 8}
+
+
 @pytest.mark.tpu_compiler
 @pytest.mark.slow
-def test_step_of_a_slice(libtpu):
-    plan, compiled = compile_step(experiment(), SLICE, "v5e:2x4")
-    assert plan.fits and plan.chips == 8
+def test_step_of_two_slices(two_slices):
+    plan, compiled = two_slices
+    assert plan.fits and (plan.devices, plan.chips) == (16, 16)
+    assert "16 chips" in report(plan)
     # Donated: the new state lies where the old one lay.
     assert plan.memory["alias"] >= 0.99 * plan.memory["output"]
     # The weights are gathered, in bf16, for forward and backward pass, and not more often.
@@ -88,14 +98,12 @@ def test_step_of_a_slice(libtpu):
 
 @pytest.mark.tpu_compiler
 @pytest.mark.slow
-def test_a_live_reference_is_in_the_plan(libtpu):
+def test_live_reference_is_planned(two_slices):
+    cached = two_slices[0]
     changes = {"objective__loss": "rrpo", "objective__token_kl": 0.01}
-    live, cached = (
-        compile_step(experiment(**c), SLICE, "v5e:2x4")[0]
-        for c in (changes, {"objective__loss": "rrpo"})
-    )
+    live = compile_step(experiment(**TWO_SLICES, **changes), SLICE, "v5e:2x4", 2)[0]
     trained = {k: v for k, v in families.abstract_params(SLICE).items() if k != "tower"}
-    copy = 2 * sum(x.size for x in jax.tree.leaves(trained)) / 8  # bf16, over the chips
+    copy = 2 * sum(x.size for x in jax.tree.leaves(trained)) / 8  # bf16, over the chips of a slice
     more = live.memory["argument"] - cached.memory["argument"]
     assert copy <= more <= 1.2 * copy
     assert live.flops > 1.1 * cached.flops
@@ -103,16 +111,11 @@ def test_a_live_reference_is_in_the_plan(libtpu):
 
 @pytest.mark.tpu_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("topology", "slices", "devices", "chips"),
-    [("v5e:2x4", 2, 16, 16), ("tpu7x:2x2x1", 1, 8, 4)],  # a chip of tpu7x is two devices
-)
-def test_step_elsewhere(libtpu, topology, slices, devices, chips):
-    config = experiment(mesh__data=devices // 8, train__batch_size=devices // 2)
-    plan, compiled = compile_step(config, SLICE, topology, slices)
-    assert plan.fits and (plan.devices, plan.chips) == (devices, chips)
+def test_step_of_chips_that_are_two_devices(libtpu):
+    plan, compiled = compile_step(experiment(), SLICE, "tpu7x:2x2x1")
+    assert plan.fits and (plan.devices, plan.chips) == (8, 4)
     assert compiled is not None
-    assert f"{chips} chips" in report(plan)
+    assert "4 chips" in report(plan)
 
 
 def published():
@@ -245,7 +248,7 @@ def test_minimum_is_linear_in_rows_and_answers():
     assert one < flops(1, 2) < 2 * one  # the prefix is shared
 
 
-def test_door_refuses_in_one_line():
+def test_wrong_topology_is_one_line():
     command = [sys.executable, "-m", "tpo_jax.plan", "--config=configs/longva_tpo.py"]
     result = subprocess.run(
         [*command, "--topology=nowhere", "--config.model.preset=longva_7b"],

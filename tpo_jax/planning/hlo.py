@@ -1,36 +1,37 @@
-"""What one chip does in a compiled program, read from its HLO text.
+"""FLOPs, memory traffic and collectives of one chip in a compiled program, read from its HLO text.
 
-XLA's own cost analysis counts the body of a loop once and knows nothing of Pallas kernels; here
-bodies count as often as they run and the splash kernels by their blocks.
+XLA's own cost analysis counts the body of a loop once and does not see into Pallas kernels. Here
+loop bodies count as often as they run, and splash kernels by their unmasked blocks.
 """
 
 import collections
 import dataclasses
 import math
 import re
+from typing import Any
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4}
 _BYTES |= {"s32": 4, "u32": 4, "s64": 8, "u64": 8, "f64": 8}
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 _LINE = re.compile(r"\s+(ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# Matrix products per pair of query and key: scores and output; with the two of the gradients.
+# Matrix products per pair of query and key: scores and output forward; more for the gradients.
 _KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 _NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "iota"}
 
 
 @dataclasses.dataclass
 class Work:
-    """Of one chip in one run of the program."""
+    """The work of one chip in one run of the program."""
 
     flops: float = 0.0  # matrix products, kernels included
     kernel_flops: float = 0.0  # of them in splash kernels
     hbm_bytes: float = 0.0  # read and written by the program's own instructions
-    # kind -> [count, bytes that a chip takes in, all-reduce: and hands on again, on a ring]
+    # kind -> [count, bytes a chip receives; all-reduce counts twice: it also sends them on a ring]
     collectives: dict[str, list[float]] = dataclasses.field(
         default_factory=lambda: collections.defaultdict(lambda: [0, 0])
     )
-    chains: set[tuple] = dataclasses.field(default_factory=set)  # collectives counted already
+    chains: set[tuple] = dataclasses.field(default_factory=set)  # collectives already counted
 
 
 @dataclasses.dataclass
@@ -47,9 +48,19 @@ class _Instruction:
         found = re.search(rf"\b{name}=%?([\w.\-{{}}]+)", self.rest)
         return found.group(1) if found else None
 
+    def called(self, *names: str) -> str:
+        found = next(filter(None, map(self.attribute, names)), None)
+        if found is None:
+            raise ValueError(f"the compiled program has a {self.op} without {' or '.join(names)}")
+        return found
+
 
 def work(text: str) -> Work:
-    """Reads the text of a compiled module (`compiled.as_text()`)."""
+    """Count the work in the text of a compiled module (`compiled.as_text()`).
+
+    Raises:
+        ValueError: the compiler writes its programs otherwise than this file expects.
+    """
     computations, entry = _parse(text)
     total = Work()
     _add(computations, entry, 1, total, fused=False)
@@ -70,12 +81,19 @@ def _parse(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
     return computations, entry
 
 
-def _add(computations, name: str, times: float, total: Work, fused: bool) -> None:
+def _add(
+    computations: dict[str, dict[str, _Instruction]],
+    name: str,
+    times: float,
+    total: Work,
+    fused: bool,
+) -> None:
+    """Add the work of a computation that runs `times` times; `fused`: without memory traffic."""
     table = computations[name]
     for label, it in table.items():
         if it.op == "while":
-            condition, body = it.attribute("condition"), it.attribute("body")
-            # The compilers for CPUs and GPUs say it.
+            condition, body = it.called("condition"), it.called("body")
+            # The compilers for CPUs and GPUs state the trip count.
             stated = re.search(r'"known_trip_count":\{"n":"(\d+)"', it.rest)
             if stated:
                 trips = int(stated.group(1))
@@ -83,9 +101,7 @@ def _add(computations, name: str, times: float, total: Work, fused: bool) -> Non
                 trips = _trips(computations[condition], computations[body])
             _add(computations, body, times * trips, total, fused=False)
         elif it.op in ("fusion", "call", "async-start"):
-            _add(
-                computations, it.attribute("calls") or it.attribute("to_apply"), times, total, True
-            )
+            _add(computations, it.called("calls", "to_apply"), times, total, True)
         elif it.op in ("convolution", "dot"):
             total.flops += times * _product(it, table)
         elif it.op == "custom-call":
@@ -96,7 +112,7 @@ def _add(computations, name: str, times: float, total: Work, fused: bool) -> Non
         chain = re.search(r'chain_id="(\d+)"', it.rest)
         part = (it.attribute("channel_id"), chain[1]) if chain else (name, label)
         if kind in _COLLECTIVES and not it.op.endswith("-done") and part not in total.chains:
-            # A collective that runs beside several fusions is written down in each of them.
+            # A collective that overlaps several fusions is listed in each of them.
             total.chains.add(part)
             shapes = _SHAPE.findall(it.shape)
             if it.op == "collective-permute-start":
@@ -119,12 +135,16 @@ def _size(dtype: str, dims: str, layout: str = "") -> int:
 
 
 def _hbm(shape: str) -> int:
-    """Bytes of a shape that lie in main memory; `S(1)` is on-chip memory."""
+    """Return the bytes of a shape that lie in HBM; `S(1)` is on-chip memory."""
     return sum(_size(*found) for found in _SHAPE.findall(shape) if "S(" not in found[2])
 
 
-def _traffic(it: _Instruction, table, computations) -> float:
-    """Bytes an instruction reads and writes; of a slice only what is sliced."""
+def _traffic(
+    it: _Instruction,
+    table: dict[str, _Instruction],
+    computations: dict[str, dict[str, _Instruction]],
+) -> float:
+    """Return the HBM bytes an instruction reads and writes; of a sliced array only the slice."""
     operands = [table[name] for name in it.operands if name in table]
     if it.op == "dynamic-slice":
         return 2 * _hbm(it.shape)
@@ -141,7 +161,7 @@ def _traffic(it: _Instruction, table, computations) -> float:
             continue
         if inner.op == "dynamic-slice":
             read[parameters[source]] = min(read[parameters[source]], _hbm(inner.shape))
-        else:  # in place: the rest of the array stays where it is
+        else:  # in place: the rest of the array is not touched
             whole, update = read[parameters[source]], body.get(inner.operands[1])
             part = _hbm(update.shape) if update else 0
             read[parameters[source]] = 0
@@ -150,10 +170,10 @@ def _traffic(it: _Instruction, table, computations) -> float:
 
 
 def _trips(condition: dict[str, _Instruction], body: dict[str, _Instruction]) -> int:
-    """Iterations of a loop that counts from 0 to a constant; unrolled loops count in larger steps.
+    """Return the trip count of a loop from 0 to a constant; unrolled loops count in larger steps.
 
     Raises:
-        ValueError: it is no such loop.
+        ValueError: another kind of loop.
     """
     test = next((it for it in condition.values() if it.op == "compare"), None)
     if test is None:
@@ -170,7 +190,7 @@ def _integer(constant: _Instruction) -> int:
 
 
 def _groups(pattern: str | re.Pattern, text: str) -> tuple[str, ...]:
-    """What the groups of a pattern hold.
+    """Return the groups of a pattern in a text.
 
     Raises:
         ValueError: the compiler writes its programs otherwise than this file expects.
@@ -184,8 +204,8 @@ def _dims(shape: str) -> list[int]:
     return [int(n) for n in _groups(_SHAPE, shape)[1].split(",") if n]
 
 
-def _product(it: _Instruction, table) -> float:
-    """FLOPs of a `dot` or `convolution`; positions of the window that read padding count nothing.
+def _product(it: _Instruction, table: dict[str, _Instruction]) -> float:
+    """Return the FLOPs of a `dot` or `convolution`; window positions in padding do not count.
 
     The compiler writes batched matrix products as convolutions whose batch is a dilated window.
     """
@@ -203,7 +223,7 @@ def _product(it: _Instruction, table) -> float:
     flops *= right[labels_right.index("i")]
     for d in range(len(labels_left) - 2):
 
-        def field(name, default, d=d):
+        def field(name: str, default: Any, d: int = d) -> Any:
             return window[name].split("x")[d] if name in window else default
 
         low = int(field("pad", "0_0").split("_")[0])
@@ -219,7 +239,7 @@ def _product(it: _Instruction, table) -> float:
 
 
 def _kernel(label: str, it: _Instruction) -> float:
-    """FLOPs of a splash kernel: the living half of its blocks."""
+    """Return the FLOPs of a splash kernel: the unmasked half of its blocks."""
     products = next((n for name, n in _KERNELS.items() if label.startswith(name)), 0)
     if not products:
         return 0.0

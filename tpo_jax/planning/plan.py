@@ -1,13 +1,15 @@
-"""The train step of a config compiled for a TPU slice, on a machine that has none."""
+"""Compile the train step of a config for a TPU slice, on a machine without a TPU."""
 
 import dataclasses
 import math
 import os
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
+from ml_collections import ConfigDict
 
 from tpo_jax import families
 from tpo_jax.errors import InputError
@@ -27,13 +29,13 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Published figures of one device as JAX counts them."""
+    """Published figures of one device; a chip is one or two devices in JAX."""
 
-    hbm: float  # GiB a program may use, as the compiler has it
+    hbm: float  # GiB that a program may use, the compiler's limit
     flops: float  # bf16, per second
     bandwidth: float  # of HBM, bytes/s
     links: float  # of the interconnect, bytes/s, all links together
-    devices: int = 1  # as which JAX sees a chip; the other figures are of one of them
+    devices: int = 1  # devices of a chip
 
 
 CHIPS = {
@@ -45,7 +47,7 @@ CHIPS = {
 }
 
 
-# Slices that Cloud TPU rents, by the number of chips.
+# Slices that Cloud TPU offers, by the number of chips.
 SLICES = {
     "v4": "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16",
     "v5e": "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16",
@@ -57,7 +59,7 @@ SLICES = {
 
 @dataclasses.dataclass
 class Plan:
-    """What the compiler says of a step; sizes in bytes and FLOPs of one device unless said
+    """Memory, FLOPs and traffic of a compiled step; bytes and FLOPs are per device unless said
     otherwise.
     """
 
@@ -71,10 +73,10 @@ class Plan:
     response: int
     fits: bool
     limit: float
-    peak: float  # where it does not fit: what the compiler asked for
+    peak: float  # where the step does not fit: the memory it needs
     memory: dict[str, float] = dataclasses.field(default_factory=dict)
     minimum_flops: float = 0.0  # of all chips, by formula
-    # What follows stays empty where jaxlib cannot read the compiled program.
+    # The following fields stay empty where jaxlib cannot read the compiled program.
     flops: float = 0.0  # of all chips, by the compiled program
     hbm_bytes: float = 0.0
     collectives: dict[str, list[float]] = dataclasses.field(default_factory=dict)
@@ -84,10 +86,10 @@ class Plan:
 
 
 def chips_of(topology: str) -> int:
-    """How many chips a slice has, `v5e:4x4`.
+    """Return the number of chips of a slice such as `v5e:4x4`.
 
     Raises:
-        InputError: no such topology.
+        InputError: an unknown topology.
     """
     kind, _, shape = topology.partition(":")
     if kind not in CHIPS:
@@ -100,15 +102,14 @@ def chips_of(topology: str) -> int:
     return math.prod(map(int, shape.split("x")))
 
 
-def devices_of(topology: str, slices: int = 1) -> list:
-    """Abstract devices of a slice, `v5e:4x4`.
+def devices_of(topology: str, slices: int = 1) -> list[jax.Device]:
+    """Return the abstract devices of slices such as `v5e:4x4`.
 
     Raises:
-        InputError: no such topology, or the compiler is missing or in use.
+        InputError: an unknown topology, or the compiler is missing or in use.
     """
     chips_of(topology)
-    # Nothing runs here: libtpu need not search for a TPU of its own, which takes minutes, nor keep
-    # others from loading it.
+    # Nothing runs here: libtpu must not search for a TPU, which takes minutes, nor lock itself.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     megacore = topology.partition(":")[0] in ("v4", "v5p")
@@ -133,10 +134,14 @@ def minimum_flops(
     live_reference: bool = False,
     frozen_decoder: bool = False,
 ) -> float:
-    """FLOPs of a step that computes nothing twice: forward once, backward twice of it, the frozen
-    tower forward only; attention causal, the head at the answers only. A live reference is one
-    more forward pass behind the tower; a frozen decoder (with adapters, whose own work is left out)
-    needs no gradient of its weights.
+    """Return the FLOPs of a step that computes nothing twice.
+
+    The backward pass takes twice the FLOPs of the forward pass; the frozen tower has none.
+    Attention is causal and the head reads the answers only.
+
+    Args:
+        live_reference: one more forward pass behind the tower.
+        frozen_decoder: no gradients of the decoder's weights; adapters' own work is left out.
     """
     d, (prefix, response, frames) = model.decoder, (shape.prefix, shape.response, shape.frames)
     D, C = d.width, d.head_dim
@@ -151,20 +156,21 @@ def minimum_flops(
     return shape.rows * (linear + passes * (attention + frames * projector) + frames * tower)
 
 
-def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
-    """Compiles the step of an experiment.
+def compile_step(
+    config: ConfigDict, model: ModelConfig, topology: str, slices: int = 1
+) -> tuple[Plan, jax.stages.Compiled | None]:
+    """Compile the step of an experiment.
 
     Args:
-        config: the experiment, as `train` takes it.
-        model: its model.
+        config: as `train` takes it.
         topology: of one slice.
-        slices: how many.
+        slices: how many slices.
 
     Returns:
-        The `Plan`, and the compiled step, None where it does not fit.
+        The plan, and the compiled step or None where it does not fit.
 
     Raises:
-        InputError: the config cannot run on this slice.
+        InputError: the config cannot run on these slices.
     """
     devices = devices_of(topology, slices)
     wanted = experiment.read(config)
@@ -193,7 +199,9 @@ def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
     )
     shardings = parameter_shardings(mesh, abstract)
 
-    def placed(shape, dtype, sharding):
+    def placed(
+        shape: tuple[int, ...], dtype: Any, sharding: jax.NamedSharding
+    ) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     state = jax.tree.map(lambda x, s: placed(x.shape, x.dtype, s), abstract, shardings)
@@ -251,7 +259,7 @@ def compile_step(config, model: ModelConfig, topology: str, slices: int = 1):
 
 
 def memory_asked(error: jax.errors.JaxRuntimeError) -> float:
-    """Bytes per chip that a program needs which does not fit.
+    """Return the bytes per device that a program needs, from the error that it does not fit.
 
     Raises:
         JaxRuntimeError: the given error, if it says something else.
@@ -262,7 +270,8 @@ def memory_asked(error: jax.errors.JaxRuntimeError) -> float:
     return float(asked[1]) * {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}[asked[2]]
 
 
-def _measure(plan: Plan, compiled, chip: Chip) -> None:
+def _measure(plan: Plan, compiled: jax.stages.Compiled, chip: Chip) -> None:
+    """Fill in the plan's figures from the compiled step."""
     memory = compiled.memory_analysis()
     plan.peak = float(memory.peak_memory_in_bytes)
     plan.memory = {

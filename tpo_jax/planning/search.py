@@ -1,4 +1,4 @@
-"""The longest videos that fit a slice, and the smallest slice that fits an experiment."""
+"""Find the longest videos that fit a slice, and the smallest slice that an experiment fits."""
 
 import bisect
 import math
@@ -11,7 +11,7 @@ from tpo_jax.planning.plan import SLICES, TEXT_TOKENS, Plan
 
 
 def frames_of(model: ModelConfig, prefix: int) -> int:
-    """The most frames whose prefix has at most `prefix` tokens."""
+    """Return the most frames whose prefix has at most `prefix` tokens."""
     frames = max(0, (prefix - TEXT_TOKENS) // model.visual_tokens(1))
     while model.visual_tokens(frames + 1) + TEXT_TOKENS <= prefix:
         frames += 1
@@ -26,30 +26,30 @@ def most_frames(
     start: int,
     response: int,
 ) -> tuple[Plan | None, Plan | None]:
-    """Finds the longest videos that fit.
+    """Find the longest videos that fit.
 
     Memory grows nearly linearly with the prefix, so the next guess is where the line through two
-    plans meets the limit; after a guess that did not halve the interval, its middle.
+    plans meets the limit. A guess that does not halve the interval is followed by its middle.
 
     Args:
-        compile_at: the plan of a number of frames; called about six times.
-        model: for the tokens of a frame and the longest context.
-        multiple: the prefix grows in such steps (`data.prefix_multiple`), at least what attention
+        compile_at: returns the plan of a number of frames; called about six times.
+        model: gives the tokens of a frame and the longest context.
+        multiple: prefix lengths are multiples of it (`data.prefix_multiple`) and of what attention
             over `context` chips needs.
         context: chips that share a prefix.
         start: frames of the first plan.
         response: tokens of an answer.
 
     Returns:
-        The plan of the most frames that fit, None where none does, and that of the next larger
+        The plan of the most frames that fit, None where none do, and the plan of the next larger
         number, None where the model's context ends first.
     """
     unit = math.lcm(multiple, LANES * (2 * context if context > 1 else 1))
-    # Only the frames that fill a prefix are worth a compilation.
+    # Only the largest number of frames for each prefix length needs a compilation.
     full = {frames_of(model, n) for n in range(unit, model.max_length - response + 1, unit)}
     sizes = sorted(full - {0})
     plans: dict[int, Plan] = {}
-    low, high = -1, len(sizes)  # the last that fits, the first that does not
+    low, high = -1, len(sizes)  # the largest that fits, the smallest that does not
     guess = bisect.bisect_left(sizes, start)
     while high - low > 1:
         guess = min(max(guess, low + 1), high - 1)
@@ -71,18 +71,18 @@ def most_frames(
 def smallest_slice(
     compile_on: Callable[[str], Plan], kind: str, tell: Callable[[str], None]
 ) -> Plan:
-    """Finds the smallest slice of a kind that an experiment fits.
+    """Find the smallest slice of a kind that an experiment fits.
 
     Args:
-        compile_on: the plan on a topology, `v5e:4x4`.
-        kind: key of `SLICES`.
-        tell: hears why a slice was passed over.
+        compile_on: returns the plan on a topology such as `v5e:4x4`.
+        kind: a key of `SLICES`.
+        tell: called with one line for each slice that is too small or cannot run the experiment.
 
     Returns:
-        The plan there; on the largest slice where it fits none.
+        The plan on that slice; on the largest slice where the experiment fits none.
 
     Raises:
-        InputError: no such kind of chip, or the experiment can run on no slice whatever its memory.
+        InputError: an unknown kind of chip, or no slice can run the experiment whatever its memory.
     """
     if kind not in SLICES:
         raise InputError(
