@@ -1,8 +1,8 @@
 """Prefill and cached decoding: two jitted pure functions.
 
-`prefill` encodes the video and the prefix of a row once and lets the row's `M` questions read it
-together; `decode` adds tokens until every continuation has stopped. Questions differ in length and
-are padded on the right; positions count real tokens only, so padding changes nothing.
+`prefill` encodes the video and prefix of a row once, for all `M` questions of it; `decode` adds
+tokens until every continuation has stopped. Questions differ in length and are padded on the right;
+positions count real tokens only, so padding changes nothing.
 """
 
 import functools
@@ -14,37 +14,37 @@ import jax.numpy as jnp
 from tpo_jax import families
 from tpo_jax.generation.sampling import Sampling, choose
 from tpo_jax.models import vlm
-from tpo_jax.models.batch import Batch
+from tpo_jax.models.batch import Array, Batch
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.qwen2 import causal, continuation_positions
 
 
 class Prefix(NamedTuple):
-    """What the continuations of a row read and decoding never changes."""
+    """Keys and values of a row's prefix, which decoding reads and never changes."""
 
     keys_values: tuple[jax.Array, jax.Array]  # [L, B, P, K, C] each
     mask: jax.Array  # bool [B, P]
 
 
 class State(NamedTuple):
-    """Decoding in progress; `T` is the room for a question and its answer."""
+    """Decoding in progress; `T` is the cache length, a question and its answer."""
 
     cache: tuple[jax.Array, jax.Array]  # [L, B, M, T, K, C] each
     visible: jax.Array  # bool [B, M, T], slots that hold a real token
     slot: jax.Array  # int32 scalar, where the next token goes
     position: jax.Array  # int32 [B, M], position of the last token chosen
     tokens: jax.Array  # int32 [B, M, new tokens], zero behind the end
-    counts: jax.Array  # int32 [B, M], tokens of the answer, without the one that stops it
-    last: jax.Array  # int32 [B, M], chosen but not yet read by the model
+    counts: jax.Array  # int32 [B, M], tokens of the answer, the stop token not counted
+    last: jax.Array  # int32 [B, M], chosen but not yet in the cache
     step: jax.Array  # int32 scalar, tokens chosen
     finished: jax.Array  # bool [B, M]
     seen: jax.Array  # bool [B, M, W], ids generated
 
 
 class Limits(NamedTuple):
-    """Where an answer ends and which ids it may hold."""
+    """Where answers end, and which ids they may contain."""
 
-    new_tokens: jax.Array  # int32 [B, M], at most so many
+    new_tokens: jax.Array  # int32 [B, M], the most tokens of an answer
     stop_ids: jax.Array  # int32 [n]
     vocabulary: jax.Array  # int32 scalar, ids from it on are never chosen
 
@@ -54,11 +54,13 @@ def _logits(model: vlm.VideoLanguageModel, hidden: jax.Array) -> jax.Array:
     return jnp.einsum("...d,dw->...w", hidden, head, preferred_element_type=jnp.float32)
 
 
-def _take(state: State, logits, seeds, sampling: Sampling, limits: Limits) -> State:
-    """Chooses the token of step `state.step` and records it."""
+def _take(
+    state: State, logits: jax.Array, seeds: Array, sampling: Sampling, limits: Limits
+) -> State:
+    """Choose the token of step `state.step` and record it."""
     M, W = logits.shape[1:]
 
-    def key(seed, m):
+    def key(seed: jax.Array, m: jax.Array) -> jax.Array:
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), m), state.step)
 
     keys = jax.vmap(lambda seed: jax.vmap(lambda m: key(seed, m))(jnp.arange(M)))(seeds)
@@ -86,20 +88,22 @@ def prefill(
     *,
     new_tokens: int,
 ) -> tuple[Prefix, State]:
-    """Encodes and attends to every prefix once, reads the questions, chooses their first tokens.
+    """Encode each prefix once, read the questions and choose the first token of each answer.
 
     Args:
-        config: of the model.
         params: in the compute dtype.
-        batch: prompts, one answer each (`A` = 1), with `seeds`. A continuation without a real token
-            is none: it is finished from the start.
-        sampling: settings.
-        limits: where answers end.
-        new_tokens: room for the answer in the cache.
+        batch: prompts, `M = Q * A`, with `seeds`. A continuation without a real token counts as
+            finished from the start.
+        new_tokens: cache length of an answer.
 
     Returns:
-        What `decode` goes on with.
+        The arguments of the first `decode`.
+
+    Raises:
+        ValueError: a batch without seeds.
     """
+    if batch.seeds is None:
+        raise ValueError("prefill needs Batch.seeds")
     model = families.bind(config, params)
     decoder = model.decoder
     B, Q, A, R = batch.input_mask.shape
@@ -134,8 +138,10 @@ def prefill(
     return prefix, _take(state, _logits(model, last), batch.seeds, sampling, limits)
 
 
-def advance(config: ModelConfig, params: dict, prefix: Prefix, state: State):
-    """The model reads the last token of every continuation.
+def advance(
+    config: ModelConfig, params: dict, prefix: Prefix, state: State
+) -> tuple[jax.Array, State]:
+    """Run the model on the last token of every continuation.
 
     Returns:
         float32 logits `[B, M, W]` of the next token, and the state with that token in its cache.
@@ -163,29 +169,26 @@ def decode(
     params: dict,
     prefix: Prefix,
     state: State,
-    seeds: jax.Array,
+    seeds: Array,
     sampling: Sampling,
     limits: Limits,
     steps: int,
 ) -> State:
-    """At most `steps` more tokens of every continuation; stops early when all have finished.
+    """Add at most `steps` tokens to every continuation; stop early when all have finished.
 
     Args:
-        config: of the model.
         params: in the compute dtype.
         prefix: of `prefill`.
-        state: of `prefill` or the last `decode`; its buffers are used up.
-        seeds: uint32 `[B]`.
-        sampling: settings.
-        limits: where answers end.
+        state: of `prefill` or the last `decode`; donated.
+        seeds: uint32 `[B]`, `Batch.seeds`.
         steps: traced, so any number runs the same program.
     """
     end = state.step + steps
 
-    def more(state):
+    def more(state: State) -> jax.Array:
         return (state.step < end) & ~state.finished.all()
 
-    def body(state):
+    def body(state: State) -> State:
         logits, state = advance(config, params, prefix, state)
         return _take(state, logits, seeds, sampling, limits)
 

@@ -1,7 +1,7 @@
-"""From logits to the next token: repetition penalty, temperature, top-k, top-p, in that order.
+"""From logits to the next token: repetition penalty, temperature, top-k and top-p, in that order.
 
-The order and the meaning of every setting are those of `transformers`. Settings are traced, not
-static: one compilation serves them all.
+The order and meaning of the settings are those of `transformers`' `LogitsProcessor` classes.
+Settings are traced, not static, so one compilation serves them all.
 """
 
 from typing import NamedTuple
@@ -13,15 +13,15 @@ from tpo_jax.errors import InputError
 
 
 class Sampling(NamedTuple):
-    """How the next token is chosen."""
+    """Settings of how the next token is chosen."""
 
-    temperature: float = 0.0  # 0: greedy, and top_k and top_p do nothing
+    temperature: float = 0.0  # 0: greedy; top_k and top_p then have no effect
     top_k: int = 0  # 0: all
     top_p: float = 1.0
     repetition_penalty: float = 1.0  # on ids already generated; ids of the prompt do not count
 
     def check(self) -> None:
-        """Raises `InputError` for a setting out of range."""
+        """Raise `InputError` for a setting out of range."""
         if not self.temperature >= 0:
             raise InputError(f"temperature={self.temperature} must be 0 (greedy) or more")
         if self.top_k < 0:
@@ -33,11 +33,11 @@ class Sampling(NamedTuple):
 
 
 def filter_logits(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Minus infinity for what is not among the `top_k` or not in the nucleus of mass `top_p`.
+    """Set logits outside the `top_k` or outside the nucleus of mass `top_p` to minus infinity.
 
-    The nucleus is that of the distribution left by `top_k`: the most probable tokens up to and
-    including the one whose cumulated probability reaches `top_p`, so one token at least. Ties with
-    the last token kept are kept.
+    The nucleus is taken after `top_k`: the most probable tokens up to and including the one at
+    which the cumulative probability reaches `top_p`, at least one. Ties with the last token are
+    kept.
 
     Args:
         logits: float32 `[..., W]`.
@@ -53,7 +53,7 @@ def filter_logits(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.
     ranked = jnp.where(jnp.arange(W) < k, ranked, -jnp.inf)
     probabilities = jax.nn.softmax(ranked, axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    # 1 keeps everything, whatever the rounding of the sum.
+    # top_p=1 keeps everything, however the sum is rounded.
     kept = jnp.isfinite(ranked) & ((before < top_p) | (top_p >= 1))
     last = jnp.min(jnp.where(kept, ranked, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits >= last, logits, -jnp.inf)
@@ -62,14 +62,13 @@ def filter_logits(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.
 def choose(
     logits: jax.Array, seen: jax.Array, keys: jax.Array, sampling: Sampling, vocabulary: jax.Array
 ) -> jax.Array:
-    """The next token of every continuation.
+    """Choose the next token of every continuation.
 
     Args:
         logits: float32 `[B, M, W]`.
         seen: bool `[B, M, W]`, ids generated so far.
-        keys: random keys `[B, M]`, so that a draw depends on its own key and not on the batch.
-        sampling: the settings.
-        vocabulary: int scalar; ids from it on are rows without a token and never chosen.
+        keys: random keys `[B, M]`; a draw depends on its own key only, not on the batch.
+        vocabulary: int scalar, the number of ids with a token; no higher id is chosen.
 
     Returns:
         int32 `[B, M]`.
@@ -79,7 +78,7 @@ def choose(
     penalised = jnp.where(logits > 0, logits / penalty, logits * penalty)
     logits = jnp.where(seen, penalised, logits)
 
-    def sample():
+    def sample() -> jax.Array:
         scaled = logits / sampling.temperature
         filtered = jax.lax.cond(
             (sampling.top_k > 0) | (sampling.top_p < 1),
