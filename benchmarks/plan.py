@@ -36,10 +36,10 @@ one pair a step for every group of chips that shares a row, answers of 128 token
 compiled program's; no time was measured. The longest rows go beyond what the models were trained to
 read: LongVA was published for 224,000 positions, LLaVA-Video for 32,768.
 
-Every layer is computed again in the backward pass but for what is *kept* (`compute.remat`). *Times
-the minimum*: FLOPs over those of a step that computes nothing twice. In the last three rows most of
-them are attention, whose backward pass is two kernels, one for queries and one for keys and values,
-that both compute the scores again; the one kernel that would not needs partial sums that do not fit.
+Every layer is recomputed in the backward pass except for the tensors *kept* (`compute.remat`).
+*Times the minimum*: FLOPs over those of a step that computes nothing twice. In the last three rows
+most FLOPs are attention. Its backward pass is two kernels, one for queries and one for keys and
+values, and both recompute the scores; a single kernel would need partial sums that do not fit.
 
 *Chip-hours* are a lower bound: 10,000 pairs, every step as long as the longest of compute, memory
 and links at their peak rates (v5e: 197 TFLOP/s, 819 GB/s, 200 GB/s). The paper reports 8 A100 for

@@ -22,7 +22,7 @@ ANSWER = "日🙂é <b"  # every byte once; three of the characters have several
 
 
 def chain_model(tokenizer, ids):
-    """A model that always answers `ids`: each token's embedding names its successor."""
+    """Return a model that always answers `ids`: each token's embedding names its successor."""
     config = families.preset("tiny_longva")
     params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), families.abstract_params(config))
     decoder = params["decoder"]
@@ -54,7 +54,7 @@ def longva(model):
 
 @pytest.mark.parametrize("sizes", [{"fsdp": 4, "tensor": 2}, {"context": 8}])
 def test_many_tpus_run_the_kernel(sizes, tokenizer, program_for_tpus) -> None:
-    """One that knows of no mesh cannot be split over chips."""
+    """A kernel outside of a mesh could not be split over chips."""
     heads = {"heads": 2, "kv_heads": 2, "head_dim": 128}
     config = families.preset("tiny_longva")
     config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, **heads))

@@ -51,7 +51,7 @@ def make(seed=0, B=3, Q=2, R=5):
     return jnp.array(logps), jnp.array(mask), jnp.array(reference)
 
 
-def test_loss_equals_ln2_plus_nothing_where_policy_is_reference():
+def test_loss_is_ln2_where_the_policy_is_the_reference():
     logps, mask, _ = make()
     objective = Objective(beta=0.3, alpha=0.0)
     loss, metrics = tpo_loss(logps, mask, logps.sum(-1), objective, denominators(mask))
@@ -101,7 +101,7 @@ def test_micro_batches_add_up(loss):
 
 
 @pytest.mark.parametrize("loss", [*LOSSES, "sigmoid+orpo"])
-def test_padding_and_absent_pairs_weigh_nothing(loss):
+def test_padding_and_absent_pairs_do_not_count(loss):
     data = random_pairs()
     objective = Objective(0.4, 0.5, 0.8, loss=loss, token_kl=0.3)
     padded = {
@@ -143,7 +143,7 @@ def test_extreme_logps_have_a_loss_and_a_gradient(loss):
 
 
 @pytest.mark.parametrize("loss", [*WITHOUT_REFERENCE, "simpo+0.1*orpo"])
-def test_losses_without_reference_ask_for_none(loss):
+def test_losses_without_reference_need_none(loss):
     data, objective = random_pairs(), Objective(alpha=0.0, loss=loss)
     assert objective.uses_pairs and not objective.uses_reference
     given = shares(objective, data, 1)
@@ -196,7 +196,7 @@ def test_phrase_rewards_push_only_the_tokens_that_differ():
     assert ((found != 0) == (data["phrase_mask"] & present[..., None, None])).all()
 
 
-def test_token_kl_is_a_mean_over_chosen_answers_of_the_sum_over_tokens():
+def test_token_kl_sums_over_tokens_and_averages_over_answers():
     data = random_pairs()
     for weight in (0.01, 0.5):
         with_kl, without = (
@@ -207,7 +207,7 @@ def test_token_kl_is_a_mean_over_chosen_answers_of_the_sum_over_tokens():
         np.testing.assert_allclose(with_kl - without, weight * expected, rtol=1e-4)
 
 
-def test_kto_baseline_is_no_path_of_the_gradient():
+def test_no_gradient_flows_through_the_kto_baseline():
     data = random_pairs()
     mask, objective = jnp.asarray(data["target_mask"]), Objective(0.3, 0.0, loss="kto_pair")
     log_ratios = mean_log_ratios(data["token_logps"], mask, data["reference"], denominators(mask))
@@ -220,7 +220,7 @@ def test_kto_baseline_is_no_path_of_the_gradient():
     )
 
 
-def test_sums_are_read_as_written():
+def test_sums_of_losses_are_parsed():
     assert parse("ipo") == {"ipo": 1.0}
     assert parse("0.8*sigmoid + 2e-1*apo_zero+orpo") == {
         "sigmoid": 0.8,

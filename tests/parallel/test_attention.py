@@ -85,8 +85,8 @@ def test_zigzag_of_plain_attention():
         np.testing.assert_allclose(a, b[:, order], atol=1e-5)
 
 
-def test_many_queries_take_turns():
-    """Each sees what it sees when all come at once; memory for the scores does not grow."""
+def test_many_queries_run_in_parts():
+    """Each query gets the same values as in one piece, and the memory for scores does not grow."""
     B, M, R, P, H, K, C = 1, 3, 2 * MOST_QUERIES // 3 // 16 * 16, 8, 2, 1, 4
     keys = jax.random.split(jax.random.key(0), 6)
     q = jax.random.normal(keys[0], (B, M, R, H, C))
@@ -105,14 +105,14 @@ def test_many_queries_take_turns():
 
 
 def test_attention_by_lengths_equals_plain_attention():
-    """The form in which cuDNN is asked, computed by XLA."""
+    """The call that cuDNN gets, computed by XLA."""
     fused = functools.partial(fused_attention, zigzag=False, implementation="xla")
     found = jax.jit(functools.partial(value_and_gradients, fused))(*inputs(3, 192))
     for name, a, b in zip(("out", "dq", "dk", "dv"), found, expected(3, 192), strict=True):
         assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b), name
 
 
-def test_cudnn_takes_whole_prefixes():
+def test_cudnn_needs_whole_prefixes():
     q, k, v, mask, _ = inputs(1, 128)
     with pytest.raises(InputError, match="mesh.context must be 1"):
         prefix_attention(q, k, v, mask, back_end="cudnn", zigzag=True)

@@ -1,4 +1,4 @@
-"""Activations lie where they are said to lie, on CPU too."""
+"""Activations have the layout they are constrained to, on CPU as well."""
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ def test_frames_are_shared_by_the_chips_of_a_row(frames):
     np.testing.assert_allclose(visual, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_what_does_not_divide_is_named():
+def test_a_size_that_does_not_divide_is_named():
     with (
         jax.set_mesh(make_mesh({"data": 1, "fsdp": 8, "tensor": 1, "context": 1})),
         pytest.raises(InputError, match="size 12 cannot be split over fsdp=8.*divisor is 4"),

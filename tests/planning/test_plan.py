@@ -1,4 +1,4 @@
-"""The TPU compiler's verdict on the real step, without a TPU."""
+"""The step compiled by the TPU compiler, without a TPU."""
 
 import dataclasses
 import subprocess
@@ -161,7 +161,7 @@ def test_a_published_row_is_what_the_compiler_says(libtpu):
         ("tpu7x:2x2x1", 1, 8),  # two devices a chip
     ],
 )
-def test_limit_of_every_kind_of_chip_is_the_compilers(libtpu, topology, slices, devices):
+def test_memory_limit_of_each_chip_is_the_compilers(libtpu, topology, slices, devices):
     found = devices_of(topology, slices)
     assert len(found) == devices
     mesh = jax.sharding.Mesh(np.array(found), ("all",))
@@ -226,7 +226,7 @@ def test_loops_count_as_often_as_they_run():
         ({"data__max_prefix": 1000}, "v5e:2x4", "nearest legal values are 512 and 1024"),
     ],
 )
-def test_what_cannot_run_is_named(libtpu, changes, topology, message):
+def test_configs_that_cannot_run_are_named(libtpu, changes, topology, message):
     with pytest.raises(InputError, match=message):
         compile_step(experiment(**changes), SLICE, topology)
 
@@ -264,7 +264,7 @@ def test_wrong_topology_is_one_line():
 @hypothesis.given(st.integers(1, 4000), st.floats(0.2, 1.3), st.integers(1, 600), st.booleans())
 @hypothesis.settings(max_examples=200, deadline=None)
 def test_search_finds_the_most_frames_that_fit(most, bend, start, shared):
-    """Of a made-up chip whose memory grows with a power of the frames."""
+    """The chip is simulated: its memory grows with a power of the frames."""
     model, asked = families.preset("longva_7b"), []
 
     def compile_at(frames):
@@ -279,7 +279,7 @@ def test_search_finds_the_most_frames_that_fit(most, bend, start, shared):
     assert best is None or best.frames <= most
     assert beyond is None or beyond.frames > most
     frames = [plan.frames if plan else None for plan in (best, beyond)]
-    if None not in frames:  # neighbours: not one prefix lies between them
+    if None not in frames:  # neighbours: no prefix length lies between them
         assert (
             frames_of(model, unit * (-(-(model.visual_tokens(frames[0]) + 100) // unit)))
             == (frames[0])
@@ -291,7 +291,7 @@ def test_search_finds_the_most_frames_that_fit(most, bend, start, shared):
         assert model.visual_tokens(best.frames) + unit + 144 + 256 > model.max_length
 
 
-def test_smallest_slice_passes_over_what_cannot_run():
+def test_smallest_slice_skips_slices_that_cannot_run():
     told = []
 
     def compile_on(topology):
@@ -307,7 +307,7 @@ def test_smallest_slice_passes_over_what_cannot_run():
         "v5e:2x4: rows do not divide",
         "v5e:4x4: does not fit",
     ]
-    # None that is larger: the verdict of the largest, and an error where none can run at all.
+    # No larger slice: the plan of the largest one, and an error where none can run at all.
     assert not smallest_slice(compile_on, "v6e", told.append).fits
 
     def refuse(topology):

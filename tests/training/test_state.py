@@ -32,7 +32,7 @@ def run(moments, steps=300):
 def test_bfloat16_moments_are_right_on_average():
     (x, nu), (x16, nu16) = run("float32"), run("bfloat16")
     assert nu16.dtype == jnp.bfloat16
-    # Rounding to nearest leaves the second moment behind: 1 - b2 is less than half a digit.
+    # Rounding to nearest would freeze the second moment: 1 - b2 is less than half a digit.
     assert abs(float(nu16.astype(jnp.float32).mean() / nu.mean()) - 1) < 5e-3
     np.testing.assert_allclose(x16, x, atol=0.02)
 

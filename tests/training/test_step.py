@@ -1,4 +1,4 @@
-"""Everything that makes the step fast leaves its numbers alone."""
+"""What makes the step fast changes none of its numbers."""
 
 import dataclasses
 import functools
@@ -45,19 +45,19 @@ def loss_and_gradient(token_logps, batch, freeze=("tower",)):
 
 
 def assert_same(found, expected, tolerance=1e-5):
-    """Every tensor within `tolerance` of its norm.
+    """Assert that every tensor agrees within `tolerance` of its norm.
 
-    The floor is float32 rounding of the whole: the key biases of the tower have no gradient in
-    exact arithmetic, because softmax does not feel them.
+    The absolute term is float32 rounding over all tensors: the tower's key biases have no gradient
+    in exact arithmetic, because softmax ignores a constant added to all keys.
     """
-    floor = 1e-7 * np.sqrt(
+    rounding = 1e-7 * np.sqrt(
         sum(np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(expected))
     )
 
     def close(path, a, b):
         error = np.linalg.norm(np.asarray(a, np.float64) - np.asarray(b, np.float64))
         norm = np.linalg.norm(np.asarray(b, np.float64))
-        assert error <= tolerance * norm + floor, (jax.tree_util.keystr(path), error, norm)
+        assert error <= tolerance * norm + rounding, (jax.tree_util.keystr(path), error, norm)
 
     jax.tree_util.tree_map_with_path(close, found, expected)
 
@@ -213,7 +213,7 @@ def updated(compute, sizes=(1, 1, 1, 1)):
     """Parameters and metrics after a step of plain SGD, whose update shows the gradient."""
     optimizer, freeze = optax.sgd(0.1), ("tower",)
     mesh = make_mesh(dict(zip(AXES, sizes, strict=True)), jax.devices()[: math.prod(sizes)])
-    weights = params()  # on one device, whoever asks first
+    weights = params()  # on one device, whichever test runs first
     with jax.set_mesh(mesh):
         abstract = jax.eval_shape(lambda p: new_state(p, optimizer, freeze), weights)
         shardings = parameter_shardings(mesh, abstract)
