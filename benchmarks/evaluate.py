@@ -64,9 +64,10 @@ def asking(clips: list[Path], each: int) -> dict[str, float]:
     questions = make_questions(clips, each)
     tokenizer = train_tokenizer([q.prompt for q in questions], vocab_size=500)
     params = families.init_params(MODEL, 0)
-    read = runner.make_reader(Processor(MODEL, tokenizer), FRAMES)
-    together = runner.make_groups(questions, tokenizer)
-    alone = [group for q in questions for group in runner.make_groups([q], tokenizer)]
+    processor = Processor(MODEL, tokenizer)
+    read = runner.make_reader(processor, FRAMES)
+    together = runner.make_groups(questions, processor)
+    alone = [group for q in questions for group in runner.make_groups([q], processor)]
     generator = Generator(
         *(MODEL, params, tokenizer),
         max_new_tokens=NEW_TOKENS,

@@ -20,6 +20,7 @@ from tpo_jax.data import prompts
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.evaluation.benchmarks import ask
 from tpo_jax.evaluation.scorers import Scorer
+from tpo_jax.families.llava_qwen.template import INFERENCE
 from tpo_jax.inference.generator import Generator
 from tpo_jax.video import sampling
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
@@ -172,7 +173,9 @@ def test_answers_are_those_to_one_question_at_a_time(finished, models, benchmark
     assert [sample["doc_id"] for sample in samples] == list(range(7))
     for sample, question in list(zip(samples, questions, strict=True))[::3]:
         frames, _, _ = sampling.read_frames(question.video, "uniform", 4)
-        row = prompts.build_prompts(tokenizer, [question.prompt], config.visual_tokens(4))
+        row = prompts.build_prompts(
+            tokenizer, [question.prompt], config.visual_tokens(4), template=INFERENCE
+        )
         pixels = families.of(config).preprocess(frames, config)[None]
         ((expected,),) = generator.answer(pixels, [row])
         assert sample["filtered_resps"] == expected

@@ -12,6 +12,7 @@ from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.data import images, prompts
 from tpo_jax.data.tokenizer import load_tokenizer
+from tpo_jax.families.llava_qwen.template import INFERENCE
 from tpo_jax.inference.generator import Generator
 from tpo_jax.video import sampling
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
@@ -53,9 +54,11 @@ def expected(folder):
     config, params, _ = vars(load_model(folder / "model")).values()
     tokenizer = load_tokenizer(folder / "model")
     frames, times, duration = sampling.read_frames(folder / "video", "uniform", 4)
-    opening = prompts.time_opening("newline", times.tolist(), duration)
+    opening = INFERENCE.time_opening("newline", times.tolist(), duration)
     visual = config.visual_tokens(4)
-    row = prompts.build_prompts(tokenizer, QUESTIONS, visual, opening=opening, cut="video")
+    row = prompts.build_prompts(
+        tokenizer, QUESTIONS, visual, opening=opening, cut="video", template=INFERENCE
+    )
     generator = Generator(config, params, tokenizer, max_new_tokens=16)
     return generator.answer(families.of(config).preprocess(frames, config)[None], [row])[0]
 
@@ -104,7 +107,13 @@ def test_images_and_text_alone(flags, folder) -> None:
         questions = arguments["prompt"]
         questions = questions if isinstance(questions, list) else [questions]
         style = arguments.get("prompt_style", "inference")
-        row = prompts.build_prompts(tokenizer, questions, pictures.tokens, style=style, cut="video")
+        row = prompts.build_prompts(
+            tokenizer,
+            questions,
+            pictures.tokens,
+            template=families.of(config).templates[style],
+            cut="video",
+        )
         (answers,) = generator.answer([pictures], [row])
         assert (result.code, result.out) == (0, "\n\n".join(answers) + "\n"), result.err
     assert len({result.out for result in results[: len(calls)]}) == len(calls)

@@ -16,6 +16,7 @@ from tpo_jax.data import images, prompts
 from tpo_jax.data.pairs import read_pairs
 from tpo_jax.data.processor import Processor
 from tpo_jax.data.tokenizer import load_tokenizer
+from tpo_jax.families.llava_qwen.template import INFERENCE
 from tpo_jax.models import classic, vlm
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.video import sampling
@@ -94,7 +95,9 @@ def still_logps(loaded, folder, pair):
     paths = pair.get("images") or [pair[name] for name in ("image",) if name in pair]
     pictures = images.read_pictures([folder / "videos" / path for path in paths], config)
     answers = [[pair["chosen"], pair["rejected"]]]
-    row = prompts.build_row(tokenizer, [pair["prompt"]], answers, pictures.tokens)
+    row = prompts.build_row(
+        tokenizer, [pair["prompt"]], answers, pictures.tokens, template=INFERENCE
+    )
     batch = one_row(config, pictures, row)
     logps = classic.token_logps(families.bind(config, loaded.params), batch)
     return np.asarray(logps.sum(axis=(1, 3))[0])
@@ -110,8 +113,8 @@ def logps(function, loaded, folder, pair, style="inference"):
         [prompts.strip_placeholder(pair["prompt"])],
         [[pair["chosen"], pair["rejected"]]],
         config.visual_tokens(4),
-        opening=prompts.time_opening("inline", times.tolist(), duration),
-        style=style,
+        opening=INFERENCE.time_opening("inline", times.tolist(), duration),
+        template=families.of(config).templates[style],
     )
     batch = one_row(config, families.of(config).preprocess(frames, config), row)
     sums = function(families.bind(config, loaded.params), batch).sum(axis=(1, 3))[0]

@@ -80,7 +80,7 @@ def main() -> None:
 
 def _check_tokenizer(opened: Loaded) -> None:
     if has_tokenizer(opened.tokenizer_directory):
-        load_tokenizer(opened.tokenizer_directory, opened.config.decoder.vocab_size)
+        load_tokenizer(opened.tokenizer_directory, opened.config)
     else:
         print(
             f"note: {opened.tokenizer_directory} has no tokenizer files (tokenizer.json, or "

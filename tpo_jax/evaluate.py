@@ -38,12 +38,12 @@ from tqdm import tqdm
 from tpo_jax import families
 from tpo_jax.checkpoints.fingerprint import weights_fingerprint
 from tpo_jax.checkpoints.models import load_config, load_model
-from tpo_jax.data import prompts
 from tpo_jax.data.processor import Processor
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, printable, run_command
 from tpo_jax.evaluation import benchmarks, niah, niah_files, rescoring, results, runner, scorers
 from tpo_jax.evaluation.journal import Journal
+from tpo_jax.families.template import STYLES, TIME_INSTRUCTIONS
 from tpo_jax.inference.generator import Generator
 from tpo_jax.io.paths import define_path, output_file
 from tpo_jax.models.config import ModelConfig
@@ -69,14 +69,14 @@ _NUM_FRAMES = flags.DEFINE_integer(
 _TIME = flags.DEFINE_enum(
     "time_instruction",
     None,
-    prompts.TIME_INSTRUCTIONS,
+    TIME_INSTRUCTIONS,
     "run: sentence on the frames' times; the paper's evaluation had none. Default: what the "
     "checkpoint asks for.",
 )
 _STYLE = flags.DEFINE_enum(
     "prompt_style",
     "inference",
-    prompts.STYLES,
+    STYLES,
     "run: prompts of the original inference code, or those of the original DPO trainer.",
 )
 _LIMIT = flags.DEFINE_integer("limit", 0, "run: only the first so many rows.", lower_bound=0)
@@ -167,7 +167,7 @@ def run() -> None:
     began, name, folder = time.perf_counter(), _given("benchmark"), _output_folder()
     checkpoint = Path(_given("checkpoint"))
     config = load_config(checkpoint)
-    tokenizer = load_tokenizer(checkpoint, config.decoder.vocab_size)
+    tokenizer = load_tokenizer(checkpoint, config)
     questions, problems = benchmarks.ask(Path(_given("data")), name, _SCORER.value, _LIMIT.value)
     total = len(questions) + len(problems)
     _report(problems, total)
@@ -207,8 +207,8 @@ def run() -> None:
         _highest(_DTYPE.value),
     ):
         open_ = [q for q in questions if journal.answer(q.doc_id, q.prompt) is None]
-        groups = runner.make_groups(open_, tokenizer)
         processor = Processor(config, tokenizer, mode, _STYLE.value)
+        groups = runner.make_groups(open_, processor)
         read = runner.make_reader(processor, num_frames)
         done = len(questions) - len(open_)
         with tqdm(total=len(questions), initial=done, unit="question", desc=name) as progress:
@@ -242,7 +242,7 @@ def search() -> None:
     checkpoint = Path(_given("checkpoint"))
     theta = {"rope_theta": _ROPE_THETA.value} if _ROPE_THETA.value else {}
     config = load_config(checkpoint, **theta)
-    tokenizer = load_tokenizer(checkpoint, config.decoder.vocab_size)
+    tokenizer = load_tokenizer(checkpoint, config)
     asked, problems = niah_files.read_needles(file, config, tokenizer)
     _report(problems, len(asked) + len(problems), "needles")
     if not asked:

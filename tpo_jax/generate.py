@@ -18,6 +18,7 @@ from tpo_jax.data.processor import Processor
 from tpo_jax.data.rows import Row
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, run_command
+from tpo_jax.families.template import STYLES, TIME_INSTRUCTIONS
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.inference.generator import Generator
 from tpo_jax.io.paths import define_path, define_paths
@@ -34,14 +35,14 @@ _SAMPLING = flags.DEFINE_enum("sampling", "uniform", sampling.RULES, "Which fram
 _TIME = flags.DEFINE_enum(
     "time_instruction",
     None,
-    prompts.TIME_INSTRUCTIONS,
+    TIME_INSTRUCTIONS,
     "Sentence on the frames' times: none, directly behind the video, or on the next line. Default: "
     "what the checkpoint asks for.",
 )
 _STYLE = flags.DEFINE_enum(
     "prompt_style",
     "inference",
-    prompts.STYLES,
+    STYLES,
     "Prompts: of the original inference code, or those of the original DPO trainer.",
 )
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Longest answer, in tokens.", 1)
@@ -76,7 +77,7 @@ def main() -> None:
     if not all(map(str.strip, _PROMPT.value)):
         raise InputError('--prompt="" asks nothing; give a question')
     config = load_config(_CHECKPOINT.value)
-    tokenizer = load_tokenizer(_CHECKPOINT.value, config.decoder.vocab_size)
+    tokenizer = load_tokenizer(_CHECKPOINT.value, config)
     visual, row = read_input(Processor(config, tokenizer, _TIME.value, _STYLE.value))
 
     # One video cannot be split by rows: all devices share the weights.

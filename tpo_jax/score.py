@@ -22,13 +22,13 @@ from absl import flags, logging
 
 from tpo_jax import families
 from tpo_jax.checkpoints.models import load_config, load_model
-from tpo_jax.data import prompts
 from tpo_jax.data.collate import collate, visual_sizes
 from tpo_jax.data.pairs import Pair, Rejection, read_pairs
 from tpo_jax.data.processor import Processor
 from tpo_jax.data.rows import Row
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, run_command
+from tpo_jax.families.template import STYLES, TIME_INSTRUCTIONS
 from tpo_jax.inference.generator import round_up
 from tpo_jax.io.files import replacing
 from tpo_jax.io.paths import define_path, output_file
@@ -51,14 +51,14 @@ _SAMPLING = flags.DEFINE_enum("sampling", "uniform", sampling.RULES, "Which fram
 _TIME = flags.DEFINE_enum(
     "time_instruction",
     None,
-    prompts.TIME_INSTRUCTIONS,
+    TIME_INSTRUCTIONS,
     "Sentence on the frames' times: none, directly behind the video, or on the next line. Default: "
     "what the checkpoint asks for.",
 )
 _STYLE = flags.DEFINE_enum(
     "prompt_style",
     "inference",
-    prompts.STYLES,
+    STYLES,
     "Prompts and labels: of the original inference code, or those of the original DPO trainer.",
 )
 _BATCH_SIZE = flags.DEFINE_integer(
@@ -198,7 +198,7 @@ def main() -> None:
         more = f" (and {len(rejections) - 1} more)" if len(rejections) > 1 else ""
         raise InputError(f"{rejections[0].where}: {rejections[0].reason}{more}")
     config = load_config(_CHECKPOINT.value)
-    tokenizer = load_tokenizer(_CHECKPOINT.value, config.decoder.vocab_size)
+    tokenizer = load_tokenizer(_CHECKPOINT.value, config)
     read = functools.partial(
         read_row,
         processor=Processor(config, tokenizer, _TIME.value, _STYLE.value),

@@ -181,7 +181,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
     pipeline = Pipeline(
         experiment.data,
         model,
-        load_tokenizer(tokenizer, model.decoder.vocab_size),
+        load_tokenizer(tokenizer, model),
         jax.process_index(),
         jax.process_count(),
     )

@@ -12,9 +12,12 @@ from tpo_jax import families
 from tpo_jax.data import clips, preparation, prompts
 from tpo_jax.data.phrases import phrase_mask
 from tpo_jax.data.pipeline import DataConfig, Pipeline
+from tpo_jax.data.rows import Size
 from tpo_jax.data.shards import index_entry, open_shards, shard_names, write_metadata, write_shard
 from tpo_jax.errors import InputError
 from tpo_jax.families.llava_qwen.config import PRESETS
+from tpo_jax.families.llava_qwen.template import IM_END, IM_START, INFERENCE
+from tpo_jax.families.template import TIME_INSTRUCTIONS
 from tpo_jax.video import sampling
 
 MODEL = families.preset("tiny_llava_video")
@@ -26,7 +29,7 @@ def tokenizer():
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({c: i + 1 for i, c in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.add_special_tokens([prompts.IM_START, prompts.IM_END])
+    tokenizer.add_special_tokens([IM_START, IM_END])
     return tokenizer
 
 
@@ -149,8 +152,8 @@ def test_rows_are_the_video_and_its_texts(config, world, tokenizer, encoding, st
                 [f"Who is {i}?"],
                 [(f"It is {'so ' * i}good.", f"No {i}.")],
                 MODEL.visual_tokens(FRAMES),
-                opening=prompts.time_opening("inline", times, duration),
-                style=style,
+                opening=INFERENCE.time_opening("inline", times, duration),
+                template=families.of(config).templates[style],
                 max_prefix=pipeline.max_prefix,
                 max_response=pipeline.max_response,
             )
@@ -258,9 +261,9 @@ def test_pairs_that_do_not_fit_are_named_before_training(config, world, tokenize
     with pytest.raises(InputError, match=r"pair '\d' .*; [0-3] frames would fit instead of 4"):
         make(config, tokenizer, max_prefix=make(config, tokenizer, num_frames=1).max_prefix - 30)
     with pytest.raises(InputError, match=r"more than the 5 of max_response"):
-        make(config, tokenizer, max_response=5)
+        make(config, tokenizer, size=Size(response=5))
     short = dataclasses.replace(MODEL, max_length=150)
-    for mode in prompts.TIME_INSTRUCTIONS:
+    for mode in TIME_INSTRUCTIONS:
         timed = {"time_instruction": mode, "response_multiple": 1}
         model = dataclasses.replace(MODEL, max_length=150 if mode == "none" else 900)
         with pytest.raises(InputError, match=r"exceed .* \d+ frames fit instead of 99") as error:

@@ -5,13 +5,18 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tpo_jax.data import prompts
+from tpo_jax.data.processor import Processor
+from tpo_jax.data.rows import Size
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError
+from tpo_jax.families import preset
+from tpo_jax.families.llava_qwen.template import DPO_TRAINER, IM_END, IM_START, INFERENCE
+from tpo_jax.families.template import PLACEHOLDERS, TIME_INSTRUCTIONS
 from tpo_jax.models.config import most_frames
 
 VISUAL = -200
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
-TIMES = prompts.time_opening("inline", [0.0, 1.534, 96.4], 98.0)
+TIMES = INFERENCE.time_opening("inline", [0.0, 1.534, 96.4], 98.0)
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +24,7 @@ def qwen(qwen2_tokenizer):
     return load_tokenizer(qwen2_tokenizer)
 
 
-def tiny_tokenizer(specials=(prompts.IM_START, prompts.IM_END)) -> Tokenizer:
+def tiny_tokenizer(specials=(IM_START, IM_END)) -> Tokenizer:
     """One id per byte, and the chat markers."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
@@ -74,13 +79,13 @@ def trainer(tokenizer, question, answer, visual):
 )
 def test_trainer_style_has_the_original_ids_and_labels(qwen, questions, answers, cut, padding):
     questions = questions[:1] if cut == "answer" else questions
-    markers = (*prompts.PLACEHOLDERS, prompts.IM_START, prompts.IM_END)
+    markers = (*PLACEHOLDERS, IM_START, IM_END)
     assume(not any(m in t for t in (*questions, *answers) for m in markers))
     pairs = [(answers[2 * q], answers[2 * q + 1]) for q in range(len(questions))]
     stripped = [prompts.strip_placeholder(question) for question in questions]
-    arguments = {"style": "dpo_trainer", "cut": cut}
+    arguments = {"template": DPO_TRAINER, "cut": cut}
     row = prompts.build_row(qwen, stripped, pairs, 5, **arguments)
-    size = {"max_response": row.input_ids.shape[-1] + padding}
+    size = {"size": Size(response=row.input_ids.shape[-1] + padding)}
     row = prompts.build_row(qwen, stripped, pairs, 5, **arguments, **size)
     P = row.prefix_mask.sum()
     for q, (question, group) in enumerate(zip(questions, pairs, strict=True)):
@@ -104,15 +109,15 @@ def test_trainer_style_is_for_one_visual():
     tokenizer = tiny_tokenizer()
     for visuals in ((), (3, 4)):
         with pytest.raises(InputError, match="one video or one image"):
-            prompts.build_prompts(tokenizer, ["Who?"], visuals, style="dpo_trainer")
-    one = prompts.build_row(tokenizer, ["<image> Who?"], [["a"]], (4,), style="dpo_trainer")
-    video = prompts.build_row(tokenizer, ["Who?"], [["a"]], 4, style="dpo_trainer")
+            prompts.build_prompts(tokenizer, ["Who?"], visuals, template=DPO_TRAINER)
+    one = prompts.build_row(tokenizer, ["<image> Who?"], [["a"]], (4,), template=DPO_TRAINER)
+    video = prompts.build_row(tokenizer, ["Who?"], [["a"]], 4, template=DPO_TRAINER)
     assert all((one.arrays()[name] == value).all() for name, value in video.arrays().items())
-    prompt = prompts.build_prompts(tokenizer, ["Who?"], 4, style="dpo_trainer")
+    prompt = prompts.build_prompts(tokenizer, ["Who?"], 4, template=DPO_TRAINER)
     assert prompt.target_at is None and not prompt.target_mask.any()
     assert (prompt.prefix_ids == video.prefix_ids).all()
     with pytest.raises(InputError, match="prompt_style='other'"):
-        prompts.build_prompts(tokenizer, ["Who?"], 4, style="other")
+        Processor(preset("tiny_longva"), tokenizer, prompt_style="other")
 
 
 @settings(max_examples=40)
@@ -123,16 +128,18 @@ def test_trainer_style_is_for_one_visual():
 )
 def test_images_stand_where_the_prompt_says(qwen, pieces, placed, cut):
     """As the originals' `tokenizer_image_token` has it; in front, as lmms-eval puts them."""
-    markers = (*prompts.PLACEHOLDERS, prompts.IM_START, prompts.IM_END)
+    markers = (*PLACEHOLDERS, IM_START, IM_END)
     assume(not any(m in t for t in pieces for m in markers))
     images = len(pieces) - 1
     question = "<image>".join(pieces) if placed else "".join(pieces)
     assume(placed or "<image>" not in question)
     visuals = [3 + i for i in range(images)]
-    row = prompts.build_row(qwen, [question], [["An answer."]], visuals, cut=cut)
+    row = prompts.build_row(
+        qwen, [question], [["An answer."]], visuals, cut=cut, template=INFERENCE
+    )
     if not placed and images:
         question = " ".join(["<image>"] * images) + "\n" + question
-    chunks = (prompts.HEAD + question + prompts.TURN).split("<image>")
+    chunks = (INFERENCE.head + question + INFERENCE.turn).split("<image>")
     wanted = qwen.encode(chunks[0]).ids
     for n, chunk in zip(visuals, chunks[1:], strict=True):
         wanted += [VISUAL] * n + qwen.encode(chunk).ids
@@ -145,12 +152,14 @@ def test_placeholders_agree_with_the_images():
     tokenizer = tiny_tokenizer()
     for question, images in (("<image> <image> Who?", 1), ("<image> Who?", 0), ("<image>", 2)):
         with pytest.raises(InputError, match=f"<image> placeholders for {images} images"):
-            prompts.build_prompts(tokenizer, [question], [2] * images)
+            prompts.build_prompts(tokenizer, [question], [2] * images, template=INFERENCE)
     for bad in ("<image> <video>", "<image> <|im_end|>"):
         with pytest.raises(InputError, match="only the template may set"):
-            prompts.build_prompts(tokenizer, [bad], [2])
+            prompts.build_prompts(tokenizer, [bad], [2], template=INFERENCE)
     with pytest.raises(InputError, match="in the same places"):
-        prompts.build_prompts(tokenizer, ["<image> Who?", "Who? <image>"], [2], cut="video")
+        prompts.build_prompts(
+            tokenizer, ["<image> Who?", "Who? <image>"], [2], cut="video", template=INFERENCE
+        )
 
 
 @settings(max_examples=60, deadline=None)
@@ -165,13 +174,15 @@ def test_any_cut_leaves_the_plain_sequence(qwen, questions, answers, cut, openin
     questions = questions[:1] if cut == "answer" else questions
     # Tokenised in one go, a leading newline of the answer would melt with the template's.
     assume(not any(a[0].isspace() for a in answers))
-    markers = (*prompts.PLACEHOLDERS, prompts.IM_START, prompts.IM_END)
+    markers = (*PLACEHOLDERS, IM_START, IM_END)
     assume(not any(m in t for t in (*questions, *answers) for m in markers))
     pairs = [(answers[2 * q], answers[2 * q + 1]) for q in range(len(questions))]
-    row = prompts.build_row(qwen, questions, pairs, 5, opening=opening, cut=cut)
+    row = prompts.build_row(qwen, questions, pairs, 5, opening=opening, cut=cut, template=INFERENCE)
     p, r = row.prefix_ids.shape[0] + padding, row.input_ids.shape[-1] + padding
-    sizes = {"max_prefix": p, "max_response": r}
-    row = prompts.build_row(qwen, questions, pairs, 5, opening=opening, cut=cut, **sizes)
+    sizes = {"size": Size(p, r)}
+    row = prompts.build_row(
+        qwen, questions, pairs, 5, opening=opening, cut=cut, **sizes, template=INFERENCE
+    )
     assert row.prefix_ids.shape == (p,) and row.input_ids.shape == (len(questions), 2, r)
     assert row.visual_index[row.visual_index >= 0].tolist() == list(range(5))
     for q, (question, group) in enumerate(zip(questions, pairs, strict=True)):
@@ -184,14 +195,14 @@ def test_any_cut_leaves_the_plain_sequence(qwen, questions, answers, cut, openin
 
 
 def test_qwen_ids_of_a_known_prompt(qwen):
-    row = prompts.build_row(qwen, ["What happens?"], [["A cat."]], 2)
+    row = prompts.build_row(qwen, ["What happens?"], [["A cat."]], 2, template=INFERENCE)
     head = [151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198, 151644, 872, 198]
     assert row.prefix_ids[:14].tolist() == head
     assert row.prefix_ids[16:].tolist() == [198, 3838, 8573, 30, 151645, 198, 151644, 77091]
     assert row.input_ids[0, 0, 0] == 198 and row.target_ids[0, 0, -2:].tolist() == [151645, 198]
 
 
-@pytest.mark.parametrize("mode", prompts.TIME_INSTRUCTIONS)
+@pytest.mark.parametrize("mode", TIME_INSTRUCTIONS)
 def test_time_instruction_is_spelled_as_the_originals(mode):
     text = (
         "The video lasts for 98.00 seconds, and 3 frames are uniformly sampled from it. These "
@@ -199,13 +210,13 @@ def test_time_instruction_is_spelled_as_the_originals(mode):
         "to this video."
     )
     want = {"none": "", "inline": text, "newline": "\n" + text}[mode]
-    assert prompts.time_opening(mode, [0.0, 1.534, 96.4], 98.0) == want
+    assert INFERENCE.time_opening(mode, [0.0, 1.534, 96.4], 98.0) == want
 
 
 def test_several_questions_share_the_time_instruction(qwen):
     args = qwen, ["Who?", "Where to?"], [["a", "b"], ["c", "d"]], 4
-    plain_row = prompts.build_row(*args, cut="video")
-    row = prompts.build_row(*args, cut="video", opening=TIMES)
+    plain_row = prompts.build_row(*args, cut="video", template=INFERENCE)
+    row = prompts.build_row(*args, cut="video", opening=TIMES, template=INFERENCE)
     shared = len(qwen.encode(TIMES).ids) - 1  # the last token melts with the newline behind it
     assert row.prefix_mask.sum() == plain_row.prefix_mask.sum() + shared
     assert row.input_ids.shape == plain_row.input_ids.shape
@@ -214,8 +225,8 @@ def test_several_questions_share_the_time_instruction(qwen):
 @pytest.mark.parametrize("cut", ["answer", "video"])
 def test_generation_prompt_is_the_row_before_its_answer(cut):
     tokenizer = tiny_tokenizer()
-    row = prompts.build_row(tokenizer, ["Who?"], [["A cat."]], 3, cut=cut)
-    prompt = prompts.build_prompts(tokenizer, ["Who?"], 3, cut=cut)
+    row = prompts.build_row(tokenizer, ["Who?"], [["A cat."]], 3, cut=cut, template=INFERENCE)
+    prompt = prompts.build_prompts(tokenizer, ["Who?"], 3, cut=cut, template=INFERENCE)
     assert (prompt.prefix_ids == row.prefix_ids).all() and not prompt.target_mask.any()
     n = prompt.input_mask.sum()
     assert (prompt.input_ids[0, 0, :n] == row.input_ids[0, 0, :n]).all()
@@ -224,11 +235,11 @@ def test_generation_prompt_is_the_row_before_its_answer(cut):
 
 def test_too_long_is_named():
     args = tiny_tokenizer(), ["Who?"], [["A cat."]], 40
-    text = prompts.build_row(*args).prefix_mask.sum() - 40
+    text = prompts.build_row(*args, template=INFERENCE).prefix_mask.sum() - 40
     with pytest.raises(InputError, match=f"40 visual, {text} text.*{text + 31} there is room for"):
-        prompts.build_row(*args, max_prefix=text + 31)
+        prompts.build_row(*args, size=Size(prefix=text + 31), template=INFERENCE)
     with pytest.raises(InputError, match=r"more than the 5 of max_response"):
-        prompts.build_row(*args, max_response=5)
+        prompts.build_row(*args, size=Size(response=5), template=INFERENCE)
 
 
 @given(
@@ -236,7 +247,7 @@ def test_too_long_is_named():
     frames=st.integers(2, 80),
     per_frame=st.integers(1, 30),
     room=st.integers(0, 2000),
-    mode=st.sampled_from(prompts.TIME_INSTRUCTIONS),
+    mode=st.sampled_from(TIME_INSTRUCTIONS),
 )
 @settings(max_examples=30, deadline=None)
 def test_most_frames_is_the_maximum(duration, frames, per_frame, room, mode):
@@ -244,9 +255,11 @@ def test_most_frames_is_the_maximum(duration, frames, per_frame, room, mode):
     tokenizer = tiny_tokenizer()
 
     def fits(times):
-        opening = prompts.time_opening(mode, times, duration)
+        opening = INFERENCE.time_opening(mode, times, duration)
         visual = per_frame * len(times)
-        row = prompts.build_prompts(tokenizer, ["Who?"], visual, opening=opening)
+        row = prompts.build_prompts(
+            tokenizer, ["Who?"], visual, opening=opening, template=INFERENCE
+        )
         return row.prefix_mask.sum() <= room
 
     tried = [n for n in range(1, frames) if fits(np.linspace(0, duration, n).tolist())]
@@ -261,4 +274,4 @@ def test_placeholders():
         prompts.strip_placeholder("<image>\nWho? <image>")
     for bad in ("<image>\nWho?", "Who?<|im_end|>"):
         with pytest.raises(InputError, match="only the template may set"):
-            prompts.build_row(tiny_tokenizer(), [bad], [["a"]], 1)
+            prompts.build_row(tiny_tokenizer(), [bad], [["a"]], 1, template=INFERENCE)

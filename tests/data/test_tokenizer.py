@@ -2,6 +2,7 @@
 named.
 """
 
+import dataclasses
 import json
 import shutil
 
@@ -10,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tpo_jax.data.tokenizer import IM_END, IM_START, has_tokenizer, load_tokenizer
+from tpo_jax import families
+from tpo_jax.data.tokenizer import has_tokenizer, load_tokenizer
 from tpo_jax.errors import InputError
+from tpo_jax.families.llava_qwen.template import IM_END, IM_START
+from tpo_jax.models.config import ModelConfig
 
 MARKERS = ("<|endoftext|>", IM_START, IM_END)
 texts = st.lists(
@@ -36,7 +40,7 @@ def slow_files(qwen2_tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def both(slow_files, qwen2_tokenizer):
-    return load_tokenizer(slow_files, 152064), load_tokenizer(qwen2_tokenizer, 152064)
+    return load_tokenizer(slow_files, model(152064)), load_tokenizer(qwen2_tokenizer, model(152064))
 
 
 def test_vocabulary_and_merges_are_the_whole_tokenizer(both):
@@ -58,8 +62,13 @@ def test_added_tokens_of_a_file_of_their_own(slow_files, both, tmp_path):
     ids = {token: both[0].token_to_id(token) for token in MARKERS}
     (tmp_path / "added_tokens.json").write_text(json.dumps(ids))
     text = f"{IM_START}user\nWho?{IM_END}\n"
-    found = load_tokenizer(tmp_path, 151646).encode(text, add_special_tokens=False)
+    found = load_tokenizer(tmp_path, model(151646)).encode(text, add_special_tokens=False)
     assert found.ids == both[1].encode(text, add_special_tokens=False).ids
+
+
+def model(rows: int) -> ModelConfig:
+    config = families.preset("tiny_longva")
+    return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, vocab_size=rows))
 
 
 def tiny_tokenizer(specials) -> Tokenizer:
@@ -74,7 +83,7 @@ def tiny_tokenizer(specials) -> Tokenizer:
 def test_wrong_ones_are_named(tmp_path):
     def fails(message, rows=None):
         with pytest.raises(InputError, match=message) as error:
-            load_tokenizer(tmp_path, rows)
+            load_tokenizer(tmp_path, rows and model(rows))
         assert "\n" not in str(error.value)
 
     assert not has_tokenizer(tmp_path)
@@ -87,12 +96,12 @@ def test_wrong_ones_are_named(tmp_path):
     path.write_text(json.dumps(panics))
     fails("tokenizer.json: not a tokenizer: range end index")
     tiny_tokenizer([IM_START]).save(str(path))
-    fails(r"'<\|im_end\|>' must be one id")
+    fails(r"'<\|im_end\|>' must be one id", 300)
     tiny_tokenizer([IM_START, IM_END]).save(str(path))
-    assert load_tokenizer(tmp_path, 258).token_to_id(IM_END) == 257
+    assert load_tokenizer(tmp_path, model(258)).token_to_id(IM_END) == 257
     fails("id 257 exceeds the 257 embedding rows", 257)
     # Rows of a Qwen2 vocabulary that this tokenizer knows nothing of.
-    fails(r"<\|endoftext\|> is id None, but 151643 in the Qwen2 vocabulary", 151646)
+    fails(r"<\|endoftext\|> is id None, but 151643 in the vocabulary", 151646)
     config = tmp_path / "tokenizer_config.json"
     config.write_text(json.dumps({"added_tokens_decoder": {"258": {"content": IM_END}}}))
     fails(r"'<\|im_end\|>' is id 257, the added tokens beside it say 258")
@@ -104,4 +113,4 @@ def test_wrong_ones_are_named(tmp_path):
     (tmp_path / "vocab.json").write_text('{"a": 0}')
     fails("vocab.json: not a tokenizer")
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    fails("must be one id")
+    fails("must be one id", 300)

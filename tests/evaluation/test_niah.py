@@ -13,9 +13,9 @@ from PIL import Image
 from tests.commands import call
 from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model, save_model
-from tpo_jax.data.prompts import HEAD
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import niah, niah_files
+from tpo_jax.families.llava_qwen.template import INFERENCE
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import parameter_shardings
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
@@ -32,7 +32,9 @@ def mesh_of(**sizes):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer([HEAD, "\nWhich digit?\nAnswer with one word."], vocab_size=300)
+    return train_tokenizer(
+        [INFERENCE.head, "\nWhich digit?\nAnswer with one word."], vocab_size=300
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def torch_logits(model, tokenizer, frames, needle, cell):
     """Logits `[n, W]` of the whole sequence, the needle put in by concatenating embeddings."""
     import torch
 
-    head = tokenizer.encode(HEAD, add_special_tokens=False).ids
+    head = tokenizer.encode(INFERENCE.head, add_special_tokens=False).ids
     at = int(cell.depth * cell.frames)
     with torch.no_grad():
         haystack, odd = (model.encode(torch.tensor(x)) for x in (frames, needle.frame[None]))
@@ -77,7 +79,7 @@ def test_scores_are_those_of_pytorch_on_any_mesh(original, tokenizer) -> None:
     needles = []
     for i, cell in enumerate([(3, 1.0), (8, 0.5), (14, 0.0), (14, 1.0)]):
         odd = draws.integers(0, 256, (24, 24, 3), np.uint8)
-        needle = niah.make_needle(tokenizer, odd, f"\nWhich digit {i}?", "yes")
+        needle = niah.make_needle(tokenizer, INFERENCE, odd, f"\nWhich digit {i}?", "yes")
         needle = needle._replace(answer=needle.answer[:0])
         for _ in range(2):
             found = torch_logits(model, tokenizer, frames, needle, niah.Cell(*cell, i))[-1]

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer
 
 from tpo_jax import families
 from tpo_jax.data.prompts import build_prompts
+from tpo_jax.families.llava_qwen.template import INFERENCE
 from tpo_jax.worlds.tokenizer import train_tokenizer
 
 QUESTIONS = ["Who?", "What colour is the ball that appears first?", "Where is it, at the end?"]
@@ -43,6 +44,8 @@ def prompt(model, tokenizer):
 
     def build(questions, **arguments):
         visual = model[0].visual_tokens(4)
-        return build_prompts(tokenizer, questions, visual, cut="video", **arguments)
+        return build_prompts(
+            tokenizer, questions, visual, cut="video", template=INFERENCE, **arguments
+        )
 
     return build

@@ -11,6 +11,7 @@ from tests.generation.conftest import QUESTIONS
 from tpo_jax import families
 from tpo_jax.data.prompts import build_prompts
 from tpo_jax.errors import InputError
+from tpo_jax.families.llava_qwen.template import INFERENCE
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.inference import generator
 from tpo_jax.inference.generator import Generator
@@ -42,7 +43,9 @@ def chain(tokenizer):
 
 
 def ask(tokenizer, config, questions, num_frames=4):
-    return build_prompts(tokenizer, questions, config.visual_tokens(num_frames), cut="video")
+    return build_prompts(
+        tokenizer, questions, config.visual_tokens(num_frames), cut="video", template=INFERENCE
+    )
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +98,11 @@ def test_images_and_text_do_not_depend_on_the_batch(model, tokenizer) -> None:
         picture = families.of(config).picture
         parts = [picture(Image.fromarray(image), config) for image in images]
         pictures.append(joined(parts, config))
-        rows.append(build_prompts(tokenizer, QUESTIONS[:2], pictures[-1].tokens, cut="video"))
+        rows.append(
+            build_prompts(
+                tokenizer, QUESTIONS[:2], pictures[-1].tokens, cut="video", template=INFERENCE
+            )
+        )
     generator = Generator(config, params, tokenizer, max_new_tokens=8, sampling=Sampling(0.8))
     together = generator.answer(pictures, rows)
     for i in range(3):

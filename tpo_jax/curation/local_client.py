@@ -48,7 +48,7 @@ def load(checkpoint: str, dtype: str) -> Model:
     """
     mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1, "context": 1})
     loaded = load_model(checkpoint, mesh=mesh, dtype=dtype)
-    tokenizer = load_tokenizer(loaded.tokenizer_directory, loaded.config.decoder.vocab_size)
+    tokenizer = load_tokenizer(loaded.tokenizer_directory, loaded.config)
     precision = "highest" if dtype == "float32" else "default"
     return Model(loaded.config, loaded.params, tokenizer, mesh, precision)
 
@@ -169,9 +169,9 @@ class LocalClient:
     def _generate(self, rows: list[_Row], count: int) -> list[tuple[int, list[str]]]:
         """(part, replies) of rows of `count` frames; there may be none, if others have some."""
         if not rows:
-            side = self._model.config.tower.image_size
+            shape = self._model.config.frame_shape
             nothing = self._processor.pictures([])
-            visual = np.zeros((count, side, side, 3), np.uint8) if count else nothing
+            visual = np.zeros((count, *shape), np.uint8) if count else nothing
             filler = self._build(0, (), visual, ["?"])
         questions = max([len(row.requests) for row in rows], default=1)
         questions = 1 << (questions - 1).bit_length()

@@ -32,7 +32,7 @@ def collate(
     """Put rows into a batch, each padded to its shape.
 
     Args:
-        config: tells the visual tokens of a frame.
+        config: tells where visual tokens are before empty frames.
         rows: at most B; None, and every row beyond them, is an empty row. A row has at most Q
             questions; its padding may be longer than P or R, its tokens not.
         visuals: of every row; a video of fewer than F frames is padded with empty ones.
@@ -58,9 +58,8 @@ def collate(
             arrays["patch_weight"][b, : len(visual.patch_weight)] = visual.patch_weight
             continue
         arrays["frames"][b, : len(visual)] = visual
-        # A newline token behind the whole video comes after the empty frames, too.
-        index, each = arrays["visual_index"][b], config.tokens_per_frame
-        index[index >= len(visual) * each] += (shape.frames - len(visual)) * each
+        index = arrays["visual_index"][b]
+        index[:] = config.padded_index(index, len(visual), shape.frames)
     if shape.phrases:
         arrays["phrase_mask"][:] = phrase_mask(arrays["target_ids"], arrays["target_mask"])
     return batch

@@ -12,16 +12,16 @@ from collections.abc import Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
-from tpo_jax.data import prompts
 from tpo_jax.data.batches import BatchIterator
 from tpo_jax.data.clips import Clip, ClipCache, read_clip
 from tpo_jax.data.collate import collate
 from tpo_jax.data.order import epoch_order, select
 from tpo_jax.data.processor import NO_FRAMES, Processor
 from tpo_jax.data.records import PairRecord
-from tpo_jax.data.rows import CONTINUATION, PrefixError, Row
+from tpo_jax.data.rows import CONTINUATION, PrefixError, Row, Size
 from tpo_jax.data.shards import MANIFEST, Shards, open_shards
 from tpo_jax.errors import InputError
+from tpo_jax.families.template import STYLES
 from tpo_jax.models.batch import Batch, BatchShape
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.video import sampling
@@ -71,8 +71,8 @@ class DataConfig:
         if self.sampling not in sampling.RULES:
             known = ", ".join(sampling.RULES)
             raise InputError(f"data.sampling={self.sampling!r} must be one of {known}")
-        if self.prompt_style not in prompts.STYLES:
-            known = ", ".join(prompts.STYLES)
+        if self.prompt_style not in STYLES:
+            known = ", ".join(STYLES)
             raise InputError(f"data.prompt_style={self.prompt_style!r} must be one of {known}")
         if self.on_error not in ON_ERROR:
             known = " or ".join(ON_ERROR)
@@ -202,7 +202,7 @@ class Pipeline:
         if skipped == len(used):
             return None, np.zeros((0, *self.model.frame_shape), np.uint8), index
         pairs = [self.shards.index[position] for position in used]
-        texts = self._texts(pairs, clip, self.max_prefix, self.max_response)
+        texts = self._texts(pairs, clip, Size(self.max_prefix, self.max_response))
         for name, values in texts.arrays().items():
             if name in CONTINUATION:
                 values[:skipped] = 0
@@ -217,29 +217,29 @@ class Pipeline:
 
         return self._clips.get(self.shards.index[position].video_id, read)
 
-    def _texts(
-        self, pairs: Sequence[PairRecord], clip: Clip, max_prefix: int, max_response: int
-    ) -> Row:
+    def _texts(self, pairs: Sequence[PairRecord], clip: Clip, size: Size) -> Row:
         try:
-            return self._built(pairs, clip, max_prefix, max_response)
+            return self._built(pairs, clip, size)
         except InputError as error:
             advice = ""
             if isinstance(error, PrefixError):
-                fit = self._frames_that_fit(pairs, clip, max_prefix)
+                fit = self._frames_that_fit(pairs, clip, size.prefix)
                 advice = f"; {fit} frames would fit instead of {len(clip.times)}"
             pair = f"{self.shards.directory}: pair {pairs[0].id!r} ({pairs[0].video_id})"
             raise InputError(f"{pair}: {error}{advice}") from error
 
     def _built(
-        self, pairs: Sequence[PairRecord], clip: Clip, max_prefix: int = 0, max_response: int = 0
+        self,
+        pairs: Sequence[PairRecord],
+        clip: Clip,
+        size: Size = Size(),  # noqa: B008, a constant
     ) -> Row:
         return self.processor.answers(
             [pair.question for pair in pairs],
             [pair.answers[: self.config.answers] for pair in pairs],
             clip,
             cut="answer" if self.config.pairs_per_row == 1 else "video",
-            max_prefix=max_prefix,
-            max_response=max_response,
+            size=size,
         )
 
     def _frames_that_fit(self, pairs: Sequence[PairRecord], clip: Clip, limit: int) -> int:
@@ -255,7 +255,7 @@ class Pipeline:
         for position in self.pairs:
             pair = self.shards.index[position]
             clip = _without_frames(pair, self.shards.manifest["sampling"], config)
-            texts = self._texts([pair], clip, prefix, response)
+            texts = self._texts([pair], clip, Size(prefix, response))
             longest_prefix = max(longest_prefix, texts.prefix_ids.shape[-1])
             longest_response = max(longest_response, texts.input_ids.shape[-1])
         response = response or _round_up(longest_response, config.response_multiple)

@@ -10,8 +10,9 @@ from tokenizers import Tokenizer
 from tpo_jax import families
 from tpo_jax.data import images, prompts
 from tpo_jax.data.clips import Clip
-from tpo_jax.data.rows import Row
+from tpo_jax.data.rows import Row, Size
 from tpo_jax.errors import InputError
+from tpo_jax.families.template import TIME_INSTRUCTIONS
 from tpo_jax.models.config import ModelConfig, most_frames
 from tpo_jax.models.pictures import Pictures
 from tpo_jax.video import sampling
@@ -38,9 +39,10 @@ class Processor:
         row = processor.prompts(["What is cut first?"], clip)
 
     Args:
-        time_instruction: sentence on the frames' times, one of `prompts.TIME_INSTRUCTIONS`; by
-            default what the checkpoint's `config.json` asks for.
-        prompt_style: one of `prompts.STYLES`.
+        time_instruction: sentence on the frames' times, one of
+            `families.template.TIME_INSTRUCTIONS`; by default what the checkpoint's `config.json`
+            asks for.
+        prompt_style: one of `families.template.STYLES`.
 
     Raises:
         InputError: an unknown time instruction or prompt style.
@@ -56,12 +58,14 @@ class Processor:
         self.config, self.tokenizer = config, tokenizer
         self.time_instruction = time_instruction or config.time_instruction
         self.prompt_style = prompt_style
+        templates = families.of(config).templates
         for name, known in (
-            ("time_instruction", prompts.TIME_INSTRUCTIONS),
-            ("prompt_style", prompts.STYLES),
+            ("time_instruction", TIME_INSTRUCTIONS),
+            ("prompt_style", tuple(templates)),
         ):
             if (value := getattr(self, name)) not in known:
                 raise InputError(f"{name}={value!r} must be one of {known}")
+        self.template = templates[prompt_style]
 
     def video(self, source: Source, num_frames: int = 32, rule: str = "uniform") -> Clip:
         """Sample, decode and resize frames: uint8 `[F, S, S, 3]`, times and duration in seconds.
@@ -114,7 +118,7 @@ class Processor:
                 questions,
                 tokens,
                 opening=opening,
-                style=self.prompt_style,
+                template=self.template,
                 cut="video",
             )
 
@@ -136,8 +140,7 @@ class Processor:
         visual: Visual,
         *,
         cut: str = "answer",
-        max_prefix: int = 0,
-        max_response: int = 0,
+        size: Size = Size(),  # noqa: B008, a constant
     ) -> Row:
         """Build the row of `Q` questions with `A` answers each, for training and scoring.
 
@@ -146,8 +149,7 @@ class Processor:
         Args:
             answers: `[Q][A]` texts.
             cut: 'answer' or 'video', where the prefix ends; see `prompts.build_row`.
-            max_prefix: P to pad to; 0: no padding.
-            max_response: R to pad to; 0: the length of the longest answer.
+            size: P and R to pad to.
 
         Raises:
             PrefixError: a prefix longer than P.
@@ -160,10 +162,9 @@ class Processor:
             answers,
             tokens,
             opening=opening,
-            style=self.prompt_style,
+            template=self.template,
             cut=cut,
-            max_prefix=max_prefix,
-            max_response=max_response,
+            size=size,
         )
 
     def scored(self, question: str, answers: Sequence[str], visual: Visual) -> Row:
@@ -206,7 +207,7 @@ class Processor:
             return visual.tokens, ""
         if not len(visual.times):
             return self.config.visual_tokens(len(visual.frames)), ""
-        opening = prompts.time_opening(self.time_instruction, visual.times, visual.duration)
+        opening = self.template.time_opening(self.time_instruction, visual.times, visual.duration)
         return self.config.visual_tokens(len(visual.times)), opening
 
     def _advice(self, visual: Visual, fits: Callable[[Visual], bool]) -> str:

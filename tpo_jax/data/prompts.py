@@ -1,40 +1,21 @@
-"""Chat template and labels: texts become the prefix and the continuations of a row.
+"""Prompts and answers to rows: texts are checked, written in the model's template and tokenised.
 
-The template is `qwen_1_5` of the originals, rendered around one visual placeholder:
-
-    <|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n<|im_start|>user\\n
-    [visual tokens][opening]\\n[question]<|im_end|>\\n<|im_start|>assistant\\n[answer]<|im_end|>\\n
-
-As in the originals the text before a placeholder, the text behind it and the answer are tokenised
-independently. `inference`, the style of the originals' inference code, has one newline before the
-question and labels nothing in the prompt. `dpo_trainer` gives the sequences and labels of their
-DPO trainer (`reference/models.md` section 5.3): two newlines, and six labelled tokens of the
-template besides those of the answer.
+As in the original code the text before a visual, the text behind it and the answer are tokenised
+independently.
 """
 
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-from tpo_jax.data.rows import Row, Text, joined, pack
-from tpo_jax.data.tokenizer import IM_END, IM_START
+from tpo_jax import families
+from tpo_jax.data.rows import Row, Size, Text, joined, pack
 from tpo_jax.errors import InputError
-
-TIME_INSTRUCTIONS = ("none", "inline", "newline")
-STYLES = ("inference", "dpo_trainer")
-IMAGE = "<image>"
-PLACEHOLDERS = (IMAGE, "<video>")
-SYSTEM = "You are a helpful assistant."
-HEAD = f"{IM_START}system\n{SYSTEM}{IM_END}\n{IM_START}user\n"
-TURN = f"{IM_END}\n{IM_START}assistant\n"
-
-
-# Texts that are tokenised one by one, and whether their tokens are labelled.
-_Pieces = list[tuple[str, bool]]
+from tpo_jax.families.template import IMAGE, PLACEHOLDERS, Pieces, Template
 
 
 def strip_placeholder(question: str) -> str:
-    """The question without its visual placeholder, which the template puts in front again.
+    """Return the question without its visual placeholder, which the template sets again.
 
     Raises:
         InputError: more than one `<image>` or `<video>`.
@@ -47,7 +28,7 @@ def strip_placeholder(question: str) -> str:
 
 
 def check_placeholders(question: str, images: int) -> None:
-    """Raises `InputError` unless a question has an `<image>` for every image, or none."""
+    """Raise `InputError` unless a question has an `<image>` for every image, or none."""
     for text in question.split(IMAGE):
         check_text(text)
     if (given := question.count(IMAGE)) not in (0, images):
@@ -55,7 +36,7 @@ def check_placeholders(question: str, images: int) -> None:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether no half of a surrogate pair is in it, which no tokenizer and no file takes."""
+    """Return whether a text has no lone surrogate, which no tokenizer and no file takes."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -64,38 +45,15 @@ def is_unicode(text: str) -> bool:
 
 
 def check_text(text: str) -> str:
-    """Returns the text; `InputError` where it is no valid Unicode or holds a marker that only the
+    """Return the text; raise `InputError` if it is not valid Unicode or holds a marker that only a
     template may set.
     """
     if not is_unicode(text):
         raise InputError("the text is no valid Unicode")
-    for marker in (*PLACEHOLDERS, IM_START, IM_END):
+    for marker in (*PLACEHOLDERS, *families.markers()):
         if marker in text:
             raise InputError(f"the text holds {marker}, which only the template may set")
     return text
-
-
-def time_opening(mode: str, timestamps: Sequence[float], duration: float) -> str:
-    """The time instruction as it stands between the placeholder and the question's newline.
-
-    Args:
-        mode: 'none'; 'inline', directly behind the placeholder as the original inference script; or
-            'newline', on the next line as the original demo and supervised training.
-        timestamps: of the frames, seconds.
-        duration: of the video, seconds.
-    """
-    if mode not in TIME_INSTRUCTIONS:
-        raise InputError(f"time_instruction={mode!r} must be one of {TIME_INSTRUCTIONS}")
-    if mode == "none":
-        return ""
-    times = ",".join(f"{t:.2f}s" for t in timestamps)
-    # The missing space behind `{times}.` is the originals', and the models were trained with it.
-    text = (
-        f"The video lasts for {duration:.2f} seconds, and {len(timestamps)} frames are uniformly "
-        f"sampled from it. These frames are located at {times}.Please answer the following "
-        "questions related to this video."
-    )
-    return text if mode == "inline" else "\n" + text
 
 
 def build_row(
@@ -104,47 +62,37 @@ def build_row(
     answers: Sequence[Sequence[str]],
     visuals: int | Sequence[int],
     *,
+    template: Template,
     opening: str = "",
-    style: str = "inference",
     cut: str = "answer",
-    max_prefix: int = 0,
-    max_response: int = 0,
+    size: Size = Size(),  # noqa: B008, a constant
 ) -> Row:
-    """Prefix and continuations of one video's, or some images', `Q` questions with `A` answers
-    each.
+    """Return prefix and continuations of one video's, or some images', `Q` questions with `A`
+    answers each.
 
     Args:
         tokenizer: of `data.tokenizer.load_tokenizer`.
-        questions: `Q` questions. That on a video has no placeholder; that on images has as many
-            `<image>` as there are images, or none: then they stand in front, one blank between
-            them, as in lmms-eval.
-        answers: `[Q][A]` texts; labelled are their tokens, `<|im_end|>` and the newline after it.
+        questions: `Q` questions. A question on a video has no placeholder; one on images has as
+            many `<image>` as there are images, or none: then the images come first.
+        answers: `[Q][A]` texts; labelled are their tokens and what the template labels behind them.
         visuals: visual tokens of the video, or a sequence of those of every image; `()` for text.
-        opening: of `time_opening`.
-        style: 'inference' or 'dpo_trainer', see above.
+        template: how prompt and answer are written.
+        opening: of `Template.time_opening`.
         cut: 'answer': before the last token of the prompt, for one question; 'video': behind the
             last visual token and the tokens of the opening, for any number of questions.
-        max_prefix: P to pad to; 0: as long as it is.
-        max_response: R to pad to; 0: as long as the longest.
+        size: P and R to pad to.
 
     Raises:
         InputError: a marker in a text, placeholders that do not fit the images, or a row longer
             than P or R.
     """
-    prefix, tails = _prompts(tokenizer, questions, visuals, opening, style, cut)
-    end = _text(tokenizer, [(IM_END, True), ("\n", True)])
+    prefix, tails = _prompts(tokenizer, questions, visuals, template, opening, cut)
+    end = _text(tokenizer, template.end)
     continuations = []
     for tail, group in zip(tails, answers, strict=True):
         texts = [_text(tokenizer, [(check_text(answer), True)]) for answer in group]
         continuations.append([joined([tail, text, end]) for text in texts])
-    return pack(
-        prefix,
-        continuations,
-        [visuals] if isinstance(visuals, int) else visuals,
-        labelled=True,
-        max_prefix=max_prefix,
-        max_response=max_response,
-    )
+    return pack(prefix, continuations, _each(visuals), labelled=True, size=size)
 
 
 def build_prompts(
@@ -152,78 +100,53 @@ def build_prompts(
     questions: Sequence[str],
     visuals: int | Sequence[int],
     *,
+    template: Template,
     opening: str = "",
-    style: str = "inference",
     cut: str = "answer",
-    max_prefix: int = 0,
-    max_response: int = 0,
+    size: Size = Size(),  # noqa: B008, a constant
 ) -> Row:
-    """`build_row` for generation: `A` is 1, no target, the input is the rest of the prompt.
+    """Return a row for generation: as `build_row`, `A` is 1, no target, the input is the rest of
+    the prompt.
 
     The hidden state of the last input token of a question predicts its first answer token.
     """
-    prefix, tails = _prompts(tokenizer, questions, visuals, opening, style, cut)
-    continuations = [[tail] for tail in tails]
-    return pack(
-        prefix,
-        continuations,
-        [visuals] if isinstance(visuals, int) else visuals,
-        labelled=False,
-        max_prefix=max_prefix,
-        max_response=max_response,
-    )
+    prefix, tails = _prompts(tokenizer, questions, visuals, template, opening, cut)
+    return pack(prefix, [[tail] for tail in tails], _each(visuals), labelled=False, size=size)
 
 
-def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False).ids
+def _each(visuals: int | Sequence[int]) -> Sequence[int]:
+    return [visuals] if isinstance(visuals, int) else visuals
 
 
-def _text(tokenizer: Tokenizer, pieces: _Pieces) -> Text:
-    parts = [(_encode(tokenizer, text), labelled) for text, labelled in pieces]
-    return joined([Text(ids, [labelled] * len(ids)) for ids, labelled in parts])
+def _text(tokenizer: Tokenizer, pieces: Pieces) -> Text:
+    parts = []
+    for text, labelled in pieces:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        parts.append(Text(ids, [labelled] * len(ids)))
+    return joined(parts)
 
 
-def _around_one(opening: str, question: str, style: str) -> list[_Pieces]:
-    """What stands before and behind one visual: the part that is common to all questions, then
-    the question and the turn to the answer.
+def _prompts(
+    tokenizer: Tokenizer,
+    questions: Sequence[str],
+    visuals: int | Sequence[int],
+    template: Template,
+    opening: str,
+    cut: str,
+) -> tuple[list[Text], list[Text]]:
+    """Return the texts before, between and behind the visuals of the prefix, and the rest of every
+    prompt.
     """
-    if style == "inference":
-        return [[(HEAD, False)], [(opening, False)], [(f"{opening}\n{question}{TURN}", False)]]
-    head = [(IM_START, True), ("system", False), ("\n", False), (SYSTEM, False)]
-    head += [(IM_END, True), ("\n", True), (IM_START, True), ("user", False), ("\n", False)]
-    tail = [("\n", False), (f"{opening}\n{question}", False), (IM_END, True), ("\n", True)]
-    tail += [(IM_START, True), ("assistant", False), ("\n", False)]
-    return [head, [("\n", False), (opening, False)], tail]
-
-
-def _around_images(question: str, images: int) -> list[_Pieces]:
-    """What stands before, between and behind the images, as `_around_one`."""
-    check_placeholders(question, images)
-    if images and IMAGE not in question:
-        question = " ".join([IMAGE] * images) + "\n" + question
-    chunks = (HEAD + question + TURN).split(IMAGE)
-    shared = HEAD if not images else ""
-    return [[(text, False)] for text in (*chunks[:-1], shared, chunks[-1])]
-
-
-def _prompts(tokenizer, questions, visuals, opening, style, cut) -> tuple[list[Text], list[Text]]:
-    """Texts before, between and behind the visuals of the prefix; the rest of every prompt."""
     if cut not in ("answer", "video"):
         raise InputError(f"cut={cut!r} must be 'answer' or 'video'")
-    if style not in STYLES:
-        raise InputError(f"prompt_style={style!r} must be one of {STYLES}")
     if cut == "answer" and len(questions) != 1:
         raise InputError(f"cut='answer' is for one question, not {len(questions)}")
     if isinstance(visuals, int):
-        prompts = [_around_one(opening, check_text(q), style) for q in questions]
-    elif style == "inference":
-        prompts = [_around_images(question, len(visuals)) for question in questions]
-    elif len(visuals) != 1:
-        raise InputError(
-            f"prompt_style=dpo_trainer is for one video or one image, not for {len(visuals)} images"
-        )
+        prompts = [template.around_visual(opening, check_text(q)) for q in questions]
     else:
-        prompts = [_around_one("", check_text(strip_placeholder(q)), style) for q in questions]
+        for question in questions:
+            check_placeholders(question, len(visuals))
+        prompts = [template.around_images(question, len(visuals)) for question in questions]
     texts = [[_text(tokenizer, pieces) for pieces in prompt] for prompt in prompts]
     *before, beginning, _ = texts[0]
     if any(prompt[:-2] != before for prompt in texts):
@@ -238,7 +161,7 @@ def _prompts(tokenizer, questions, visuals, opening, style, cut) -> tuple[list[T
 
 
 def _common(sequences: list[list[int]]) -> int:
-    """Length of the longest common beginning."""
+    """Return the length of the longest common beginning."""
     for i, ids in enumerate(zip(*sequences, strict=False)):
         if len(set(ids)) > 1:
             return i

@@ -9,7 +9,7 @@ from tpo_jax.errors import InputError
 
 
 class PrefixError(InputError):
-    """A prefix longer than there is room for."""
+    """A prefix longer than P."""
 
 
 class Row(NamedTuple):
@@ -33,6 +33,13 @@ class Row(NamedTuple):
 CONTINUATION = {"input_ids", "input_mask", "target_ids", "target_mask", "target_at"}
 
 
+class Size(NamedTuple):
+    """Tokens to pad to; 0: as many as the texts need."""
+
+    prefix: int = 0  # P
+    response: int = 0  # R
+
+
 class Text(NamedTuple):
     """Token ids, and which of them are labelled."""
 
@@ -40,12 +47,12 @@ class Text(NamedTuple):
     labels: list[bool]
 
     def split(self, at: int) -> tuple["Text", "Text"]:
-        """What stands before, and from a place on."""
+        """Return the text before a place, and from there on."""
         return Text(self.ids[:at], self.labels[:at]), Text(self.ids[at:], self.labels[at:])
 
 
 def joined(texts: Sequence[Text]) -> Text:
-    """The texts as one."""
+    """Return the texts as one."""
     return Text([i for t in texts for i in t.ids], [n for t in texts for n in t.labels])
 
 
@@ -55,18 +62,16 @@ def pack(
     visuals: Sequence[int],
     *,
     labelled: bool,
-    max_prefix: int = 0,
-    max_response: int = 0,
+    size: Size = Size(),  # noqa: B008, a constant
 ) -> Row:
-    """Puts the texts and visual tokens of a row into arrays.
+    """Return the texts and visual tokens of a row as arrays.
 
     Args:
         prefix: texts before, between and behind the visuals.
         continuations: `[Q][A]`.
         visuals: tokens of every visual.
         labelled: whether there are labels; else a continuation is input to its end.
-        max_prefix: P to pad to; 0: as long as it is.
-        max_response: R to pad to; 0: as long as the longest.
+        size: P and R to pad to.
 
     Raises:
         PrefixError: the prefix is longer than P.
@@ -83,11 +88,11 @@ def pack(
     within = [(p - 1, ids[p]) for p in range(1, len(ids)) if labelled and labels[p]]
 
     def extra(text: Text) -> list[tuple[int, int]]:
-        """Labels that places of the prefix predict, and these places."""
+        """Return the labels that positions of the prefix predict, with these positions."""
         return within + ([(len(ids) - 1, text.ids[0])] if labelled and text.labels[0] else [])
 
     used = max(len(t.ids) - labelled + len(extra(t)) for group in continuations for t in group)
-    length, response = max_prefix or len(ids), max_response or used
+    length, response = size.prefix or len(ids), size.response or used
     if len(ids) > length:
         raise PrefixError(
             f"the prefix has {len(ids)} tokens ({seen} visual, {len(ids) - seen} text), more than "

@@ -9,12 +9,10 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 
+from tpo_jax import families
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import read_json_object
-
-IM_START, IM_END = "<|im_start|>", "<|im_end|>"
-# What every Qwen2 model was trained with; only the small models of this package have fewer tokens.
-_QWEN2_IDS = {"<|endoftext|>": 151643, IM_START: 151644, IM_END: 151645}
+from tpo_jax.models.config import ModelConfig
 
 
 def has_tokenizer(directory: str | Path) -> bool:
@@ -22,7 +20,7 @@ def has_tokenizer(directory: str | Path) -> bool:
     return any((Path(directory) / name).is_file() for name in ("tokenizer.json", "vocab.json"))
 
 
-def load_tokenizer(directory: str | Path, vocab_size: int | None = None) -> Tokenizer:
+def load_tokenizer(directory: str | Path, config: ModelConfig | None = None) -> Tokenizer:
     """Load the tokenizer of a model directory.
 
     It is `tokenizer.json` or, if absent, `vocab.json` and `merges.txt`, split as Qwen2 does, with
@@ -30,12 +28,12 @@ def load_tokenizer(directory: str | Path, vocab_size: int | None = None) -> Toke
 
     Args:
         directory: Where the files are.
-        vocab_size: Embedding rows of the model that reads its ids; None: not checked.
+        config: Of the model that reads its ids; None: whether they fit is not checked.
 
     Raises:
-        InputError: The files are missing or not a tokenizer; a chat marker or the newline is not
-            one id; an id differs from the one that the directory or Qwen2 gives the token, or has
-            no embedding row.
+        InputError: The files are missing or not a tokenizer; a token of the model's template is
+            not one id; an id differs from the one that the directory or the published model gives
+            the token, or has no embedding row.
     """
     directory = Path(directory)
     path, added = directory / "tokenizer.json", _added_tokens(directory)
@@ -61,23 +59,26 @@ def load_tokenizer(directory: str | Path, vocab_size: int | None = None) -> Toke
             raise InputError(
                 f"{path}: {token.content!r} is id {found}, the added tokens beside it say {id_}"
             )
-    for marker in (IM_START, IM_END, "\n"):
-        if len(ids := tokenizer.encode(marker, add_special_tokens=False).ids) != 1:
-            raise InputError(f"{path}: {marker!r} must be one id of the template, but is {ids}")
-    if vocab_size is not None:
-        _check_ids(path, tokenizer, vocab_size)
+    if config:
+        _check_model(path, tokenizer, config)
     return tokenizer
 
 
-def _check_ids(path: Path, tokenizer: Tokenizer, vocab_size: int) -> None:
+def _check_model(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """Raise InputError unless the template's tokens are one id each that has an embedding."""
+    template, vocab_size = families.of(config).templates["inference"], config.decoder.vocab_size
+    for marker in template.tokens:
+        if len(ids := tokenizer.encode(marker, add_special_tokens=False).ids) != 1:
+            raise InputError(f"{path}: {marker!r} must be one id of the template, but is {ids}")
     other = "the tokenizer belongs to another model"
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
     if largest >= vocab_size:
         raise InputError(f"{path}: id {largest} exceeds the {vocab_size} embedding rows; {other}")
-    for token, id_ in _QWEN2_IDS.items() if vocab_size > max(_QWEN2_IDS.values()) else ():
+    known = template.token_ids  # smaller vocabularies are not published ones
+    for token, id_ in known.items() if vocab_size > max(known.values(), default=0) else ():
         if (found := tokenizer.token_to_id(token)) != id_:
             raise InputError(
-                f"{path}: {token} is id {found}, but {id_} in the Qwen2 vocabulary of a model with "
+                f"{path}: {token} is id {found}, but {id_} in the vocabulary of a model with "
                 f"{vocab_size} embedding rows; {other}"
             )
 

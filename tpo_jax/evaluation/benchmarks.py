@@ -24,10 +24,11 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
-from tpo_jax.data.prompts import IMAGE, check_text
+from tpo_jax.data.prompts import check_text
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import layouts, subtitles
 from tpo_jax.evaluation.scorers import ERAS, Scorer
+from tpo_jax.families.template import IMAGE
 from tpo_jax.io.files import read_json, read_lines
 from tpo_jax.video.decode import Video, opened
 

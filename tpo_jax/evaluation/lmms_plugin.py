@@ -73,9 +73,9 @@ class TpoJax(lmms):
     ):
         super().__init__()
         self._config = load_config(pretrained)
-        self._tokenizer = load_tokenizer(pretrained, self._config.decoder.vocab_size)
-        processor = Processor(self._config, self._tokenizer, time_instruction, prompt_style)
-        self._read = runner.make_reader(processor, max_frames_num)
+        self._tokenizer = load_tokenizer(pretrained, self._config)
+        self._processor = Processor(self._config, self._tokenizer, time_instruction, prompt_style)
+        self._read = runner.make_reader(self._processor, max_frames_num)
         self._mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1, "context": 1})
         self._params = load_model(pretrained, mesh=self._mesh, dtype=dtype).params
         self._precision = "highest" if dtype == "float32" else "default"
@@ -119,7 +119,7 @@ class TpoJax(lmms):
                     mesh=self._mesh,
                     question_multiple=runner.PROMPT_MULTIPLE,
                 )
-                groups = runner.make_groups(asked, self._tokenizer)
+                groups = runner.make_groups(asked, self._processor)
                 for rows, problems in runner.answer(groups, self._read, generator):
                     if problems and not self._allow_missing:
                         raise InputError(f"{problems[0]}; allow_missing=True leaves it unanswered")

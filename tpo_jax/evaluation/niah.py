@@ -22,9 +22,9 @@ from tokenizers import Tokenizer
 
 from tpo_jax import families
 from tpo_jax.data.collate import collate
-from tpo_jax.data.prompts import HEAD, TURN
 from tpo_jax.data.rows import Row
 from tpo_jax.errors import InputError
+from tpo_jax.families.template import Template
 from tpo_jax.models.batch import Batch, BatchShape
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.parallel.sharding import ROWS, WITHIN_ROW, batch_sharding, constrain
@@ -50,11 +50,14 @@ class Cell(NamedTuple):
     needle: int
 
 
-def make_needle(tokenizer: Tokenizer, frame: np.ndarray, prompt: str, answer: str) -> Needle:
+def make_needle(
+    tokenizer: Tokenizer, template: Template, frame: np.ndarray, prompt: str, answer: str
+) -> Needle:
     """A needle with its texts tokenised one by one, as in the original.
 
     Args:
         tokenizer: of the checkpoint.
+        template: of the checkpoint.
         frame: uint8 `[S, S, 3]`.
         prompt: the question; it brings its own newline behind the frames.
         answer: what is to be found.
@@ -62,7 +65,7 @@ def make_needle(tokenizer: Tokenizer, frame: np.ndarray, prompt: str, answer: st
     Raises:
         InputError: an answer without a token.
     """
-    question, turn, reply = (_encode(tokenizer, text) for text in (prompt, TURN, answer))
+    question, turn, reply = (_encode(tokenizer, text) for text in (prompt, template.turn, answer))
     if not reply:
         raise InputError(f"the answer {answer!r} has no token")
     return Needle(frame, np.array(question + turn, np.int32), np.array(reply, np.int32))
@@ -148,7 +151,7 @@ def find(
     )
     rows = math.prod(mesh.shape[axis] for axis in ROWS)
     size = -(-max(1, batch_rows) // rows) * rows
-    head = _encode(tokenizer, HEAD)
+    head = _encode(tokenizer, families.of(config).templates["inference"].head)
 
     def length(cell: Cell) -> int:
         return prefix_length(config, mesh, len(head), cell.frames)

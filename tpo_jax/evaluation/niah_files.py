@@ -121,9 +121,10 @@ def _read_needle(file: Path, row: Any, config: ModelConfig, tokenizer: Tokenizer
             pixels = np.asarray(image.convert("RGB"))
     except Exception as error:  # broken files make the library raise nearly everything
         raise InputError(f"{where}: cannot be read as an image: {error}") from error
-    frame = families.of(config).preprocess(pixels[None], config, pad=True)[0]
+    family = families.of(config)
+    frame = family.preprocess(pixels[None], config, pad=True)[0]
     key = hashlib.sha256(data + json.dumps([prompt, answer]).encode()).hexdigest()[:16]
-    return Asked(key, make_needle(tokenizer, frame, prompt, answer))
+    return Asked(key, make_needle(tokenizer, family.templates["inference"], frame, prompt, answer))
 
 
 class Journal(journal.Journal):

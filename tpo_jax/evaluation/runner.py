@@ -7,13 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from tpo_jax.data import prompts
 from tpo_jax.data.processor import Processor
 from tpo_jax.data.rows import Row
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.benchmarks import Question
+from tpo_jax.families.template import IMAGE
 from tpo_jax.inference.generator import Generator, round_up
 from tpo_jax.models.pictures import Pictures
 
@@ -42,18 +41,19 @@ Visual = np.ndarray | Pictures
 Read = Callable[[Group], tuple[Visual, Row]]
 
 
-def make_groups(questions: Sequence[Question], tokenizer: Tokenizer) -> list[Group]:
+def make_groups(questions: Sequence[Question], processor: Processor) -> list[Group]:
     """Questions by video, ordered so that rows of one shape follow one another, the large first."""
     videos = defaultdict(list)
     for question in questions:
-        before, _, after = question.prompt.rpartition(prompts.IMAGE)
+        before, _, after = question.prompt.rpartition(IMAGE)
         videos[question.video, question.pictures is None, before].append((question, after))
     groups = []
     for (_, whole, _), asked in videos.items():
         for both in _parts(asked, MOST_QUESTIONS):
             part, after = zip(*both, strict=True)
-            texts = [f"\n{text}{prompts.TURN}" for text in after]
-            longest = max(len(tokenizer.encode(t, add_special_tokens=False).ids) for t in texts)
+            texts = [f"\n{text}{processor.template.turn}" for text in after]
+            encode = processor.tokenizer.encode
+            longest = max(len(encode(t, add_special_tokens=False).ids) for t in texts)
             count = 1 << (len(part) - 1).bit_length()
             groups.append(Group(part, (count, round_up(longest, PROMPT_MULTIPLE), not whole)))
     return sorted(groups, key=lambda g: (*g.shape, -g.questions[0].doc_id), reverse=True)

@@ -40,6 +40,14 @@ def named(name: str | None) -> Family:
     return FAMILIES[name or _UNNAMED]
 
 
+def markers() -> set[str]:
+    """Return the texts that no question or answer may hold, of all families: pairs are checked
+    before a model is known.
+    """
+    templates = [t for family in FAMILIES.values() for t in family.templates.values()]
+    return {marker for template in templates for marker in template.markers}
+
+
 def presets() -> dict[str, ModelConfig]:
     """Return the presets of all families by name."""
     return {name: c for family in FAMILIES.values() for name, c in family.presets.items()}

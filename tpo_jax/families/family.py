@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tpo_jax.families.template import Template
 from tpo_jax.families.weights import Shape, Weights
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.pictures import Pictures
@@ -32,6 +33,8 @@ class Family:
     preprocess: Callable[..., np.ndarray]
     # One RGB image to its views and tokens. InputError: an image the model cannot take.
     picture: Callable[[Image.Image, Any], Pictures]
+    # Prompt templates by style (`template.STYLES`): `inference` and, if there is one, the others.
+    templates: Mapping[str, Template]
     # FLOPs of one frame, forward: of the vision tower, and of what is between it and the decoder.
     frame_flops: Callable[[Any], tuple[int, int]]
     # Whether a published config.json is of this family, and what a message calls these checkpoints.

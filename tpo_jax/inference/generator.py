@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
+from tpo_jax import families
 from tpo_jax.data.collate import collate, visual_sizes
 from tpo_jax.data.rows import Row
 from tpo_jax.errors import InputError
@@ -23,7 +24,6 @@ from tpo_jax.parallel.attention import prefix_multiple
 from tpo_jax.parallel.distributed import gather
 from tpo_jax.parallel.sharding import ROWS, to_global, to_local
 
-STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 # Lengths are rounded up to multiples of these, so that few shapes are compiled.
 QUESTION_MULTIPLE, ANSWER_MULTIPLE = 16, 16
 STREAM_STEPS = 4
@@ -86,7 +86,8 @@ class Generator:
         rows = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
         self.parts = max(1, rows // processes)
         self.batch_rows = round_up(-(-batch_rows // processes), self.parts)
-        known = (tokenizer.token_to_id(token) for token in STOP_TOKENS)
+        stop = families.of(config).templates["inference"].stop
+        known = (tokenizer.token_to_id(token) for token in stop)
         self.stop_ids = np.array([i for i in known if i is not None], np.int32)
 
     def answer(

@@ -63,9 +63,6 @@ class ModelConfig(Protocol):
     def __hash__(self) -> int: ...
 
     @property
-    def tower(self) -> Any: ...
-
-    @property
     def decoder(self) -> DecoderConfig:
         """The shared decoder's config."""
 
@@ -93,6 +90,15 @@ class ModelConfig(Protocol):
 
     def visual_tokens(self, num_frames: int) -> int:
         """Return the number of visual tokens of a video in the prefix."""
+
+    def padded_index(self, index: np.ndarray, num_frames: int, padded: int) -> np.ndarray:
+        """Return where the visual tokens of a video are when empty frames are put behind it.
+
+        Args:
+            index: int, visual tokens of the video, counted from 0; -1: none, stays.
+            num_frames: of the video.
+            padded: frames with the empty ones.
+        """
 
 
 def frames_that_fit(config: ModelConfig, tokens: int) -> int:

@@ -45,6 +45,7 @@ PARAMETERS: tuple[tuple[str | P, ...], ...] = (
     (r"tower/layers/(q|k|v|fc1)/kernel", P(None, WEIGHTS, None)),
     (r"tower/layers/(out|fc2)/kernel", P(None, None, WEIGHTS)),
     (r".*(bias|scale|position|class_token|newline)", P()),
+    (r".*/kernel", P(None, WEIGHTS), P()),  # of a family's own encoder
 )
 
 

@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tpo_jax.data.prompts import IMAGE
 from tpo_jax.data.rows import Row
+from tpo_jax.families.template import IMAGE
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.inference.generator import Answer, round_up
 from tpo_jax.parallel.attention import prefix_multiple

@@ -107,7 +107,7 @@ def load(
 ) -> Model:
     """A model directory of either layout. Raises `InputError` for what is wrong with it."""
     loaded = load_model(directory, mesh=mesh, dtype=dtype)
-    tokenizer = load_tokenizer(directory, loaded.config.decoder.vocab_size)
+    tokenizer = load_tokenizer(directory, loaded.config)
     return Model(name, loaded.config, loaded.params, tokenizer, max_new_tokens, mesh)
 
 

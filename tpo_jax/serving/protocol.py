@@ -6,7 +6,7 @@ import time
 import uuid
 from typing import Any, TypeVar
 
-from tpo_jax.data.prompts import SYSTEM
+from tpo_jax import families
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.settings import Settings
@@ -144,9 +144,13 @@ def _parse_messages(messages: Any) -> tuple[str, tuple[Part, ...]]:
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise _wrong("messages", "must be a list of objects")
     if messages and messages[0].get("role") == "system":
-        if messages[0].get("content") != SYSTEM:
+        templates = [t for f in families.FAMILIES.values() for t in f.templates.values()]
+        known = sorted({template.system for template in templates})
+        if messages[0].get("content") not in known:
             raise _wrong(
-                "messages", f"must not have a system message other than the template's: {SYSTEM!r}"
+                "messages",
+                "must not have a system message other than the template's: "
+                + " or ".join(map(repr, known)),
             )
         messages = messages[1:]
     if len(messages) != 1 or messages[0].get("role") != "user":

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tpo_jax.checkpoints.models import load_config
 from tpo_jax.errors import InputError
+from tpo_jax.families.llava_qwen.config import LlavaQwenConfig
 from tpo_jax.planning.plan import chips_of
 from tpo_jax.study.items import ITEMS
 from tpo_jax.study.rows import ROWS
@@ -260,7 +261,8 @@ def missing(item: str, places: Places) -> list[str]:
             found.append(f"--{field.name} is not given")
         elif field.name in wanted and not Path(value).exists():
             found.append(f"--{field.name}={value} is not there")
-    if not found and load_config(places.checkpoint).tower.kind != TOWERS[ITEMS[item].family]:
+    config = None if found else load_config(places.checkpoint)
+    if isinstance(config, LlavaQwenConfig) and config.tower.kind != TOWERS[ITEMS[item].family]:
         found.append(f"--checkpoint={places.checkpoint} has no tower of {ITEMS[item].family}")
     return found
 

@@ -44,6 +44,7 @@ def search(model: Path, seed: int, lengths: tuple[int, ...], count: int) -> Need
     generator = generator_of(model)
     config, rng = generator.config, np.random.default_rng(seed)
     preprocess = families.of(config).preprocess
+    template = families.of(config).templates["inference"]
     needles = []
     for index in range(count):
         hue, digit, corner = index % len(HUES), *rng.integers((len(DIGITS), len(CORNERS)))
@@ -51,7 +52,7 @@ def search(model: Path, seed: int, lengths: tuple[int, ...], count: int) -> Need
         [frame] = preprocess(render(Timeline(1, (), (shown,)), seed, index), config)
         question = f"\nWhich number is written in {HUES[hue]}?"
         answer = f"The number is {DIGITS[shown.digit]}."
-        needles.append(niah.make_needle(generator.tokenizer, frame, question, answer))
+        needles.append(niah.make_needle(generator.tokenizer, template, frame, question, answer))
     frames = preprocess(haystack(seed, max(lengths)), config)
     found = niah.grid(
         generator.config,

@@ -43,8 +43,9 @@ def pretrain_tower(
     Returns:
         The parameters with the trained tower, and the mean loss of the last tenth of the steps.
     """
+    width = params["tower"]["position"].shape[-1]
     steps, seed, learning_rate = training.steps, training.seed, training.learning_rate
-    heads = jax.random.normal(jax.random.key(seed), (config.tower.width, sum(sizes))) * 0.02
+    heads = jax.random.normal(jax.random.key(seed), (width, sum(sizes))) * 0.02
     trained = {"tower": params["tower"], "heads": heads, "bias": jnp.zeros(sum(sizes))}
 
     def loss(trained: dict, frames: jax.Array, labels: jax.Array) -> jax.Array:

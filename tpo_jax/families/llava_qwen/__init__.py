@@ -1,7 +1,7 @@
 """LongVA and LLaVA-Video: a CLIP or SigLIP tower before a Qwen2 decoder."""
 
 from tpo_jax.families.family import Family
-from tpo_jax.families.llava_qwen import config, processing, published, weights
+from tpo_jax.families.llava_qwen import config, processing, published, template, weights
 
 
 def _model() -> type:
@@ -18,6 +18,7 @@ FAMILY = Family(
     model=_model,
     preprocess=processing.preprocess,
     picture=processing.picture,
+    templates=template.TEMPLATES,
     frame_flops=config.frame_flops,
     recognises=published.recognises,
     reads="'llava_qwen' checkpoints (LongVA, LLaVA-Video)",

@@ -9,6 +9,8 @@ import math
 import re
 from typing import Any
 
+import numpy as np
+
 from tpo_jax.models.config import DecoderConfig, check_types
 
 POOLINGS = ("average", "max", "bilinear")
@@ -164,6 +166,14 @@ class LlavaQwenConfig:
     def visual_tokens(self, num_frames: int) -> int:
         """Return the number of visual tokens of a video of `num_frames` frames."""
         return num_frames * self.tokens_per_frame + (self.newline == "one_token")
+
+    def padded_index(self, index: np.ndarray, num_frames: int, padded: int) -> np.ndarray:
+        """Return where visual tokens are behind which empty frames are put.
+
+        A newline token behind the whole video comes after the empty frames, too.
+        """
+        V = self.tokens_per_frame
+        return np.where(index >= num_frames * V, index + (padded - num_frames) * V, index)
 
 
 def frame_flops(config: LlavaQwenConfig) -> tuple[int, int]:

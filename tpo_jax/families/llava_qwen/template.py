@@ -1,0 +1,76 @@
+"""Templates of LongVA and LLaVA-Video: `qwen_1_5` of `llava/conversation.py`.
+
+    <|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n<|im_start|>user\\n
+    [visual tokens][opening]\\n[question]<|im_end|>\\n<|im_start|>assistant\\n[answer]<|im_end|>\\n
+
+As in the originals the text before a placeholder, the text behind it and the answer are tokenised
+independently. `INFERENCE` has one newline before the question and labels nothing in the prompt.
+`DPO_TRAINER` gives the sequences and labels of their preference trainer (`preprocess_qwen` in
+`llava/train/train_dpo.py`): two newlines, and six labelled tokens of the template besides those of
+the answer.
+"""
+
+from collections.abc import Sequence
+
+from tpo_jax.errors import InputError
+from tpo_jax.families.template import IMAGE, TIME_INSTRUCTIONS, Pieces, Template
+
+IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+SYSTEM = "You are a helpful assistant."
+
+
+class QwenTemplate(Template):
+    """`qwen_1_5` as the inference code writes it."""
+
+    def time_opening(self, mode: str, timestamps: Sequence[float], duration: float) -> str:
+        """Return the sentence on frame times: `inline`, directly behind the placeholder as the
+        original inference script; `newline`, on the next line as the original demo and supervised
+        training.
+        """
+        if mode not in TIME_INSTRUCTIONS:
+            raise InputError(f"time_instruction={mode!r} must be one of {TIME_INSTRUCTIONS}")
+        if mode == "none":
+            return ""
+        times = ",".join(f"{t:.2f}s" for t in timestamps)
+        # The missing space behind `{times}.` is the originals', and the models were trained with
+        # it.
+        text = (
+            f"The video lasts for {duration:.2f} seconds, and {len(timestamps)} frames are "
+            f"uniformly sampled from it. These frames are located at {times}.Please answer the "
+            "following questions related to this video."
+        )
+        return text if mode == "inline" else "\n" + text
+
+
+class TrainerTemplate(QwenTemplate):
+    """`qwen_1_5` as the preference trainer writes and labels it; one visual only."""
+
+    def around_visual(self, opening: str, question: str) -> list[Pieces]:
+        """Return the texts around one visual, with the trainer's labels."""
+        head = [(IM_START, True), ("system", False), ("\n", False), (SYSTEM, False)]
+        head += [(IM_END, True), ("\n", True), (IM_START, True), ("user", False), ("\n", False)]
+        tail = [("\n", False), (f"{opening}\n{question}", False), (IM_END, True), ("\n", True)]
+        tail += [(IM_START, True), ("assistant", False), ("\n", False)]
+        return [head, [("\n", False), (opening, False)], tail]
+
+    def around_images(self, question: str, images: int) -> list[Pieces]:
+        """Return the texts around one image; the trainer knows rows of one image only."""
+        if images != 1:
+            raise InputError(
+                f"prompt_style=dpo_trainer is for one video or one image, not for {images} images"
+            )
+        return self.around_visual("", question.replace(IMAGE, "").strip())
+
+
+INFERENCE = QwenTemplate(
+    head=f"{IM_START}system\n{SYSTEM}{IM_END}\n{IM_START}user\n",
+    turn=f"{IM_END}\n{IM_START}assistant\n",
+    end=((IM_END, True), ("\n", True)),
+    system=SYSTEM,
+    markers=(IM_START, IM_END),
+    tokens=(IM_START, IM_END, "\n"),
+    stop=(IM_END, "<|endoftext|>"),
+    token_ids={"<|endoftext|>": 151643, IM_START: 151644, IM_END: 151645},
+)
+DPO_TRAINER = TrainerTemplate(**vars(INFERENCE))
+TEMPLATES = {"inference": INFERENCE, "dpo_trainer": DPO_TRAINER}
