@@ -1,10 +1,11 @@
 """Qwen2 decoder over the two streams of a row: the prefix and its continuations.
 
-Numerics follow `reference/models.md` section 1.6: RMSNorm in float32, cast back, then scaled;
-rotary cos and sin in float32, cast to the activation dtype; softmax in float32.
+Numerics are those of `modeling_qwen2.py` in Hugging Face `transformers`: RMSNorm in float32, cast
+back, then scaled; rotary cos and sin in float32, cast to the activation dtype; softmax in float32.
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,8 @@ from tpo_jax.parallel.splash import zigzag_positions
 # What of a layer a table may name, in the order it is computed: `qkv` rotated queries, keys and
 # values, `attention` what attention returns, `residual` the stream between attention and MLP,
 # `mlp` the MLP's two inner products.
+Rope = tuple[jax.Array, jax.Array]  # cosine and sine, `[..., 1, C]`
+Cache = tuple[jax.Array, jax.Array]  # keys and values
 REMAT_TENSORS = ("qkv", "attention", "residual", "mlp")
 REMAT_POLICIES: dict[str, Callable | None] = {
     "none": jax.checkpoint_policies.everything_saveable,
@@ -30,12 +33,13 @@ REMAT_POLICIES: dict[str, Callable | None] = {
 
 
 def remat_policy(name: str) -> Callable | None:
-    """What the backward pass of a layer finds and what it computes again, for `jax.checkpoint`.
+    """Return which tensors of a layer the backward pass keeps and which it recomputes, as a policy
+    of `jax.checkpoint`.
 
     Args:
         name: one of `REMAT_POLICIES`, or a table, `attention:save,mlp:offload`: tensors of
-            `REMAT_TENSORS` to keep on the device or in the memory of its host; the others, and
-            those marked `recompute`, are computed again.
+            `REMAT_TENSORS` to keep on the device or in host memory; the others, and those marked
+            `recompute`, are recomputed.
 
     Raises:
         InputError: no such policy, tensor or place.
@@ -58,8 +62,8 @@ def remat_policy(name: str) -> Callable | None:
     )
 
 
-def rotary(positions: jax.Array, head_dim: int, theta: float, dtype) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of the rotary embedding.
+def rotary(positions: jax.Array, head_dim: int, theta: float, dtype: Any) -> Rope:
+    """Return cosine and sine of the rotary embedding.
 
     Args:
         positions: int `[...]`.
@@ -71,8 +75,8 @@ def rotary(positions: jax.Array, head_dim: int, theta: float, dtype) -> tuple[ja
         Two arrays `[..., 1, C]`, ready to broadcast over heads.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    # Powers rounded once, as PyTorch's: NumPy's float32 power is one unit off for a fifth of the
-    # frequencies, which at position 432,000 turns the angle by 0.03.
+    # Powers rounded once, as in PyTorch: NumPy's float32 power is one unit off for a fifth of the
+    # frequencies, which changes the angle at position 432,000 by 0.03.
     powers = (np.float64(np.float32(theta)) ** exponents.astype(np.float64)).astype(np.float32)
     frequencies = np.float32(1.0) / powers
     angles = positions.astype(jnp.float32)[..., None] * frequencies
@@ -88,7 +92,7 @@ def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 class RMSNorm(nnx.Module):
     """Root-mean-square norm, statistics in float32."""
 
-    def __init__(self, width: int, eps: float):
+    def __init__(self, width: int, eps: float) -> None:
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
         self.eps = eps
 
@@ -101,7 +105,7 @@ class RMSNorm(nnx.Module):
 class Projection(nnx.Linear):
     """A linear layer, with a low-rank adapter beside it where `rank` is above 0."""
 
-    def __init__(self, inputs: int, outputs: int, *, rank: int, **options):
+    def __init__(self, inputs: int, outputs: int, *, rank: int, **options: Any) -> None:
         super().__init__(inputs, outputs, **options)
         self.rank = rank
         if rank:
@@ -113,16 +117,27 @@ class Projection(nnx.Linear):
         return y + (x @ self.lora_a[...]) @ self.lora_b[...] if self.rank else y
 
 
-class Block(nnx.Module):
-    """One decoder layer, as seen by the prefix and by a continuation.
+class Prefix(NamedTuple):
+    """What continuations attend to in one layer."""
 
-    `ranks` are those of adapted projections, by name.
+    k: jax.Array  # [B, P, K, C]
+    v: jax.Array  # [B, P, K, C]
+    mask: jax.Array  # bool [B, P]
+
+
+class Block(nnx.Module):
+    """One decoder layer, applied to the prefix and to continuations.
+
+    Args:
+        config: of the decoder.
+        rngs: of the initial weights.
+        ranks: of adapted projections, by name.
     """
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, ranks: dict[str, int]):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, ranks: dict[str, int]) -> None:
         D, C = config.width, config.head_dim
 
-        def linear(name, inputs, outputs, bias=False):
+        def linear(name: str, inputs: int, outputs: int, bias: bool = False) -> Projection:
             return Projection(
                 inputs,
                 outputs,
@@ -143,8 +158,8 @@ class Block(nnx.Module):
         self.down = linear("down", config.mlp_width, D)
         self.head_dim = C
 
-    def _qkv(self, x, rope):
-        """`[..., D]` to queries `[..., H, C]` (scaled), keys and values `[..., K, C]`."""
+    def _qkv(self, x: jax.Array, rope: Rope) -> tuple[jax.Array, ...]:
+        """Return scaled queries `[..., H, C]`, keys and values `[..., K, C]` of `[..., D]`."""
         x = self.input_norm(x)
         q, k, v = (
             y.reshape(*x.shape[:-1], -1, self.head_dim) for y in (self.q(x), self.k(x), self.v(x))
@@ -152,27 +167,58 @@ class Block(nnx.Module):
         q, k = _rotate(q, *rope) * self.head_dim**-0.5, _rotate(k, *rope)
         return tuple(checkpoint_name(y, "qkv") for y in (q, k, v))
 
-    def _finish(self, x, attended):
+    def _finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
         x = checkpoint_name(x + self.o(attended.reshape(*x.shape[:-1], -1)), "residual")
         y = self.mlp_norm(x)
         gate, up = (checkpoint_name(part(y), "mlp") for part in (self.gate, self.up))
         return x + self.down(jax.nn.silu(gate) * up)
 
-    def prefix(self, x, rope, mask, back_end="auto", zigzag=False):
-        """`[B, P, D]` to (`[B, P, D]`, keys `[B, P, K, C]`, values `[B, P, K, C]`)."""
+    def prefix(
+        self,
+        x: jax.Array,
+        rope: Rope,
+        mask: jax.Array,
+        back_end: str = "auto",
+        zigzag: bool = False,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Apply the layer to `[B, P, D]`; also return keys and values `[B, P, K, C]`."""
         q, k, v = (constrain(z, ROWS, "context", "tensor", None) for z in self._qkv(x, rope))
         attended = prefix_attention(q, k, v, mask, back_end=back_end, zigzag=zigzag)
         return constrain(self._finish(x, attended), ROWS, "context", None), k, v
 
-    def continuation(self, y, rope, prefix_k, prefix_v, prefix_mask, own_mask):
-        """`[B, M, R, D]` to the same, reading the prefix's keys and its own."""
+    def continuation(
+        self, y: jax.Array, rope: Rope, prefix: Prefix, own_mask: jax.Array
+    ) -> jax.Array:
+        """Apply the layer to `[B, M, R, D]`, which attends to the prefix and to itself.
+
+        Args:
+            y: the continuations.
+            rope: of their positions.
+            prefix: keys, values and mask.
+            own_mask: bool `[B, M, R, R]`.
+        """
         q, k, v = self._qkv(y, rope)
-        attended = continuation_attention(q, prefix_k, prefix_v, prefix_mask, k, v, own_mask)
+        attended = continuation_attention(q, *prefix, k, v, own_mask)
         return constrain(self._finish(y, attended), ROWS, None, None, None)
 
-    def cached_continuation(self, y, rope, prefix_k, prefix_v, prefix_mask, cache, slot, own_mask):
-        """As `continuation`, with own keys and values written into `cache` (`[B, M, T, K, C]`
-        each) from `slot` on.
+    def cached_continuation(
+        self,
+        y: jax.Array,
+        rope: Rope,
+        prefix: Prefix,
+        own_mask: jax.Array,
+        cache: Cache,
+        slot: jax.Array | int,
+    ) -> tuple[jax.Array, Cache]:
+        """Apply the layer as `continuation`, with a cache of own keys and values.
+
+        Args:
+            y: `[B, M, R, D]`.
+            rope: of its positions.
+            prefix: keys, values and mask.
+            own_mask: bool `[B, M, R, T]`.
+            cache: keys and values `[B, M, T, K, C]`.
+            slot: where in `T` the new ones are written.
 
         Returns:
             `[B, M, R, D]` and the updated cache.
@@ -182,40 +228,49 @@ class Block(nnx.Module):
             jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=2)
             for old, new in zip(cache, (k, v), strict=True)
         )
-        attended = continuation_attention(q, prefix_k, prefix_v, prefix_mask, k, v, own_mask)
+        attended = continuation_attention(q, *prefix, k, v, own_mask)
         return self._finish(y, attended), (k, v)
 
 
 class Decoder(nnx.Module):
     """Embedding, `L` stacked layers scanned over, final norm and head.
 
-    The head is applied by the caller, to the positions that need it. `ranks`: see `Block`.
+    The head is applied by the caller, to the positions that need it. Arguments are those of
+    `Block`.
     """
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, ranks: dict[str, int]):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, ranks: dict[str, int]) -> None:
         self.config = config
         init = nnx.initializers.normal(config.width**-0.5)
         # Text enters the residual stream at the scale at which the projector puts visual tokens.
         unit = nnx.initializers.normal(1.0)
         self.embed = nnx.Embed(config.vocab_size, config.width, embedding_init=unit, rngs=rngs)
-        self.embed.dtype = None  # that of the weights in use, not of those it began with
+        self.embed.dtype = None  # follows the weights in use, not the initial ones
         self.layers = nnx.vmap(lambda r: Block(config, r, ranks))(rngs.split(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = nnx.Linear(
             config.width, config.vocab_size, use_bias=False, kernel_init=init, rngs=rngs
         )
 
-    def rope(self, positions: jax.Array, dtype) -> tuple[jax.Array, jax.Array]:
-        """Rotary tables for int `[...]` positions."""
+    def rope(self, positions: jax.Array, dtype: Any) -> Rope:
+        """Return the rotary tables of int `[...]` positions."""
         return rotary(positions, self.config.head_dim, self.config.rope_theta, dtype)
 
-    def _scan(self, body, carry, xs=(), remat="none", scan=True):
+    def _scan(
+        self,
+        body: Callable[[Block, Any, Any], tuple[Any, Any]],
+        carry: Any,
+        xs: Any = (),
+        remat: str = "none",
+        scan: bool = True,
+    ) -> tuple[Any, Any]:
+        """Apply `body(block, carry, x)` layer by layer, as `jax.lax.scan` does."""
         definition, layers = nnx.split(self.layers)
 
-        def layer(carry, inputs):
+        def layer(carry: Any, inputs: Any) -> tuple[Any, Any]:
             weights, x = inputs
-            # Without it XLA keeps the residual streams for the backward pass as float32, which the
-            # norms turn them into.
+            # Without the barrier XLA keeps the residual streams for the backward pass in float32,
+            # to which the norms convert them.
             carry = jax.lax.optimization_barrier(carry)
             weights = constrain_layer(weights, "decoder/layers")
             return body(nnx.merge(definition, weights), carry, x)
@@ -226,34 +281,34 @@ class Decoder(nnx.Module):
 
     def row(
         self,
-        x,
-        prefix_mask,
-        y,
-        input_mask,
+        x: jax.Array,
+        prefix_mask: jax.Array,
+        y: jax.Array,
+        input_mask: jax.Array,
         *,
-        target_at=None,
-        remat="none",
-        back_end="auto",
-        scan=True,
-    ):
-        """Both streams of a row through all layers; keeps nothing but the residual streams.
+        target_at: jax.Array | None = None,
+        remat: str = "none",
+        back_end: str = "auto",
+        scan: bool = True,
+    ) -> jax.Array:
+        """Run both streams of a row through all layers.
 
         Over a `context` axis the prefix is put in zig-zag order first: only attention and the
-        rotary tables know of positions.
+        rotary tables depend on positions.
 
         Args:
             x: `[B, P, D]` embedded prefix.
             prefix_mask: bool `[B, P]`.
             y: `[B, M, R, D]` embedded continuations.
             input_mask: bool `[B, M, R]`.
-            target_at: int `[B, M, R]` or None, places of the prefix whose hidden states are to
-                stand in for those of a continuation; -1: its own.
+            target_at: int `[B, M, R]` or None, positions of the prefix whose hidden states replace
+                those of a continuation; -1: its own.
             remat: see `remat_policy`.
             back_end: of `prefix_attention`.
-            scan: layers in a loop; otherwise one after the other, slower to compile.
+            scan: layers in a loop; false: unrolled, slower to compile.
 
         Returns:
-            `[B, M, R, D]`, normed hidden states of the continuations.
+            Normed hidden states of the continuations, `[B, M, R, D]`.
         """
         rope_y = self.rope(continuation_positions(prefix_mask, input_mask), y.dtype)
         own_mask = causal(input_mask)
@@ -266,10 +321,10 @@ class Decoder(nnx.Module):
         x = constrain(x, ROWS, "context", None)
         rope_x = self.rope(constrain(positions, ROWS, "context"), x.dtype)
 
-        def body(block, carry, _):
+        def body(block: Block, carry: Any, _: Any) -> tuple[Any, None]:
             x, y = carry
             x, k, v = block.prefix(x, rope_x, prefix_mask, back_end, zigzag)
-            return (x, block.continuation(y, rope_y, k, v, prefix_mask, own_mask)), None
+            return (x, block.continuation(y, rope_y, Prefix(k, v, prefix_mask), own_mask)), None
 
         (x, y), _ = self._scan(body, (x, y), remat=remat, scan=scan)
         if target_at is not None:
@@ -279,37 +334,44 @@ class Decoder(nnx.Module):
             y = jnp.where(target_at[..., None] >= 0, there, y)
         return self.norm(y)
 
-    def sequence(self, x, mask, *, remat="none"):
-        """Plain causal decoding of `[B, P, D]`: normed hidden states `[B, P, D]`, the classic
-        layout.
-        """
+    def sequence(self, x: jax.Array, mask: jax.Array, *, remat: str = "none") -> jax.Array:
+        """Return normed hidden states `[B, P, D]` of one causal stream `[B, P, D]`."""
         rope = self.rope(prefix_positions(mask), x.dtype)
 
-        def body(block, x, _):
+        def body(block: Block, x: jax.Array, _: Any) -> tuple[jax.Array, None]:
             return block.prefix(x, rope, mask)[0], None
 
         return self.norm(self._scan(body, x, remat=remat)[0])
 
-    def prefill(self, x, mask):
-        """Keys and values of a prefix `[B, P, D]`: a pair of `[L, B, P, K, C]`."""
+    def prefill(self, x: jax.Array, mask: jax.Array) -> Cache:
+        """Return keys and values `[L, B, P, K, C]` of a prefix `[B, P, D]`."""
         rope = self.rope(prefix_positions(mask), x.dtype)
 
-        def body(block, x, _):
+        def body(block: Block, x: jax.Array, _: Any) -> tuple[jax.Array, Cache]:
             x, k, v = block.prefix(x, rope, mask)
             return x, (k, v)
 
         return self._scan(body, x)[1]
 
-    def extend(self, y, positions, prefix, prefix_mask, cache, slot, own_mask):
-        """`R` more tokens of every continuation, with caches.
+    def extend(
+        self,
+        y: jax.Array,
+        positions: jax.Array,
+        prefix: Cache,
+        prefix_mask: jax.Array,
+        cache: Cache,
+        slot: jax.Array | int,
+        own_mask: jax.Array,
+    ) -> tuple[jax.Array, Cache]:
+        """Decode `R` more tokens of every continuation, with caches.
 
         Args:
             y: `[B, M, R, D]` embedded tokens.
             positions: int `[B, M, R]`.
-            prefix: what `prefill` returned.
+            prefix: of `prefill`.
             prefix_mask: bool `[B, P]`.
-            cache: pair of `[L, B, M, T, K, C]`, own keys and values.
-            slot: int scalar, where in `T` the new tokens go.
+            cache: own keys and values `[L, B, M, T, K, C]`.
+            slot: int scalar, where in `T` the new tokens are written.
             own_mask: bool `[B, M, R, T]`.
 
         Returns:
@@ -317,25 +379,26 @@ class Decoder(nnx.Module):
         """
         rope = self.rope(positions, y.dtype)
 
-        def body(block, y, layer):
+        def body(block: Block, y: jax.Array, layer: Any) -> tuple[jax.Array, Cache]:
             (k, v), own = layer
-            return block.cached_continuation(y, rope, k, v, prefix_mask, own, slot, own_mask)
+            seen = Prefix(k, v, prefix_mask)
+            return block.cached_continuation(y, rope, seen, own_mask, own, slot)
 
         y, cache = self._scan(body, y, xs=(prefix, cache))
         return self.norm(y), cache
 
 
 def prefix_positions(mask: jax.Array) -> jax.Array:
-    """int32 `[B, P]`: positions count real tokens only."""
+    """Return positions int32 `[B, P]`; padding is not counted."""
     return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
 
 
 def continuation_positions(prefix_mask: jax.Array, input_mask: jax.Array) -> jax.Array:
-    """int32 `[B, M, R]`: every continuation goes on where the prefix ended."""
+    """Return positions int32 `[B, M, R]`: every continuation starts where the prefix ends."""
     return prefix_mask.sum(-1, dtype=jnp.int32)[:, None, None] + prefix_positions(input_mask)
 
 
 def causal(mask: jax.Array) -> jax.Array:
-    """bool `[..., R]` of real tokens to bool `[..., R, R]`: a query sees real keys up to itself."""
+    """Return a causal mask bool `[..., R, R]` over the real tokens, bool `[..., R]`."""
     R = mask.shape[-1]
     return jnp.tril(jnp.ones((R, R), bool)) & mask[..., None, :]
