@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model
 from tpo_jax.data.prompts import build_prompts
 from tpo_jax.data.tokenizer import load_tokenizer
@@ -96,7 +97,7 @@ def generator_of(directory: Path, temperature: float = 0.0, seed: int = 0) -> Ge
     return Generator(
         loaded.config,
         loaded.params,
-        load_tokenizer(loaded.tokenizer_directory),
+        load_tokenizer(loaded.tokenizer_directory, loaded.config),
         max_new_tokens=MAX_NEW_TOKENS,
         sampling=Sampling(temperature=temperature),
         seed=seed,
@@ -119,8 +120,10 @@ def ask(
         `[n][Q]` texts.
     """
     visual = generator.config.visual_tokens(frames.shape[1])
+    template = families.of(generator.config).templates["inference"]
     prompts = [
-        build_prompts(generator.tokenizer, asked, visual, cut="video") for asked in questions
+        build_prompts(generator.tokenizer, asked, visual, template=template, cut="video")
+        for asked in questions
     ]
     return generator.answer(frames, prompts)
 
