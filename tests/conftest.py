@@ -1,16 +1,19 @@
-"""What every test may count on: eight CPU devices, exact float32 matrix products, and fixtures for
-the media beside the project.
+"""What every test may count on: eight CPU devices, exact float32 matrix products, a compilation
+cache, and fixtures for the media beside the project.
 """
 
+import collections
+import ctypes
+import gc
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# Doors started as child processes inherit it; accelerators are for benchmarks.
+# Commands started as child processes inherit these; accelerators are for benchmarks.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tiny programs spend their time in the compiler: unoptimised code makes tests three times as fast.
+# Tiny programs spend their time in the compiler, which is three times as fast unoptimised.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 # OpenCV reads it once; it writes the rendered videos and answers for lmms-eval.
@@ -19,7 +22,6 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 import hypothesis
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -28,19 +30,65 @@ hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+TESTS = Path(__file__).resolve().parent
+SHARED = TESTS.parents[1] / "shared"
+
+
+# Tests that share something expensive run in one process, whatever their files: the quickstart's
+# run, and libtpu, which one process at a time can hold.
+SHARED_FIXTURES = ("smoke_quickstart",)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process at a time can hold libtpu: those tests form one group of `--dist loadgroup`."""
-    for item in items:
+    """Make a file one group of `--dist loadgroup`, and start with the groups that take longest.
+
+    Fixtures and programs of a file are then made in one process only.
+    """
+
+    def group(item: pytest.Item) -> str:
         if item.get_closest_marker("tpu_compiler"):
-            item.add_marker(pytest.mark.xdist_group("tpu_compiler"))
+            return "tpu_compiler"
+        shared = [name for name in SHARED_FIXTURES if name in getattr(item, "fixturenames", ())]
+        return shared[0] if shared else item.path.relative_to(TESTS).as_posix()
+
+    slow: collections.Counter[str] = collections.Counter()
+    groups = {item: group(item) for item in items}
+    for item, name in groups.items():
+        item.add_marker(pytest.mark.xdist_group(name))
+        slow[name] += item.get_closest_marker("slow") is not None
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: (-slow[groups[item]], groups[item]))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compiled(tmp_path_factory) -> Path:
+    """The compilation cache of this process and of the commands that its tests start.
+
+    Each process of `pytest -n` has its own: JAX writes an entry in place, and another process may
+    read it half-written.
+    """
+    directory = tmp_path_factory.mktemp("compiled")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(directory)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    return directory
+
+
+@pytest.fixture(autouse=True, scope="module")
+def drop_programs() -> Iterator[None]:
+    """Free the programs of a module after its last test: those of all tests take 6 GB."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    # glibc keeps freed memory unless it is told to return it.
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def _shared(name: str) -> Path:
     if not (SHARED / name).is_dir():
-        pytest.skip(f"../shared/{name} is not there: this test needs it beside the project")
+        pytest.skip(f"../shared/{name} is missing: this test reads it from beside the project")
     return SHARED / name
 
 
@@ -74,7 +122,7 @@ def tiny_world(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def benchmark_folders(tmp_path_factory) -> Path:
-    """All benchmarks with seven questions on three rendered videos; not to be written to."""
+    """All benchmarks with seven questions on three rendered videos; tests only read it."""
     from tests.evaluation.folders import make_folders
     from tpo_jax.video.decode import probe
     from tpo_jax.worlds.world import make_videos
@@ -88,8 +136,8 @@ def benchmark_folders(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def program_for_tpus(monkeypatch) -> Callable[..., str]:
-    """Runs something up to its call of one jitted function of a module, and gives the program that
-    this call would compile on TPUs.
+    """Return a function that runs something up to its call of one jitted function of a module and
+    returns the program that this call would compile on TPUs.
     """
 
     def lower(module, name: str, run: Callable[[], object]) -> str:
@@ -111,21 +159,7 @@ def program_for_tpus(monkeypatch) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory) -> Iterator[Path]:
-    """Keeps what is compiled while it is in use, for other runs of the same step."""
-    directory = tmp_path_factory.mktemp("compiled")
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    compilation_cache.reset_cache()
-    yield directory
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="session")
-def finished_run(tiny_world, compiled, tmp_path_factory) -> Path:
+def finished_run(tiny_world, tmp_path_factory) -> Path:
     """The working directory of the tiny run, uninterrupted."""
     from tests.tiny_run import tiny_config
     from tpo_jax.train import train
@@ -141,7 +175,7 @@ def smoke_quickstart(tmp_path_factory) -> tuple[Path, str]:
     workdir = tmp_path_factory.mktemp("quickstart")
     done = subprocess.run(
         [sys.executable, "-m", "tpo_jax.quickstart", "--scale=smoke", f"--workdir={workdir}"],
-        cwd=Path(__file__).resolve().parents[1],
+        cwd=TESTS.parent,
         capture_output=True,
         text=True,
         check=False,
@@ -152,13 +186,15 @@ def smoke_quickstart(tmp_path_factory) -> tuple[Path, str]:
 
 @pytest.fixture
 def start_command() -> Iterator[Callable[..., subprocess.Popen]]:
-    """Starts a door as a child with variables of its own; none outlives the test."""
+    """Return a function that starts a command as a child process with environment variables of its
+    own; the child is killed at the end of the test.
+    """
     children = []
 
-    def start(door: str, *arguments: str, variables: dict[str, str]) -> subprocess.Popen:
+    def start(command: str, *arguments: str, variables: dict[str, str]) -> subprocess.Popen:
         child = subprocess.Popen(
-            [sys.executable, "-m", f"tpo_jax.{door}", *arguments],
-            cwd=Path(__file__).resolve().parents[1],
+            [sys.executable, "-m", f"tpo_jax.{command}", *arguments],
+            cwd=TESTS.parent,
             env=os.environ | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -175,13 +211,8 @@ def start_command() -> Iterator[Callable[..., subprocess.Popen]]:
 
 
 @pytest.fixture
-def tiny_command(tiny_world, compiled, tmp_path, start_command) -> Callable[..., subprocess.Popen]:
-    """Starts the train door on the tiny run, with more flags and the number of devices."""
-    variables = {
-        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-        "JAX_COMPILATION_CACHE_DIR": str(compiled),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+def tiny_command(tiny_world, tmp_path, start_command) -> Callable[..., subprocess.Popen]:
+    """Return a function that starts `train` on the tiny run, with more flags, on some devices."""
     config = tmp_path / "config.py"
     config.write_text(
         "import pathlib\n\nfrom tests.tiny_run import tiny_config\n\n\n"
@@ -189,8 +220,11 @@ def tiny_command(tiny_world, compiled, tmp_path, start_command) -> Callable[...,
     )
 
     def start(*arguments: str, devices: int = 8) -> subprocess.Popen:
-        here = variables | {"JAX_NUM_CPU_DEVICES": str(devices)}
-        return start_command("train", f"--config={config}", *arguments, variables=here)
+        variables = {
+            "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+            "JAX_NUM_CPU_DEVICES": str(devices),
+        }
+        return start_command("train", f"--config={config}", *arguments, variables=variables)
 
     return start
 
@@ -204,6 +238,6 @@ def small_disk(tmp_path) -> Iterator[Path]:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except (FileNotFoundError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"a small disk needs leave to mount one: {error}")
+        pytest.skip(f"mounting a small disk is not permitted: {error}")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
