@@ -1,4 +1,4 @@
-"""Every field of an experiment exists in one place, is explained in another, and is read."""
+"""Every field of an experiment has one default, is explained in the docs, and is read."""
 
 import ast
 import dataclasses
@@ -22,7 +22,8 @@ from tpo_jax.objectives.preference import Objective
 from tpo_jax.study.rows import variants
 from tpo_jax.training.experiment import SECTIONS, base, read
 
-TEXT = (Path(__file__).resolve().parents[1] / "docs/configs.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "docs/configs.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| `(\w+\.\w+)`( \*)? \| `(.*?)` \| (.+?) \|$", TEXT, re.MULTILINE)
 
 
@@ -84,14 +85,14 @@ def test_variants_change_what_their_name_says(name):
 
 COMMANDS = re.findall(
     r"^python -m tpo_jax\.train ((?:.+\\\n)*.+)$",
-    (Path(__file__).resolve().parents[1] / "docs/objectives.md").read_text(encoding="utf-8"),
+    (ROOT / "docs/objectives.md").read_text(encoding="utf-8"),
     re.MULTILINE,
 )
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_of_the_objectives_parse(command, monkeypatch):
-    monkeypatch.chdir(Path(__file__).resolve().parents[1])
+    monkeypatch.chdir(ROOT)
     values = flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
@@ -105,7 +106,7 @@ def test_commands_of_the_objectives_parse(command, monkeypatch):
 
 
 def test_every_loss_has_a_row_and_a_command():
-    text = (Path(__file__).resolve().parents[1] / "docs/objectives.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/objectives.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `(\w+)` \| .* \|.*arxiv\.org.*\|$", text, re.MULTILINE) == [*LOSSES]
     commands = " ".join(COMMANDS)
     assert all(name in commands for name in LOSSES)
@@ -165,3 +166,20 @@ def test_every_field_is_read(tiny_world, compiled, tmp_path, monkeypatch):
     }
     unread = flat(config).keys() - used
     assert not unread
+
+
+def imported(path: Path) -> set[str]:
+    """Return the top-level names that a file imports."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = [alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names]
+    names += [n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)]
+    return {name.split(".")[0] for name in names}
+
+
+def test_config_files_are_no_part_of_the_package():
+    """The package is complete without them, and each loads with the package alone."""
+    for path in (ROOT / "tpo_jax").rglob("*.py"):
+        assert "configs" not in imported(path), path
+    for path in (ROOT / "configs").glob("*.py"):
+        assert imported(path) <= {"tpo_jax", "ml_collections"}, path
+        assert load(path.stem).get_config()
