@@ -22,8 +22,12 @@ from tpo_jax import train as command
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.data.shards import index_entry, open_shards, shard_names, write_metadata, write_shard
 from tpo_jax.errors import InputError
+from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.train import train
-from tpo_jax.training import loop, reference
+from tpo_jax.training import loop, reference, run_page
+from tpo_jax.training.experiment import read
+from tpo_jax.training.run_record import load as load_run
+from tpo_jax.training.step import make_scorer
 
 ROOT = Path(__file__).resolve().parents[1]
 # One worker of a parallel test run makes the finished run and compiles the step, for all of these.
@@ -63,6 +67,36 @@ def test_checkpoints_kept_config_and_event_files(finished_run, config):
     assert list((finished_run / "tensorboard").glob("events*"))
 
 
+def test_held_out_pairs_are_evaluated_exactly(finished_run, config, tiny_world):
+    records = metrics(finished_run)
+    evaluated = [r for r in records if "eval/losses/total" in r]
+    assert [record["step"] for record in evaluated] == [2, 4, 6]
+    assert all(record["eval/pairs"] == 5 for record in evaluated)  # the batch has 8
+    # The trained model, scored as the reference is.
+    mesh = make_mesh({"data": 1, "fsdp": 8, "tensor": 1, "context": 1})
+    trained, experiment = load_model(finished_run / "model", mesh=mesh, dtype=None), read(config)
+    _, held_out = command.open_data(experiment, trained.config, tiny_world / "tokenizer", mesh)
+    scorer = make_scorer(trained.config, experiment.compute)
+    policy = reference.Reference(scorer, trained.params, mesh).compute(held_out)
+    (cache,) = (tiny_world / "held_out").glob("reference-*.npz")
+    before = np.load(cache)["logps"]
+    gains = 0.3 * (policy - before)
+    expected = {
+        "logps/chosen": policy[:, 0].mean(),
+        "logps/rejected": policy[:, 1].mean(),
+        "ref_logps/chosen": before[:, 0].mean(),
+        "rewards/margins": (gains[:, 0] - gains[:, 1]).mean(),
+        "rewards/accuracies": (gains[:, 0] > gains[:, 1]).mean(),
+        "losses/total": np.log1p(np.exp(gains[:, 1] - gains[:, 0])).mean(),
+    }
+    found = {name: evaluated[-1][f"eval/{name}"] for name in expected}
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    lines = [json.loads(x) for x in (finished_run / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["time/compile"] == 0 for line in lines[2:])  # one program for all of them
+    assert [line["time/eval"] > 0 for line in lines] == [False, True] * 3
+    assert "held out" in run_page.page("run", load_run(finished_run))
+
+
 def interrupt_at(workdir: Path, step: int) -> threading.Thread:
     """Sends SIGTERM to this process once the record of `step` is there."""
 
@@ -94,6 +128,7 @@ def test_an_interrupted_run_goes_on_to_the_bit(finished_run, config, tmp_path):
 
 def test_adapters_alone_train_go_on_to_the_bit_and_are_merged(config, tmp_path, finished_run):
     config.lora.rank = 2
+    config.train.eval_every = 0
     config.train.freeze = ("tower", "projector")
     config.train.num_steps = 3
     config.train.learning_rate = 1e-2
@@ -153,6 +188,7 @@ def test_pairs_that_go_bad_are_counted_once_each_also_after_a_restart(config, ti
     entry = write_shard(shards / shard_names(1)[0], records)
     write_metadata(shards, map(index_entry, records), source.manifest | {"shards": [entry]})
     config.data.shards, config.data.on_error = str(shards), "skip_and_count"
+    config.train.eval_every = 0
     workdir = tmp_path / "work"
     watcher = interrupt_at(workdir, 3)
     assert train(config, workdir) is None
@@ -182,7 +218,7 @@ def test_a_checkpoint_of_another_run_is_refused(finished_run, config):
 
 def test_a_checkpoint_of_other_weights_is_refused(finished_run, config, monkeypatch):
     monkeypatch.setattr(command, "weights_fingerprint", lambda _: "others")
-    monkeypatch.setattr(reference, "compute", None)  # found out before that takes its time
+    monkeypatch.setattr(reference.Reference, "compute", None)  # not reached
     with pytest.raises(InputError, match="of a run with other weights;"):
         train(config, finished_run)
 
@@ -241,13 +277,13 @@ def supervised(config, small_model):
     config.model.checkpoint = str(small_model / "good")
     config.objective.dpo_weight, config.objective.alpha = 0.0, 1.0
     config.train.num_epochs = 1
+    config.train.eval_every = 0
     config.train.log_every = config.train.checkpoint_every = 2
     return config
 
 
 def test_supervised_training_reads_chosen_answers_only(supervised, tmp_path, monkeypatch):
-    monkeypatch.setattr(reference, "load", None)
-    monkeypatch.setattr(reference, "compute", None)
+    monkeypatch.setattr(reference.Reference, "logps", None)
     train(supervised, tmp_path)
     records = metrics(tmp_path)
     assert [record["step"] for record in records] == [1, 2, 3]
@@ -278,6 +314,22 @@ def test_phrase_rewards_from_the_cache_and_from_a_live_reference(
     else:
         (logps,) = kept
         assert logps.shape[1] == 4 and np.isfinite(logps).all()
+
+
+def test_the_best_checkpoint_by_held_out_pairs_of_a_share_stays(supervised, tmp_path, capfd):
+    config = supervised
+    config.objective.dpo_weight, config.objective.alpha = 1.0, 0.0
+    config.data.eval_shards, config.data.eval_share = "", 0.34
+    config.train.num_steps, config.train.eval_every = 6, 2
+    config.train.checkpoint_every = config.train.keep_checkpoints = 1
+    config.train.keep_best = "max:eval/losses/total"  # not the last one
+    train(config, tmp_path)
+    losses = {r["step"]: r["eval/losses/total"] for r in metrics(tmp_path) if "eval/pairs" in r}
+    assert losses.keys() == {2, 4, 6} and len(set(losses.values())) == 3
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {max(losses, key=lambda step: losses[step]), 6}
+    shown = capfd.readouterr().err
+    assert shown.count("8 held-out pairs: ") == 3 and "data.eval_shards" not in shown
 
 
 def test_what_is_not_finite_stops_with_step_pairs_and_checkpoint(
@@ -316,6 +368,20 @@ def test_what_is_not_finite_stops_with_step_pairs_and_checkpoint(
         ({"train.warmup_ratio": 2.0}, "train.warmup_ratio=2.0 must be between 0 and 1"),
         ({"data.sampling": "often"}, "data.sampling='often' must be one of uniform, fps, forced"),
         ({"data.shards": "nowhere"}, "nowhere/manifest.json: no such file"),
+        ({"data.eval_shards": "nowhere"}, "nowhere/manifest.json: no such file"),
+        ({"data.eval_shards": ""}, "train.eval_every=2 needs held-out pairs: data.eval_shards or"),
+        ({"data.eval_share": 0.5}, "data.eval_shards and data.eval_share are both given"),
+        ({"data.eval_shards": "", "data.eval_share": 0.99}, "leaves none of 6 videos to train on"),
+        ({"train.eval_every": -1}, "train.eval_every=-1 must not be negative"),
+        ({"train.keep_best": "max:eval/rewards/margin"}, "no such metric; there are eval/"),
+        (
+            {"train.keep_best": "min:eval/losses/total", "train.eval_every": 0},
+            "no such metric; there are grad_norm",
+        ),
+        (
+            {"train.keep_best": "min:eval/losses/total", "train.checkpoint_every": 3},
+            "of train.checkpoint_every=3 and train.eval_every=2 one must be a multiple",
+        ),
     ],
 )
 def test_wrong_configs_are_named_before_anything_is_written(config, tmp_path, changes, message):

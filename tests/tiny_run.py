@@ -16,17 +16,26 @@ from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 from tpo_jax.worlds.world import make_videos
 
 VIDEOS, PAIRS, FRAMES, SECONDS = 6, 24, 8, 40
+HELD_OUT = 5  # pairs; less than a batch
 
 
 def make_world(root: Path) -> None:
-    """`videos/`, `pairs.jsonl`, `tokenizer/` and `shards/`: rendered, encoded, prepared."""
+    """Make videos, a tokenizer, pairs and their shards, and shards of five more pairs."""
     videos = make_videos(root / "videos", seed=5, seconds=[SECONDS] * VIDEOS, workers=1)
-    questions = [(v, q) for v in videos for q in v.questions[: PAIRS // VIDEOS]]
+    each = PAIRS // VIDEOS
+    questions = [(v, q) for v in videos for q in v.questions[:each]]
     assert len(questions) == PAIRS
     texts = [text for _, q in questions for text in (q.text, q.answer)]
     save_tokenizer(train_tokenizer(texts, vocab_size=400), root / "tokenizer")
+    prepare(root, "pairs.jsonl", "shards", questions, num_shards=2)
+    held_out = [(v, v.questions[each]) for v in videos[:HELD_OUT]]
+    prepare(root, "held_out.jsonl", "held_out", held_out, num_shards=1)
+
+
+def prepare(root: Path, pairs: str, shards: str, questions: list, num_shards: int) -> None:
+    """Write a list of pairs, whose rejected answers are those of other questions, and shards."""
     wrong = [q.answer for _, q in questions[7:] + questions[:7]]
-    with (root / "pairs.jsonl").open("w") as file:
+    with (root / pairs).open("w") as file:
         for (video, question), other in zip(questions, wrong, strict=True):
             pair = {
                 "video": Path(video.path).name,
@@ -36,21 +45,25 @@ def make_world(root: Path) -> None:
                 "kind": question.kind,
             }
             file.write(json.dumps(pair) + "\n")
+    settings = preparation.Settings(num_frames=FRAMES)
     preparation.prepare(
-        root / "pairs.jsonl",
+        root / pairs,
         root / "videos",
-        root / "shards",
-        preparation.Settings(num_frames=FRAMES),
-        preparation.Work(num_shards=2),
+        root / shards,
+        settings,
+        preparation.Work(num_shards=num_shards),
     )
 
 
 def tiny_config(world: Path) -> ConfigDict:
-    """Six steps over two epochs of DPO alone; tests change fields of their own copy."""
+    """Return six steps over two epochs of DPO alone, held-out pairs evaluated after every second
+    step; tests change fields of their own copy.
+    """
     config = base()
     config.model.preset = "tiny_longva"
     config.model.tokenizer = str(world / "tokenizer")
     config.data.shards = str(world / "shards")
+    config.data.eval_shards = str(world / "held_out")
     config.data.num_frames = FRAMES
     config.data.prefix_multiple = 16
     config.data.workers = 0
@@ -62,6 +75,7 @@ def tiny_config(world: Path) -> ConfigDict:
     config.train.num_epochs = 2
     config.train.learning_rate = 1e-3
     config.train.log_every = 1
+    config.train.eval_every = 2
     config.train.checkpoint_every = 2
     return config
 

@@ -1,18 +1,17 @@
-"""Trains on shards: `python -m tpo_jax.train --config=FILE[:variant] --workdir=DIR
+"""Train on shards: `python -m tpo_jax.train --config=FILE[:variant] --workdir=DIR
 [--config.a.b=…]`; `docs/configs.md` explains the fields.
 
-A working directory that holds a checkpoint is resumed. It ends with `model/`, a model directory
-that every other command takes; adapters are merged into it and, in PEFT's layout with whatever else
-was trained, in `adapters/`. `report.html` is a page about the run, which `tpo_jax.report` makes
-earlier, too.
-On several hosts the same command runs on each, with `--distributed` and with shards and working
-directory at the same place.
+A working directory that holds a checkpoint is resumed. The result is `model/`, a model directory
+that every other command takes. Adapters are merged into it; `adapters/` has them, and whatever else
+was trained, in PEFT's layout. `report.html` is the run report, which `tpo_jax.report` writes while
+the run is in progress.
+On several hosts the same command runs on each, with `--distributed` and with the same shards and
+working directory.
 """
 
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import sys
 import time
@@ -21,9 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
 from tpo_jax import families
@@ -38,12 +35,16 @@ from tpo_jax.io.files import write_json
 from tpo_jax.io.paths import check_config, define_path
 from tpo_jax.models.config import ModelConfig, check_source
 from tpo_jax.models.lora import join, merge
+from tpo_jax.objectives.preference import metric_names
 from tpo_jax.parallel import distributed
 from tpo_jax.parallel.mesh import make_mesh
-from tpo_jax.parallel.sharding import check_rows, parameter_shardings, to_global
-from tpo_jax.training import loop, reference, run_page
+from tpo_jax.parallel.sharding import check_rows, parameter_shardings
+from tpo_jax.training import loop, run_page
 from tpo_jax.training.experiment import Experiment, read
-from tpo_jax.training.goodput import GoodputJournal
+from tpo_jax.training.feed import Feed
+from tpo_jax.training.held_out import PREFIX, HeldOut, make_evaluator
+from tpo_jax.training.recorder import Recorder
+from tpo_jax.training.reference import Reference, cache_key
 from tpo_jax.training.state import (
     TrainState,
     learning_rate_schedule,
@@ -51,11 +52,11 @@ from tpo_jax.training.state import (
     new_state,
     split_params,
 )
-from tpo_jax.training.step import make_scorer, make_step
+from tpo_jax.training.step import METRICS, make_forward, make_scorer, make_step
 from tpo_jax.training.watch import Watch
 
-# What may differ between a checkpoint and the run that continues it: where and how fast, never
-# what.
+# Fields that may change on resume: placement, speed, and what is recorded; nothing that changes the
+# result.
 FREE = (
     "mesh",
     "compute.remat",
@@ -69,6 +70,7 @@ FREE = (
     "data.verify_shards",
     "data.reference",
     "train.log_every",
+    "train.eval_every",
     "train.checkpoint_every",
     "train.checkpoint_minutes",
     "train.keep_checkpoints",
@@ -96,52 +98,115 @@ def load_weights(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[Model
     return model, jax.jit(init, out_shardings=shardings)(), Path(given.tokenizer)
 
 
-def identity(experiment: Experiment, model: ModelConfig, params, pipeline: Pipeline):
-    """What a run's numbers depend on beyond its config: hashes of weights, shards and texts."""
-    data = pipeline.config
-    return {
-        "weights": weights_fingerprint(params),
-        "model": dataclasses.asdict(model),
-        "shards": pipeline.shards.fingerprint,
-        "pairs": hashlib.sha256(pipeline.pairs.tobytes()).hexdigest(),
-        "sampling": [data.sampling, data.num_frames],
-        "template": [data.time_instruction, data.prompt_style, data.pairs_per_row > 1],
-        "tokenizer": hashlib.sha256(pipeline.tokenizer.to_str().encode()).hexdigest(),
-        "dtype": experiment.compute.dtype,
-    }
+def open_data(
+    experiment: Experiment, model: ModelConfig, tokenizer: Path, mesh: jax.sharding.Mesh
+) -> tuple[Pipeline, Pipeline | None]:
+    """Return the pairs to train on, and the held-out pairs if there are any.
 
-
-def reference_logps(experiment: Experiment, model, params, pipeline, mesh, key: dict):
-    """The cached log-probabilities of the initial weights, computed if nobody did so before."""
-    data = pipeline.config
-    key = key | ({"phrases": True} if data.phrases else {})
-    given = experiment.reference.reference
-    path = Path(given) if given else reference.cache_path(Path(data.shards), key)
-    # Hosts whose disks differ must still agree on who computes.
-    if given or multihost_utils.process_allgather(np.array(path.exists())).all():
-        return reference.load(path, key, len(pipeline.shards))
-    print(f"computing reference log-probabilities: {path}", file=sys.stderr)
-    once = dataclasses.replace(data, shuffle=False, num_epochs=1)
-    batches = Pipeline(once, model, pipeline.tokenizer, jax.process_index(), jax.process_count())
-    score = make_scorer(model, experiment.compute)
-    with contextlib.closing(iter(batches)) as parts:
-        logps = reference.compute(
-            score, params, (to_global(b, mesh) for b in parts), len(pipeline.shards), mesh
+    Raises:
+        InputError: Shards, sizes of a batch and mesh do not fit each other.
+    """
+    data, compute = experiment.data, experiment.compute
+    pipeline = Pipeline(
+        data,
+        model,
+        load_tokenizer(tokenizer, model),
+        jax.process_index(),
+        jax.process_count(),
+    )
+    check_rows(data.batch_size // data.pairs_per_row, mesh, compute.micro_batches)
+    held_out = pipeline.held_out()
+    if held_out and (both := _videos(pipeline) & _videos(held_out)):
+        print(
+            f"data.eval_shards: {len(both)} of its videos are in data.shards, too", file=sys.stderr
         )
-    if not path.exists():
-        reference.save(path, key, logps)
-    return logps
+    for found in filter(None, (pipeline, held_out)):
+        if compute.head_chunk and found.max_response % compute.head_chunk:
+            raise InputError(
+                f"compute.head_chunk={compute.head_chunk} must divide the {found.max_response} "
+                "positions of a response"
+            )
+    return pipeline, held_out
+
+
+def _videos(pipeline: Pipeline) -> set[str]:
+    return {pipeline.shards.index[position].video_id for position in pipeline.pairs}
+
+
+def run_length(experiment: Experiment, pipeline: Pipeline, watch: Watch) -> loop.LoopConfig:
+    """Return how long the run is and when it writes what.
+
+    Raises:
+        InputError: `train.keep_best`, `train.eval_every` or `--profile_steps` cannot be met.
+    """
+    schedule, policy = experiment.schedule, experiment.checkpoints
+    length = loop.LoopConfig(
+        schedule.num_steps or len(pipeline), schedule.log_every, schedule.eval_every
+    )
+    if watch.profiled.start > length.num_steps:
+        raise InputError(
+            f"--profile_steps={watch.profile_steps}: the run ends at step {length.num_steps}"
+        )
+    names = metric_names(experiment.objective)
+    evaluated = [PREFIX + name for name in (*names, "pairs")] if length.eval_every else []
+    policy.check_metric([*names, *METRICS, *evaluated])
+    every = policy.checkpoint_every, length.eval_every
+    if policy.metric in evaluated and (not min(every) or max(every) % min(every)):
+        raise InputError(
+            f"train.keep_best={policy.keep_best!r} ranks checkpoints of steps that are evaluated: "
+            f"of train.checkpoint_every={every[0]} and train.eval_every={every[1]} one must be a "
+            "multiple of the other"
+        )
+    return length
+
+
+def identity(
+    experiment: Experiment, config: ConfigDict, params: dict, sets: list[Pipeline]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the keys of the reference caches of pipelines, and what a checkpoint carries to tell
+    its run: the config and what numbers depend on beyond it.
+
+    Args:
+        experiment: The config, read.
+        config: As given.
+        params: Initial weights.
+        sets: The pairs to train on and, if there are any, the held-out ones.
+    """
+    weights = weights_fingerprint(params)
+    keys = [cache_key(pairs, weights, experiment.compute.dtype) for pairs in sets]
+    identity = dict(keys[0])
+    for key in keys[1:]:
+        identity["held_out"] = [key["shards"], key["pairs"]]
+    return keys, {"config": json.loads(config.to_json_best_effort()), "identity": identity}
+
+
+def make_feed(
+    experiment: Experiment,
+    reference: Reference,
+    pipeline: Pipeline,
+    key: dict[str, Any],
+    given: str = "",
+) -> Feed:
+    """Return what puts a pipeline's batches on the mesh, with the cached log-probabilities of the
+    reference if the objective reads them.
+    """
+    logps, objective = None, experiment.objective
+    if objective.uses_reference and not objective.uses_live_reference:
+        logps = reference.logps(pipeline, key, given)
+    return Feed(reference.mesh, pipeline.shards.index, logps)
 
 
 def frozen_copy(params: dict, dtype: str) -> dict:
-    """Parameters in another dtype, on the same devices, that outlive a donation of these."""
+    """Return a copy of parameters in another dtype, on the same devices."""
     copy = lambda p: jax.tree.map(lambda x: jnp.array(x, dtype, copy=True), p)  # noqa: E731
     return jax.jit(copy, out_shardings=jax.tree.map(lambda x: x.sharding, params))(params)
 
 
 def check_same_run(saved: dict, meta: dict) -> None:
-    """Raises InputError where a checkpoint is of other data or weights, or its config differs in
-    more than `FREE`.
+    """Check that a checkpoint is of this run.
+
+    Raises:
+        InputError: It is of other data or weights, or its config differs in more than `FREE`.
     """
     ours, theirs = meta["identity"], saved["identity"]
     if other := [name for name in ours if ours[name] != theirs.get(name)]:
@@ -167,9 +232,23 @@ def check_same_run(saved: dict, meta: dict) -> None:
         )
 
 
+def make_directory(workdir: Path) -> None:
+    """Make the working directory if there is none.
+
+    Raises:
+        InputError: It cannot be a directory.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--workdir={workdir} cannot be a directory: {error.strerror}") from error
+
+
 def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path | None:
-    """Runs (or continues) the experiment of `config`; returns the directory of the trained model,
-    None if it was asked to stop before the end.
+    """Run the experiment of `config`, or resume it from the checkpoint in `workdir`.
+
+    Returns:
+        Directory of the trained model; None if the run was asked to stop before its end.
     """
     started, watch = time.time(), watch or Watch()
     check_config(config)
@@ -177,49 +256,34 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
     objective, compute, lora = experiment.objective, experiment.compute, experiment.lora
     mesh = make_mesh(dataclasses.asdict(experiment.mesh))
     model, params, tokenizer = load_weights(experiment, mesh)
+    pipeline, held_out_pairs = open_data(experiment, model, tokenizer, mesh)
+    length = run_length(experiment, pipeline, watch)
 
-    pipeline = Pipeline(
-        experiment.data,
-        model,
-        load_tokenizer(tokenizer, model),
-        jax.process_index(),
-        jax.process_count(),
-    )
-    rows = experiment.data.batch_size // experiment.data.pairs_per_row
-    check_rows(rows, mesh, compute.micro_batches)
-    if compute.head_chunk and pipeline.max_response % compute.head_chunk:
-        raise InputError(
-            f"compute.head_chunk={compute.head_chunk} must divide the {pipeline.max_response} "
-            "positions of a response"
-        )
-    length = loop.LoopConfig(
-        experiment.schedule.num_steps or len(pipeline), experiment.schedule.log_every
-    )
-    if watch.profiled.start > length.num_steps:
-        raise InputError(
-            f"--profile_steps={watch.profile_steps}: the run ends at step {length.num_steps}"
-        )
-
+    settings, seed = experiment.optimizer, experiment.schedule.seed
     schedule = learning_rate_schedule(
-        experiment.optimizer.learning_rate, length.num_steps, experiment.optimizer.warmup_ratio
+        settings.learning_rate, length.num_steps, settings.warmup_ratio
     )
-    optimizer, freeze = make_optimizer(experiment.optimizer, schedule), experiment.optimizer.freeze
-    seed = experiment.schedule.seed
-    initial = lambda p: new_state(p, optimizer, freeze, lora, seed)  # noqa: E731
+    optimizer = make_optimizer(settings, schedule)
+    initial = lambda p: new_state(p, optimizer, settings.freeze, lora, seed)  # noqa: E731
     abstract = jax.eval_shape(initial, params)
-    shardings = parameter_shardings(mesh, abstract)
+    shardings, replicated = parameter_shardings(mesh, abstract), jax.NamedSharding(mesh, jax.P())
     step = jax.jit(
         make_step(model, objective, compute, optimizer, lora),
         donate_argnums=0,
-        out_shardings=(shardings, jax.NamedSharding(mesh, jax.P())),
+        out_shardings=(shardings, replicated),
     )
+    evaluate = jax.jit(
+        make_evaluator(make_forward(model, objective, compute, lora), objective),
+        out_shardings=replicated,
+    )
+    if objective.uses_live_reference:
+        live = frozen_copy(split_params(params, settings.freeze, lora)[0], compute.dtype)
+        step = functools.partial(step, reference=live)
+        evaluate = functools.partial(evaluate, reference=live)
 
-    key, logps = identity(experiment, model, params, pipeline), None
-    meta = {"config": json.loads(config.to_json_best_effort()), "identity": key}
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--workdir={workdir} cannot be a directory: {error.strerror}") from error
+    sets = [pipeline, held_out_pairs] if held_out_pairs else [pipeline]
+    keys, meta = identity(experiment, config, params, sets)
+    make_directory(workdir)
     checkpoints = TrainCheckpoints(workdir / "checkpoints", experiment.checkpoints)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(checkpoints))
@@ -228,62 +292,49 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
             check_same_run(saved, meta)
         elif (workdir / "config.json").exists():
             print(f"{workdir} holds no checkpoint: starting at step 0", file=sys.stderr)
-        if objective.uses_live_reference:
-            trained, _ = split_params(params, freeze, lora)
-            step = functools.partial(step, reference=frozen_copy(trained, compute.dtype))
-        elif objective.uses_reference:
-            logps = reference_logps(experiment, model, params, pipeline, mesh, key)
+
+        reference, held_out = Reference(make_scorer(model, compute), params, mesh), None
+        feed = make_feed(experiment, reference, pipeline, keys[0], experiment.reference.reference)
+        if length.eval_every and held_out_pairs:
+            eval_feed = make_feed(experiment, reference, held_out_pairs, keys[1])
+            held_out = HeldOut(held_out_pairs, eval_feed, evaluate, objective)
         if saved:
-            del params  # the state that is read takes their place on the devices
+            del params, reference  # the state that is read takes their place on the devices
             where = jax.tree.map(
                 lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
             )
             restored, position = checkpoints.restore(vars(where))
             state = TrainState(**restored)
             batches.set_state(position)
-            done = int(state.step)
-            print(f"resuming at step {done}", file=sys.stderr)
-            if watch.profiled and watch.profiled[-1] <= done:
-                print(
-                    f"--profile_steps={watch.profile_steps}: already done, nothing is traced",
-                    file=sys.stderr,
-                )
+            print(f"resuming at step {int(state.step)}", file=sys.stderr)
+            watch.note_resume(int(state.step))
         else:
             state = jax.jit(initial, out_shardings=shardings, donate_argnums=0)(params)
             if jax.process_index() == 0:
                 write_json(workdir / "config.json", meta["config"])
-        journal = None
-        if jax.process_index() == 0:
-            journal = stack.enter_context(contextlib.closing(GoodputJournal(workdir, started)))
-        state = loop.run(
-            length,
-            step,
-            state,
-            batches,
-            pipeline.shards.index,
-            logps,
-            mesh,
-            checkpoints,
-            meta,
-            schedule,
-            workdir,
-            watch,
-            journal,
-        )
+        recorder = Recorder(workdir, meta, schedule, watch, started)
+        state = loop.run(length, step, state, batches, feed, checkpoints, recorder, held_out)
     if int(state.step) < length.num_steps:
-        print(f"stopped at step {int(state.step)}; run again to go on", file=sys.stderr)
+        print(f"stopped at step {int(state.step)}; run again to resume", file=sys.stderr)
         return None
+    return save_result(experiment, workdir, model, state, tokenizer)
+
+
+def save_result(
+    experiment: Experiment, workdir: Path, model: ModelConfig, state: TrainState, tokenizer: Path
+) -> Path:
+    """Save the trained model and, if there are any, its adapters; return the model's directory."""
     trained = join(state.params, state.frozen)
-    if lora.rank:
+    if experiment.lora.rank:
         base = experiment.source.checkpoint
-        save_adapters(workdir / "adapters", model, lora, state.params, base)
-        trained = merge(trained, lora)
+        save_adapters(workdir / "adapters", model, experiment.lora, state.params, base)
+        trained = merge(trained, experiment.lora)
     save_model(workdir / "model", model, trained, tokenizer)
     return workdir / "model"
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     distributed.start(_DISTRIBUTED.value)
     watch = Watch(_PROFILE_STEPS.value, _WANDB_PROJECT.value)
     result = train(_CONFIG.value, Path(_WORKDIR.value), watch)

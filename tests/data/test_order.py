@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpo_jax.data.order import epoch_order, select
+from tpo_jax.data.order import epoch_order, held_out_videos, select
 from tpo_jax.data.records import KINDS, PairRecord, Provenance
 from tpo_jax.errors import InputError
 
@@ -124,3 +124,27 @@ def test_a_curriculum_goes_from_easy_to_hard(levels, q):
         assert all(len(set(row)) <= 1 for row in rows)
         seen = [row[0] for row in rows if row]
         assert seen == sorted(seen, reverse=True)
+
+
+@given(
+    st.lists(st.integers(0, 20), min_size=2, max_size=60).filter(lambda x: len(set(x)) > 1),
+    st.floats(0, 0.99),
+    st.integers(0, 9),
+)
+def test_held_out_videos_are_whole_and_a_function_of_ids_and_seed(videos, share, seed):
+    pairs, count = index(["other"] * len(videos), videos), len(set(videos))
+    expected = max(1, round(share * count)) if share else 0
+    if expected >= count:
+        with pytest.raises(InputError, match="leaves none of"):
+            held_out_videos(pairs, share, seed)
+        return
+    held_out = held_out_videos(pairs, share, seed)
+    assert len(held_out) == expected
+    trained = {pairs[i].video_id for i in select(pairs, excluded=held_out)}
+    assert trained == {pair.video_id for pair in pairs} - held_out
+    assert held_out_videos(pairs[::-1], share, seed) == held_out
+
+
+def test_the_seed_draws_the_held_out_videos():
+    pairs = index(["other"] * 100)
+    assert held_out_videos(pairs, 0.2, 1) != held_out_videos(pairs, 0.2, 2)

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tpo_jax import families
 from tpo_jax.data import clips, preparation, prompts
+from tpo_jax.data import pipeline as pipeline_module
 from tpo_jax.data.phrases import phrase_mask
 from tpo_jax.data.pipeline import DataConfig, Pipeline
 from tpo_jax.data.rows import Size
@@ -230,6 +231,39 @@ def test_seed_epoch_and_mixing_decide_the_pairs(config, tokenizer):
     assert len({str(o) for seed in (0, 1) for o in pairs(seed=seed)}) == 4
     assert sorted(np.ravel(pairs(mixing=(1, 1))[0])) == [0, 1]
     assert sorted(np.ravel(pairs(limit=4)[0])) == [0, 1, 2, 3]
+
+
+def test_another_order_over_the_same_open_data(config, tokenizer, monkeypatch):
+    pipeline = make(config, tokenizer, shuffle=True, cache_mib=1)
+    fresh = make(config, tokenizer, shuffle=False, num_epochs=1)
+    monkeypatch.setattr(pipeline_module, "open_shards", None)  # nothing is opened or measured again
+    monkeypatch.setattr(Pipeline, "_measure", None)
+    once = pipeline.once()
+    assert len(once) == len(fresh) == 4 and once.shards is pipeline.shards
+    assert all(equal(once[k], fresh[k]) for k in range(4))
+    assert pipeline.order(0).tolist() != once.order(0).tolist()  # which stays as it was
+
+
+def test_held_out_pairs_of_a_share_and_of_other_shards(config, world, tokenizer):
+    whole = make(config, tokenizer)
+    assert whole.held_out() is None
+    pipeline = make(config, tokenizer, eval_share=0.4, mixing=(1.0, 0.0))
+    held_out = pipeline.held_out()
+
+    def videos(found):
+        return {found.shards.index[i].video_id for i in found.pairs}
+
+    assert len(videos(held_out)) == 1 and not videos(held_out) & videos(pipeline)
+    everything = [i for i, p in enumerate(whole.shards.index) if p.video_id in videos(held_out)]
+    assert held_out.pairs.tolist() == everything  # of all kinds
+    order = held_out.order(0)
+    assert sorted(order[order >= 0]) == everything and len(held_out) == len(order)
+
+    one = make(config, tokenizer, limit=1)  # a short answer
+    other = make(config, tokenizer, limit=1, eval_shards=str(world / "clip")).held_out()
+    assert other.pairs.tolist() == list(range(7)) and one.max_response <= other.max_response
+    same = make(config, tokenizer, eval_shards=str(world / "clip"), max_prefix=640).held_out()
+    assert same.max_prefix == 640 and same.max_response == whole.max_response
 
 
 def test_supervised_training_has_the_chosen_answer_only(config, tokenizer):

@@ -50,6 +50,18 @@ class CheckpointPolicy:
                 f"train.keep_best={self.keep_best!r} must be min:NAME or max:NAME of a metric"
             )
 
+    def check_metric(self, names: Iterable[str]) -> None:
+        """Check that the metric of `keep_best` is among these.
+
+        Raises:
+            InputError: It is not; names those there are.
+        """
+        if self.keep_best and self.metric not in names:
+            raise InputError(
+                f"train.keep_best={self.keep_best!r}: no such metric; there are "
+                f"{', '.join(sorted(names))}"
+            )
+
     @property
     def metric(self) -> str:
         """The name in `keep_best`."""
@@ -119,14 +131,6 @@ class TrainCheckpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
-    def check_metric(self, names: Iterable[str]) -> None:
-        """Raises InputError if the metric that the best one is chosen by is not among the names."""
-        if self._policy.keep_best and self._policy.metric not in names:
-            raise InputError(
-                f"train.keep_best={self._policy.keep_best!r}: no such metric; there are "
-                f"{', '.join(sorted(names))}"
-            )
-
     def due(self, step: int) -> bool:
         """Whether to save now; every process asks after every step."""
         if self._writing is not None and not self._checkpointer.is_saving_in_progress():
@@ -161,7 +165,7 @@ class TrainCheckpoints:
                     step,
                     {"state": state, "data": data, "meta": meta},
                     force=True,
-                    metrics={best: metrics[best]} if best else None,
+                    metrics={best: metrics[best]} if best in metrics else None,
                 )
             except _UNWRITABLE as error:
                 self._give_up(error, last or once_more)

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -11,11 +11,31 @@ from tpo_jax.data.records import PairRecord
 from tpo_jax.errors import InputError
 
 
+def held_out_videos(index: Sequence[PairRecord], share: float, seed: int) -> frozenset[str]:
+    """Return the videos whose pairs are held out; which ones depends on their ids and the seed.
+
+    Args:
+        index: All pairs, without frames.
+        share: Of the videos, rounded to whole ones, at least one; 0: none.
+        seed: Draws them.
+
+    Raises:
+        InputError: There is one video only, or no video is left to train on.
+    """
+    videos = {pair.video_id for pair in index}
+    count = max(1, round(share * len(videos))) if share else 0
+    if count >= len(videos):
+        raise InputError(f"data.eval_share={share} leaves none of {len(videos)} videos to train on")
+    drawn = sorted(videos, key=lambda v: hashlib.sha256(f"{seed} {v}".encode()).digest())
+    return frozenset(drawn[:count])
+
+
 def select(
     index: Sequence[PairRecord],
     mixing: tuple[float, ...] = (),
     limit: int = 0,
     subset_seed: int = 0,
+    excluded: Collection[str] = (),
 ) -> np.ndarray:
     """Return the positions of the pairs that are used, int64, ascending; the same in every epoch.
 
@@ -26,12 +46,13 @@ def select(
         limit: At most so many pairs, the first ones; 0: all.
         subset_seed: First in an order drawn by this seed, so that a smaller limit is a part of a
             larger one; 0: in the order of the index.
+        excluded: videos of which no pair is used.
 
     Raises:
         InputError: No pair is left, or one is of kind `video`: its two sides share no prefix.
     """
     limit = limit or len(index)
-    ranked = list(range(len(index)))
+    ranked = [i for i, pair in enumerate(index) if pair.video_id not in excluded]
     if subset_seed:
         ranked.sort(key=lambda i: hashlib.sha256(f"{subset_seed} {index[i].id}".encode()).digest())
     if not mixing:

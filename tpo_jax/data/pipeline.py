@@ -5,6 +5,7 @@ the same on every host, and a run may go on with other hosts and workers than it
 only carries batches over from worker processes ahead of time.
 """
 
+import copy
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from tokenizers import Tokenizer
 from tpo_jax.data.batches import BatchIterator
 from tpo_jax.data.clips import Clip, ClipCache, read_clip
 from tpo_jax.data.collate import collate
-from tpo_jax.data.order import epoch_order, select
+from tpo_jax.data.order import epoch_order, held_out_videos, select
 from tpo_jax.data.processor import NO_FRAMES, Processor
 from tpo_jax.data.records import PairRecord
 from tpo_jax.data.rows import CONTINUATION, PrefixError, Row, Size
@@ -60,6 +61,8 @@ class DataConfig:
     cache_mib: int = 0  # room for decoded frames that this process keeps for later epochs
     on_error: str = "error"  # or "skip_and_count": a pair that cannot be decoded is left out
     verify_shards: bool = False  # whether their content is compared with the manifest's checksums
+    eval_shards: str = ""  # directory of held-out pairs
+    eval_share: float = 0.0  # or the share of the videos in `shards` whose pairs are held out
 
     def __post_init__(self):
         for name in ("num_frames", "batch_size", "pairs_per_row"):
@@ -88,6 +91,10 @@ class DataConfig:
             )
         if self.mixing and (len(self.mixing) != 2 or min(self.mixing) < 0 or sum(self.mixing) <= 0):
             raise InputError(f"data.mixing={self.mixing} must be two shares, one of them above 0")
+        if not 0 <= self.eval_share < 1:
+            raise InputError(f"data.eval_share={self.eval_share} must be at least 0 and below 1")
+        if self.eval_share and self.eval_shards:
+            raise InputError("data.eval_shards and data.eval_share are both given; leave one out")
 
 
 class Pipeline:
@@ -121,16 +128,68 @@ class Pipeline:
         self.shards = open_shards(config.shards, verify=config.verify_shards)
         _check_stored_frames(self.shards, config)
         self._clips = ClipCache(config.cache_mib)
-        self.pairs = select(self.shards.index, config.mixing, config.limit, config.subset_seed)
+        self._videos = held_out_videos(self.shards.index, config.eval_share, config.seed)
+        self.pairs = select(
+            self.shards.index, config.mixing, config.limit, config.subset_seed, self._videos
+        )
+        self._process = (process_index, process_count)
         rows = config.batch_size // config.pairs_per_row
         if rows % process_count:
             raise InputError(f"{rows} rows of a batch cannot be shared by {process_count} hosts")
         self._local = slice(
             process_index * rows // process_count, (process_index + 1) * rows // process_count
         )
+        self.max_prefix, self.max_response = self._measure(self._held_out_pairs())
+        self._begin()
+
+    def _begin(self) -> None:
         self._cached: tuple[int, np.ndarray] = (0, self.order(0))
         self.batches_per_epoch = len(self._cached[1])
-        self.max_prefix, self.max_response = self._measure()
+
+    def once(self, pairs: np.ndarray | None = None) -> "Pipeline":
+        """Return the same open data in another order: one epoch, not shuffled.
+
+        Shards, sizes of a batch and decoded clips are shared; nothing is read or tokenized again.
+
+        Args:
+            pairs: int64, positions of the pairs; None: those of this pipeline.
+        """
+        other = copy.copy(self)
+        other.config = dataclasses.replace(self.config, shuffle=False, num_epochs=1)
+        other.pairs = self.pairs if pairs is None else pairs
+        other._begin()
+        return other
+
+    def held_out(self) -> "Pipeline | None":
+        """Return the pairs that are not trained on, in one epoch, not shuffled; None without
+        `eval_shards` and `eval_share`.
+
+        Those of a share have batches of this pipeline's sizes, and so have those of `eval_shards`
+        if they fit.
+
+        Raises:
+            InputError: there is no such pair, or as for a pipeline of `eval_shards`.
+        """
+        if self._videos:
+            return self.once(self._held_out_pairs())
+        if not self.config.eval_shards:
+            return None
+        config = dataclasses.replace(
+            self.config, shards=self.config.eval_shards, eval_shards="", mixing=(), limit=0
+        )
+        other = Pipeline(config, self.model, self.tokenizer, *self._process)
+        sizes = [max(other.max_prefix, self.max_prefix), max(other.max_response, self.max_response)]
+        if sum(sizes) <= self.model.max_length:
+            other.max_prefix, other.max_response = sizes
+        return other.once()
+
+    def _held_out_pairs(self) -> np.ndarray:
+        """Positions of the pairs of held-out videos; a row holds one video, so none of two."""
+        index = enumerate(self.shards.index)
+        pairs = [i for i, p in index if p.video_id in self._videos and p.kind != "video"]
+        if self._videos and not pairs:
+            raise InputError(f"data.eval_share={self.config.eval_share}: no pair is held out")
+        return np.array(pairs, np.int64)
 
     def __len__(self) -> int:
         """Batches of the run; 2**40 where it has no end."""
@@ -247,12 +306,13 @@ class Pipeline:
         fits = lambda clip: self._built(pairs, clip).prefix_ids.size <= limit  # noqa: E731
         return self.processor.most_frames(clip, fits)
 
-    def _measure(self) -> tuple[int, int]:
+    def _measure(self, held_out: np.ndarray) -> tuple[int, int]:
         """P and R, as given or as the longest pair needs, within the model's context."""
         config, context = self.config, self.model.max_length
         prefix, response = config.max_prefix, config.max_response
         longest_prefix = longest_response = 0
-        for position in self.pairs:
+        positions = np.concatenate([self.pairs, held_out])
+        for position in positions:
             pair = self.shards.index[position]
             clip = _without_frames(pair, self.shards.manifest["sampling"], config)
             texts = self._texts([pair], clip, Size(prefix, response))
@@ -271,7 +331,7 @@ class Pipeline:
             if config.max_prefix:
                 raise InputError(f"{text}; lower data.max_prefix or data.max_response")
             fit, limit = config.num_frames, context - response
-            for position in self.pairs:
+            for position in positions:
                 pair = self.shards.index[position]
                 clip = _without_frames(pair, self.shards.manifest["sampling"], config)
                 if self._built([pair], clip).prefix_ids.size > limit:

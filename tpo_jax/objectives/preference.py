@@ -228,6 +228,26 @@ def tpo_loss(
     return loss, metrics | {"losses/total": loss}
 
 
+def metric_names(objective: Objective) -> list[str]:
+    """Return the names of the metrics that `tpo_loss` gives."""
+    answers = 2 if objective.uses_pairs else 1
+
+    def metrics() -> dict[str, jax.Array]:
+        logps = jnp.zeros((1, 1, answers, 1))
+        labelled = jnp.ones(logps.shape, bool)
+        return tpo_loss(
+            logps,
+            labelled,
+            jnp.zeros((1, 1, 4 if objective.uses_phrases else 2)),
+            objective,
+            denominators(labelled),
+            phrase_mask=labelled,
+            token_kl=logps[:, :, 0],
+        )[1]
+
+    return sorted(jax.eval_shape(metrics))
+
+
 def _pairs(
     token_logps: jax.Array,
     lengths: jax.Array,

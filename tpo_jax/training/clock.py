@@ -53,18 +53,24 @@ class StepClock:
         self._start = time.monotonic()
         self._spans: list[tuple[str, float, float]] = []
         self._steps: list[tuple[float, Future[float]]] = []
-        self._compiled = 0
+        self._compiled, self._compiling = 0, 0.0  # programs, seconds
         jax.monitoring.register_event_duration_secs_listener(self._note)
 
-    def _note(self, event: str, _: float, **__: Any) -> None:
-        self._compiled += event == _COMPILED
+    def _note(self, event: str, seconds: float, **_: Any) -> None:
+        if event == _COMPILED:
+            self._compiled += 1
+            self._compiling += seconds
 
     @contextlib.contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Count the time of the block as `name`, one of `SPANS`."""
-        begin = time.monotonic()
+        """Count the time of the block as `name`, one of `SPANS`; compiling in an `eval` as that."""
+        begin, compiling = time.monotonic(), self._compiling
         yield
-        self._spans.append((name, begin, time.monotonic()))
+        end = time.monotonic()
+        if name == "eval":
+            compiled = min(begin + self._compiling - compiling, end)
+            self._spans.append(("compile", begin, begin := compiled))
+        self._spans.append((name, begin, end))
 
     def dispatch(self, step_fn: Callable[..., tuple[Any, dict]], *arguments: Any) -> Any:
         """Call `step_fn` and return what it returns, state and metrics, once the step before this

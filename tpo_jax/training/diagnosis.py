@@ -223,12 +223,13 @@ def checkpoint_bound(run: Run) -> Finding | None:
 
 
 def compiles_again(run: Run) -> Finding | None:
-    """The step is compiled once per start; more means that shapes change."""
+    """Step and evaluation are compiled once a start; more means that shapes change."""
     compiled = run.series.get("time/compile")
     if compiled is None:
         return None
     times = int((compiled > 0).sum())
-    if times <= run.account.starts:
+    programs = 1 + any(name.startswith("eval/") for name in run.series)
+    if times <= programs * run.account.starts:
         return None
     steps = ", ".join(str(step) for step in run.steps[compiled > 0][:5])
     return Finding(

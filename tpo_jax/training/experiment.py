@@ -49,6 +49,7 @@ class Schedule:
     num_epochs: int = 1
     seed: int = 0  # of random weights and of the order of pairs
     log_every: int = 10  # steps
+    eval_every: int = 0  # steps between evaluations of held-out pairs; 0: none
 
     def __post_init__(self) -> None:
         if not (self.num_steps or self.num_epochs):
@@ -121,6 +122,11 @@ def read(config: ConfigDict) -> Experiment:
         answers=2 if objective.uses_pairs else 1,
         phrases=objective.uses_phrases,
     )
+    if schedule.eval_every and not (data.eval_shards or data.eval_share):
+        raise InputError(
+            f"train.eval_every={schedule.eval_every} needs held-out pairs: data.eval_shards or "
+            "data.eval_share"
+        )
     return Experiment(
         source=_take(Source, config.model),
         data=data,

@@ -20,6 +20,7 @@ from tpo_jax.parallel.attention import BACK_ENDS
 from tpo_jax.training.state import TrainState
 
 DTYPES = ("bfloat16", "float32")
+METRICS = ("grad_norm", "param_norm", "pairs", "skipped")  # of a step, besides those of `tpo_loss`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,33 +50,16 @@ class Compute:
             raise InputError(f"compute.micro_batches={self.micro_batches} must be above 0")
 
 
-def make_step(
-    model: ModelConfig,
-    objective: Objective,
-    compute: Compute,
-    optimizer: optax.GradientTransformation,
-    lora: Lora = NO_ADAPTERS,
-) -> Callable[..., tuple[TrainState, dict]]:
-    """Build `step(state, batch, reference=None) -> (state, metrics)`, ready for `jax.jit` with the
-    state donated.
-
-    Gradients, their sum over micro-batches and the optimizer are float32. The loss of a micro-batch
-    is its share of the whole batch's means, so accumulation equals the full batch.
-
-    Args:
-        lora: rank, scale and targets of the adapters; by default there are none.
-
-    Returns:
-        The step. Its `reference` is for an objective that runs the reference in every step instead
-        of reading `Batch.reference_logps`: the initial weights of the trained parts, in the compute
-        dtype, without adapters. Its metrics are float32 scalars: those of `tpo_loss`, `grad_norm`,
-        `param_norm`, `pairs` and `skipped` (pairs of the batch that cannot be decoded).
+def make_forward(
+    model: ModelConfig, objective: Objective, compute: Compute, lora: Lora = NO_ADAPTERS
+) -> Callable[..., dict[str, Any]]:
+    """Build `forward(trainable, frozen, batch, reference)`, the arguments of `tpo_loss` that depend
+    on the batch; see `make_step`.
     """
 
     def forward(
         trainable: dict, frozen: dict, batch: Batch, reference: dict | None
     ) -> dict[str, Array | None]:
-        """Return the arguments of `tpo_loss` that depend on the batch."""
         policy = families.bind(model, cast(scaled(join(trainable, frozen), lora), compute.dtype))
         hidden = policy.hidden_states(
             batch,
@@ -106,6 +90,33 @@ def make_step(
             found["reference"] = answer_sums(logps, batch)
             found["token_kl"] = jnp.where(batch.target_mask[:, :, 0], divergence, 0.0)
         return found
+
+    return forward
+
+
+def make_step(
+    model: ModelConfig,
+    objective: Objective,
+    compute: Compute,
+    optimizer: optax.GradientTransformation,
+    lora: Lora = NO_ADAPTERS,
+) -> Callable[..., tuple[TrainState, dict]]:
+    """Build `step(state, batch, reference=None) -> (state, metrics)`, ready for `jax.jit` with the
+    state donated.
+
+    Gradients, their sum over micro-batches and the optimizer are float32. The loss of a micro-batch
+    is its share of the whole batch's means, so accumulation equals the full batch.
+
+    Args:
+        lora: rank, scale and targets of the adapters; by default there are none.
+
+    Returns:
+        The step. Its `reference` is for an objective that runs the reference in every step instead
+        of reading `Batch.reference_logps`: the initial weights of the trained parts, in the compute
+        dtype, without adapters. Its metrics are float32 scalars: those of `tpo_loss`, `grad_norm`,
+        `param_norm`, `pairs` and `skipped` (pairs of the batch that cannot be decoded).
+    """
+    forward = make_forward(model, objective, compute, lora)
 
     def loss_fn(
         trainable: dict, frozen: dict, batch: Batch, totals: dict, reference: dict | None

@@ -53,6 +53,12 @@ class Watch:
         first, last = map(int, self.profile_steps.split(":")) if self.profile_steps else (0, -1)
         return range(first, last + 1)
 
+    def note_resume(self, step: int) -> None:
+        """Say so if a run that resumes at this step is past the steps to trace."""
+        if self.profiled and self.profiled[-1] <= step:
+            given = f"--profile_steps={self.profile_steps}"
+            print(f"{given}: already done, nothing is traced", file=sys.stderr)
+
 
 def wandb_run(project: str, workdir: Path, config: dict) -> Any:
     """Open the run of this working directory at Weights & Biases; it is resumed if it exists.

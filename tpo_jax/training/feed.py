@@ -1,0 +1,42 @@
+"""From a host's batches to arrays on the mesh, with the reference's log-probabilities."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from tpo_jax.data.records import PairRecord
+from tpo_jax.models.batch import Batch
+from tpo_jax.parallel.sharding import to_global
+from tpo_jax.training.reference import look_up
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """What a batch needs before a step can read it.
+
+    Attributes:
+        mesh: Devices.
+        pairs: Of the shards, to name them by `pair_index`.
+        reference: float32 `[pairs, 2 or 4]` by `pair_index`; None if the objective reads no cache.
+    """
+
+    mesh: jax.sharding.Mesh
+    pairs: Sequence[PairRecord]
+    reference: np.ndarray | None = None
+
+    def put(self, batch: Batch) -> Batch:
+        """Return global arrays of this process's rows of a batch.
+
+        Raises:
+            InputError: The cache lacks a pair.
+        """
+        if self.reference is not None:
+            logps = look_up(self.reference, np.asarray(batch.pair_index), self.pairs)
+            batch = dataclasses.replace(batch, reference_logps=logps)
+        return to_global(batch, self.mesh)
+
+    def names(self, index: np.ndarray) -> str:
+        """Return the ids of the pairs at these positions."""
+        return ", ".join(self.pairs[i].id for i in index)

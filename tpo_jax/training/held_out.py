@@ -1,0 +1,108 @@
+"""Metrics over held-out pairs: the objective's, as if all of these pairs were one batch.
+
+Every metric is a sum over pairs divided by their number, or a sum over chosen tokens divided by
+theirs (`objectives/preference.py`). Batches therefore give shares with the denominators 1, which
+are added up and divided at the end: padding and pairs that cannot be decoded weigh nothing.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tpo_jax.data.pipeline import Pipeline
+from tpo_jax.models.batch import Batch
+from tpo_jax.objectives.preference import Objective, mean_log_ratios, tpo_loss
+from tpo_jax.training.feed import Feed
+from tpo_jax.training.state import TrainState
+
+PREFIX = "eval/"
+
+
+def make_evaluator(
+    forward: Callable[..., dict[str, Any]], objective: Objective
+) -> Callable[..., dict[str, Any]]:
+    """Return `evaluate(state, batch, log_ratios, reference=None)`, a batch's shares of the metrics.
+
+    Args:
+        forward: Of `step.make_forward`.
+        objective: Losses and weights.
+
+    The function that is returned takes float32 `[2]` `log_ratios`, the mean log-ratios of chosen and
+    rejected answers over all pairs, which only losses that compare with them read. It returns
+    float32 scalars: `pairs` and `tokens`, counts; `by_pair` and `by_token`, shares by metric;
+    and `log_ratios`, float32 `[2]`, the share of the mean log-ratios.
+    """
+    one, never = jnp.float32(1), jnp.float32(jnp.inf)  # what is divided by infinity is no share
+
+    def evaluate(
+        state: TrainState, batch: Batch, log_ratios: jax.Array, reference: dict | None = None
+    ) -> dict[str, Any]:
+        found = forward(state.params, state.frozen, batch, reference)
+        mask = found["target_mask"]
+        whole = {"mean_log_ratios": log_ratios} if objective.uses_mean_log_ratios else {}
+
+        def shares(pairs: jax.Array, tokens: jax.Array) -> dict[str, jax.Array]:
+            totals = {"pairs": pairs, "tokens": tokens} | whole
+            return tpo_loss(objective=objective, totals=totals, **found)[1]
+
+        counted = {
+            "pairs": mask.any(-1).all(-1).sum(dtype=jnp.float32),
+            "tokens": mask[:, :, 0].sum(dtype=jnp.float32),
+            "by_pair": shares(one, never),
+            "by_token": shares(never, one),
+        }
+        if objective.uses_mean_log_ratios:
+            logps, known = found["token_logps"], found["reference"]
+            counted["log_ratios"] = mean_log_ratios(logps, mask, known, {"pairs": one})
+        return counted
+
+    return evaluate
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Held-out pairs and the program that evaluates a batch of them.
+
+    Attributes:
+        pipeline: Of the pairs, one epoch.
+        feed: Puts its batches on the mesh.
+        evaluate: Jitted function of `make_evaluator`, its results replicated.
+        objective: That of `evaluate`.
+    """
+
+    pipeline: Pipeline
+    feed: Feed
+    evaluate: Callable[..., dict[str, Any]]
+    objective: Objective
+
+    def metrics(self, state: TrainState) -> dict[str, float]:
+        """Return the metrics of a train state over all held-out pairs, names without `eval/`.
+
+        All processes must call this together.
+        """
+        sums = self._sums(state, np.zeros(2, np.float32))
+        if self.objective.uses_mean_log_ratios:
+            # Every pair's loss depends on all of them: one more forward pass.
+            sums = self._sums(
+                state, np.asarray(sums["log_ratios"] / max(sums["pairs"], 1), np.float32)
+            )
+        pairs, tokens = max(sums["pairs"], 1), max(sums["tokens"], 1)
+        found = {
+            name: float(share / pairs + sums["by_token"][name] / tokens)
+            for name, share in sums["by_pair"].items()
+        }
+        return found | {"pairs": float(sums["pairs"])}
+
+    def _sums(self, state: TrainState, log_ratios: np.ndarray) -> dict[str, Any]:
+        total: Any = 0.0
+        with contextlib.closing(iter(self.pipeline)) as batches:
+            for batch in batches:
+                shares = jax.device_get(self.evaluate(state, self.feed.put(batch), log_ratios))
+                shares = jax.tree.map(np.float64, shares)
+                total = jax.tree.map(np.add, total, shares) if total else shares
+        return total
