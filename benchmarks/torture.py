@@ -6,8 +6,8 @@ A tiny model trains on rendered videos, a checkpoint every second step. Each sta
 random moment, by SIGTERM or SIGKILL: after some steps, while a checkpoint is being written, or
 anywhere between the start of Python and the first step; the number of decoding workers changes
 between starts. Parameters, optimizer, metrics and the pairs of every batch must then be those of
-the untouched run to the bit. A second run changes its devices and processes on the way: the same
-pairs, numbers to rounding. Prints Markdown and fails where something differs.
+the uninterrupted run, bit for bit. A second run changes its devices and processes: the same pairs,
+numbers to rounding. Prints Markdown and fails if something differs.
 """
 
 import itertools
@@ -146,25 +146,25 @@ TEXT = """# Kills, measured
 
 Written by `{command}`:
 `tiny_longva`, {frames} frames, batches of {batch}, {steps} steps, a checkpoint every second one, on
-{cores} {machine} cores that other programs were using, too. {total} kills in {minutes:.0f} minutes;
+{cores} {machine} cores shared with other programs. {total} kills in {minutes:.0f} minutes;
 the first step of a start came after about {startup:.0f} s.
 
-| moment | SIGTERM | SIGKILL | left a checkpoint unfinished |
+| moment | SIGTERM | SIGKILL | with a checkpoint unfinished |
 | --- | --- | --- | --- |
 {rows}
 
 | compared with the uninterrupted run | |
 | --- | --- |
 | parameters, moments of the optimizer, step | {state} |
-| `metrics.jsonl`: every step once, all numbers but those of the clock | {metrics} |
-| pairs of every batch, also of those that were done twice | {pairs} |
+| `metrics.jsonl`: every step once, all values but times | {metrics} |
+| pairs of every batch, also of repeated ones | {pairs} |
 
 Decoding workers were drawn for every start: {workers}. SIGTERM during
-training: the process had saved and left with 0 after at most {grace:.1f} s.
+training: the process had saved and exited with 0 after at most {grace:.1f} s.
 
 On other devices in between ({places}):
 {elastic}.
-Sums over devices are in another order then, and numbers are equal to rounding: losses differ by
+Sums over devices are then in another order, and numbers agree to rounding: losses differ by
 at most {loss:.1e}, parameters by {params:.1e} of their norm after {elastic_steps} steps.
 """
 
@@ -180,7 +180,7 @@ def report(kills: list[Kill], different: list[str], **values) -> str:
 
     def verdict(*names: str) -> str:
         bad = [d for d in different if d.startswith(names)]
-        return f"different: {', '.join(bad[:3])}" if bad else "equal to the bit"
+        return f"different: {', '.join(bad[:3])}" if bad else "equal, bit for bit"
 
     graceful = [kill.seconds for kill in kills if kill.signal == "TERM" and kill.code == 0]
     return TEXT.format(
@@ -189,7 +189,9 @@ def report(kills: list[Kill], different: list[str], **values) -> str:
         state=verdict("[", "structure"),
         metrics=verdict("metrics", "steps"),
         pairs=verdict("pairs"),
-        elastic=verdict("elastic").replace("equal to the bit", "the same pairs in the same order"),
+        elastic=verdict("elastic").replace(
+            "equal, bit for bit", "the same pairs in the same order"
+        ),
         workers=", ".join(f"{w}: {sum(k.workers == w for k in kills)} starts" for w in (0, 1)),
         grace=max(graceful, default=0.0),
         frames=FRAMES,

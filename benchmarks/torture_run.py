@@ -1,4 +1,4 @@
-"""A training run as processes that can be killed, and what it leaves; for `torture.py`."""
+"""A training run as processes that can be killed, and its results; for `torture.py`."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ PAIRS = "TORTURE_PAIRS"  # where a child notes the pairs of its batches
 
 
 class Noted(BatchIterator):
-    """Batches that are trained on; the pass for the reference is not noted."""
+    """Notes batches that are trained on, not those of the reference pass or of evaluations."""
 
     def __next__(self):
         k, batch = self.get_state()["next_batch"], super().__next__()

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# To be sourced: `make_env EXTRA…` gives a fresh machine the project's environment and puts it on PATH.
+# Source this file; `make_env EXTRA…` creates the project's environment and puts it on PATH.
 #
-# Makes .venv at the project root and installs the package, editable, with the extras named. Does
-# nothing when they are there already: a stamp in .venv holds the hash of what they were made from.
+# It creates .venv at the project root and installs the package, editable, with the extras named. It
+# does nothing if they are installed: a stamp in .venv holds the hash of what they were made from.
 #   PYTHON=/path/to/python   the interpreter to use; otherwise the first one >= 3.11 found on PATH
 
 TPO_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -16,7 +16,7 @@ find_python() {
       return
     fi
   done
-  echo "launch: no Python >= 3.11 found (tried: ${names[*]}). Install one, or name it:" \
+  echo "launch: no Python >= 3.11 found (tried: ${names[*]}). Install one, or set it:" \
     "PYTHON=/path/to/python bash $0" >&2
   return 2
 }
@@ -24,15 +24,15 @@ find_python() {
 make_env() {
   local extras hash stamp python venv="$TPO_ROOT/.venv"
   extras="$(IFS=,; echo "$*")"
-  # The directory is part of the hash: an environment does not survive a move.
+  # The directory is part of the hash: an environment cannot be moved.
   hash="$( (echo "$TPO_ROOT"; cat "$TPO_ROOT/setup.py") | cksum)"
   stamp="$venv/.made-for-${extras:-nothing}"
   if [ "$(cat "$stamp" 2>/dev/null)" != "$hash" ]; then
     if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
       python="$(find_python)" || return
-      echo "launch: making $venv with $("$python" --version)" >&2
+      echo "launch: creating $venv with $("$python" --version)" >&2
       if ! "$python" -m venv --clear "$venv" >&2; then
-        echo "launch: $python cannot make an environment; on Debian and Ubuntu install its venv" \
+        echo "launch: $python cannot create an environment; on Debian and Ubuntu install its venv" \
           "package (python3-venv)" >&2
         return 2
       fi

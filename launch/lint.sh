@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Linter, formatter, type checker and the linter of these scripts, all even when one complains.
+# Run linter, formatter, type checker and the linter of these scripts; all of them even if one fails.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/env.sh

@@ -1,27 +1,27 @@
 #!/usr/bin/env bash
-# Runs a command of this project on a Cloud TPU VM or slice, on all its workers, and comes back after
+# Run a command of this project on a Cloud TPU VM or slice, on all its workers, and restart it after
 # preemption. docs/tpu.md is the tutorial.
 set -euo pipefail
 
 usage() {
   cat <<'USAGE'
-bash launch/tpu_run.sh --name=NAME --zone=ZONE --accelerator=TYPE [FLAG…] -- DOOR [ARG…]
+bash launch/tpu_run.sh --name=NAME --zone=ZONE --accelerator=TYPE [FLAG…] -- COMMAND [ARG…]
 bash launch/tpu_run.sh --name=NAME --zone=ZONE --stop | --delete
 
-Makes the slice NAME (or takes the one that is there), installs a commit of this checkout, runs
-`python -m tpo_jax.DOOR ARG…` on all workers, shows the log of worker 0 and, when the slice is
-preempted, makes it again and runs the same command. An ARG gs://BUCKET/PATH, or --flag=gs://…,
+Creates the slice NAME (or uses the existing one), installs a commit of this checkout, runs
+`python -m tpo_jax.COMMAND ARG…` on all workers, shows the log of worker 0 and, if the slice is
+preempted, creates it again and runs the same command. An ARG gs://BUCKET/PATH, or --flag=gs://…,
 becomes a path below a mount of that bucket.
 
   --accelerator=TYPE      v5litepod-16, v5p-8, v6e-8, v4-8, …
-  --spot                  capacity that may be taken away, at a lower price
+  --spot                  preemptible capacity, at a lower price
   --project=PROJECT       otherwise gcloud's own setting
   --revision=COMMIT       commit, branch or tag of this checkout to install (HEAD)
   --runtime=VERSION       software of the TPU VM, otherwise the usual one for TYPE
-  --env=NAME=VALUE        environment variable of the door; may be repeated
+  --env=NAME=VALUE        environment variable of the command; may be repeated
   --create_flag=FLAG      passed on to `queued-resources create`, or to `xpk workload create`; may be
                           repeated
-  --delete_when_done      delete the slice when the door has ended, well or not
+  --delete_when_done      delete the slice when the command has ended, successfully or not
   --stop                  end what runs on NAME; a training run writes a checkpoint first
   --delete                delete NAME
   --dry_run               print every command, run none
@@ -43,7 +43,7 @@ note() { echo "tpu_run: $*" >&2; }
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 name="" zone="" project="" accelerator="" runtime="" revision=HEAD backend=tpu-vm cluster=""
 action=run spot="" delete_when_done="" dry_run="" poll_seconds=30
-create_flags=() job=() # what the door gets: [NAME=VALUE…] -- DOOR [ARG…]
+create_flags=() job=() # arguments of the worker: [NAME=VALUE…] -- COMMAND [ARG…]
 
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -76,7 +76,7 @@ while [ $# -gt 0 ]; do
       shift
       break
       ;;
-    *) fail 2 "unknown flag $1; see --help (the door and its arguments come after --)" ;;
+    *) fail 2 "unknown flag $1; see --help (the command and its arguments come after --)" ;;
   esac
   shift
 done
@@ -118,9 +118,9 @@ check_accelerator() {
   esac
 }
 
-# Reads the door's arguments into `job`, the buckets they name into `buckets`.
+# Read the command's arguments into `job`, the buckets they name into `buckets`.
 MOUNTS=/mnt/gcs
-read_job() { # DOOR [ARG…]
+read_job() { # COMMAND [ARG…]
   local arg flag value bucket distributed="" workdir="" size="${accelerator##*-}"
   [ $# -gt 0 ] || fail 2 "which command? Put it after --, for instance -- train --config=…"
   commit="$(git -C "$root" rev-parse --verify --quiet "$revision^{commit}")" ||
@@ -159,7 +159,7 @@ read_job() { # DOOR [ARG…]
 # --- commands ------------------------------------------------------------------------------------
 
 exec 3>&1
-run() { # every command that touches anything goes through here
+run() { # every command with an effect goes through here
   if [ -n "$dry_run" ]; then
     { printf '%q' "$1" && printf ' %q' "${@:2}" && echo; } >&3
   else
@@ -190,7 +190,7 @@ describe() { # queued-resources|tpu-vm FIELDS: their values, NOT_FOUND if there 
   fi
 }
 
-# Sets `request` and `node` to the states Google gives, `state` to absent, waiting, ready or lost.
+# Set `request` and `node` to the states Google reports, `state` to absent, waiting, ready or lost.
 look() {
   local type=""
   request="$(describe queued-resources state.state)" || return
@@ -204,7 +204,7 @@ look() {
     *) state=waiting ;;
   esac
   [ "$state" != ready ] || [ -z "$accelerator" ] || [ "${type:-$accelerator}" = "$accelerator" ] ||
-    fail 2 "$name is a $type already; another --accelerator needs another --name"
+    fail 2 "$name is already a $type; another --accelerator needs another --name"
 }
 dry_state=absent
 
@@ -228,12 +228,12 @@ create_slice() {
 # --- the life of a slice -------------------------------------------------------------------------
 
 MISSES=10 misses=0 reached=""
-missed() { # MESSAGE: something did not answer; gives up when that goes on
+missed() { # MESSAGE: something did not answer; give up after MISSES times in a row
   [ -n "$reached" ] && [ $((misses += 1)) -lt $MISSES ] || fail 1 "$1"
   sleep "$poll_seconds"
 }
 
-provision() { # comes back when the slice is ready
+provision() { # return when the slice is ready
   local created="" said=""
   while :; do
     if ! look; then
@@ -247,14 +247,14 @@ provision() { # comes back when the slice is ready
         return
         ;;
       absent)
-        note "asking for $name, $accelerator${spot:+, spot}"
+        note "requesting $name, $accelerator${spot:+, spot}"
         create_slice
         created=yes
         ;;
       lost)
         [ -z "$created" ] || [ "$request" != FAILED ] ||
           fail 1 "the request failed: gcloud compute tpus queued-resources describe $name ${where[*]}"
-        note "$name is lost ($request, $node): making it again"
+        note "$name is lost ($request, $node): creating it again"
         delete_slice || missed "$name cannot be deleted, see above"
         ;;
       waiting)
@@ -266,7 +266,7 @@ provision() { # comes back when the slice is ready
   done
 }
 
-attempt() { # COMMAND…: tried again while the slice is there; 1 when it is not
+attempt() { # COMMAND…: retry while the slice exists; 1 when it does not
   local code
   while :; do
     code=0
@@ -279,7 +279,7 @@ attempt() { # COMMAND…: tried again while the slice is there; 1 when it is not
       2) fail 2 "the workers refused, see above" ;;
     esac
     ! look || [ "$state" = ready ] || return 1
-    note "did not work (exit code $code), once more: ${*:1:3}"
+    note "failed (exit code $code), trying again: ${*:1:3}"
     missed "gave up on: ${*:1:3}"
   done
 }
@@ -289,7 +289,7 @@ copy() {
     --quiet --worker=all
 }
 
-survived() { # after a door failed: a dying slice takes a while to look it
+survived() { # after a command failed: the state of a lost slice changes with a delay
   local i
   for i in 1 2 3 4; do
     if look && [ "$state" != ready ]; then return 1; fi
@@ -297,7 +297,7 @@ survived() { # after a door failed: a dying slice takes a while to look it
   done
 }
 
-watch() { # sets `status` to the door's exit status; 1 when the door, or the slice, is gone
+watch() { # set `status` to the command's exit status; 1 when the command, or the slice, is gone
   local lines=+1
   while :; do
     on 0 follow "$lines" || true
@@ -319,7 +319,7 @@ watch() { # sets `status` to the door's exit status; 1 when the door, or the sli
         ;;
       *)
         ! look || [ "$state" = ready ] || return 1
-        note "worker 0 does not answer, once more"
+        note "worker 0 does not answer, trying again"
         missed "worker 0 of $name does not answer"
         ;;
     esac
@@ -327,7 +327,7 @@ watch() { # sets `status` to the door's exit status; 1 when the door, or the sli
 }
 
 run_on_slice() {
-  trap 'note "$name goes on; the same command shows it again, --stop ends it"; exit 130' INT
+  trap 'note "$name keeps running; the same call attaches to it again, --stop ends it"; exit 130' INT
   run mkdir -p "$scratch"
   run git -C "$root" archive --format=tar.gz "--output=$scratch/tpo_jax.tar.gz" "$commit"
   while :; do
@@ -339,7 +339,7 @@ run_on_slice() {
     watch || continue
     break
   done
-  [ "$status" = 0 ] || note "the door left with exit code $status"
+  [ "$status" = 0 ] || note "the command ended with exit code $status"
   [ -z "$delete_when_done" ] || delete_slice
   return "$status"
 }

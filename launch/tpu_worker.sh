@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The half of launch/tpu_run.sh that runs on a TPU worker, in the home directory it is copied to.
+# The part of launch/tpu_run.sh that runs on a TPU worker, in the home directory it is copied to.
 #
 #   install COMMIT [BUCKET…]                      mounts, source, environment
-#   start COMMIT [NAME=VALUE…] -- DOOR [ARG…]     in the background, whatever becomes of the connection
-#   follow LINES                                  the log on standard error, until the door ends
+#   start COMMIT [NAME=VALUE…] -- COMMAND [ARG…]  in the background; survives the connection
+#   follow LINES                                  the log on standard error, until the command ends
 #   report                                        "running", "gone", or exit status and then its output
 #   stop                                          SIGTERM, then wait for the end
-#   container [NAME=VALUE…] -- DOOR [ARG…]        the door itself, here (GKE)
+#   container [NAME=VALUE…] -- COMMAND [ARG…]     the command in the foreground (GKE)
 set -euo pipefail
 
 SOURCE="$HOME/tpo_jax" RUN="$HOME/tpo_jax_run" MOUNTS=/mnt/gcs
@@ -30,8 +30,8 @@ mount_bucket() { # BUCKET
   command -v gcsfuse >/dev/null || install_gcsfuse
   sudo mkdir -p "$point"
   sudo chown "$(id -u):$(id -g)" "$point"
-  # On TPU machines GCSFuse caches metadata for ever unless told; the hosts of a slice must see at
-  # once what one of them writes.
+  # On TPU machines GCSFuse caches metadata without a limit by default; the hosts of a slice must see
+  # at once what one of them writes.
   gcsfuse --implicit-dirs --rename-dir-limit=200000 --metadata-cache-ttl-secs=0 \
     --metadata-cache-negative-ttl-secs=0 "$1" "$point" >&2
 }
@@ -60,7 +60,7 @@ install() { # COMMIT [BUCKET…]
   make_env tpu
 }
 
-start() { # COMMIT [NAME=VALUE…] -- DOOR [ARG…]
+start() { # COMMIT [NAME=VALUE…] -- COMMAND [ARG…]
   local job
   job="$(printf '%q ' "$@")"
   mkdir -p "$RUN"
@@ -75,8 +75,8 @@ start() { # COMMIT [NAME=VALUE…] -- DOOR [ARG…]
   echo $! >"$RUN/pid"
 }
 
-# Runs a door and returns its exit status; 143 when it was told to stop, even if it left with 0.
-door() { # [NAME=VALUE…] -- DOOR [ARG…]
+# Run a command and return its exit status; 143 if it was asked to stop, even if it ended with 0.
+run_command() { # [NAME=VALUE…] -- COMMAND [ARG…]
   local child="" module status=0 stopped=""
   trap 'stopped=yes; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true' TERM
   while [ "$1" != -- ]; do
@@ -90,9 +90,9 @@ door() { # [NAME=VALUE…] -- DOOR [ARG…]
   make_env tpu || return
   python -m "$module" "$@" &
   child=$!
-  [ -z "$stopped" ] || kill -TERM "$child" # it came too early to be passed on
+  [ -z "$stopped" ] || kill -TERM "$child" # the signal came before there was a child
   wait "$child" || status=$?
-  while kill -0 "$child" 2>/dev/null; do # the signal ended `wait`, not the door
+  while kill -0 "$child" 2>/dev/null; do # the signal ended `wait`, not the command
     status=0
     wait "$child" || status=$?
   done
@@ -100,11 +100,11 @@ door() { # [NAME=VALUE…] -- DOOR [ARG…]
   return "$status"
 }
 
-run() { # COMMIT [NAME=VALUE…] -- DOOR [ARG…]
+run() { # COMMIT [NAME=VALUE…] -- COMMAND [ARG…]
   local status=0
   shift
   cd "$SOURCE"
-  door "$@" || status=$?
+  run_command "$@" || status=$?
   echo "$status" >"$RUN/status.partial"
   mv "$RUN/status.partial" "$RUN/status"
 }
@@ -137,9 +137,9 @@ main() { # ACTION [ARG…]
     follow) follow "$@" ;;
     report) report ;;
     stop) stop ;;
-    container) door "$@" ;;
+    container) run_command "$@" ;;
   esac
 }
 
-# On one line, and read to the end before it runs: a newer copy may replace this file meanwhile.
+# On one line, and parsed completely before it runs: a newer copy may replace this file meanwhile.
 { main "$@"; exit; }

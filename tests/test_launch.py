@@ -136,7 +136,7 @@ def test_ssh_may_fail_once(project: Path, cloud: Cloud) -> None:
     cloud.save(cloud.load() | {"ssh_failures": 1})
     result = launch(project, cloud, *SLICE, "--", "generate")
     assert (result.code, result.out) == (0, "result of worker0\n"), result.err
-    assert "once more" in result.err and len(seen(cloud)) == 1
+    assert "trying again" in result.err and len(seen(cloud)) == 1
 
 
 def test_gives_up_on_machines_that_do_not_answer(project: Path, cloud: Cloud) -> None:

@@ -1,6 +1,6 @@
-"""A page about a run: `python -m tpo_jax.report --workdir=DIR` writes `DIR/report.html`.
+"""Write the run report: `python -m tpo_jax.report --workdir=DIR` writes `DIR/report.html`.
 
-Curves, warnings with their evidence, and where the time went; also while the run goes on.
+It shows curves, warnings with their evidence, and where the time went, also of a run in progress.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ _WORKDIR = define_path("workdir", None, "that of `train`", required=True)
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     print(run_page.write(Path(_WORKDIR.value)))
 
 

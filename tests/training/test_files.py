@@ -1,4 +1,4 @@
-"""What a run appends to its files while the disk is full and after it."""
+"""Files of a run while the disk is full, and after it."""
 
 import json
 import struct
@@ -12,7 +12,7 @@ from tpo_jax.training.metrics import MetricsWriter
 
 
 def steps_of(path) -> list[int]:
-    """Steps with scalars in an event file, up to what cannot be read."""
+    """Return the steps with scalars in an event file, up to the first unreadable event."""
     content, found = path.read_bytes(), []
     while len(content) >= 12:
         (length,) = struct.unpack("<Q", content[:8])
@@ -24,7 +24,7 @@ def steps_of(path) -> list[int]:
     return found
 
 
-def test_what_a_full_disk_refuses_waits_or_is_left_out(small_disk, capfd):
+def test_lines_wait_for_a_full_disk_and_scalars_are_dropped(small_disk, capfd):
     lines = Lines(small_disk / "metrics.jsonl")
     board = Board(small_disk / "board", 0)
 
@@ -40,7 +40,7 @@ def test_what_a_full_disk_refuses_waits_or_is_left_out(small_disk, capfd):
                 break
     write(range(4, 200))
     error = capfd.readouterr().err
-    assert error.count("No space left on device; training goes on") == 2  # once for each
+    assert error.count("No space left on device; training continues") == 2  # once for each
     (small_disk / "ballast").unlink()
     write(range(200, 203))
     lines.close()
@@ -51,7 +51,7 @@ def test_what_a_full_disk_refuses_waits_or_is_left_out(small_disk, capfd):
     assert {1, 2, 3, 200, 201, 202} <= set(seen) and len(seen) == len(set(seen)) < 202
 
 
-def test_half_a_line_is_cut_off(tmp_path):
+def test_an_incomplete_line_is_cut_off(tmp_path):
     path = tmp_path / "lines.jsonl"
     path.write_text('{"step": 1}\n{"step": 2')
     lines = Lines(path)
@@ -60,7 +60,7 @@ def test_half_a_line_is_cut_off(tmp_path):
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
-def test_damaged_metrics_are_named_and_not_touched(tmp_path):
+def test_damaged_metrics_are_named_and_not_changed(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 0.5}\ngarbage\n{"step": 3}\n')
     with pytest.raises(InputError, match=r"metrics.jsonl:2: not JSON"):

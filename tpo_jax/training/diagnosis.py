@@ -1,7 +1,7 @@
-"""What a run's metrics say about it: rules that look at the curves and warn, with the evidence.
+"""Warnings about a run: rules that read its curves, each with its evidence.
 
-A rule is a pure function of a `Run` that returns a `Finding` or None: nothing to say, or too little
-to say it. Metrics are means over batches, so a rule that compares asks for more than their noise.
+A rule is a pure function of a `Run` that returns a `Finding`, or None without one or without enough
+records. Metrics are means over batches, so a rule that compares them accounts for their noise.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from tpo_jax.training.run_record import ENOUGH, Run
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A warning: what is wrong, the numbers that say so, and what to do."""
+    """A warning: what is wrong, the numbers that show it, and what to do."""
 
     title: str
     evidence: str
@@ -23,7 +23,7 @@ class Finding:
 
 
 def _fifths(values: np.ndarray) -> tuple[float, float, float]:
-    """(mean of the first fifth, mean of the last, standard error of their difference)."""
+    """Return mean of the first fifth, mean of the last, standard error of their difference."""
     size = max(2, len(values) // 5)
     first, last = values[:size], values[-size:]
     error = math.sqrt((first.var(ddof=1) + last.var(ddof=1)) / size)
@@ -36,7 +36,7 @@ def _rises(values: np.ndarray) -> bool:
 
 
 def chosen_falls(run: Run) -> Finding | None:
-    """The chosen answers lose probability while the margin grows: rejected ones only lose more."""
+    """Warn if chosen answers lose probability while margins grow: rejected ones only lose more."""
     margins, lost = run.get("rewards/margins"), run.get("kl/chosen")
     if margins is None or lost is None:
         return None
@@ -48,18 +48,18 @@ def chosen_falls(run: Run) -> Finding | None:
         "Chosen log-probabilities fall while margins rise",
         f"chosen answers went from {-before:+.2f} to {-now:+.2f} nats against the reference, "
         f"margins from {start:.2f} to {end:.2f}",
-        f"raise objective.alpha (now {run.field('objective.alpha')}), which holds chosen answers "
-        f"up, or lower train.learning_rate (now {run.field('train.learning_rate')})",
+        f"raise objective.alpha (now {run.field('objective.alpha')}), which supports chosen "
+        f"answers, or lower train.learning_rate (now {run.field('train.learning_rate')})",
     )
 
 
 def length_exploited(run: Run) -> Finding | None:
-    """Batches whose answers differ more in length have larger margins."""
+    """Warn if batches whose answers differ more in length have larger margins."""
     margins = run.get("rewards/margins")
     chosen, rejected = run.get("lengths/chosen"), run.get("lengths/rejected")
     if margins is None or chosen is None or rejected is None:
         return None
-    half = len(margins) // 2  # margins of the first half grow for other reasons
+    half = len(margins) // 2  # early margins grow for other reasons
     time = np.arange(len(margins) - half)
 
     def without_trend(values: np.ndarray) -> np.ndarray:
@@ -77,13 +77,13 @@ def length_exploited(run: Run) -> Finding | None:
         "Margins follow the difference in length",
         f"over the last {len(time)} records the margin of a batch and chosen minus rejected "
         f"tokens have a correlation of {r:+.2f}",
-        "look whether one side is longer for a reason; balance the lengths of the pairs, or take a "
+        "check why one side is longer; balance the lengths of the pairs, or use a "
         "loss per token (objective.loss=sigmoid_norm, simpo)",
     )
 
 
 def lengths_differ(run: Run) -> Finding | None:
-    """One side of the data is much longer: the easiest thing to learn is the length."""
+    """Warn if one side of the data is much longer: length is then the easiest feature to learn."""
     chosen, rejected = run.get("lengths/chosen"), run.get("lengths/rejected")
     if chosen is None or rejected is None:
         return None
@@ -94,31 +94,31 @@ def lengths_differ(run: Run) -> Finding | None:
     return Finding(
         f"The {longer[0]} answers are much longer",
         f"{longer[1]:.1f} tokens on average against {shorter[1]:.1f}",
-        "the model can tell them apart by length alone: balance the lengths of the pairs, or take "
+        "the model can tell them apart by length alone: balance the lengths of the pairs, or use "
         "a loss per token (objective.loss=sigmoid_norm, simpo)",
     )
 
 
 def too_easy(run: Run) -> Finding | None:
-    """Nearly all pairs are right from early on."""
+    """Warn if nearly all pairs are right early in the run."""
     accuracy = run.get("rewards/accuracies")
     if accuracy is None or len(accuracy) < 2 * ENOUGH:
         return None
     size = len(accuracy)
-    early = accuracy[size // 10 : 3 * size // 10]  # behind the first records, before the middle
+    early = accuracy[size // 10 : 3 * size // 10]  # after the first records, before the middle
     if early.mean() < 0.99:
         return None
     return Finding(
         "All pairs are right from early on",
         f"accuracy {early.mean():.3f} between steps {run.steps[size // 10]} and "
         f"{run.steps[3 * size // 10]}",
-        "the pairs teach little: look whether rejected answers give themselves away (form, length, "
-        "other words), or whether the reference is another model than the one that is trained",
+        "the pairs teach little: check whether form, length or words give rejected answers away, "
+        "and whether the reference is the model that the run started from",
     )
 
 
 def first_loss(run: Run) -> Finding | None:
-    """The policy starts as the reference, so the first loss must be ln 2."""
+    """Warn if the first loss is not ln 2, its value when policy and reference are equal."""
     loss = run.series.get("losses/dpo")
     if loss is None or run.steps[0] != 1 or not math.isfinite(loss[0]):
         return None
@@ -128,13 +128,13 @@ def first_loss(run: Run) -> Finding | None:
         "The first loss is not ln 2",
         f"losses/dpo is {loss[0]:.4f} at step 1, where policy and reference must be equal and the "
         f"loss {math.log(2):.4f}",
-        "the reference log-probabilities are of other weights, or computed in another way, than "
-        "those the run started from: check data.reference, or delete the cache beside the shards",
+        "the reference log-probabilities are not those of the weights that the run started from: "
+        "check data.reference, or delete the cache beside the shards",
     )
 
 
 def margins_flat(run: Run) -> Finding | None:
-    """No sign of learning."""
+    """Warn if margins do not grow."""
     margins = run.get("rewards/margins")
     if margins is None or len(margins) < 2 * ENOUGH:
         return None
@@ -146,26 +146,26 @@ def margins_flat(run: Run) -> Finding | None:
         f"margin {now:+.4f} over the last fifth of the records, with a standard error of "
         f"{error / math.sqrt(2):.4f}",
         f"raise train.learning_rate (now {run.field('train.learning_rate')}) or train "
-        "longer; look at a few pairs: are the chosen answers better in a way the frames show?",
+        "longer; inspect a few pairs: do the frames show why the chosen answers are better?",
     )
 
 
 def saturated(run: Run) -> Finding | None:
-    """Margins at which the sigmoid's gradient is gone."""
+    """Warn if margins are so large that the sigmoid's gradient vanishes."""
     margins = run.get("rewards/margins")
     if margins is None or _fifths(margins)[1] < 10:
         return None
     return Finding(
-        "Margins are beyond what the loss can see",
+        "Margins are beyond the range of the loss",
         f"margin {_fifths(margins)[1]:.1f} over the last fifth of the records; the gradient of "
         f"the sigmoid is below {math.exp(-10):.0e} from 10 on",
         "stop earlier (train.num_epochs), lower train.learning_rate, or raise objective.beta, "
-        "which holds the policy closer to its reference",
+        "which keeps the policy closer to its reference",
     )
 
 
 def gradient_jumps(run: Run) -> Finding | None:
-    """Single steps with far larger gradients: what comes before a metric that is not finite."""
+    """Warn about single steps with far larger gradients, which often precede non-finite metrics."""
     norms = run.get("grad_norm")
     if norms is None:
         return None
@@ -177,12 +177,12 @@ def gradient_jumps(run: Run) -> Finding | None:
         "The gradient norm jumps",
         f"{settled[worst]:.3g} at step {run.steps[len(norms) // 10 + worst]}, median {usual:.3g}",
         "longer warm-up (train.warmup_ratio) or a lower train.learning_rate; with float16 or "
-        "bfloat16 look at that step's pairs for answers of extreme length",
+        "bfloat16 check that step's pairs for answers of extreme length",
     )
 
 
 def input_bound(run: Run) -> Finding | None:
-    """The devices wait for batches."""
+    """Warn if the devices wait for batches."""
     spent = run.account.seconds
     at_work = spent["step"] + spent["lost"] + spent["input_wait"]
     if spent["input_wait"] < 0.1 * at_work or at_work < 10:
@@ -191,26 +191,26 @@ def input_bound(run: Run) -> Finding | None:
         "Input-bound",
         f"the devices waited {spent['input_wait']:.0f} s for batches and worked "
         f"{at_work - spent['input_wait']:.0f} s",
-        f"more processes that decode (data.workers, now {run.field('data.workers')}), shards "
+        f"use more decoding processes (data.workers, now {run.field('data.workers')}), shards "
         "on a faster disk, or fewer frames",
     )
 
 
 def work_lost(run: Run) -> Finding | None:
-    """Kills cost more than checkpoints would."""
+    """Warn if kills cost more than checkpoints would."""
     spent, wall = run.account.seconds, run.account.wall
     if spent["lost"] < 0.05 * wall or run.account.starts < 2:
         return None
     return Finding(
         "Steps are lost in restarts",
-        f"{spent['lost']:.0f} s of steps were done again after {run.account.starts - 1} restarts, "
+        f"{spent['lost']:.0f} s of steps were repeated after {run.account.starts - 1} restarts, "
         f"{100 * spent['lost'] / wall:.0f} % of the run's life",
         f"save more often: train.checkpoint_every (now {run.field('train.checkpoint_every')})",
     )
 
 
 def checkpoint_bound(run: Run) -> Finding | None:
-    """Checkpoints cost much."""
+    """Warn if saving takes much of the time."""
     spent = run.account.seconds
     if spent["checkpoint"] < 0.1 * (spent["step"] + spent["lost"]) or spent["checkpoint"] < 10:
         return None
@@ -223,7 +223,7 @@ def checkpoint_bound(run: Run) -> Finding | None:
 
 
 def compiles_again(run: Run) -> Finding | None:
-    """Step and evaluation are compiled once a start; more means that shapes change."""
+    """Warn if more is compiled than step and evaluation, once a start: shapes change."""
     compiled = run.series.get("time/compile")
     if compiled is None:
         return None
@@ -240,14 +240,14 @@ def compiles_again(run: Run) -> Finding | None:
 
 
 def pairs_skipped(run: Run) -> Finding | None:
-    """Pairs were left out because they cannot be decoded."""
+    """Warn if pairs were left out because they cannot be decoded."""
     skipped = run.series.get("skipped")
     if skipped is None or not skipped[-1] > 0:
         return None
     return Finding(
         "Pairs are skipped",
         f"{skipped[-1]:.0f} times a pair could not be decoded, up to step {run.steps[-1]}",
-        "the log names them: prepare these shards anew, and look at their disk",
+        "the log names them: prepare these shards again, and check their disk",
     )
 
 
@@ -269,5 +269,5 @@ RULES: tuple[Callable[[Run], Finding | None], ...] = (
 
 
 def diagnose(run: Run) -> list[Finding]:
-    """What the rules find, the most telling first."""
+    """Return what the rules find, the most severe first."""
     return [finding for rule in RULES if (finding := rule(run))]

@@ -1,4 +1,4 @@
-"""Files that a run appends to, on disks that may be full for a while."""
+"""Files that a run appends to, on disks that may be full for some time."""
 
 import json
 import sys
@@ -13,16 +13,16 @@ from tpo_jax.io.journal import cut_torn_line
 
 
 class Lines:
-    """JSON lines at the end of a file. What cannot be written waits in memory for the next line."""
+    """Appends JSON lines to a file; lines that cannot be written stay in memory until the next."""
 
     def __init__(self, path: Path):
-        """Opens the file, and cuts off what a kill left half written of its last line."""
+        """Open the file and cut off an incomplete last line, which a killed run left."""
         self._path, self._waiting, self._told = path, b"", False
         self._file = path.open("a+b", buffering=0)
         cut_torn_line(self._file)
 
     def add(self, line: dict) -> None:
-        """Appends a line."""
+        """Append a line."""
         self._waiting += (json.dumps(line) + "\n").encode()
         try:
             while self._waiting:
@@ -33,28 +33,29 @@ class Lines:
             self._told = _tell(self._path, error, self._told)
 
     def close(self) -> None:
-        """Closes the file; lines that still wait are lost and reported."""
+        """Close the file; lines still in memory are lost and reported."""
         if count := self._waiting.count(b"\n"):
             print(f"{self._path}: the last {count} lines are lost", file=sys.stderr)
         self._file.close()
 
 
 class Board:
-    """Scalars for TensorBoard. What cannot be written is left out.
+    """Writes scalars for TensorBoard; those that cannot be written are left out.
 
-    `SummaryWriter` would write in a thread, which ends at the first error and leaves the program
-    waiting for it.
+    tensorboardX's `SummaryWriter` writes from a thread that ends at the first error, such as a full
+    disk, and then blocks the program: its queue of ten events is never emptied. This writes
+    with the same package's `EventsWriter`, in the caller's thread.
     """
 
     def __init__(self, directory: Path, first_step: int):
-        """Scalars of steps after the first that are already there are to be forgotten."""
+        """Make the directory; TensorBoard will drop scalars of steps after `first_step` in it."""
         directory.mkdir(parents=True, exist_ok=True)
         self._directory, self._told = directory, False
         self._writer: EventsWriter | None = None
         self._forget_from = first_step + 1
 
     def add(self, step: int, scalars: dict[str, float]) -> None:
-        """Writes the scalars of a step."""
+        """Write the scalars of a step."""
         values = [Summary.Value(tag=name, simple_value=x) for name, x in scalars.items()]
         try:
             if self._writer is None:
@@ -67,17 +68,17 @@ class Board:
             self._writer.flush()
             self._told = False
         except OSError as error:
-            # Half an event makes the rest of a file unreadable: what comes next has a new one.
+            # A partial event makes the rest of a file unreadable: the next event starts a new one.
             self._writer, self._forget_from = None, step + 1
             self._told = _tell(self._directory, error, self._told)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         if self._writer:
             self._writer.close()
 
 
 def _tell(path: Path, error: OSError, told: bool) -> bool:
     if not told:
-        print(f"{path}: cannot be written: {error.strerror}; training goes on", file=sys.stderr)
+        print(f"{path}: cannot be written: {error.strerror}; training continues", file=sys.stderr)
     return True
