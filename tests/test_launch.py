@@ -1,4 +1,4 @@
-"""`launch/tpu_run.sh` against a cloud that is made up, and all scripts against shellcheck."""
+"""`launch/tpu_run.sh` against a fake cloud, and all scripts against shellcheck."""
 
 import json
 import os
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tests.fake_cloud import Cloud
 
 ROOT = Path(__file__).resolve().parents[1]
-DOOR = '''
-"""Stands for a door: notes its arguments in the bucket, does what they ask."""
+COMMAND = '''
+"""Stands for a command: writes its arguments to the bucket and obeys them."""
 import json, os, pathlib, signal, sys, time
 
 if __name__ == "__main__":
@@ -47,7 +47,7 @@ AWKWARD = [
 
 
 class Result(NamedTuple):
-    """What a call left: exit code, standard output, standard error."""
+    """Exit code, standard output and standard error of a call."""
 
     code: int
     out: str
@@ -56,7 +56,7 @@ class Result(NamedTuple):
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout with the real launcher and doors that only note how they were called."""
+    """Return a checkout with the real launcher and commands that only record their arguments."""
     root = tmp_path_factory.mktemp("project")
     (root / "launch").mkdir()
     (root / "tpo_jax").mkdir()
@@ -65,8 +65,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "launch/env.sh").write_text(ENV)
     (root / "tpo_jax/__init__.py").touch()
     (root / "tpo_jax/errors.py").touch()
-    for door in ("train", "generate"):
-        (root / f"tpo_jax/{door}.py").write_text(DOOR)
+    for command in ("train", "generate"):
+        (root / f"tpo_jax/{command}.py").write_text(COMMAND)
     author = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
     for command in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "all"]):
         subprocess.run(["git", *command], cwd=root, check=True)
@@ -97,7 +97,7 @@ def launch(project: Path, cloud: Cloud | None, *arguments: str) -> Result:
 
 
 def seen(cloud: Cloud, worker: int = 0) -> list[list]:
-    """`[arguments, $NOTE, working directory]` of every run of a door on a worker."""
+    """Return `[arguments, $NOTE, working directory]` of every run of a command on a worker."""
     return [
         json.loads(line) for line in (cloud.bucket / f"worker{worker}").read_text().splitlines()
     ]
@@ -158,7 +158,7 @@ def test_refusals_end_the_run(project: Path, cloud: Cloud, fault: str, message: 
     assert len(creations) == (0 if fault == "no_login" else 1)
 
 
-def test_takes_the_slice_that_is_there(project: Path, cloud: Cloud) -> None:
+def test_uses_an_existing_slice(project: Path, cloud: Cloud) -> None:
     cloud.lend()
     result = launch(project, cloud, *SLICE, "--", "generate")
     assert (result.code, result.out) == (0, "result of worker0\n"), result.err
@@ -203,7 +203,7 @@ def test_delete(project: Path, cloud: Cloud) -> None:
 
 
 def words(line: str) -> list[str]:
-    """The words of a line of shell, as bash reads them."""
+    """Return the words of a line of shell as bash reads them."""
     script = 'eval "set -- $1" && printf "%s\\0" "$@"'
     command = ["bash", "-c", script, "bash", line]
     return subprocess.run(command, capture_output=True, check=True).stdout.decode().split("\0")[:-1]
@@ -223,7 +223,7 @@ def test_dry_run_prints_what_would_run(project: Path, texts: list[str]) -> None:
     assert words(start[-1].removeprefix("--command="))[5:] == ["generate", *arguments]
 
 
-def test_dry_run_touches_nothing(project: Path, cloud: Cloud) -> None:
+def test_dry_run_changes_nothing(project: Path, cloud: Cloud) -> None:
     modes = [[*SLICE, "--delete_when_done", "--", "generate"], [*FLAGS, "--delete"]]
     modes += [[*FLAGS, "--stop"], [*SLICE, "--backend=xpk", "--cluster=c", "--", "generate"]]
     for mode in modes:

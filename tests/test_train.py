@@ -1,4 +1,4 @@
-"""The train door on real shards of a tiny world: what a run gives, interrupted or not."""
+"""The train command on real shards of a tiny world: results, resuming, evaluation, refusals."""
 
 import dataclasses
 import json
@@ -98,7 +98,7 @@ def test_held_out_pairs_are_evaluated_exactly(finished_run, config, tiny_world):
 
 
 def interrupt_at(workdir: Path, step: int) -> threading.Thread:
-    """Sends SIGTERM to this process once the record of `step` is there."""
+    """Send SIGTERM to this process once the record of `step` is written."""
 
     def watch():
         deadline = time.monotonic() + 600
@@ -113,7 +113,7 @@ def interrupt_at(workdir: Path, step: int) -> threading.Thread:
     return thread
 
 
-def test_an_interrupted_run_goes_on_to_the_bit(finished_run, config, tmp_path):
+def test_an_interrupted_run_resumes_bit_for_bit(finished_run, config, tmp_path):
     watcher = interrupt_at(tmp_path, 3)
     assert train(config, tmp_path) is None
     watcher.join()
@@ -126,7 +126,7 @@ def test_an_interrupted_run_goes_on_to_the_bit(finished_run, config, tmp_path):
     assert same_bits(final_state(tmp_path), final_state(finished_run))
 
 
-def test_adapters_alone_train_go_on_to_the_bit_and_are_merged(config, tmp_path, finished_run):
+def test_adapters_alone_train_resume_bit_for_bit_and_are_merged(config, tmp_path, finished_run):
     config.lora.rank = 2
     config.train.eval_every = 0
     config.train.freeze = ("tower", "projector")
@@ -160,7 +160,7 @@ def test_adapters_alone_train_go_on_to_the_bit_and_are_merged(config, tmp_path, 
     assert not (finished_run / "adapters").exists()
 
 
-def test_a_run_killed_in_a_save_and_told_to_stop_goes_on_to_the_bit(
+def test_a_run_killed_in_a_save_and_stopped_resumes_bit_for_bit(
     finished_run, tiny_command, compiled, tmp_path
 ):
     # `tiny_command` has written the config; `benchmarks/torture.py` does this for long.
@@ -178,7 +178,7 @@ def test_a_run_killed_in_a_save_and_told_to_stop_goes_on_to_the_bit(
     assert sorted(taken) == list(range(6)) and all(len(rows) == 1 for rows in taken.values())
 
 
-def test_pairs_that_go_bad_are_counted_once_each_also_after_a_restart(config, tiny_world, tmp_path):
+def test_bad_pairs_are_counted_once_each_also_after_a_restart(config, tiny_world, tmp_path):
     source, shards = open_shards(tiny_world / "shards"), tmp_path / "shards"
     shards.mkdir()
     records = [
@@ -207,7 +207,7 @@ def test_a_checkpoint_of_another_run_is_refused(finished_run, config):
     before = (finished_run / "metrics.jsonl").read_bytes()
     config.train.learning_rate = 1e-4
     config.objective.beta = 0.1
-    config.train.log_every = 5  # free
+    config.train.log_every = 5  # may change
     config.data.workers = 1
     with pytest.raises(InputError, match="another run") as error:
         train(config, finished_run)
@@ -228,7 +228,7 @@ def test_the_reference_is_computed_once_and_a_stale_one_refused(
 ):
     (cache,) = (tiny_world / "shards").glob("reference-*.npz")
     written = cache.stat().st_mtime_ns
-    with monkeypatch.context() as patch:  # what follows the reference is not of interest
+    with monkeypatch.context() as patch:  # the run itself is not needed
         patch.setattr(loop, "run", Mock(side_effect=InterruptedError))
         for given in ("", str(cache)):
             config.data.reference = given
@@ -332,7 +332,7 @@ def test_the_best_checkpoint_by_held_out_pairs_of_a_share_stays(supervised, tmp_
     assert shown.count("8 held-out pairs: ") == 3 and "data.eval_shards" not in shown
 
 
-def test_what_is_not_finite_stops_with_step_pairs_and_checkpoint(
+def test_a_metric_that_is_not_finite_stops_with_step_pairs_and_checkpoint(
     supervised, small_model, tiny_world, tmp_path
 ):
     supervised.model.checkpoint = str(small_model / "bad")
@@ -394,14 +394,14 @@ def test_wrong_configs_are_named_before_anything_is_written(config, tmp_path, ch
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_in_the_place_of_the_working_directory_is_named(config, tmp_path):
+def test_a_file_with_the_name_of_the_working_directory_is_named(config, tmp_path):
     (tmp_path / "work").write_text("mine")
     with pytest.raises(InputError, match="work cannot be a directory: File exists"):
         train(config, tmp_path / "work")
     assert (tmp_path / "work").read_text() == "mine"
 
 
-def test_a_shard_that_is_cut_off_is_named(config, tiny_world, tmp_path):
+def test_a_truncated_shard_is_named(config, tiny_world, tmp_path):
     shards = tmp_path / "shards"
     shards.mkdir()
     for path in (tiny_world / "shards").iterdir():

@@ -1,4 +1,4 @@
-"""Every rule of the run report fires on what it is about and is silent on a healthy run."""
+"""Every rule of the run report fires on its problem and is silent on a healthy run."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ def journal(**seconds) -> list[dict]:
 
 
 def healthy() -> Run:
-    """Noisy batches: margins rise, chosen answers hold, lengths vary without effect."""
+    """Return a run of noisy batches: margins rise, chosen answers hold, lengths have no effect."""
     return Run(
         json.loads(base().to_json_best_effort()),
         np.arange(1, SIZE + 1),
@@ -89,7 +89,7 @@ FIRES = {
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_a_rule_fires_on_its_subject_alone(rule):
+def test_a_rule_fires_on_its_problem_alone(rule):
     assert diagnose(healthy()) == []
     finding = rule(FIRES[rule.__name__])
     assert diagnose(FIRES[rule.__name__]) == [finding]
@@ -97,7 +97,7 @@ def test_a_rule_fires_on_its_subject_alone(rule):
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_a_rule_says_nothing_of_too_little(rule):
+def test_a_rule_is_silent_on_too_few_records(rule):
     run = FIRES[rule.__name__]
     few = {name: values[:3] for name, values in run.series.items()}
     short = Run({}, run.steps[:3], few | {"losses/dpo": few["losses/dpo"] * np.nan}, Account())
@@ -107,7 +107,7 @@ def test_a_rule_says_nothing_of_too_little(rule):
 
 
 def test_near_misses():
-    """What resembles the subject of a rule and is not."""
+    """Runs that resemble the problem of a rule and do not have it."""
     other_loss = with_series(**{"losses/dpo": np.full(SIZE, np.nan)})
     later = dataclasses.replace(FIRES["first_loss"], steps=np.arange(10, SIZE + 10))
     # Both fall together: that is no margin; both rise with time: that is no correlation.
@@ -127,7 +127,7 @@ def write_run(workdir, run: Run) -> None:
         for i, step in enumerate(run.steps):
             values = {name: float(values[i]) for name, values in run.series.items()}
             file.write(json.dumps({"step": int(step), **values}) + "\n")
-        file.write('{"step": 99, "los')  # it goes on
+        file.write('{"step": 99, "los')  # in progress
     (workdir / "goodput.jsonl").write_text("".join(json.dumps(x) + "\n" for x in journal()))
 
 
@@ -206,14 +206,14 @@ def test_the_command(tmp_path):
         ("config.json", "[" * 100_000, "config.json: not what"),
     ],
 )
-def test_records_of_something_else_are_one_line(tmp_path, name, content, message):
+def test_records_of_other_programs_are_one_line(tmp_path, name, content, message):
     write_run(tmp_path / "run", healthy())
     (tmp_path / "run" / name).write_text(content)
     with pytest.raises(InputError, match=message):
         run_page.write(tmp_path / "run")
 
 
-def test_what_cannot_be_shown_does_not_keep_the_rest_from_it(tmp_path):
+def test_values_that_cannot_be_shown_do_not_break_the_page(tmp_path):
     run = healthy()
     run.config["model"]["checkpoint"] = "\ud800"
     unknown = dataclasses.replace(run, series={"of/nobody": np.ones(SIZE)})

@@ -31,7 +31,7 @@ def pairs(values):
 
 
 @given(times, times, st.lists(st.sampled_from(SPANS), min_size=10, max_size=10))
-def test_a_split_is_that_of_every_instant(host, device, names):
+def test_a_split_agrees_with_its_definition_at_every_instant(host, device, names):
     spans = [(name, *span) for name, span in zip(names, pairs(host), strict=False)]
     busy = pairs(device)
     seconds = split(0, 100, spans, busy)
@@ -48,7 +48,7 @@ def test_a_split_is_that_of_every_instant(host, device, names):
     assert seconds == pytest.approx(expected, abs=1e-9)
 
 
-def test_the_clock_sees_compiling_and_the_rest_is_idle_or_at_work(monkeypatch):
+def test_the_clock_separates_compiling_idle_and_working(monkeypatch):
     step = jax.jit(lambda state, batch: (state + batch, {"x": (state * batch).sum()}))
     step_clock, state = StepClock(), jnp.ones((64, 64))
     try:
@@ -177,7 +177,7 @@ def test_the_account_always_adds_up(moves):
         assert min(account.seconds.values()) >= -1e-6 and -1e-9 <= account.goodput <= 1 + 1e-9
 
 
-def test_the_journal_goes_on_after_half_a_line(tmp_path):
+def test_the_journal_continues_after_an_incomplete_line(tmp_path):
     journal = GoodputJournal(tmp_path, started=5.0)
     journal.add(0, 2, line(0, 0, 2, step=1.0)["seconds"])
     journal.close()
@@ -190,7 +190,7 @@ def test_the_journal_goes_on_after_half_a_line(tmp_path):
     assert journal.account.starts == 2
 
 
-def test_a_run_tells_where_its_time_went(finished_run):
+def test_a_run_records_where_its_time_went(finished_run):
     records = [json.loads(x) for x in (finished_run / "metrics.jsonl").read_text().splitlines()]
     for record in records:
         shares = [record[f"time/{name}"] for name in ("step", *SPANS, "other")]
@@ -225,14 +225,14 @@ def test_memory_is_of_the_fullest_device_or_absent(monkeypatch):
         ({"wandb_project": "tpo"}, "--wandb_project=tpo needs the package wandb"),
     ],
 )
-def test_what_cannot_be_watched_is_said_at_once(given, message, monkeypatch):
+def test_unusable_profiles_and_projects_are_refused_at_once(given, message, monkeypatch):
     monkeypatch.setattr(watch.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(InputError, match=message):
         Watch(**given)
 
 
 class FakeWandb(types.ModuleType):
-    """What is called of `wandb`."""
+    """The part of `wandb` that a run calls."""
 
     def __init__(self):
         super().__init__("wandb")
@@ -250,18 +250,18 @@ class FakeWandb(types.ModuleType):
         self.finished += 1
 
 
-def test_a_profile_that_cannot_be_written_ends_no_run(tmp_path, capsys):
+def test_a_profile_that_cannot_be_written_does_not_end_the_run(tmp_path, capsys):
     (tmp_path / "profile").touch()
     profiler = watch.Profiler(range(1, 2), tmp_path / "profile")
     profiler.before(1)
     profiler.after(1, {})
     assert "profile cannot be written: " in capsys.readouterr().err
     (tmp_path / "profile").unlink()
-    jax.profiler.stop_trace()  # JAX keeps the trace until it is written, and begins no other
+    jax.profiler.stop_trace()  # JAX keeps the trace until it is written, and starts no other
 
 
 def test_a_profile_and_a_board_on_demand(tiny_world, compiled, tmp_path, monkeypatch, capsys):
-    """Weights & Biases is told what the files are told, and the key goes nowhere."""
+    """Weights & Biases gets the records of the files, and the key is written nowhere."""
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.delenv("WANDB_MODE", raising=False)
@@ -270,8 +270,7 @@ def test_a_profile_and_a_board_on_demand(tiny_world, compiled, tmp_path, monkeyp
         Watch(wandb_project="tpo")
     monkeypatch.setenv("WANDB_API_KEY", "very-secret")
     config = tiny_config(tiny_world)
-    config.train.num_steps = 3
-    with pytest.raises(InputError, match="--profile_steps=7:9: the run ends at step 3"):
+    with pytest.raises(InputError, match="--profile_steps=7:9: the run ends at step 6"):
         train(config, tmp_path, Watch(profile_steps="7:9"))
     asked = Watch(profile_steps="2:3", wandb_project="tpo")
     train(config, tmp_path, asked)
@@ -281,7 +280,7 @@ def test_a_profile_and_a_board_on_demand(tiny_world, compiled, tmp_path, monkeyp
     records = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [{"step": step, **scalars} for step, scalars in fake.logged] == records
     assert fake.finished == 1
-    watch.wandb_run("tpo", tmp_path, {})  # a continued run is the same run there
+    watch.wandb_run("tpo", tmp_path, {})  # a resumed run is the same run there
     first, second = fake.calls
     assert first["project"] == "tpo" and first["id"] == second["id"]
     assert first["resume"] == "allow" and first["config"]["train"]["batch_size"] == 8

@@ -26,16 +26,17 @@ PREFIX = "eval/"
 def make_evaluator(
     forward: Callable[..., dict[str, Any]], objective: Objective
 ) -> Callable[..., dict[str, Any]]:
-    """Return `evaluate(state, batch, log_ratios, reference=None)`, a batch's shares of the metrics.
+    """Build `evaluate(state, batch, log_ratios, reference=None)`, a batch's shares of the metrics.
 
     Args:
         forward: Of `step.make_forward`.
         objective: Losses and weights.
 
-    The function that is returned takes float32 `[2]` `log_ratios`, the mean log-ratios of chosen and
-    rejected answers over all pairs, which only losses that compare with them read. It returns
-    float32 scalars: `pairs` and `tokens`, counts; `by_pair` and `by_token`, shares by metric;
-    and `log_ratios`, float32 `[2]`, the share of the mean log-ratios.
+    Returns:
+        The function. Its `log_ratios`, float32 `[2]`, are the means of chosen and rejected
+        answers over all pairs, for losses that read them. It returns float32 scalars:
+        counts `pairs` and `tokens`, shares by metric in `by_pair` and `by_token`; and
+        `log_ratios`, float32 `[2]`, its share of the mean log-ratios, if the objective has them.
     """
     one, never = jnp.float32(1), jnp.float32(jnp.inf)  # what is divided by infinity is no share
 
@@ -88,9 +89,8 @@ class HeldOut:
         sums = self._sums(state, np.zeros(2, np.float32))
         if self.objective.uses_mean_log_ratios:
             # Every pair's loss depends on all of them: one more forward pass.
-            sums = self._sums(
-                state, np.asarray(sums["log_ratios"] / max(sums["pairs"], 1), np.float32)
-            )
+            mean = sums["log_ratios"] / max(sums["pairs"], 1)
+            sums = self._sums(state, mean.astype(np.float32))
         pairs, tokens = max(sums["pairs"], 1), max(sums["tokens"], 1)
         found = {
             name: float(share / pairs + sums["by_token"][name] / tokens)

@@ -136,7 +136,10 @@ def _evaluated(
     """
     scalars = {PREFIX + name: value for name, value in held_out.metrics(state).items()}
     if bad := sorted(name for name, value in scalars.items() if not math.isfinite(value)):
-        raise InputError(f"step {step}: {', '.join(bad)} not finite; {_last_good(checkpoints)}")
+        raise InputError(
+            f"step {step}: {', '.join(bad)} not finite; last good checkpoint: "
+            f"{_last_good(checkpoints)}"
+        )
     return scalars
 
 
@@ -158,11 +161,11 @@ def _finite(
         if bad := sorted(name for name, value in scalars.items() if not math.isfinite(value)):
             raise InputError(
                 f"step {step}: {', '.join(bad)} not finite; pairs of this host's batch: "
-                f"{feed.names(index)}; {_last_good(checkpoints)}"
+                f"{feed.names(index)}; last good checkpoint: {_last_good(checkpoints)}"
             )
     return scalars
 
 
 def _last_good(checkpoints: TrainCheckpoints) -> str:
     step = checkpoints.latest_step
-    return f"last good checkpoint: {'none' if step is None else f'step {step}'}"
+    return "none" if step is None else f"step {step}"
