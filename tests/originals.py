@@ -131,7 +131,7 @@ def best_resolution(size, pinpoints):
 
 
 def anyres_views(image, side, pinpoints):
-    """PIL image to uint8 [1 + tiles, S, S, 3]: squashed, then cut; `models.md` section 1.4."""
+    """PIL image to uint8 [1 + tiles, S, S, 3]: squashed, then cut (`process_anyres_image`)."""
     width, height = best_resolution(image.size, pinpoints)
     w, h = width / image.width, height / image.height
     if w < h:
@@ -154,7 +154,7 @@ def merge_unires(x):
 
 
 def merge_spatial_unpad(x, newline, size, side, pinpoints, max_tiles):
-    """[1 + tiles, N, D] to [n, D]; `models.md` section 2.6."""
+    """[1 + tiles, N, D] to [n, D] (`spatial_unpad`)."""
     base, x = x[0], x[1:]
     g, D = round(base.shape[0] ** 0.5), x.shape[-1]
     width, height = best_resolution(size, pinpoints)

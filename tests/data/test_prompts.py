@@ -51,7 +51,7 @@ def plain(tokenizer, question, answer, opening, visual):
 
 
 def trainer(tokenizer, question, answer, visual):
-    """Ids and labels of the original DPO trainer, -100 where there is none; `models.md` 5.3."""
+    """Ids and labels of the original DPO trainer, -100 where there is none."""
 
     def ids(text):
         return tokenizer.encode(text, add_special_tokens=False).ids

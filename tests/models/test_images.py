@@ -21,7 +21,7 @@ sides = st.integers(1, 3000)
 
 
 def test_published_pinpoints():
-    """`models.md` sections 1.4 and 2.6."""
+    """Those of the original training scripts."""
     longva, llava = LONGVA.images.pinpoints, LLAVA.images.pinpoints
     assert len(longva) == 200 and len(llava) == 36
     assert longva[:2] == ((336, 672), (336, 1008)) and (336, 336) not in longva

@@ -2,7 +2,7 @@
 
 As LongVA's `vision_niah` does it: a needle is put before frame `int(depth * n)` of the first `n`
 frames of the haystack, the question follows the frames, and the answer counts as found when the
-model, given its tokens, finds each of them the likeliest (`reference/evaluation.md`, section 7).
+model, given its tokens, finds each of them the likeliest (`vision_niah/eval_vision_niah.py`).
 Frames are pooled once, to 144 tokens for LongVA, whatever the checkpoint calls its resampler.
 
 Haystack and needles are encoded once for the whole grid, into one table of visual tokens. A cell is

@@ -1,7 +1,7 @@
 """The layout of the original trainer, kept as the yardstick of the fast one.
 
 Every answer is a row of its own: its video is encoded again, its prefix decoded again, and the
-head is applied to all positions (`reference/models.md` section 6.4).
+head is applied to all positions (`dpo_trainer.py` of the original TRL).
 """
 
 import dataclasses

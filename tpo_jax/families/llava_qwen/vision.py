@@ -1,8 +1,8 @@
 """CLIP and SigLIP vision towers: uint8 frames in, patch features out.
 
 CLIP runs all but its last block and drops the class token; SigLIP runs all but its last block and
-never applies its post-norm (`reference/models.md` sections 1.1 and 2.1). Weights that cannot
-influence the output are not part of the model.
+never applies its post-norm (`clip_encoder.py` and `siglip_encoder.py` in `llava/model`). Weights
+that cannot influence the output are not part of the model.
 """
 
 import jax
