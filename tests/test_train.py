@@ -20,7 +20,7 @@ from tests.tiny_run import final_state, metrics, same_bits, tiny_config
 from tpo_jax import families
 from tpo_jax import train as command
 from tpo_jax.checkpoints.models import load_model, save_model
-from tpo_jax.data.shards import index_entry, open_shards, shard_names, write_metadata, write_shard
+from tpo_jax.data.shards import open_shards, shard_names, write_metadata, write_shard
 from tpo_jax.errors import InputError
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.train import train
@@ -186,7 +186,9 @@ def test_bad_pairs_are_counted_once_each_also_after_a_restart(config, tiny_world
         for i, r in enumerate(source)
     ]
     entry = write_shard(shards / shard_names(1)[0], records)
-    write_metadata(shards, map(index_entry, records), source.manifest | {"shards": [entry]})
+    write_metadata(
+        shards, (record.to_json() for record in records), source.manifest | {"shards": [entry]}
+    )
     config.data.shards, config.data.on_error = str(shards), "skip_and_count"
     config.train.eval_every = 0
     workdir = tmp_path / "work"

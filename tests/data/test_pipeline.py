@@ -14,7 +14,7 @@ from tpo_jax.data import pipeline as pipeline_module
 from tpo_jax.data.phrases import phrase_mask
 from tpo_jax.data.pipeline import DataConfig, Pipeline
 from tpo_jax.data.rows import Size
-from tpo_jax.data.shards import index_entry, open_shards, shard_names, write_metadata, write_shard
+from tpo_jax.data.shards import open_shards, shard_names, write_metadata, write_shard
 from tpo_jax.errors import InputError
 from tpo_jax.families.llava_qwen.config import PRESETS
 from tpo_jax.families.llava_qwen.template import IM_END, IM_START, INFERENCE
@@ -335,7 +335,7 @@ def damaged(world, tmp_path_factory):
     ]
     entry = write_shard(target / shard_names(1)[0], records)
     manifest = source.manifest | {"shards": [entry]}
-    write_metadata(target, map(index_entry, records), manifest)
+    write_metadata(target, (record.to_json() for record in records), manifest)
     return target
 
 
