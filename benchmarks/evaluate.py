@@ -27,8 +27,9 @@ from tpo_jax.data.processor import Processor
 from tpo_jax.evaluation import rescoring, runner
 from tpo_jax.evaluation.benchmarks import Question
 from tpo_jax.evaluation.scorers import BENCHMARKS, Scorer
-from tpo_jax.families.llava_qwen.config import TowerConfig
-from tpo_jax.inference.generator import Generator
+from tpo_jax.inference.generator import Decoding
+from tpo_jax.inference.model import place
+from tpo_jax.models.config import TowerConfig
 from tpo_jax.worlds.tokenizer import train_tokenizer
 
 _MEDIA = flags.DEFINE_string("media", "../shared/media", "folder of clips")
@@ -68,12 +69,9 @@ def asking(clips: list[Path], each: int) -> dict[str, float]:
     read = runner.make_reader(processor, FRAMES)
     together = runner.make_groups(questions, processor)
     alone = [group for q in questions for group in runner.make_groups([q], processor)]
-    generator = Generator(
-        *(MODEL, params, tokenizer),
-        max_new_tokens=NEW_TOKENS,
-        batch_rows=1,
-        question_multiple=runner.PROMPT_MULTIPLE,
-    )
+    multiple = runner.PROMPT_MULTIPLE
+    decoding = Decoding(NEW_TOKENS, batch_rows=1, question_multiple=multiple)
+    generator = place(processor, params).generator(decoding)
     best = {}
     answers = {}
     for repeat in range(_REPEATS.value + 1):  # the first one compiles

@@ -15,6 +15,8 @@ from tpo_jax.errors import run_command
 door = importlib.import_module(sys.argv[1])
 results = []
 for arguments in json.loads(sys.argv[2]):
+    for command in getattr(door, "COMMANDS", {}).values():
+        command.values.unparse_flags()
     for name in flags.FLAGS:
         flags.FLAGS[name].unparse()
     sys.argv = [sys.argv[0], *arguments]

@@ -37,7 +37,11 @@ from absl import app, flags
 from tpo_jax import errors
 
 real = errors.run_command
-errors.run_command = lambda main: real(dict.fromkeys(main, int) if isinstance(main, dict) else int)
+errors.run_command = lambda main: real(
+    {name: command._replace(main=int) for name, command in main.items()}
+    if isinstance(main, dict)
+    else int
+)
 app.define_help_flags()
 known, complaints = set(flags.FLAGS), []
 for module, *arguments in json.loads(sys.argv[1]):

@@ -1,4 +1,4 @@
-"""The evaluate door: stored predictions, and whole runs on small folders."""
+"""The evaluate command: stored predictions, and whole runs on small folders."""
 
 import json
 import math
@@ -9,19 +9,21 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from tests.commands import ROOT, call
 from tests.evaluation.agreement import generate, make_docs
 from tests.evaluation.folders import FOLDERS
 from tpo_jax import families
-from tpo_jax.checkpoints.models import load_model, save_model
+from tpo_jax.checkpoints.models import save_model
 from tpo_jax.data import prompts
-from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.evaluation.benchmarks import ask
 from tpo_jax.evaluation.scorers import Scorer
 from tpo_jax.families.llava_qwen.template import INFERENCE
-from tpo_jax.inference.generator import Generator
+from tpo_jax.inference.generator import Decoding
+from tpo_jax.inference.model import load
+from tpo_jax.parallel.mesh import AXES, make_mesh
 from tpo_jax.video import sampling
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 
@@ -111,9 +113,26 @@ def test_wrong_input_of_score(predictions, tmp_path) -> None:
     assert nothing.code == 2 and "the first argument must be one of run, score, niah" in nothing.err
 
 
+def test_every_subcommand_has_flags_of_its_own() -> None:
+    """The others' are neither shown nor taken."""
+    own = {"run": "time_instruction", "score": "predictions", "niah": "haystack"}
+    for name, flag in own.items():
+        others = {other for other in own.values() if other != flag}
+        helped, *wrong = call(
+            "evaluate", {"help": "true"}, *({other: "a"} for other in others), command=name
+        )
+        assert f"--{flag}:" in helped.out and "--output:" in helped.out
+        assert not [other for other in others if f"--{other}:" in helped.out]
+        for other, result in zip(others, wrong, strict=True):
+            [owner] = [command for command, its in own.items() if its == other]
+            (line,) = result.err.splitlines()
+            assert (result.code, result.out) == (2, "")
+            assert line == f"error: --{other} is a flag of {owner}, not of {name}"
+
+
 @pytest.fixture(autouse=True, scope="module")
 def same_programs(compiled):
-    """What one call of the door compiles the next finds."""
+    """Let every call of the command find the programs that the last one compiled."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(compiled))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -165,9 +184,9 @@ def finished(models, benchmark_folders, tmp_path_factory):
 
 def test_answers_are_those_to_one_question_at_a_time(finished, models, benchmark_folders) -> None:
     folder, _ = finished
-    config, params, _ = vars(load_model(models / "0")).values()
-    tokenizer = load_tokenizer(models / "0")
-    generator = Generator(config, params, tokenizer, max_new_tokens=16)
+    model = load(models / "0", mesh=make_mesh(dict.fromkeys(AXES, 1), jax.devices()[:1]))
+    config, tokenizer = model.config, model.tokenizer
+    generator = model.generator(Decoding(max_new_tokens=16))
     samples = read_samples(folder)
     questions, _ = ask(benchmark_folders / "videomme", "videomme")
     assert [sample["doc_id"] for sample in samples] == list(range(7))
@@ -176,8 +195,7 @@ def test_answers_are_those_to_one_question_at_a_time(finished, models, benchmark
         row = prompts.build_prompts(
             tokenizer, [question.prompt], config.visual_tokens(4), template=INFERENCE
         )
-        pixels = families.of(config).preprocess(frames, config)[None]
-        ((expected,),) = generator.answer(pixels, [row])
+        ((expected,),) = generator.answer([families.of(config).preprocess(frames, config)], [row])
         assert sample["filtered_resps"] == expected
         assert sample["input"] == question.prompt
         assert sample["target"] == question.doc["answer"]
@@ -227,7 +245,7 @@ def test_time_instruction_is_what_the_checkpoint_asks_for(
 
 
 @pytest.mark.parametrize("how", ["in a line", "by a signal"])
-def test_killed_runs_go_on(finished, models, benchmark_folders, tmp_path, how) -> None:
+def test_killed_runs_resume(finished, models, benchmark_folders, tmp_path, how) -> None:
     folder, printed = finished
     flags, path = run_flags(models, benchmark_folders, tmp_path), tmp_path / "answers.jsonl"
     lines = (folder / "answers.jsonl").read_bytes().splitlines(keepends=True)

@@ -1,19 +1,21 @@
-"""The generate door: the answer alone on standard output, one line for wrong input."""
+"""The generate command: the answer alone on standard output, one line for wrong input."""
 
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.commands import ROOT, call
 from tpo_jax import families
-from tpo_jax.checkpoints.models import load_model, save_model
+from tpo_jax.checkpoints.models import save_model
 from tpo_jax.data import images, prompts
-from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.families.llava_qwen.template import INFERENCE
-from tpo_jax.inference.generator import Generator
+from tpo_jax.inference.generator import Decoding, Generator
+from tpo_jax.inference.model import load
+from tpo_jax.parallel.mesh import AXES, make_mesh
 from tpo_jax.video import sampling
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 
@@ -49,18 +51,23 @@ def flags(folder):
 
 
 @pytest.fixture(scope="module")
-def expected(folder):
+def generator(folder) -> Generator:
+    """The model in this process, on one device."""
+    model = load(folder / "model", mesh=make_mesh(dict.fromkeys(AXES, 1), jax.devices()[:1]))
+    return model.generator(Decoding(max_new_tokens=16))
+
+
+@pytest.fixture(scope="module")
+def expected(folder, generator):
     """Answers to both questions."""
-    config, params, _ = vars(load_model(folder / "model")).values()
-    tokenizer = load_tokenizer(folder / "model")
+    config, tokenizer = generator.model.config, generator.model.tokenizer
     frames, times, duration = sampling.read_frames(folder / "video", "uniform", 4)
     opening = INFERENCE.time_opening("newline", times.tolist(), duration)
     visual = config.visual_tokens(4)
     row = prompts.build_prompts(
         tokenizer, QUESTIONS, visual, opening=opening, cut="video", template=INFERENCE
     )
-    generator = Generator(config, params, tokenizer, max_new_tokens=16)
-    return generator.answer(families.of(config).preprocess(frames, config)[None], [row])[0]
+    return generator.answer([families.of(config).preprocess(frames, config)], [row])[0]
 
 
 def test_one_answer_and_nothing_else(flags, expected) -> None:
@@ -71,7 +78,7 @@ def test_one_answer_and_nothing_else(flags, expected) -> None:
     assert result.stdout == expected[0] + "\n"
 
 
-def test_images_and_text_alone(flags, folder) -> None:
+def test_images_and_text_alone(flags, folder, generator) -> None:
     stills = {name: flags[name] for name in ("checkpoint", "max_new_tokens")}
     tall, wide = folder / "tall.png", folder / "video" / "1.png"
     between = "First <image>, then <image>: what changed?"
@@ -98,9 +105,7 @@ def test_images_and_text_alone(flags, folder) -> None:
         *(stills | flags for flags in calls),
         *(stills | {"prompt": QUESTIONS[0]} | flags for flags, _ in wrong),
     )
-    config, params, _ = vars(load_model(folder / "model")).values()
-    tokenizer = load_tokenizer(folder / "model")
-    generator = Generator(config, params, tokenizer, max_new_tokens=16)
+    config, tokenizer = generator.model.config, generator.model.tokenizer
     for arguments, result in zip(calls, results, strict=False):
         paths = str(arguments.get("image", "")).split(",") if "image" in arguments else []
         pictures = images.read_pictures(paths, config)

@@ -55,6 +55,8 @@ def complaint(path: Path, target: str) -> str | None:
     upper, lower = package_of(module_name(path)), package_of(target)
     if upper == lower or not lower or upper in ("quickstart", "reproduce"):
         return None
+    if not upper and path == PACKAGE / "__init__.py" and lower in ("inference", "generation"):
+        return None  # the Python API
     if not upper:
         return "modules that every package imports may not import a package"
     if lower in COMMANDS:
@@ -74,6 +76,23 @@ def test_table_names_every_package() -> None:
 def test_imports_point_downward(path: Path) -> None:
     complaints = {name: complaint(path, name) for name in imported(path)}
     assert not {name: why for name, why in complaints.items() if why}
+
+
+# A loaded model owns its tokenizer and its mesh; these make one, train, or write its files.
+OPENERS = {
+    "load_tokenizer": {"convert", "data.tokenizer", "inference.model", "train"},
+    "make_mesh": {"inference.model", "parallel.mesh", "planning.plan", "train"},
+}
+
+
+@pytest.mark.parametrize("function", OPENERS)
+def test_a_loaded_model_alone_opens_its_tokenizer_and_mesh(function: str) -> None:
+    callers = {
+        module_name(path).removeprefix("tpo_jax.")
+        for path in MODULES
+        if re.search(rf"\b{function}\(", path.read_text(encoding="utf-8"))
+    }
+    assert callers <= OPENERS[function]
 
 
 IMPORT_ALL = """

@@ -1,7 +1,6 @@
-"""The score door: sums of the model's token log-probabilities, in the order of the list."""
+"""Scores of pairs: sums of the model's token log-probabilities, in the order of the list."""
 
 import dataclasses
-import functools
 import json
 
 import numpy as np
@@ -10,15 +9,15 @@ from PIL import Image
 
 from tests.batches import one_row
 from tests.commands import call
-from tpo_jax import families, score
+from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.data import images, prompts
-from tpo_jax.data.pairs import read_pairs
 from tpo_jax.data.processor import Processor
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.families.llava_qwen.template import INFERENCE
+from tpo_jax.inference import scoring
+from tpo_jax.inference.model import load, place
 from tpo_jax.models import classic, vlm
-from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.video import sampling
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 
@@ -74,19 +73,13 @@ def test_many_tpus_run_the_kernel(folder, program_for_tpus) -> None:
     heads = {"heads": 2, "kv_heads": 2, "head_dim": 128}
     config = families.preset("tiny_longva")
     config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, **heads))
-    read = functools.partial(
-        score.read_row,
-        processor=Processor(config, load_tokenizer(folder / "model")),
-        videos=folder / "videos",
-        num_frames=4,
-    )
-    mesh = make_mesh({"data": 1, "fsdp": 8, "tensor": 1, "context": 1})
-    pairs, params = read_pairs(folder / "pairs.jsonl")[0], families.init_params(config, 0)
+    processor = Processor(config, load_tokenizer(folder / "model"))
+    model = place(processor, families.init_params(config, 0), {"fsdp": 8})
 
     def run():
-        return list(score.score(config, params, pairs, read, mesh, 8, 4))
+        return model.score(PAIRS, videos=folder / "videos", num_frames=4)
 
-    assert "tpu_custom_call" in program_for_tpus(score, "_sums", run)
+    assert "tpu_custom_call" in program_for_tpus(scoring, "_sums", run)
 
 
 def still_logps(loaded, folder, pair):
@@ -154,7 +147,7 @@ def test_scores_and_wrong_input(folder, tmp_path) -> None:
         ({"output": tmp_path / "nowhere" / "scores.jsonl"}, "nowhere"),
         ({"checkpoint": folder}, "config.json"),
     ]
-    good, one, trainer, mixed, *results = call(
+    good, one, trainer, mixed, *refused = call(
         "score",
         flags,
         flags | {"batch_size": 1, "output": tmp_path / "one.jsonl"},
@@ -188,8 +181,13 @@ def test_scores_and_wrong_input(folder, tmp_path) -> None:
             np.testing.assert_allclose(found, sums, atol=1e-4, rtol=0)
     for line, other in zip(lines, (tmp_path / "one.jsonl").open(), strict=True):
         assert json.loads(other) == pytest.approx(line, abs=1e-4)
+    # The same in Python, from records.
+    results = load(folder / "model").score(MIXED, videos=folder / "videos", num_frames=4)
+    for line, pair, result in zip(scored, MIXED, results, strict=True):
+        if not pair["video"]:  # the command's videos had a sentence on their times
+            assert dataclasses.asdict(result) == pytest.approx(line, abs=1e-4)
 
-    for (change, message), result in zip(wrong, results, strict=True):
+    for (change, message), result in zip(wrong, refused, strict=True):
         assert (result.code, result.out) == (2, ""), change
         (line,) = result.err.splitlines()
         assert line.startswith("error: ") and message in line

@@ -1,8 +1,9 @@
-"""The error of wrong input, and how a door reports it."""
+"""The error of wrong input, and how a command reports it."""
 
 import re
 import sys
 from collections.abc import Callable, Mapping
+from typing import NamedTuple, NoReturn
 
 from absl import app, flags, logging
 
@@ -10,13 +11,11 @@ LONGEST = 1000  # characters of an error; what it quotes may be a whole file
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong. The message is one line: which file, record or flag, and
-    what to do.
-    """
+    """Wrong input of a user; one line says which file, record or flag, and what to do."""
 
 
 def printable(text: str) -> str:
-    """One line of bounded length that does nothing to a terminal, whatever the input it quotes."""
+    """Return one line of bounded length without control characters, whatever the text quotes."""
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     if len(shown) > LONGEST:
         shown = f"{shown[: LONGEST // 2]} … {shown[-LONGEST // 2 :]}"
@@ -27,25 +26,39 @@ def _report(reason: str) -> None:
     print(f"error: {printable(reason)}", file=sys.stderr)
 
 
-def run_command(main: Callable[[], int | None] | Mapping[str, Callable[[], int | None]]) -> None:
-    """Runs a command: flags parsed, wrong input reported as one line on standard error with exit
-    code 2. Where a door has several, by name, the first argument says which.
+def _exit(reason: str) -> NoReturn:
+    _report(reason)
+    sys.exit(2)
+
+
+class Subcommand(NamedTuple):
+    """One of several commands of a program: its function, and the flags that it alone takes."""
+
+    main: Callable[[], int | None]
+    values: flags.FlagValues = flags.FlagValues()
+
+
+def run_command(main: Callable[[], int | None] | Mapping[str, Subcommand]) -> None:
+    """Run a command: parse its flags, call it, and report wrong input as one line with exit code 2.
+
+    Args:
+        main: the command, or subcommands by name; the first argument then says which.
     """
+    commands: Mapping[str, Subcommand] = main if isinstance(main, Mapping) else {}
+    name = sys.argv[1] if commands and len(sys.argv) > 1 else ""
+    command = commands.get(name) if isinstance(main, Mapping) else Subcommand(main)
+    if command is None and not name.startswith("-"):  # --help may stand alone
+        _exit(f"the first argument must be one of {', '.join(commands)}, not {name!r}")
 
     def guarded(arguments: list[str]) -> int | None:
-        logging.set_verbosity(logging.WARNING)  # Orbax and Grain tell their whole story otherwise
+        logging.set_verbosity(logging.WARNING)  # Orbax and Grain log every step otherwise
         try:
-            rest, command = arguments[1:], main
-            if isinstance(command, Mapping):
-                name = rest.pop(0) if rest else ""
-                if name not in command:
-                    raise InputError(
-                        f"the first argument must be one of {', '.join(command)}, not {name!r}"
-                    )
-                command = command[name]
+            rest = arguments[2:] if commands else arguments[1:]
+            if command is None:
+                raise InputError(f"the first argument must be one of {', '.join(commands)}")
             if rest:
                 raise InputError(f"unexpected argument {rest[0]!r}; see --help")
-            return command()
+            return command.main()
         except InputError as error:
             _report(str(error))
         except OSError as error:  # a file that cannot be read or written; ml_collections adds lines
@@ -53,9 +66,20 @@ def run_command(main: Callable[[], int | None] | Mapping[str, Callable[[], int |
         return 2
 
     def parse(arguments: list[str]) -> list[str]:
-        flags.FLAGS.set_gnu_getopt()  # flags may stand behind the name of a command
+        values = command.values if command else flags.FlagValues()
+        flags.FLAGS.append_flag_values(values)
+        for flag in values:  # so that --help shows them
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], values[flag])
+        flags.FLAGS.set_gnu_getopt()  # flags may stand behind the name of a subcommand
         try:
-            return flags.FLAGS(arguments)
+            rest = flags.FLAGS(arguments)
+            values.mark_as_parsed()
+            return rest
+        except flags.UnrecognizedFlagError as error:
+            owners = [n for n, other in commands.items() if error.flagname in other.values]
+            reason = str(error)
+            if owners:
+                reason = f"--{error.flagname} is a flag of {', '.join(owners)}, not of {name}"
         except flags.Error as error:
             # An error in a config file has its traceback between the first line and the last.
             lines = str(error).strip().splitlines()
@@ -65,15 +89,16 @@ def run_command(main: Callable[[], int | None] | Mapping[str, Callable[[], int |
         except (AttributeError, KeyError) as error:
             # Quoted once or twice, with a suggestion on a line of its own where there is one.
             words = re.findall(r"\w+", str(error).replace("\\n", " "))
-            name, *rest = words or [repr(str(error))]
-            reason = f"--config has no such field: {name}"
-            if rest[:3] == ["Did", "you", "mean"]:
-                reason += f"; did you mean {rest[3]}?"
-        except ValueError as error:  # a name of a field that is none
+            field, *more = words or [repr(str(error))]
+            reason = f"--config has no such field: {field}"
+            if more[:3] == ["Did", "you", "mean"]:
+                reason += f"; did you mean {more[3]}?"
+        except ValueError as error:  # not the name of a field
             reason = f"--config: {str(error).splitlines()[0]}"
         except OSError as error:
             reason = str(error).splitlines()[-1].strip()
-        _report(reason)
-        sys.exit(2)
+        finally:
+            flags.FLAGS.remove_flag_values(values)
+        _exit(reason)
 
     app.run(guarded, flags_parser=parse)

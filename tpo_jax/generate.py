@@ -4,26 +4,20 @@
     python -m tpo_jax.generate --checkpoint=DIR --image=FILE[,FILE] --prompt=TEXT
 
 The answer goes to standard output, piece by piece as it comes. With several `--prompt` the video is
-encoded once and the answers follow one another, a blank line between them. Images stand in front of
-the question, or where it has as many `<image>`.
+encoded once and the answers are printed in order, a blank line between them. Images come before the
+question, or where its `<image>` placeholders are, one for each.
 """
 
-import jax
-import numpy as np
+from typing import Any
+
 from absl import flags
 
-from tpo_jax.checkpoints.models import load_config, load_model
-from tpo_jax.data import prompts
-from tpo_jax.data.processor import Processor
-from tpo_jax.data.rows import Row
-from tpo_jax.data.tokenizer import load_tokenizer
+from tpo_jax.data.processor import Processor, Visual
 from tpo_jax.errors import InputError, run_command
 from tpo_jax.families.template import STYLES, TIME_INSTRUCTIONS
 from tpo_jax.generation.sampling import Sampling
-from tpo_jax.inference.generator import Generator
+from tpo_jax.inference.model import load, load_processor
 from tpo_jax.io.paths import define_path, define_paths
-from tpo_jax.models.pictures import Pictures
-from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.video import sampling
 
 _CHECKPOINT = define_path("checkpoint", None, "Model directory.", required=True)
@@ -56,50 +50,41 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", lower_bound=0)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
 
 
-def read_input(processor: Processor) -> tuple[np.ndarray | Pictures, Row]:
-    """Return frames uint8 `[F, S, S, 3]` or images, and the row of questions about them."""
+def read_visual(processor: Processor) -> tuple[Visual, list[str]]:
+    """Return the video or images, and the questions on them."""
+    if not all(map(str.strip, _PROMPT.value)):
+        raise InputError('--prompt="" asks nothing; give a question')
     if not _VIDEO.value:
         if _TIME.value not in (None, "none"):
             raise InputError(f"--time_instruction={_TIME.value} is for a --video")
-        pictures = processor.pictures(_IMAGE.value)
-        return pictures, processor.prompts(_PROMPT.value, pictures)
+        return processor.pictures(_IMAGE.value), _PROMPT.value
     if _IMAGE.value:
         raise InputError("give one of --video and --image")
-    questions = [prompts.strip_placeholder(prompt) for prompt in _PROMPT.value]
     clip = processor.video(_VIDEO.value, _NUM_FRAMES.value, _SAMPLING.value)
-    return clip.frames, processor.prompts(questions, clip)
+    return clip, [processor.without_placeholder(prompt) for prompt in _PROMPT.value]
 
 
 def main() -> None:
-    """Prints the answers."""
+    """Print the answers."""
     settings = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _PENALTY.value)
     settings.check()
-    if not all(map(str.strip, _PROMPT.value)):
-        raise InputError('--prompt="" asks nothing; give a question')
-    config = load_config(_CHECKPOINT.value)
-    tokenizer = load_tokenizer(_CHECKPOINT.value, config)
-    visual, row = read_input(Processor(config, tokenizer, _TIME.value, _STYLE.value))
-
-    # One video cannot be split by rows: all devices share the weights.
-    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": -1})
-    loaded = load_model(_CHECKPOINT.value, mesh=mesh, dtype=_DTYPE.value)
-    generator = Generator(
-        config,
-        loaded.params,
-        tokenizer,
-        max_new_tokens=_MAX_NEW_TOKENS.value,
-        sampling=settings,
-        seed=_SEED.value,
-        mesh=mesh,
+    processor = load_processor(
+        _CHECKPOINT.value, time_instruction=_TIME.value, prompt_style=_STYLE.value
     )
-    with jax.default_matmul_precision("highest" if _DTYPE.value == "float32" else "default"):
-        if len(row.input_ids) == 1:
-            for piece in generator.stream(visual, row):
-                print(piece, end="", flush=True)
-            print()
-        else:
-            rows = [visual] if isinstance(visual, Pictures) else visual[None]
-            print("\n\n".join(generator.answer(rows, [row])[0]))
+    visual, questions = read_visual(processor)
+    processor.prompts(questions, visual)  # wrong input is reported before the weights are read
+    model = load(_CHECKPOINT.value, dtype=_DTYPE.value, processor=processor)
+    how: dict[str, Any] = {
+        "max_new_tokens": _MAX_NEW_TOKENS.value,
+        "sampling": settings,
+        "seed": _SEED.value,
+    }
+    if len(questions) == 1:
+        for piece in model.stream(visual, questions[0], **how):
+            print(piece, end="", flush=True)
+        print()
+    else:
+        print("\n\n".join(model.answer(visual, questions, **how)))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from absl import flags
 
 from tpo_jax.errors import InputError, run_command
 from tpo_jax.io.paths import define_path, define_paths
-from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.serving.settings import Settings
 from tpo_jax.video import sampling
 
@@ -137,9 +136,8 @@ def main() -> None:
     # JAX warns about forks; decoding processes execute another program at once, which is safe.
     warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
     with listen() as listening:  # before loading, which may take minutes
-        mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": -1})
         models = [
-            load(directory, name, settings.max_new_tokens, _DTYPE.value, mesh)
+            load(directory, name, settings.max_new_tokens, _DTYPE.value)
             for directory, name in zip(directories, called, strict=True)
         ]
         app = build_app(models, settings)

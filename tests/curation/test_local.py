@@ -11,11 +11,12 @@ from tpo_jax import families
 from tpo_jax.checkpoints.models import save_model
 from tpo_jax.curation.clients import Clip, Failure, Request
 from tpo_jax.curation.config import read
-from tpo_jax.curation.local_client import LocalClient, load
+from tpo_jax.curation.local_client import LocalClient
 from tpo_jax.curation.run import curate
 from tpo_jax.curation.units import Unit
 from tpo_jax.curation.views import View
 from tpo_jax.errors import InputError
+from tpo_jax.inference.model import load
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer, world_texts
 
 UNIT = Unit(id="", video="")
@@ -49,7 +50,7 @@ def local(config, checkpoint):
 
 def test_questions_about_one_clip_share_its_encoding(checkpoint, world_videos, world_config):
     config = local(world_config, checkpoint)
-    model = load(str(checkpoint), "float32")
+    model = load(checkpoint, mesh={"fsdp": -1})
     paths = [world_videos / f"{i:05d}.mp4" for i in range(2)]
     requests = [
         Request(f"{v}{q}", text, Clip(paths[v], View("full", 4)), 0, UNIT)

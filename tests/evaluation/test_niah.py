@@ -13,11 +13,12 @@ from PIL import Image
 from tests.commands import call
 from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model, save_model
+from tpo_jax.data.processor import Processor
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import niah, niah_files
 from tpo_jax.families.llava_qwen.template import INFERENCE
+from tpo_jax.inference.model import place
 from tpo_jax.parallel.mesh import make_mesh
-from tpo_jax.parallel.sharding import parameter_shardings
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 from tpo_jax.worlds.world import make_videos
 
@@ -72,14 +73,14 @@ def torch_logits(model, tokenizer, frames, needle, cell):
 def test_scores_are_those_of_pytorch_on_any_mesh(original, tokenizer) -> None:
     """The answers of the needles are what PyTorch says in one cell each, but for the last."""
     model, loaded = original
-    config = loaded.config
-    assert config.tokens_per_frame == 9  # 6 x 6 patches, pooled once
+    processor = Processor(loaded.config, tokenizer)
+    assert loaded.config.tokens_per_frame == 9  # 6 x 6 patches, pooled once
     draws = np.random.default_rng(0)
     frames = draws.integers(0, 256, (16, 24, 24, 3), np.uint8)
     needles = []
     for i, cell in enumerate([(3, 1.0), (8, 0.5), (14, 0.0), (14, 1.0)]):
         odd = draws.integers(0, 256, (24, 24, 3), np.uint8)
-        needle = niah.make_needle(tokenizer, INFERENCE, odd, f"\nWhich digit {i}?", "yes")
+        needle = niah.make_needle(processor, odd, f"\nWhich digit {i}?", "yes")
         needle = needle._replace(answer=needle.answer[:0])
         for _ in range(2):
             found = torch_logits(model, tokenizer, frames, needle, niah.Cell(*cell, i))[-1]
@@ -95,9 +96,8 @@ def test_scores_are_those_of_pytorch_on_any_mesh(original, tokenizer) -> None:
     assert expected.any() and not expected.all()
     for sizes, rows in (({}, 4), ({"fsdp": 2, "tensor": 2, "context": 2}, 1)):
         mesh = mesh_of(**sizes)
-        params = jax.device_put(loaded.params, parameter_shardings(mesh, loaded.params))
-        how = (tokenizer, frames, needles, LENGTHS, DEPTHS, mesh, rows)
-        assert (niah.grid(config, params, *how) == expected).all()
+        placed = place(processor, loaded.params, mesh)
+        assert (niah.grid(placed, frames, needles, LENGTHS, DEPTHS, rows) == expected).all()
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +138,9 @@ def needles(tmp_path):
 
 def test_the_published_needles(shared_media, tokenizer, tmp_path) -> None:
     """Three of the five images are there; as a table they are the same."""
-    tower, listed = families.preset("tiny_longva").tower, shared_media / "needles/dataset.json"
-    asked, problems = niah_files.read_needles(listed, tower, tokenizer)
+    processor = Processor(families.preset("tiny_longva"), tokenizer)
+    listed = shared_media / "needles/dataset.json"
+    asked, problems = niah_files.read_needles(listed, processor)
     assert len(asked) == 3 and len(problems) == 2
     assert all(".png: No such file" in problem for problem in problems)
     assert [len(needle.answer) > 0 for _, needle in asked] == [True] * 3
@@ -155,7 +156,7 @@ def test_the_published_needles(shared_media, tokenizer, tmp_path) -> None:
         if (listed.parent / row["path"]).is_file()
     ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "needles.parquet")
-    again, problems = niah_files.read_needles(tmp_path / "needles.parquet", tower, tokenizer)
+    again, problems = niah_files.read_needles(tmp_path / "needles.parquet", processor)
     assert not problems and [key for key, _ in again] == [key for key, _ in asked]
 
 
@@ -172,11 +173,12 @@ def test_needles_that_are_none(row, message, needles, tokenizer) -> None:
     rows = json.loads(needles.read_text())
     rows[0] |= row
     needles.write_text(json.dumps(rows))
-    asked, problems = niah_files.read_needles(needles, families.preset("tiny_longva"), tokenizer)
+    processor = Processor(families.preset("tiny_longva"), tokenizer)
+    asked, problems = niah_files.read_needles(needles, processor)
     assert len(asked) == 1 and message in problems[0]
     needles.write_text("[" * 100_000)
     with pytest.raises(InputError, match="dataset.json: cannot be read"):
-        niah_files.read_needles(needles, families.preset("tiny_longva"), tokenizer)
+        niah_files.read_needles(needles, processor)
 
 
 def test_door(models, movie, needles, compiled, tmp_path, monkeypatch) -> None:

@@ -12,7 +12,7 @@ from tpo_jax import families
 from tpo_jax.data.images import read_pictures
 from tpo_jax.data.pipeline import DataConfig, Pipeline
 from tpo_jax.data.tokenizer import load_tokenizer
-from tpo_jax.errors import InputError, run_command
+from tpo_jax.errors import InputError, Subcommand, run_command
 from tpo_jax.evaluation import benchmarks
 
 _INPUT = flags.DEFINE_string("input", None, "File or folder.", required=True)
@@ -51,7 +51,7 @@ def picture() -> None:
     print(read_pictures([_INPUT.value], families.preset("tiny_longva")).tokens)
 
 
-COMMANDS = {"records": records, "benchmark": benchmark, "picture": picture}
+COMMANDS = {name.__name__: Subcommand(name) for name in (records, benchmark, picture)}
 
 if __name__ == "__main__":
     run_command(COMMANDS)

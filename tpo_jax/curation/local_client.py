@@ -8,49 +8,21 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from tokenizers import Tokenizer
 
-from tpo_jax.checkpoints.models import load_model
 from tpo_jax.curation.clients import Failure, Replies, Request
 from tpo_jax.curation.config import Role
 from tpo_jax.data.clips import Clip
-from tpo_jax.data.processor import Processor
 from tpo_jax.data.rows import Row
-from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError
 from tpo_jax.generation.sampling import Sampling
-from tpo_jax.inference.generator import Generator
-from tpo_jax.models.config import ModelConfig
+from tpo_jax.inference.generator import Decoding
+from tpo_jax.inference.model import Model
 from tpo_jax.models.pictures import Pictures
 from tpo_jax.parallel.distributed import gather
-from tpo_jax.parallel.mesh import make_mesh
 
 # Rows of a batch have a power of two of questions, at most so many, and prompts are rounded up, so
 # that few programs are compiled; requests are looked at so many batches at a time.
 MOST_QUESTIONS, PROMPT_MULTIPLE, AHEAD = 8, 64, 8
-
-
-class Model(NamedTuple):
-    """Weights on the mesh and what belongs to them."""
-
-    config: ModelConfig
-    params: dict
-    tokenizer: Tokenizer
-    mesh: jax.sharding.Mesh
-    precision: str
-
-
-def load(checkpoint: str, dtype: str) -> Model:
-    """A model directory, its weights split over all devices.
-
-    Raises:
-        InputError: what is wrong with the directory.
-    """
-    mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1, "context": 1})
-    loaded = load_model(checkpoint, mesh=mesh, dtype=dtype)
-    tokenizer = load_tokenizer(loaded.tokenizer_directory, loaded.config)
-    precision = "highest" if dtype == "float32" else "default"
-    return Model(loaded.config, loaded.params, tokenizer, mesh, precision)
 
 
 class _Row(NamedTuple):
@@ -75,25 +47,21 @@ class LocalClient:
     its share of the clips and brings its share of every batch.
 
     Args:
-        model: of `load`.
+        model: loaded with rows split over all devices.
         role: section of the role.
         batch_rows: clips at a time, of all processes.
     """
 
-    def __init__(self, model: Model, role: Role, batch_rows: int):
-        self._model, self._sampled = model, role.temperature > 0
-        self._processor = Processor(model.config, model.tokenizer)
+    def __init__(self, model: Model, role: Role, batch_rows: int) -> None:
+        self._processor, self._sampled = model.processor, role.temperature > 0
         self._index, self._count = jax.process_index(), jax.process_count()
-        self._generator = Generator(
-            model.config,
-            model.params,
-            model.tokenizer,
-            max_new_tokens=role.max_new_tokens,
-            sampling=Sampling(temperature=role.temperature),
+        decoding = Decoding(
+            role.max_new_tokens,
+            Sampling(temperature=role.temperature),
             batch_rows=batch_rows,
-            mesh=model.mesh,
             question_multiple=PROMPT_MULTIPLE,
         )
+        self._generator = model.generator(decoding)
 
     def replies(self, requests: Iterable[Request]) -> Replies:
         """Replies in the order of the batches; the next batches are decoded meanwhile."""
@@ -133,13 +101,11 @@ class LocalClient:
                 return frames
             visual = self._processor.resize(frames)
         try:
-            return self._build(part, requests, visual, [request.prompt for request in requests])
+            shown = Clip(visual, (), 0.0) if isinstance(visual, np.ndarray) else visual
+            asked = [request.prompt for request in requests]
+            return _Row(part, requests, visual, self._processor.prompts(asked, shown))
         except InputError as error:
             return Failure(str(error))
-
-    def _build(self, part: int, requests: Sequence[Request], visual, asked: list[str]) -> _Row:
-        shown = Clip(visual, (), 0.0) if isinstance(visual, np.ndarray) else visual
-        return _Row(part, requests, visual, self._processor.prompts(asked, shown))
 
     def _answers(self, parts: list[list[Request]], read: list[_Row | Failure]) -> Replies:
         own = range(self._index, len(parts), self._count)
@@ -162,39 +128,15 @@ class LocalClient:
             most = max(Counter(i % self._count for i, n in found.items() if n == count).values())
             for start in range(0, most, self._generator.batch_rows):
                 batch = alike[start : start + self._generator.batch_rows]
-                texts = self._generate(batch, count)
+                texts = self._generate(batch)
                 for part, replies in sorted(sum(gather(texts), [])):
                     yield from zip(parts[part], replies, strict=False)
 
-    def _generate(self, rows: list[_Row], count: int) -> list[tuple[int, list[str]]]:
-        """(part, replies) of rows of `count` frames; there may be none, if others have some."""
-        if not rows:
-            shape = self._model.config.frame_shape
-            nothing = self._processor.pictures([])
-            visual = np.zeros((count, *shape), np.uint8) if count else nothing
-            filler = self._build(0, (), visual, ["?"])
+    def _generate(self, rows: list[_Row]) -> list[tuple[int, list[str]]]:
+        """Return (part, replies) of this process's rows; there may be none, if others have some."""
         questions = max([len(row.requests) for row in rows], default=1)
-        questions = 1 << (questions - 1).bit_length()
-
-        def padded(row: Row) -> Row:
-            padding = ((0, questions - len(row.input_ids)), (0, 0), (0, 0))
-            return row._replace(
-                input_ids=np.pad(row.input_ids, padding),
-                input_mask=np.pad(row.input_mask, padding),
-            )
-
-        # A short batch is filled up, for another size would be another program.
-        size = self._generator.batch_rows
-        full = (rows * size)[:size] if rows else [filler] * size
-        frames = [row.visual for row in full if isinstance(row.visual, np.ndarray)]
-        pictures = [row.visual for row in full if isinstance(row.visual, Pictures)]
-        with jax.default_matmul_precision(self._model.precision):
-            texts = self._generator.answer(
-                np.stack(frames) if frames else pictures,
-                [padded(row.prompts) for row in full],
-                [row.requests[0].seed if row.requests else 0 for row in full],
-            )
-        return [
-            (row.part, replies[: len(row.requests)])
-            for row, replies in zip(rows, texts, strict=False)
-        ]
+        shape = self._generator.batch_rows, 1 << (questions - 1).bit_length()
+        visuals, prompts = [row.visual for row in rows], [row.prompts for row in rows]
+        seeds = [row.requests[0].seed for row in rows]
+        texts = self._generator.answer(visuals, prompts, seeds, shape)
+        return [(row.part, replies) for row, replies in zip(rows, texts, strict=True)]

@@ -10,10 +10,11 @@ from tpo_jax.curation import templates
 from tpo_jax.curation.clients import ModelClient
 from tpo_jax.curation.config import BACKENDS, ROLES, Config
 from tpo_jax.curation.ledger import Ledger, Spent
-from tpo_jax.curation.local_client import LocalClient, Model, load
+from tpo_jax.curation.local_client import LocalClient
 from tpo_jax.curation.stages import Stage
 from tpo_jax.curation.world_client import WorldClient
 from tpo_jax.errors import InputError
+from tpo_jax.inference.model import Model, load
 
 # Fields of stages that may change on resume: they say where files are, not what is made of them.
 FREE = ("videos.folder", "videos.limit", "videos.licence")
@@ -115,7 +116,7 @@ class Clients:
             return OpenAIClient(config.openai, settings, name, self._ledger)
         if name not in self._models:
             self._models.clear()  # the devices hold one model at a time
-            self._models[name] = load(name, config.local.dtype)
+            self._models[name] = load(name, dtype=config.local.dtype, mesh={"fsdp": -1})
         return LocalClient(self._models[name], settings, config.local.batch_rows)
 
     def joint(self, role: str) -> bool:

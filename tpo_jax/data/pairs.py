@@ -114,6 +114,23 @@ def read_pairs(
     return pairs, rejections
 
 
+def pair_of(record: Mapping[str, Any], number: int) -> Pair:
+    """Return the pair of one record, on a video, on images or on text alone.
+
+    Args:
+        record: the fields `read_pairs` reads.
+        number: names the record in messages, and is its id where it has none.
+
+    Raises:
+        InputError: the record is not a valid pair.
+    """
+    where = f"pair {number}"
+    try:
+        return _pair(dict(record), number, where, stills=True)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
 def _pair(record: Any, number: int, where: str, stills: bool) -> Pair:
     if not isinstance(record, dict):
         raise ValueError(f"must be an object with {', '.join(REQUIRED)}, not {_type(record)}")

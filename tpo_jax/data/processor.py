@@ -34,7 +34,7 @@ class Processor:
     prompt of text alone. A clip whose `times` are empty has frames without known times; its prompt
     says nothing about them.
 
-        processor = Processor(config, load_tokenizer(directory))
+        processor = tpo_jax.load_processor("checkpoints/longva-tpo")
         clip = processor.video("cooking.mp4", num_frames=32)
         row = processor.prompts(["What is cut first?"], clip)
 
@@ -99,6 +99,32 @@ class Processor:
             InputError: a file that is not a readable image, or an image the model cannot take.
         """
         return images.read_pictures(pictures, self.config)
+
+    def without_placeholder(self, question: str) -> str:
+        """Return a user's question on a video without the `<image>` or `<video>` it may hold.
+
+        Raises:
+            InputError: more than one placeholder.
+        """
+        return prompts.strip_placeholder(question)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a piece of a prompt, without added special tokens."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    @property
+    def head(self) -> list[int]:
+        """Return the token ids of the template before the visual."""
+        return self.encode(self.template.head)
+
+    @property
+    def turn(self) -> list[int]:
+        """Return the token ids of the template between question and answer."""
+        return self.encode(self.template.turn)
+
+    def question_tokens(self, question: str) -> int:
+        """Return about how many tokens a question and the turn behind it take."""
+        return len(self.encode(f"\n{question}{self.template.turn}"))
 
     def prompts(self, questions: Sequence[str], visual: Visual) -> Row:
         """Build the row of `Q` questions on one visual, for generation: `A` is 1, no targets.

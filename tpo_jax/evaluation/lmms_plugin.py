@@ -1,7 +1,7 @@
-"""The model as lmms-eval sees it: `lmms_eval --model tpo_jax --model_args pretrained=DIR …`.
+"""The plug-in for lmms-eval: `lmms_eval --model tpo_jax --model_args pretrained=DIR …`.
 
-lmms-eval finds `manifest` through the entry point in the group `lmms_eval.models`. Its prompts, its
-scoring and its files are its own; from here come the answers.
+lmms-eval finds `manifest` through the entry point in the group `lmms_eval.models`. Prompts, scoring
+and files are those of lmms-eval; the answers come from here.
 """
 
 import functools
@@ -9,31 +9,27 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from PIL import Image
 from tqdm import tqdm
 
-from tpo_jax.checkpoints.models import load_config, load_model
-from tpo_jax.data.processor import Processor
-from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import runner
 from tpo_jax.evaluation.benchmarks import Question
 from tpo_jax.generation.sampling import Sampling
-from tpo_jax.inference.generator import Generator
-from tpo_jax.parallel.mesh import make_mesh
+from tpo_jax.inference.generator import Decoding
+from tpo_jax.inference.model import load, load_processor
 
 try:
     from lmms_eval.api.model import lmms
-except ImportError:  # not installed: then nobody asks for the class
+except ImportError:  # not installed: then the class is not used
     lmms = object
 
-# What lmms-eval's wrapper of LongVA takes where a task does not say.
+# The default of lmms-eval's wrapper of LongVA.
 _MAX_NEW_TOKENS = 1024
 
 
 def manifest() -> Any:
-    """What lmms-eval registers."""
+    """Return what lmms-eval registers."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(model_id="tpo_jax", simple_class_path=f"{__name__}.TpoJax")
@@ -43,15 +39,14 @@ class TpoJax(lmms):
     """A checkpoint on all devices of this process; questions on one video are answered together.
 
     Args:
-        pretrained: model directory, of either layout.
+        pretrained: model directory, native or Hugging Face layout.
         max_frames_num: frames per video, evenly spaced.
         batch_size: videos at a time, rounded up to a multiple of the devices.
-        dtype: compute dtype.
+        dtype: compute dtype, "float32" or "bfloat16".
         time_instruction: none, inline or newline; None: what the checkpoint asks for.
         prompt_style: inference or dpo_trainer.
-        allow_missing: an empty answer in place of an error where a video cannot be used.
-        device: ignored, as is `max_batch_size`: lmms-eval gives them to every model.
-        max_batch_size: see `device`.
+        allow_missing: give an empty answer instead of an error where a video cannot be used.
+        **given: `device` and `max_batch_size`, which lmms-eval passes to every model; ignored.
 
     Raises:
         InputError: what is wrong with the directory or a setting.
@@ -68,23 +63,22 @@ class TpoJax(lmms):
         time_instruction: str | None = None,
         prompt_style: str = "inference",
         allow_missing: bool = False,
-        device: str | None = None,
-        max_batch_size: int | None = None,
-    ):
+        **given: Any,
+    ) -> None:
         super().__init__()
-        self._config = load_config(pretrained)
-        self._tokenizer = load_tokenizer(pretrained, self._config)
-        self._processor = Processor(self._config, self._tokenizer, time_instruction, prompt_style)
-        self._read = runner.make_reader(self._processor, max_frames_num)
-        self._mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1, "context": 1})
-        self._params = load_model(pretrained, mesh=self._mesh, dtype=dtype).params
-        self._precision = "highest" if dtype == "float32" else "default"
+        if unknown := sorted(given.keys() - {"device", "max_batch_size"}):
+            raise InputError(f"tpo_jax has no argument {unknown[0]!r}")
+        processor = load_processor(
+            pretrained, time_instruction=time_instruction, prompt_style=prompt_style
+        )
+        self._model = load(pretrained, dtype=dtype, mesh={"fsdp": -1}, processor=processor)
+        self._read = runner.make_reader(processor, max_frames_num)
         self._batch_rows, self._allow_missing = int(batch_size), allow_missing
 
     def generate_until(self, requests: list) -> list[str]:
-        """One answer per request, in their order: on a video, on images, or on neither.
+        """Answer every request, in their order: on a video, on images, or on neither.
 
-        A request's stop strings are ignored, as lmms-eval's wrapper of LongVA does.
+        A request's stop strings are ignored, as in lmms-eval's wrapper of LongVA.
 
         Raises:
             InputError: several videos, beam search, or a video that cannot be used.
@@ -99,27 +93,21 @@ class TpoJax(lmms):
             if on_videos[task]:
                 (video,) = to_visual(doc)
                 question = Question(number, doc, prompt, video)
-            else:  # decoded when their turn comes, not all at once
+            else:  # decoded batch by batch, not all at once
                 pictures = functools.partial(_pictures, to_visual, doc)
                 question = Question(number, doc, prompt, f"{task}, row {doc_id}", pictures)
             questions[_sampling(settings)].append(question)
         answers = [""] * len(requests)
-        with (
-            jax.default_matmul_precision(self._precision),
-            tqdm(total=len(requests), unit="question", desc="tpo_jax") as progress,
-        ):
+        with tqdm(total=len(requests), unit="question", desc="tpo_jax") as progress:
             for (max_new_tokens, sampling), asked in questions.items():
-                generator = Generator(
-                    self._config,
-                    self._params,
-                    self._tokenizer,
-                    max_new_tokens=max_new_tokens,
-                    sampling=sampling,
+                decoding = Decoding(
+                    max_new_tokens,
+                    sampling,
                     batch_rows=self._batch_rows,
-                    mesh=self._mesh,
                     question_multiple=runner.PROMPT_MULTIPLE,
                 )
-                groups = runner.make_groups(asked, self._processor)
+                generator = self._model.generator(decoding)
+                groups = runner.make_groups(asked, self._model.processor)
                 for rows, problems in runner.answer(groups, self._read, generator):
                     if problems and not self._allow_missing:
                         raise InputError(f"{problems[0]}; allow_missing=True leaves it unanswered")
@@ -131,11 +119,11 @@ class TpoJax(lmms):
         return answers
 
     def loglikelihood(self, requests: list) -> list:
-        """Tasks by likelihood are not for this model."""
+        """Raise: tasks scored by likelihood are not supported."""
         raise InputError("tpo_jax answers tasks of the type generate_until only")
 
     def generate_until_multi_round(self, requests: list) -> list:
-        """Tasks of several rounds are not for this model."""
+        """Raise: tasks of several rounds are not supported."""
         return self.loglikelihood(requests)
 
 
@@ -147,7 +135,7 @@ def _pictures(to_visual: Callable, doc: dict) -> list[Image.Image]:
 
 
 def _sampling(settings: dict) -> tuple[int, Sampling]:
-    """The longest answer and how it is drawn, of a task's `generation_kwargs`."""
+    """Return the longest answer and its sampling, from a task's `generation_kwargs`."""
     if (settings.get("num_beams") or 1) != 1:
         raise InputError("num_beams: there is no beam search, only 1")
     temperature = float(settings.get("temperature") or 0)

@@ -2,8 +2,9 @@
 
 As LongVA's `vision_niah` does it: a needle is put before frame `int(depth * n)` of the first `n`
 frames of the haystack, the question follows the frames, and the answer counts as found when the
-model, given its tokens, finds each of them the likeliest (`vision_niah/eval_vision_niah.py`).
-Frames are pooled once, to 144 tokens for LongVA, whatever the checkpoint calls its resampler.
+model, given its tokens, predicts each of them by argmax (`vision_niah/eval_vision_niah.py` of
+https://github.com/EvolvingLMMs-Lab/LongVA). Frames are pooled once, to 144 tokens for LongVA,
+whatever the checkpoint calls its resampler.
 
 Haystack and needles are encoded once for the whole grid, into one table of visual tokens. A cell is
 a list of places in that table, so a needle is inserted without moving anything.
@@ -18,13 +19,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tokenizers import Tokenizer
 
 from tpo_jax import families
 from tpo_jax.data.collate import collate
+from tpo_jax.data.processor import Processor
 from tpo_jax.data.rows import Row
 from tpo_jax.errors import InputError
-from tpo_jax.families.template import Template
+from tpo_jax.inference.generator import round_up
+from tpo_jax.inference.model import Model
 from tpo_jax.models.batch import Batch, BatchShape
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.parallel.sharding import ROWS, WITHIN_ROW, batch_sharding, constrain
@@ -35,7 +37,7 @@ _TEXT_MULTIPLE = 16
 
 
 class Needle(NamedTuple):
-    """A frame and what is asked about it."""
+    """A frame and a question about it."""
 
     frame: np.ndarray  # uint8 [S, S, 3]
     prompt: np.ndarray  # int32 [n], the question and the template's turn to the answer
@@ -50,92 +52,75 @@ class Cell(NamedTuple):
     needle: int
 
 
-def make_needle(
-    tokenizer: Tokenizer, template: Template, frame: np.ndarray, prompt: str, answer: str
-) -> Needle:
-    """A needle with its texts tokenised one by one, as in the original.
+def make_needle(processor: Processor, frame: np.ndarray, prompt: str, answer: str) -> Needle:
+    """Make a needle, its texts tokenised one by one as in the original.
 
     Args:
-        tokenizer: of the checkpoint.
-        template: of the checkpoint.
+        processor: of the model.
         frame: uint8 `[S, S, 3]`.
-        prompt: the question; it brings its own newline behind the frames.
-        answer: what is to be found.
+        prompt: the question; it begins with the newline that separates it from the frames.
+        answer: the text to be found.
 
     Raises:
         InputError: an answer without a token.
     """
-    question, turn, reply = (_encode(tokenizer, text) for text in (prompt, template.turn, answer))
-    if not reply:
+    if not (reply := processor.encode(answer)):
         raise InputError(f"the answer {answer!r} has no token")
-    return Needle(frame, np.array(question + turn, np.int32), np.array(reply, np.int32))
-
-
-def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False).ids
+    question = processor.encode(prompt) + processor.turn
+    return Needle(frame, np.array(question, np.int32), np.array(reply, np.int32))
 
 
 def depths(step: float) -> list[float]:
-    """0, `step`, … up to 1."""
+    """Return 0, `step`, … up to 1."""
     return [i * step for i in range(math.floor(1 / step + 1e-6) + 1)]
 
 
 def places(cell: Cell, haystack: int) -> np.ndarray:
-    """int64 `[cell.frames + 1]`: the frames of a cell in a table of `haystack` frames that has the
-    needles behind them.
+    """Return int64 `[cell.frames + 1]`: which frames of a table the cell shows.
+
+    The table holds the `haystack` frames and the needles behind them.
     """
     return np.insert(np.arange(cell.frames), int(cell.depth * cell.frames), haystack + cell.needle)
 
 
 def grid(
-    config: ModelConfig,
-    params: dict,
-    tokenizer: Tokenizer,
+    model: Model,
     frames: np.ndarray,
     needles: Sequence[Needle],
     lengths: Sequence[int],
     depths: Sequence[float],
-    mesh: jax.sharding.Mesh,
     batch_rows: int = 1,
 ) -> np.ndarray:
-    """Which needles are found where: bool `[lengths, depths, needles]`.
+    """Return which needles are found where: bool `[lengths, depths, needles]`.
 
-    Arguments as of `find`; `lengths` in frames.
+    Arguments are those of `find`; `lengths` are in frames.
     """
     product = itertools.product(lengths, depths, range(len(needles)))
     cells = [Cell(*values) for values in product]
-    found = dict(
-        pair
-        for part in find(config, params, tokenizer, frames, needles, cells, mesh, batch_rows)
-        for pair in part
-    )
+    parts = find(model, frames, needles, cells, batch_rows)
+    found = dict(result for part in parts for result in part)
     values = [found[cell] for cell in cells]
     return np.array(values).reshape(len(lengths), len(depths), len(needles))
 
 
 def find(
-    config: ModelConfig,
-    params: dict,
-    tokenizer: Tokenizer,
+    model: Model,
     frames: np.ndarray,
     needles: Sequence[Needle],
     cells: Sequence[Cell],
-    mesh: jax.sharding.Mesh,
     batch_rows: int = 1,
 ) -> Iterator[list[tuple[Cell, bool]]]:
-    """Whether the model finds its needle in every cell, batch by batch, short cells first.
+    """Yield whether the model finds its needle in every cell, batch by batch, short cells first.
 
-    The model's context is no bound: to go beyond it is what the test is for.
+    The model's context is not a limit: the test is there to go beyond it.
 
     Args:
-        config: of the model.
-        params: in the compute dtype, laid out over `mesh`.
-        tokenizer: of the checkpoint.
+        model: the loaded model. A cell is split over the mesh axes `tensor` and `context`, cells
+            over `data` and `fsdp`. Every process gives the same arguments and gets the same
+            results.
         frames: uint8 `[F, S, S, 3]`, the haystack.
         needles: frames and texts.
-        cells: what to look at.
-        mesh: a cell is split over `tensor` and `context`, cells over `data` and `fsdp`. Every
-            process gives the same arguments and gets the same results.
+        cells: lengths, depths and needles to test.
         batch_rows: cells at a time, rounded up to what the mesh asks for.
 
     Raises:
@@ -146,26 +131,22 @@ def find(
     if not cells:
         return
     used = frames[: max(cell.frames for cell in cells)]
-    visual = encode(
-        config, params, np.concatenate([used, [needle.frame for needle in needles]]), mesh
-    )
-    rows = math.prod(mesh.shape[axis] for axis in ROWS)
-    size = -(-max(1, batch_rows) // rows) * rows
-    head = _encode(tokenizer, families.of(config).templates["inference"].head)
+    visual = encode(model, np.concatenate([used, [needle.frame for needle in needles]]))
+    size, head = round_up(batch_rows, model.row_parts), model.processor.head
 
     def length(cell: Cell) -> int:
-        return prefix_length(config, mesh, len(head), cell.frames)
+        return prefix_length(model.config, model.mesh, len(head), cell.frames)
 
     for P, same in itertools.groupby(sorted(cells, key=length), key=length):
         group = list(same)
         for start in range(0, len(group), size):
             part = group[start : start + size]
-            # A short batch is filled up, for another size would be another program.
-            filled = (part * size)[:size]
-            batch = make_batch(config, head, needles, filled, len(used), P)
-            placed = jax.tree.map(functools.partial(_everywhere, mesh), batch)
-            with jax.set_mesh(mesh):
-                right = np.asarray(exact(config, params, visual, placed))
+            # The last cell fills a short batch, for another size would be another program.
+            filled = part + part[-1:] * (size - len(part))
+            batch = make_batch(model.config, head, needles, filled, len(used), P)
+            placed = jax.tree.map(functools.partial(_everywhere, model.mesh), batch)
+            with model.computing():
+                right = np.asarray(exact(model.config, model.params, visual, placed))
             yield [(cell, bool(r)) for cell, r in zip(part, right, strict=False)]
 
 
@@ -175,8 +156,12 @@ def _everywhere(mesh: jax.sharding.Mesh, rows: np.ndarray) -> jax.Array:
 
 
 def summary(found: np.ndarray, lengths: Sequence[int], depths: Sequence[float]) -> dict[str, Any]:
-    """The share of needles found in `[lengths, depths, needles]`: over all cells (`score`), by
-    length, depth and needle.
+    """Return the share of needles found: over all cells (`score`), by length, depth and needle.
+
+    Args:
+        found: bool `[lengths, depths, needles]`.
+        lengths: in frames.
+        depths: 0 to 1.
     """
     axes: list[tuple[str, Sequence[float]]] = [("frames", lengths), ("depth", depths)]
     axes.append(("needle", range(found.shape[2])))
@@ -187,44 +172,41 @@ def summary(found: np.ndarray, lengths: Sequence[int], depths: Sequence[float]) 
     return shares
 
 
-def encode(
-    config: ModelConfig, params: dict, frames: np.ndarray, mesh: jax.sharding.Mesh
-) -> jax.Array:
-    """Visual tokens of frames one after the other, `[n, D]`, with empty frames behind them.
+def encode(model: Model, frames: np.ndarray) -> jax.Array:
+    """Return visual tokens of frames one after the other, `[n, D]`, empty frames behind them.
 
     A newline behind the whole video (`newline=one_token`) is not part of it.
 
     Args:
-        config: of the model.
-        params: in the compute dtype, laid out over `mesh`.
+        model: its frames are spread over all devices; the result is split by width within a row.
         frames: uint8 `[F, S, S, 3]`.
-        mesh: frames are spread over all its chips; the result is split by width within a row.
     """
+    config, mesh = model.config, model.mesh
     each = min(_FRAMES_AT_ONCE * mesh.size, len(frames))
-    rows = math.prod(mesh.shape[axis] for axis in ROWS)
-    each = -(-each // rows)  # of a row
-    size, V = rows * each, config.tokens_per_frame
+    each = -(-each // model.row_parts)  # of a row
+    size, V = model.row_parts * each, config.tokens_per_frame
     chunks = -(-len(frames) // size)
-    dtype = params["decoder"]["norm"]["scale"].dtype
-    with jax.set_mesh(mesh):
-        table = _table((chunks * size * V, config.decoder.width), dtype)
+    with model.computing():
+        table = _table((chunks * size * V, config.decoder.width), model.dtype)
         for start in range(0, len(frames), size):
             part = np.zeros((size, *frames.shape[1:]), np.uint8)
             given = frames[start : start + size]
             part[: len(given)] = given
-            part = part.reshape(rows, each, *frames.shape[1:])
-            table = fill(config, params, table, _everywhere(mesh, part), start * V)
+            placed = _everywhere(mesh, part.reshape(model.row_parts, each, *frames.shape[1:]))
+            table = fill(config, model.params, table, placed, start * V)
     return table
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _table(shape, dtype):
+def _table(shape: tuple[int, int], dtype: jnp.dtype) -> jax.Array:
     return constrain(jnp.zeros(shape, dtype), None, WITHIN_ROW)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="table")
-def fill(config, params, table, frames, start):
-    """`table` with the tokens of uint8 `[B, m, S, S, 3]` from row `start` on."""
+def fill(
+    config: ModelConfig, params: dict, table: jax.Array, frames: jax.Array, start: int
+) -> jax.Array:
+    """Return the table with the tokens of uint8 `[B, m, S, S, 3]` from row `start` on."""
     x = families.bind(config, params).encode_frames(frames)
     x = x[:, : frames.shape[1] * config.tokens_per_frame].reshape(-1, x.shape[-1])
     table = jax.lax.dynamic_update_slice_in_dim(table, x.astype(table.dtype), start, 0)
@@ -232,7 +214,7 @@ def fill(config, params, table, frames, start):
 
 
 def prefix_length(config: ModelConfig, mesh: jax.sharding.Mesh, head: int, frames: int) -> int:
-    """P of a cell: `head` tokens of text and the frames, rounded up to what the mesh takes."""
+    """Return P of a cell: `head` tokens of text and the frames, rounded up for the mesh."""
     context = mesh.shape["context"]
     # Zig-zag order halves every chip's part; the TPU kernel takes blocks of `LANES`.
     unit = LANES * context * (2 if context > 1 else 1)
@@ -293,7 +275,7 @@ def make_batch(
 def exact(
     config: ModelConfig, params: dict, visual: jax.Array, batch: Batch, *, back_end: str = "auto"
 ) -> jax.Array:
-    """bool `[B]`: whether each token of a row's answer is the likeliest.
+    """Return bool `[B]`: whether each token of a row's answer is the argmax of its logits.
 
     Args:
         config: of the model.

@@ -1,4 +1,4 @@
-"""Files of the needle test: movie and needles in; scores and heat map out, as the original's."""
+"""Files of the needle test: movie and needles in; scores and heat map out, as in LongVA's code."""
 
 import functools
 import hashlib
@@ -6,41 +6,42 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 from PIL import Image
-from tokenizers import Tokenizer
 
-from tpo_jax import families
+from tpo_jax.data.processor import Processor
 from tpo_jax.data.prompts import check_text
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.niah import Cell, Needle, make_needle
 from tpo_jax.io import journal
 from tpo_jax.io.files import read_json, replacing, write_json
-from tpo_jax.models.config import ModelConfig
 from tpo_jax.video.decode import Video, VideoError, opened
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
 
 _AT_ONCE = 32  # frames of the movie's own size in memory
 
 
 class Asked(NamedTuple):
-    """A needle, and what identifies it: a hash of its image and texts."""
+    """A needle and its key, a hash of its image and texts."""
 
     key: str
     needle: Needle
 
 
-def read_haystack(movie: Path, num_frames: int, config: ModelConfig) -> np.ndarray:
-    """The first frames of a movie, one per second: every `round(fps)`-th, padded to a square.
+def read_haystack(movie: Path, num_frames: int, processor: Processor) -> np.ndarray:
+    """Read the first frames of a movie, one per second: every `round(fps)`-th, padded to a square.
 
     Returns:
         uint8 `[num_frames, S, S, 3]`.
 
     Raises:
-        InputError: a movie that cannot be read, or too short a one.
+        InputError: the movie cannot be read or is too short.
     """
 
     def every_second(video: Video, part: slice) -> np.ndarray:
@@ -53,31 +54,28 @@ def read_haystack(movie: Path, num_frames: int, config: ModelConfig) -> np.ndarr
         return indices[:num_frames][part]
 
     parts = range(0, num_frames, _AT_ONCE)
-    haystack = np.empty((num_frames, *config.frame_shape), np.uint8)
+    haystack = np.empty((num_frames, *processor.config.frame_shape), np.uint8)
     try:
         with opened(movie) as video:
             for start in parts:
                 part = slice(start, start + _AT_ONCE)
                 _, frames = video.select(functools.partial(every_second, part=part))
-                haystack[part] = families.of(config).preprocess(frames, config, pad=True)
+                haystack[part] = processor.resize(frames, pad=True)
     except VideoError as error:
         raise InputError(str(error)) from error
     return haystack
 
 
-def read_needles(
-    file: Path, config: ModelConfig, tokenizer: Tokenizer
-) -> tuple[list[Asked], list[str]]:
-    """Needles, padded to squares, and one line on each that cannot be read.
+def read_needles(file: Path, processor: Processor) -> tuple[list[Asked], list[str]]:
+    """Return the needles, their images padded to squares, and a line per one that cannot be read.
 
     Args:
         file: `dataset.json` of the original, a list of `path` (an image beside it), `prompt` and
             `answer`; or the published table, `.parquet` with `image`, `question`, `answer`.
-        config: of the model.
-        tokenizer: of the checkpoint.
+        processor: of the model.
 
     Raises:
-        InputError: a file that is no such list.
+        InputError: a file that is not such a list.
     """
     if file.suffix == ".parquet":
         try:
@@ -91,15 +89,15 @@ def read_needles(
     asked, problems = [], []
     for number, row in enumerate(rows):
         try:
-            asked.append(_read_needle(file, row, config, tokenizer))
+            asked.append(_read_needle(file, row, processor))
         except InputError as error:
             problems.append(f"needle {number}: {error}")
     return asked, problems
 
 
-def _read_needle(file: Path, row: Any, config: ModelConfig, tokenizer: Tokenizer) -> Asked:
+def _read_needle(file: Path, row: Any, processor: Processor) -> Asked:
     if not isinstance(row, dict):
-        raise InputError(f"{file}: {row!r} is no needle")
+        raise InputError(f"{file}: a needle must be an object, not {row!r}")
     prompt, answer = row.get("prompt", row.get("question")), row.get("answer")
     picture = row.get("image") or row.get("path")
     if not isinstance(prompt, str) or not isinstance(answer, str):
@@ -121,25 +119,24 @@ def _read_needle(file: Path, row: Any, config: ModelConfig, tokenizer: Tokenizer
             pixels = np.asarray(image.convert("RGB"))
     except Exception as error:  # broken files make the library raise nearly everything
         raise InputError(f"{where}: cannot be read as an image: {error}") from error
-    family = families.of(config)
-    frame = family.preprocess(pixels[None], config, pad=True)[0]
+    [frame] = processor.resize(pixels[None], pad=True)
     key = hashlib.sha256(data + json.dumps([prompt, answer]).encode()).hexdigest()[:16]
-    return Asked(key, make_needle(tokenizer, family.templates["inference"], frame, prompt, answer))
+    return Asked(key, make_needle(processor, frame, prompt, answer))
 
 
 class Journal(journal.Journal):
     """A journal of cells: `frames`, `depth`, `needle` (its key) and `found`.
 
     Args:
-        path: the file; made where there is none.
+        path: the file; created if missing.
         owner: what results depend on besides cell and needle: weights, movie, dtype, ….
         keys: of the needles, by their number in a cell.
 
     Raises:
-        InputError: another owner, another run at work, or a line that is not one of a journal.
+        InputError: another owner, another run that writes it, or a line that is not a result.
     """
 
-    def __init__(self, path: Path, owner: dict[str, Any], keys: Sequence[str]):
+    def __init__(self, path: Path, owner: dict[str, Any], keys: Sequence[str]) -> None:
         super().__init__(path, owner, "choose another --output")
         self.keys = keys
         self.found: dict[tuple[int, float, str], bool] = {}
@@ -150,11 +147,11 @@ class Journal(journal.Journal):
                 raise InputError(f"{where}: no result of a cell: {error}") from error
 
     def result(self, cell: Cell) -> bool | None:
-        """Whether the needle was found; None where nobody has looked yet."""
+        """Return whether the needle was found; None for a cell that was not tested yet."""
         return self.found.get((*cell[:2], self.keys[cell.needle]))
 
     def keep(self, results: Sequence[tuple[Cell, bool]]) -> None:
-        """Keeps results; they are on disk when this returns."""
+        """Append results; they are on disk when this returns."""
         rows = [(cell.frames, cell.depth, self.keys[cell.needle], hit) for cell, hit in results]
         names = ("frames", "depth", "needle", "found")
         self.add([dict(zip(names, row, strict=True)) for row in rows])
@@ -168,18 +165,18 @@ def write_results(
     depths: Sequence[float],
     summary: dict[str, Any],
 ) -> None:
-    """`all_accuracies.json`, `avg_accuracy.txt` and `heatmap.png` in the original's shapes, and
-    `summary.json`.
+    """Write `all_accuracies.json`, `avg_accuracy.txt` and `heatmap.png` in the original's formats,
+    and `summary.json`.
 
-    Depths are rounded to tens of a percent there, so those of a step that is no multiple of 0.1 may
-    fall together; the picture shows their mean.
+    The original rounds depths to tens of a percent, so depths of a step that is not a multiple of
+    0.1 may coincide; the picture shows their mean.
 
     Args:
-        folder: where to.
+        folder: where the files are written.
         scores: `[lengths, depths]`, shares of the needles that were found.
-        lengths: frames.
+        lengths: in frames.
         depths: 0 to 1.
-        summary: goes into its file as it is.
+        summary: written to its file unchanged.
     """
     tens = [round(100 * depth, -1) for depth in depths]
     rows = [
@@ -195,15 +192,15 @@ def write_results(
     _write(folder / "heatmap.png", heat_map(np.array(means), lengths, shown))
 
 
-def heat_colours():
-    """The original's map of scores from 0 to 1 to colours."""
+def heat_colours() -> "Colormap":
+    """Return the original's map of scores from 0 to 1 to colours."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("needles", ["#F0496E", "#EBB839", "#9ad5b3"])
 
 
 def heat_map(scores: np.ndarray, lengths: Sequence[int], percent: Sequence[float]) -> bytes:
-    """A PNG of `[depths, lengths]` scores from 0 to 1, `percent` the depths' names."""
+    """Return a PNG of `[depths, lengths]` scores from 0 to 1; `percent` names the depths."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(17.5, 8), dpi=100, layout="tight")

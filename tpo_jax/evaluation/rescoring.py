@@ -1,4 +1,4 @@
-"""Stored predictions, scored without a model."""
+"""Scores of stored predictions; no model is needed."""
 
 import json
 from pathlib import Path
@@ -11,18 +11,16 @@ from tpo_jax.io.files import read_lines, replacing
 
 
 def rescore(scorer: Scorer, predictions: Path, output: Path) -> dict[str, Any]:
-    """Scores a file of predictions.
+    """Score a file of predictions and return the scorer's summary.
 
     Args:
         scorer: of the benchmark.
         predictions: JSON Lines; `doc`, the row of the benchmark, and `prediction`, a text.
-        output: the same lines in the same order, `extracted` and `score` added.
-
-    Returns:
-        `Scorer.summary`.
+        output: JSON Lines file to write: the same lines in the same order, with `extracted` and
+            `score` added.
 
     Raises:
-        InputError: a line that cannot be scored, named by its place; nothing is written then.
+        InputError: a line that cannot be scored; the message names it, and nothing is written.
     """
     docs, verdicts = [], []
     with replacing(output) as file:
@@ -40,7 +38,7 @@ def rescore(scorer: Scorer, predictions: Path, output: Path) -> dict[str, Any]:
             try:
                 file.write(json.dumps(line | added, allow_nan=False) + "\n")
             except ValueError as error:
-                raise InputError(f"{where}: a number that JSON does not have") from error
+                raise InputError(f"{where}: NaN and infinity are not JSON") from error
             docs.append(doc)
             verdicts.append(verdict)
         try:

@@ -1,4 +1,4 @@
-"""What a run leaves behind, in the shapes of lmms-eval: `results.json` and `samples.jsonl`."""
+"""Files of a run in lmms-eval's formats: `results.json` and `samples.jsonl`."""
 
 import hashlib
 import json
@@ -21,15 +21,15 @@ def write_results(
     problems: Sequence[str],
     seconds: float,
 ) -> dict[str, Any]:
-    """Scores the answers and writes both files.
+    """Score the answers and write both files.
 
     Args:
-        folder: where to.
+        folder: where the files are written.
         scorer: of the benchmark.
         answered: questions and answers, in the order of the benchmark.
         settings: of the run, for `config`.
-        problems: one line per question that could not be asked: the score is partial then.
-        seconds: what the run took.
+        problems: one line per question that could not be asked; with any, the score is partial.
+        seconds: duration of the run.
 
     Returns:
         `Scorer.summary`, and with problems `partial`, `missing` and the first of them.

@@ -1,10 +1,10 @@
-"""Answers to all questions of a benchmark: batches of videos, each encoded once for all its own."""
+"""Answers to the questions of a benchmark, in batches of videos; each is encoded once."""
 
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,12 +25,10 @@ T = TypeVar("T")
 
 
 class Group(NamedTuple):
-    """Questions on one video that are answered in one row, and the shape of that row: questions,
-    tokens of the longest, both rounded up, and whether the video is a row of images.
-    """
+    """Questions on one video that are answered in one row, and the shape of that row."""
 
     questions: tuple[Question, ...]
-    shape: tuple[int, int, bool]
+    shape: tuple[int, int, bool]  # questions, tokens of the longest, both rounded up; still images
 
 
 def _parts(items: Sequence[T], size: int) -> list[tuple[T, ...]]:
@@ -42,7 +40,7 @@ Read = Callable[[Group], tuple[Visual, Row]]
 
 
 def make_groups(questions: Sequence[Question], processor: Processor) -> list[Group]:
-    """Questions by video, ordered so that rows of one shape follow one another, the large first."""
+    """Group questions by video, so that rows of one shape follow one another, the large first."""
     videos = defaultdict(list)
     for question in questions:
         before, _, after = question.prompt.rpartition(IMAGE)
@@ -51,9 +49,7 @@ def make_groups(questions: Sequence[Question], processor: Processor) -> list[Gro
     for (_, whole, _), asked in videos.items():
         for both in _parts(asked, MOST_QUESTIONS):
             part, after = zip(*both, strict=True)
-            texts = [f"\n{text}{processor.template.turn}" for text in after]
-            encode = processor.tokenizer.encode
-            longest = max(len(encode(t, add_special_tokens=False).ids) for t in texts)
+            longest = max(map(processor.question_tokens, after))
             count = 1 << (len(part) - 1).bit_length()
             groups.append(Group(part, (count, round_up(longest, PROMPT_MULTIPLE), not whole)))
     return sorted(groups, key=lambda g: (*g.shape, -g.questions[0].doc_id), reverse=True)
@@ -62,9 +58,8 @@ def make_groups(questions: Sequence[Question], processor: Processor) -> list[Gro
 def make_reader(processor: Processor, num_frames: int) -> Read:
     """Return a function that decodes a group's video and tokenises its prompts.
 
-    It gives frames uint8 `[F, S, S, 3]`, or images, and a row with as many continuations as the
-    shape of the group says, those without a question empty. It raises `InputError` for a video or
-    a prompt that cannot be used.
+    It returns frames uint8 `[F, S, S, 3]`, or images, and a row. It raises `InputError` for a
+    video or a prompt that cannot be used.
     """
 
     def prepare(group: Group) -> tuple[Visual, Row]:
@@ -78,15 +73,10 @@ def make_reader(processor: Processor, num_frames: int) -> Read:
     def read(group: Group) -> tuple[Visual, Row]:
         video = str(group.questions[0].video)
         try:
-            visual, row = prepare(group)
+            return prepare(group)
         except InputError as error:
             where = "" if str(error).startswith(video) else f"{video}: "
             raise InputError(f"{where}{error}") from error
-        missing = group.shape[0] - len(group.questions)
-        padding = ((0, missing), (0, 0), (0, 0))
-        return visual, row._replace(
-            input_ids=np.pad(row.input_ids, padding), input_mask=np.pad(row.input_mask, padding)
-        )
 
     return read
 
@@ -94,8 +84,9 @@ def make_reader(processor: Processor, num_frames: int) -> Read:
 def answer(
     groups: Sequence[Group], read: Read, generator: Generator
 ) -> Iterator[tuple[list[tuple[int, str, str]], list[str]]]:
-    """Per batch: (row, prompt, answer) of its questions, and one line per question that cannot be
-    asked. The next batch is decoded while the device works.
+    """Yield (row, prompt, answer) of a batch's questions, and a line per one that cannot be asked.
+
+    The videos of the next batches are decoded while the devices work.
     """
     batches = [
         part
@@ -119,14 +110,15 @@ def answer(
             pool.shutdown(cancel_futures=True)
 
 
-def _answer(ready: list[tuple[Group, Any, Row]], generator: Generator) -> list:
-    # A short batch is filled up, for another size would be another program.
-    full = (ready * generator.batch_rows)[: max(generator.batch_rows, len(ready))]
-    visuals = [visual for _, visual, _ in full]
-    frames = np.stack(visuals) if isinstance(visuals[0], np.ndarray) else visuals
-    texts = generator.answer(frames, [row for *_, row in full])
+def _answer(
+    ready: Sequence[tuple[Group, Visual, Row]], generator: Generator
+) -> list[tuple[int, str, str]]:
+    # Every batch has the same size, for another size would be another program.
+    shape = generator.batch_rows, ready[0][0].shape[0]
+    visuals, rows = [visual for _, visual, _ in ready], [row for *_, row in ready]
+    texts = generator.answer(visuals, rows, shape=shape)
     return [
         (question.doc_id, question.prompt, text)
-        for (group, *_), answers in zip(ready, texts, strict=False)
-        for question, text in zip(group.questions, answers, strict=False)
+        for (group, *_), answers in zip(ready, texts, strict=True)
+        for question, text in zip(group.questions, answers, strict=True)
     ]

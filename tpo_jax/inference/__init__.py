@@ -1,1 +1,1 @@
-"""A loaded model: answers, streams and scores."""
+"""A loaded model: config, tokenizer, mesh and weights together; answers, streams, scores."""

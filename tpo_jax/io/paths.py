@@ -86,10 +86,16 @@ class _PathsParser(flags.ListParser):
 
 
 def define_path(
-    name: str, default: str | None, help: str, *, required: bool = False
+    name: str,
+    default: str | None,
+    help: str,
+    *,
+    required: bool = False,
+    flag_values: flags.FlagValues = flags.FLAGS,
 ) -> flags.FlagHolder[Path]:
     """Define a flag that holds a path of this machine; a path in a bucket is refused."""
-    return flags.DEFINE(_PathParser(buckets=False), name, default, help, required=required)
+    parser = _PathParser(buckets=False)
+    return flags.DEFINE(parser, name, default, help, flag_values, required=required)
 
 
 def define_place(

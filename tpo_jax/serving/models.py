@@ -3,21 +3,15 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from tokenizers import Tokenizer
 
-from tpo_jax.checkpoints.models import load_model
-from tpo_jax.data import prompts
 from tpo_jax.data.clips import Clip
-from tpo_jax.data.processor import Processor
 from tpo_jax.data.rows import Row
-from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.generation.sampling import Sampling
-from tpo_jax.inference.generator import Answer, Generator
+from tpo_jax.inference import model as inference
+from tpo_jax.inference.generator import Answer, Decoding
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.pictures import Pictures
 
@@ -44,11 +38,13 @@ class Model:
     """One checkpoint, loaded."""
 
     name: str
-    config: ModelConfig
-    params: dict
-    tokenizer: Tokenizer
+    model: inference.Model
     max_new_tokens: int
-    mesh: jax.sharding.Mesh | None = None
+
+    @property
+    def config(self) -> ModelConfig:
+        """Return the shapes and settings of the model."""
+        return self.model.config
 
     def row(self, questions: Sequence[str], visual: Visual) -> Row:
         """The questions about one visual.
@@ -56,10 +52,10 @@ class Model:
         Raises:
             InputError: a question the template has no room for, or a prompt too long.
         """
-        processor = Processor(self.config, self.tokenizer)
+        processor = self.model.processor
         if not isinstance(visual.frames, np.ndarray):
             return processor.prompts(questions, visual.frames)
-        questions = [prompts.strip_placeholder(question) for question in questions]
+        questions = [processor.without_placeholder(question) for question in questions]
         # Frames whose times are unknown have no sentence on them.
         times = visual.times if visual.duration else ()
         return processor.prompts(questions, Clip(visual.frames, times, visual.duration))
@@ -74,41 +70,24 @@ class Model:
         dropped: Callable[[], np.ndarray],
     ) -> Iterator[list[list[Answer]]]:
         """Answers of a batch as they grow; see `Generator.steps`. `new_tokens` has its shape."""
-        generator = Generator(
-            self.config,
-            self.params,
-            self.tokenizer,
-            max_new_tokens=self.max_new_tokens,
-            sampling=sampling,
-            mesh=self.mesh,
-            question_multiple=QUESTION_MULTIPLE,
+        decoding = Decoding(self.max_new_tokens, sampling, question_multiple=QUESTION_MULTIPLE)
+        yield from self.model.generator(decoding).steps(
+            [visual.frames for visual in visuals],
+            rows,
+            [(seed, 0) for seed in seeds],
+            new_tokens=new_tokens,
+            shape=new_tokens.shape,
+            dropped=dropped,
         )
-        shown: Any = [visual.frames for visual in visuals]
-        frames = np.stack(shown) if isinstance(shown[0], np.ndarray) else shown
-        draws = [(seed, 0) for seed in seeds]
-        B, M = new_tokens.shape
-        precision = "highest" if self._dtype == jnp.float32 else "default"
-        with jax.default_matmul_precision(precision):
-            yield from generator.steps(
-                frames, rows, draws, new_tokens=new_tokens, shape=(B, M), dropped=dropped
-            )
-
-    @property
-    def _dtype(self):
-        return jax.tree.leaves(self.params)[0].dtype
 
 
-def load(
-    directory: str | Path,
-    name: str,
-    max_new_tokens: int,
-    dtype: str,
-    mesh: jax.sharding.Mesh | None = None,
-) -> Model:
-    """A model directory of either layout. Raises `InputError` for what is wrong with it."""
-    loaded = load_model(directory, mesh=mesh, dtype=dtype)
-    tokenizer = load_tokenizer(directory, loaded.config)
-    return Model(name, loaded.config, loaded.params, tokenizer, max_new_tokens, mesh)
+def load(directory: str | Path, name: str, max_new_tokens: int, dtype: str) -> Model:
+    """Load a model directory; all devices share a row.
+
+    Raises:
+        InputError: what is wrong with it.
+    """
+    return Model(name, inference.load(directory, dtype=dtype), max_new_tokens)
 
 
 def names(directories: Sequence[str]) -> list[str]:

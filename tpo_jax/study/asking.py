@@ -12,13 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tpo_jax import families
-from tpo_jax.checkpoints.models import load_model
-from tpo_jax.data.prompts import build_prompts
-from tpo_jax.data.tokenizer import load_tokenizer
+from tpo_jax.data.clips import Clip
 from tpo_jax.generation.sampling import Sampling
-from tpo_jax.inference.generator import Generator
-from tpo_jax.parallel.mesh import make_mesh
+from tpo_jax.inference.generator import Decoding, Generator
+from tpo_jax.inference.model import load
 from tpo_jax.study.records import Answer
 from tpo_jax.study.statistics import exact
 from tpo_jax.worlds.world import WorldVideo
@@ -91,19 +88,9 @@ def sparse(num_frames: int, kept: int) -> np.ndarray:
 
 
 def generator_of(directory: Path, temperature: float = 0.0, seed: int = 0) -> Generator:
-    """Load a model directory for answering, the rows of a batch spread over all devices."""
-    mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1, "context": 1})
-    loaded = load_model(directory, mesh=mesh)
-    return Generator(
-        loaded.config,
-        loaded.params,
-        load_tokenizer(loaded.tokenizer_directory, loaded.config),
-        max_new_tokens=MAX_NEW_TOKENS,
-        sampling=Sampling(temperature=temperature),
-        seed=seed,
-        batch_rows=64,
-        mesh=mesh,
-    )
+    """Load a model directory; rows are split over all devices."""
+    decoding = Decoding(MAX_NEW_TOKENS, Sampling(temperature=temperature), seed, batch_rows=64)
+    return load(directory, mesh={"data": -1}).generator(decoding)
 
 
 def ask(
@@ -119,13 +106,12 @@ def ask(
     Returns:
         `[n][Q]` texts.
     """
-    visual = generator.config.visual_tokens(frames.shape[1])
-    template = families.of(generator.config).templates["inference"]
-    prompts = [
-        build_prompts(generator.tokenizer, asked, visual, template=template, cut="video")
-        for asked in questions
+    processor = generator.model.processor
+    rows = [
+        processor.prompts(asked, Clip(clip, (), 0.0))
+        for asked, clip in zip(questions, frames, strict=True)
     ]
-    return generator.answer(frames, prompts)
+    return generator.answer(list(frames), rows)
 
 
 def ask_held_out(

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tpo_jax import families
 from tpo_jax.evaluation import niah
-from tpo_jax.study.asking import generator_of
+from tpo_jax.inference.model import load
 from tpo_jax.study.records import NeedlesFound
 from tpo_jax.study.stages import LONG_SECONDS
 from tpo_jax.worlds.render import render
@@ -41,28 +40,16 @@ def search(model: Path, seed: int, lengths: tuple[int, ...], count: int) -> Need
         lengths: of the haystack, frames.
         count: needles per length and depth.
     """
-    generator = generator_of(model)
-    config, rng = generator.config, np.random.default_rng(seed)
-    preprocess = families.of(config).preprocess
-    template = families.of(config).templates["inference"]
+    loaded = load(model, mesh={"data": -1})
+    processor, rng = loaded.processor, np.random.default_rng(seed)
     needles = []
     for index in range(count):
         hue, digit, corner = index % len(HUES), *rng.integers((len(DIGITS), len(CORNERS)))
         shown = Needle(0, 1, hue, int(digit), int(corner))
-        [frame] = preprocess(render(Timeline(1, (), (shown,)), seed, index), config)
+        [frame] = processor.resize(render(Timeline(1, (), (shown,)), seed, index))
         question = f"\nWhich number is written in {HUES[hue]}?"
         answer = f"The number is {DIGITS[shown.digit]}."
-        needles.append(niah.make_needle(generator.tokenizer, template, frame, question, answer))
-    frames = preprocess(haystack(seed, max(lengths)), config)
-    found = niah.grid(
-        generator.config,
-        generator.params,
-        generator.tokenizer,
-        frames,
-        needles,
-        lengths,
-        DEPTHS,
-        generator.mesh,
-        batch_rows=64,
-    )
+        needles.append(niah.make_needle(processor, frame, question, answer))
+    frames = processor.resize(haystack(seed, max(lengths)))
+    found = niah.grid(loaded, frames, needles, lengths, DEPTHS, batch_rows=64)
     return NeedlesFound(lengths, tuple(DEPTHS), found.mean(axis=2).tolist())

@@ -119,7 +119,7 @@ def answer(workdir: Path, seed: int, localized: int, temperature: float, draws: 
     videos, base = videos_of(workdir, "long"), workdir / "base" / "model"
     questions = questions_of(seed, len(videos), localized)
     generator = generator_of(base, temperature)
-    frames, times = frames_of(videos, LONG_FRAMES, generator.config)
+    frames, times = frames_of(videos, LONG_FRAMES, generator.model.config)
     rows = candidates(generator, videos, frames, times, questions)
     texts = [[q.text for q in asked] for asked in questions]
     answers = [  # of each draw, in the order of the candidates

@@ -45,7 +45,7 @@ def make_pairs(workdir: Path, scale: Scale) -> None:
     """Write the pairs of the base model's answers, and how right the answers are per type."""
     videos = videos_of(workdir, "long")
     generator = generator_of(workdir / "base" / "model", scale.temperature)
-    frames, times = frames_of(videos, LONG_FRAMES, generator.config)
+    frames, times = frames_of(videos, LONG_FRAMES, generator.model.config)
     questions = [video.questions for video in videos]
     kept, quality = [], []
     for made in candidates(generator, videos, frames, times, questions):
@@ -72,7 +72,7 @@ def evaluate(workdir: Path, name: str, scale: Scale) -> None:
         for seconds in scale.lengths
         if seconds != LONG_SECONDS
     ]
-    config, rows = generator.config, list[Answer]()
+    config, rows = generator.model.config, list[Answer]()
     for seconds, num_frames, blind in settings:
         videos = videos_of(workdir, f"eval_{seconds}")
         frames, _ = frames_of(videos, num_frames, config)

@@ -1,4 +1,4 @@
-"""Texts out of the generator: batching, stopping, streaming, and the model's context."""
+"""The generator's answers: batching, stopping, streaming, and the model's context."""
 
 import dataclasses
 
@@ -9,15 +9,16 @@ from PIL import Image
 
 from tests.generation.conftest import QUESTIONS
 from tpo_jax import families
+from tpo_jax.data.processor import Processor
 from tpo_jax.data.prompts import build_prompts
 from tpo_jax.errors import InputError
 from tpo_jax.families.llava_qwen.template import INFERENCE
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.inference import generator
-from tpo_jax.inference.generator import Generator
+from tpo_jax.inference.generator import Decoding, Generator
+from tpo_jax.inference.model import place
 from tpo_jax.models.pictures import joined
-from tpo_jax.parallel.mesh import make_mesh
-from tpo_jax.parallel.sharding import parameter_shardings
+from tpo_jax.parallel.mesh import AXES, make_mesh
 
 ANSWER = "日🙂é <b"  # every byte once; three of the characters have several
 
@@ -48,6 +49,13 @@ def ask(tokenizer, config, questions, num_frames=4):
     )
 
 
+def generator_of(config, params, tokenizer, max_new_tokens=16, mesh=None, **decoding) -> Generator:
+    """A generator on one device by default."""
+    mesh = mesh or make_mesh(dict.fromkeys(AXES, 1), jax.devices()[:1])
+    model = place(Processor(config, tokenizer), params, mesh)
+    return model.generator(Decoding(max_new_tokens, **decoding))
+
+
 @pytest.fixture(scope="module")
 def longva(model):
     if model[0].has_newline:
@@ -63,8 +71,8 @@ def test_many_tpus_run_the_kernel(sizes, tokenizer, program_for_tpus) -> None:
     config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, **heads))
     params = families.init_params(config, 0)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": 1} | sizes)
-    asking = Generator(config, params, tokenizer, max_new_tokens=4, mesh=mesh)
-    rows, frames = [ask(tokenizer, config, QUESTIONS)], np.zeros((1, 4, 32, 32, 3), np.uint8)
+    asking = generator_of(config, params, tokenizer, 4, mesh)
+    rows, frames = [ask(tokenizer, config, QUESTIONS)], [np.zeros((4, 32, 32, 3), np.uint8)]
     program = program_for_tpus(generator, "prefill", lambda: asking.answer(frames, rows))
     assert "tpu_custom_call" in program
 
@@ -73,16 +81,16 @@ def test_answers_do_not_depend_on_the_batch(longva, videos, prompt, tokenizer) -
     rows = [prompt(QUESTIONS), prompt(QUESTIONS[:1]), prompt(QUESTIONS[::-1])]
     sampling = Sampling(0.8, top_p=0.95)
     arguments = {"max_new_tokens": 10, "sampling": sampling, "seed": 5, "batch_rows": 2}
-    generator = Generator(*longva, tokenizer, **arguments)
+    generator = generator_of(*longva, tokenizer, **arguments)
     together = generator.answer(videos, rows)
     assert [len(answers) for answers in together] == [3, 1, 3]
     assert generator.answer(videos[1:], rows[1:], seeds=[1, 2]) == together[1:]
     assert generator.answer(videos[1:], rows[1:], seeds=[1, 7])[0] == together[1]
+    # Rows and questions that are not there change nothing.
+    assert generator.answer(videos[1:2], rows[1:2], seeds=[1], shape=(4, 2)) == together[1:2]
 
-    config, params = longva
     mesh = make_mesh({"data": 1, "fsdp": 2, "tensor": 1, "context": 1}, jax.devices()[:2])
-    sharded = jax.device_put(params, parameter_shardings(mesh, params))
-    generator = Generator(config, sharded, tokenizer, mesh=mesh, **arguments)
+    generator = generator_of(*longva, tokenizer, mesh=mesh, **arguments)
     assert generator.answer(videos, rows) == together
 
 
@@ -103,7 +111,7 @@ def test_images_and_text_do_not_depend_on_the_batch(model, tokenizer) -> None:
                 tokenizer, QUESTIONS[:2], pictures[-1].tokens, cut="video", template=INFERENCE
             )
         )
-    generator = Generator(config, params, tokenizer, max_new_tokens=8, sampling=Sampling(0.8))
+    generator = generator_of(config, params, tokenizer, 8, sampling=Sampling(0.8))
     together = generator.answer(pictures, rows)
     for i in range(3):
         assert generator.answer(pictures[i : i + 1], rows[i : i + 1], [i]) == together[i : i + 1]
@@ -113,9 +121,9 @@ def test_images_and_text_do_not_depend_on_the_batch(model, tokenizer) -> None:
 def test_an_answer_ends_at_the_stop_token(chain, tokenizer, videos) -> None:
     config, params = chain
     row = ask(tokenizer, config, QUESTIONS[:1])
-    generator = Generator(config, params, tokenizer, max_new_tokens=16)
+    generator = generator_of(config, params, tokenizer)
     assert generator.answer(videos[:1], [row]) == [[ANSWER]]
-    generator = Generator(config, params, tokenizer, max_new_tokens=3)
+    generator = generator_of(config, params, tokenizer, 3)
     assert generator.answer(videos[:1], [row]) == [["日"]]
 
 
@@ -123,7 +131,7 @@ def test_an_answer_ends_at_the_stop_token(chain, tokenizer, videos) -> None:
 def test_a_stream_joins_to_the_answer(chain, tokenizer, videos, max_new_tokens) -> None:
     config, params = chain
     row = ask(tokenizer, config, QUESTIONS[:1])
-    generator = Generator(config, params, tokenizer, max_new_tokens=max_new_tokens)
+    generator = generator_of(config, params, tokenizer, max_new_tokens)
     pieces = list(generator.stream(videos[0], row))
     assert "".join(pieces) == generator.answer(videos[:1], [row])[0][0]
     assert all("\ufffd" not in piece for piece in pieces[:-1])
@@ -131,7 +139,7 @@ def test_a_stream_joins_to_the_answer(chain, tokenizer, videos, max_new_tokens) 
 
 
 def test_a_stream_of_random_bytes_joins_to_the_answer(longva, tokenizer, videos, prompt) -> None:
-    generator = Generator(*longva, tokenizer, max_new_tokens=16, sampling=Sampling(2.0))
+    generator = generator_of(*longva, tokenizer, sampling=Sampling(2.0))
     row = prompt(QUESTIONS[:1])
     for seed in range(10):
         answer = generator.answer(videos[:1], [row], seeds=[seed])[0][0]
@@ -143,7 +151,7 @@ def test_the_context_bounds_an_answer(chain, tokenizer, videos) -> None:
     row = ask(tokenizer, config, QUESTIONS[:1])
     used = int(row.prefix_mask.sum() + row.input_mask.sum())
     short = dataclasses.replace(config, max_length=used + 3)
-    generator = Generator(short, params, tokenizer, max_new_tokens=16)
+    generator = generator_of(short, params, tokenizer)
     assert generator.answer(videos[:1], [row]) == [["日"]]
     with pytest.raises(InputError, match="max_new_tokens"):
-        Generator(config, params, tokenizer, max_new_tokens=0)
+        Decoding(max_new_tokens=0)

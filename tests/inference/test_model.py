@@ -1,0 +1,109 @@
+"""A loaded model in Python: answers, streams, images, text alone, and the README's first lines."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import tpo_jax
+from tests.test_docs import ROOT, fences
+from tpo_jax import families
+from tpo_jax.checkpoints.models import save_model
+from tpo_jax.errors import InputError
+from tpo_jax.parallel.mesh import AXES, make_mesh
+from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
+from tpo_jax.worlds.world import make_videos
+
+QUESTIONS = ["What happens?", "Who is there?", "Why?"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A random model in `model`, a video and an image."""
+    folder = tmp_path_factory.mktemp("inference")
+    save_tokenizer(train_tokenizer(QUESTIONS, vocab_size=270), folder / "tokenizer")
+    config = families.preset("tiny_longva")
+    save_model(folder / "model", config, families.init_params(config, 0), folder / "tokenizer")
+    (video,) = make_videos(folder / "made", seed=1, seconds=[8], workers=1)
+    Path(video.path).rename(folder / "video.mp4")
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 36, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "image.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder) -> tpo_jax.Model:
+    """On one device: a program for eight takes long to compile."""
+    one = make_mesh(dict.fromkeys(AXES, 1), jax.devices()[:1])
+    return tpo_jax.load(folder / "model", mesh=one)
+
+
+def test_questions_are_answered_together_as_alone_and_in_pieces(model, folder) -> None:
+    video, how = folder / "video.mp4", {"num_frames": 4, "max_new_tokens": 8}
+    answers = model.answer(video, QUESTIONS, **how)
+    assert [model.answer(str(video), question, **how) for question in QUESTIONS] == answers
+    assert "".join(model.stream(video, QUESTIONS[0], **how)) == answers[0]
+    clip = model.processor.video(video, 4)
+    assert model.answer(clip, ["<video>\n" + QUESTIONS[0]], max_new_tokens=8) == answers[:1]
+    with pytest.raises(InputError, match="nothing.mp4"):
+        model.answer(folder / "nothing.mp4", QUESTIONS[0])
+
+
+def test_images_and_text_alone(model, folder) -> None:
+    path, how = folder / "image.png", {"max_new_tokens": 8}
+    with Image.open(path) as picture:
+        two = model.answer(None, QUESTIONS, images=[path, picture.copy()], **how)
+    text = model.answer(None, QUESTIONS, **how)
+    assert two != text and all(isinstance(answer, str) for answer in two + text)
+    with pytest.raises(InputError, match="not both"):
+        model.answer(folder / "video.mp4", QUESTIONS[0], images=[path])
+
+
+def test_draws_depend_on_the_seed_alone(model) -> None:
+    how = {"sampling": tpo_jax.Sampling(temperature=2.0), "max_new_tokens": 8}
+    drawn = [model.answer(None, QUESTIONS[0], seed=seed, **how) for seed in (0, 1, 0)]
+    assert drawn[0] == drawn[2] != drawn[1]
+
+
+def test_pairs_that_are_not_valid_are_named(model, folder) -> None:
+    pair = {"prompt": "Why?", "chosen": "Rain.", "rejected": "Snow."}
+    for change, message in (
+        ({"chosen": "Snow."}, "pair 1: chosen equals rejected"),
+        ({"video": "nothing.mp4"}, "pair 1: .*nothing.mp4"),
+        ({"video": "../video.mp4"}, "pair 1: .*must be a path inside"),
+    ):
+        with pytest.raises(InputError, match=message):
+            model.score([pair, pair | change], videos=folder)
+
+
+def test_importing_the_package_imports_no_library() -> None:
+    code = "import sys, tpo_jax; print(tpo_jax.__version__, 'load' in dir(tpo_jax)); "
+    code += "print([name for name in ('jax', 'numpy', 'absl') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[1:] == ["[]"], done.stderr
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        tpo_jax.lode  # noqa: B018
+
+
+def test_the_first_python_of_the_readme_runs(folder, tmp_path) -> None:
+    """As printed, on a model directory, a video and a folder of the names it uses."""
+    code = next(found["text"] for _, found in fences("README.md") if found["language"] == "python")
+    model, video = re.findall(r'"([^"]+)"', code)[:2]
+    (tmp_path / model).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / model).symlink_to(folder / "model")
+    (tmp_path / video).symlink_to(folder / "video.mp4")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
