@@ -7,12 +7,9 @@ ROOT = Path(__file__).resolve().parent.parent
 MOST_PARAMETERS = 8
 # Functions that still have more.
 LONGER = {
-    "tpo_jax/data/preparation.py": {"prepare"},
-    "tpo_jax/data/prompts.py": {"build_row"},
     "tpo_jax/evaluation/lmms_plugin.py": {"__init__"},
     "tpo_jax/evaluation/niah.py": {"grid"},
     "tpo_jax/inference/generator.py": {"__init__"},
-    "tpo_jax/training/loop.py": {"run"},
 }
 
 
