@@ -154,9 +154,8 @@ def test_rows_are_the_video_and_its_texts(config, world, tokenizer, encoding, st
                 [(f"It is {'so ' * i}good.", f"No {i}.")],
                 MODEL.visual_tokens(FRAMES),
                 opening=INFERENCE.time_opening("inline", times, duration),
-                template=families.of(config).templates[style],
-                max_prefix=pipeline.max_prefix,
-                max_response=pipeline.max_response,
+                template=families.of(MODEL).templates[style],
+                size=Size(pipeline.max_prefix, pipeline.max_response),
             )
             assert all((getattr(batch, k)[row] == v).all() for k, v in texts.arrays().items())
     assert seen == set(range(7))
@@ -295,7 +294,7 @@ def test_pairs_that_do_not_fit_are_named_before_training(config, world, tokenize
     with pytest.raises(InputError, match=r"pair '\d' .*; [0-3] frames would fit instead of 4"):
         make(config, tokenizer, max_prefix=make(config, tokenizer, num_frames=1).max_prefix - 30)
     with pytest.raises(InputError, match=r"more than the 5 of max_response"):
-        make(config, tokenizer, size=Size(response=5))
+        make(config, tokenizer, max_response=5)
     short = dataclasses.replace(MODEL, max_length=150)
     for mode in TIME_INSTRUCTIONS:
         timed = {"time_instruction": mode, "response_multiple": 1}
