@@ -1,4 +1,4 @@
-"""A client that runs a model directory on the devices of this process, or of all processes."""
+"""A client that runs a loaded model on the devices of this process, or of all processes."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,36 +20,44 @@ from tpo_jax.inference.model import Model
 from tpo_jax.models.pictures import Pictures
 from tpo_jax.parallel.distributed import gather
 
-# Rows of a batch have a power of two of questions, at most so many, and prompts are rounded up, so
-# that few programs are compiled; requests are looked at so many batches at a time.
-MOST_QUESTIONS, PROMPT_MULTIPLE, AHEAD = 8, 64, 8
+# Questions per row are rounded up to a power of two and prompts to a multiple, so that few programs
+# are compiled.
+MOST_QUESTIONS, PROMPT_MULTIPLE = 8, 64
+WINDOW = 8  # batches of requests that are grouped by clip together
 
 
 class _Row(NamedTuple):
-    """Requests on one clip that are answered together."""
+    """A batch row: requests about one clip.
 
-    part: int  # which of the window's
+    Attributes:
+        group: Index of the requests in their window.
+        requests: At most `MOST_QUESTIONS`.
+        visual: Frames uint8 `[F, S, S, 3]`; without pictures for text alone.
+        prompts: Tokenized prompts.
+    """
+
+    group: int
     requests: Sequence[Request]
-    visual: np.ndarray | Pictures  # uint8 [F, S, S, 3]; of text alone, no picture
+    visual: np.ndarray | Pictures
     prompts: Row
 
     @property
     def num_frames(self) -> int:
-        """F; 0 for text alone."""
+        """Return F; 0 for text alone."""
         return len(self.visual) if isinstance(self.visual, np.ndarray) else 0
 
 
 class LocalClient:
-    """Answers in batches of clips; requests on one clip share its encoding.
+    """Answers in batches of clips; requests about one clip share its encoding.
 
-    A sampled reply (temperature above 0) has its clip for itself: its draw depends on the request
-    alone. With several processes all are given the same requests and get all replies; each reads
-    its share of the clips and brings its share of every batch.
+    A sampled request (temperature above 0) never shares a batch row, so its draw depends on the
+    request alone. With several processes all must be given the same requests and get all replies;
+    each decodes its share of the clips and brings its rows of every batch.
 
     Args:
-        model: loaded with rows split over all devices.
-        role: section of the role.
-        batch_rows: clips at a time, of all processes.
+        model: Loaded with rows split over all devices.
+        role: Section of the role.
+        batch_rows: Clips per batch, over all processes.
     """
 
     def __init__(self, model: Model, role: Role, batch_rows: int) -> None:
@@ -64,12 +72,12 @@ class LocalClient:
         self._generator = model.generator(decoding)
 
     def replies(self, requests: Iterable[Request]) -> Replies:
-        """Replies in the order of the batches; the next batches are decoded meanwhile."""
+        """Yield replies in the order of the batches; the next window is decoded meanwhile."""
         rest, size = iter(requests), self._generator.batch_rows * self._count
         with ThreadPoolExecutor(1) as pool:
             ahead = None
             while True:
-                window = list(islice(rest, size * AHEAD))
+                window = list(islice(rest, size * WINDOW))
                 following = pool.submit(self._read, window) if window else None
                 if ahead is not None:
                     yield from self._answers(*ahead.result())
@@ -78,20 +86,20 @@ class LocalClient:
                 ahead = following
 
     def _read(self, window: list[Request]) -> tuple[list[list[Request]], list[_Row | Failure]]:
-        """The window's parts, each of one clip, and this process's share of them, read."""
-        groups: dict[tuple, list[Request]] = {}
+        """Return the requests grouped by clip, and the rows of this process's share of them."""
+        by_clip: dict[tuple, list[Request]] = {}
         for request in window:
             key = (request.clip, request.id if self._sampled else "")
-            groups.setdefault(key, []).append(request)
-        parts = [
+            by_clip.setdefault(key, []).append(request)
+        groups = [
             asked[i : i + MOST_QUESTIONS]
-            for asked in groups.values()
+            for asked in by_clip.values()
             for i in range(0, len(asked), MOST_QUESTIONS)
         ]
-        own = range(self._index, len(parts), self._count)
-        return parts, [self._row(i, parts[i]) for i in own]
+        own = range(self._index, len(groups), self._count)
+        return groups, [self._row(i, groups[i]) for i in own]
 
-    def _row(self, part: int, requests: Sequence[Request]) -> _Row | Failure:
+    def _row(self, group: int, requests: Sequence[Request]) -> _Row | Failure:
         clip = requests[0].clip
         if clip is None:
             visual: np.ndarray | Pictures = self._processor.pictures([])
@@ -103,25 +111,26 @@ class LocalClient:
         try:
             shown = Clip(visual, (), 0.0) if isinstance(visual, np.ndarray) else visual
             asked = [request.prompt for request in requests]
-            return _Row(part, requests, visual, self._processor.prompts(asked, shown))
+            return _Row(group, requests, visual, self._processor.prompts(asked, shown))
         except InputError as error:
             return Failure(str(error))
 
-    def _answers(self, parts: list[list[Request]], read: list[_Row | Failure]) -> Replies:
-        own = range(self._index, len(parts), self._count)
-        # Frames of every part, or why it has none, known to all.
-        found: dict[int, int | str] = {}
-        said = {
+    def _answers(self, groups: list[list[Request]], read: list[_Row | Failure]) -> Replies:
+        """Yield the replies to all groups, of which this process has read its share."""
+        own = range(self._index, len(groups), self._count)
+        known = {
             i: r.reason if isinstance(r, Failure) else r.num_frames
             for i, r in zip(own, read, strict=True)
         }
-        for theirs in gather(list(said.items())):
+        # Of all processes: the number of frames of every group, or why it has none.
+        found: dict[int, int | str] = {}
+        for theirs in gather(list(known.items())):
             found.update(theirs)
         for i, reason in sorted(found.items()):
             if isinstance(reason, str):
-                yield from ((request, Failure(reason)) for request in parts[i])
+                yield from ((request, Failure(reason)) for request in groups[i])
         rows = [row for row in read if isinstance(row, _Row)]
-        # Rows of one shape follow one another: few programs are compiled.
+        # Rows of one shape follow one another, so that few programs are compiled.
         rows.sort(key=lambda row: row.prompts.input_ids.shape, reverse=True)
         for count in sorted({n for n in found.values() if isinstance(n, int)}, reverse=True):
             alike = [row for row in rows if row.num_frames == count]
@@ -129,14 +138,14 @@ class LocalClient:
             for start in range(0, most, self._generator.batch_rows):
                 batch = alike[start : start + self._generator.batch_rows]
                 texts = self._generate(batch)
-                for part, replies in sorted(sum(gather(texts), [])):
-                    yield from zip(parts[part], replies, strict=False)
+                for group, replies in sorted(sum(gather(texts), [])):
+                    yield from zip(groups[group], replies, strict=True)
 
     def _generate(self, rows: list[_Row]) -> list[tuple[int, list[str]]]:
-        """Return (part, replies) of this process's rows; there may be none, if others have some."""
-        questions = max([len(row.requests) for row in rows], default=1)
+        """Return (group, replies) of this process's rows, of which there may be none."""
+        questions = max(gather(max([len(row.requests) for row in rows], default=1)))
         shape = self._generator.batch_rows, 1 << (questions - 1).bit_length()
         visuals, prompts = [row.visual for row in rows], [row.prompts for row in rows]
         seeds = [row.requests[0].seed for row in rows]
         texts = self._generator.answer(visuals, prompts, seeds, shape)
-        return [(row.part, replies) for row, replies in zip(rows, texts, strict=True)]
+        return [(row.group, replies) for row, replies in zip(rows, texts, strict=True)]

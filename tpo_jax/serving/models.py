@@ -1,4 +1,4 @@
-"""A model that is served: what it sees of a request, and its batches."""
+"""A model of the server: rows from requests, answers to batches of rows."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -15,27 +15,34 @@ from tpo_jax.inference.generator import Answer, Decoding
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.pictures import Pictures
 
-# Coarser than `generate`'s: a server sees every length, and each new one is compiled for.
+# Coarser than `generate`'s: a server sees all lengths, and compiles for each new one.
 QUESTION_MULTIPLE = 64
 
 
 class Visual(NamedTuple):
-    """What a model is shown. Equal keys are equal visuals."""
+    """A video or images as a model sees them.
+
+    Attributes:
+        key: Equal for equal visuals.
+        frames: uint8 `[F, S, S, 3]` of a video, or images.
+        times: Of a video's frames, seconds.
+        duration: Of a video, seconds; 0 if its frames have no times.
+    """
 
     key: tuple
-    frames: np.ndarray | Pictures  # uint8 [F, S, S, 3] of a video, or images
-    times: tuple[float, ...]  # of a video's frames, seconds
+    frames: np.ndarray | Pictures
+    times: tuple[float, ...]
     duration: float
 
     @property
     def shape(self) -> tuple:
-        """Visuals of equal shape run in one batch."""
+        """Return a key that is equal for visuals that can share a batch."""
         return self.frames.shape if isinstance(self.frames, np.ndarray) else ("images",)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """One checkpoint, loaded."""
+    """A loaded model and its name in the API."""
 
     name: str
     model: inference.Model
@@ -47,16 +54,16 @@ class Model:
         return self.model.config
 
     def row(self, questions: Sequence[str], visual: Visual) -> Row:
-        """The questions about one visual.
+        """Return the tokenized questions about one visual.
 
         Raises:
-            InputError: a question the template has no room for, or a prompt too long.
+            InputError: The template cannot hold a question, or a prompt is too long.
         """
         processor = self.model.processor
         if not isinstance(visual.frames, np.ndarray):
             return processor.prompts(questions, visual.frames)
         questions = [processor.without_placeholder(question) for question in questions]
-        # Frames whose times are unknown have no sentence on them.
+        # Without times the prompt has no time instruction.
         times = visual.times if visual.duration else ()
         return processor.prompts(questions, Clip(visual.frames, times, visual.duration))
 
@@ -69,7 +76,7 @@ class Model:
         new_tokens: np.ndarray,
         dropped: Callable[[], np.ndarray],
     ) -> Iterator[list[list[Answer]]]:
-        """Answers of a batch as they grow; see `Generator.steps`. `new_tokens` has its shape."""
+        """Yield the answers of a batch as they grow; arguments are those of `Generator.steps`."""
         decoding = Decoding(self.max_new_tokens, sampling, question_multiple=QUESTION_MULTIPLE)
         yield from self.model.generator(decoding).steps(
             [visual.frames for visual in visuals],
@@ -91,7 +98,7 @@ def load(directory: str | Path, name: str, max_new_tokens: int, dtype: str) -> M
 
 
 def names(directories: Sequence[str]) -> list[str]:
-    """What clients call the models: the last parts of their paths, as many as tell them apart."""
+    """Return the models' API names: the last parts of their paths, as many as are unique."""
     paths = [Path(directory).absolute().parts for directory in directories]
     for n in range(1, max(map(len, paths)) + 1):
         short = ["/".join(path[-n:]) for path in paths]
