@@ -27,9 +27,9 @@ from tpo_jax.data.processor import Processor
 from tpo_jax.evaluation import rescoring, runner
 from tpo_jax.evaluation.benchmarks import Question
 from tpo_jax.evaluation.scorers import BENCHMARKS, Scorer
+from tpo_jax.families.llava_qwen.config import TowerConfig
 from tpo_jax.inference.generator import Decoding
 from tpo_jax.inference.model import place
-from tpo_jax.models.config import TowerConfig
 from tpo_jax.worlds.tokenizer import train_tokenizer
 
 _MEDIA = flags.DEFINE_string("media", "../shared/media", "folder of clips")
