@@ -1,4 +1,4 @@
-"""Several calls of one door in one child process: starting Python and JAX takes the time."""
+"""Several calls of one command in one child process: starting Python and JAX takes the time."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ import contextlib, importlib, io, json, sys
 from absl import flags
 from tpo_jax.errors import run_command
 
-door = importlib.import_module(sys.argv[1])
+module = importlib.import_module(sys.argv[1])
 results = []
 for arguments in json.loads(sys.argv[2]):
     for command in getattr(door, "COMMANDS", {}).values():
@@ -23,7 +23,7 @@ for arguments in json.loads(sys.argv[2]):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            run_command(getattr(door, "COMMANDS", None) or door.main)
+            run_command(getattr(module, "COMMANDS", None) or module.main)
             code = 0
         except SystemExit as end:
             code = end.code or 0
@@ -33,22 +33,22 @@ print(json.dumps(results))
 
 
 class Result(NamedTuple):
-    """What a call left: exit code, standard output, standard error."""
+    """Exit code, standard output and standard error of a call."""
 
     code: int
     out: str
     err: str
 
 
-def call(door: str, *calls: dict, command: str = "") -> list[Result]:
-    """Runs `python -m tpo_jax.<door> [command]` per mapping of flags; a list repeats a flag."""
+def call(name: str, *calls: dict, command: str = "") -> list[Result]:
+    """Run `python -m tpo_jax.<name> [command]` per mapping of flags; a list repeats a flag."""
     first = [command] if command else []
     arguments = [
         [*first, *(f"--{k}={v}" for k, values in flags.items() for v in _listed(values))]
         for flags in calls
     ]
-    command = [sys.executable, "-c", _CHILD, f"tpo_jax.{door}", json.dumps(arguments)]
-    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    child_command = [sys.executable, "-c", _CHILD, f"tpo_jax.{name}", json.dumps(arguments)]
+    child = subprocess.run(child_command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr
     return [Result(*values) for values in json.loads(child.stdout.splitlines()[-1])]
 
