@@ -34,7 +34,7 @@ fi
 
 lint=0 tests=0
 bash launch/lint.sh </dev/null || lint=$?
-# Two processes. The tests of a file stay in one of them, in the order of tests/conftest.py.
-python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder "$@" </dev/null || tests=$?
+# Two processes; tests/conftest.py says which tests stay together and in which order.
+python -m pytest -n 2 --no-loadscope-reorder "$@" </dev/null || tests=$?
 [ "$lint" = 0 ] || echo "launch/test.sh: the linters failed, see above pytest's output" >&2
 exit $((lint || tests))

@@ -34,30 +34,31 @@ TESTS = Path(__file__).resolve().parent
 SHARED = TESTS.parents[1] / "shared"
 
 
-# Tests that share something expensive run in one process, whatever their files: the quickstart's
-# run, and libtpu, which one process at a time can hold.
-SHARED_FIXTURES = ("smoke_quickstart",)
+# Files that run in the process of another, because they share an expensive fixture.
+TOGETHER = {"tests/study/test_quickstart.py": "tests/test_notebooks.py"}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Run the tests of a file in one process, so that fixtures and programs are made once.
+
+    One process at a time can hold libtpu: the tests that need it are in one file.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return TOGETHER.get(file, file)
+
+    return Files(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Make a file one group of `--dist loadgroup`, and start with the groups that take longest.
-
-    Fixtures and programs of a file are then made in one process only.
-    """
-
-    def group(item: pytest.Item) -> str:
-        if item.get_closest_marker("tpu_compiler"):
-            return "tpu_compiler"
-        shared = [name for name in SHARED_FIXTURES if name in getattr(item, "fixturenames", ())]
-        return shared[0] if shared else item.path.relative_to(TESTS).as_posix()
-
-    slow: collections.Counter[str] = collections.Counter()
-    groups = {item: group(item) for item in items}
-    for item, name in groups.items():
-        item.add_marker(pytest.mark.xdist_group(name))
-        slow[name] += item.get_closest_marker("slow") is not None
+    """With several processes, start with the files that have most slow tests."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: (-slow[groups[item]], groups[item]))
+        slow = collections.Counter(x.path for x in items if x.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True, scope="session")
