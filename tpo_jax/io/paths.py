@@ -57,6 +57,9 @@ def local_path(name: str, path: str | Place) -> Path:
     return Path(path)
 
 
+flags.disclaim_key_flags()  # flags defined here belong to the module that calls `define_…`
+
+
 class _PathParser(flags.ArgumentParser):
     """Parses a flag's value as a path; refuses one in a bucket unless the command can read it."""
 
