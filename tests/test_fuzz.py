@@ -1,4 +1,4 @@
-"""A few hundred bad inputs; `python -m tests.fuzz` tries as many as one likes."""
+"""A few hundred bad inputs; `python -m tests.fuzz` tries any number of them."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def check(name, kind, cache, keep, command):
 
 
 def test_archives_that_nobody_changed_are_unpacked(cache, tmp_path, monkeypatch):
-    """Else their fuzzing would end at the command."""
+    """Otherwise every fuzzed archive would be refused for its names alone."""
     monkeypatch.setattr(mutate, "data", lambda rng, original, other=b"": original)
     with Command("tpo_jax.prepare") as command:
         tally = fuzz("archives", 12, 0, cache, tmp_path, command)
