@@ -71,7 +71,7 @@ def _follow_parent(*_) -> None:
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
-    def watch():
+    def watch() -> None:
         if parent:
             parent.join()
         os._exit(1)

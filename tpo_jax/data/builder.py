@@ -35,10 +35,10 @@ class _Writer(ExampleWriter):
     manifest.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(file_format=tfds.core.FileFormat.ARRAY_RECORD)
 
-    def write(self, path, examples):
+    def write(self, path: Any, examples: Any) -> None:
         index = []
 
         def records() -> Iterator[PairRecord]:
