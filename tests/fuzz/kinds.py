@@ -25,7 +25,6 @@ from tpo_jax import families
 from tpo_jax.checkpoints.huggingface_export import export_model
 from tpo_jax.data import preparation, shards
 from tpo_jax.data.records import FRAME_ENCODINGS
-from tpo_jax.models.config import ModelConfig
 from tpo_jax.training.experiment import base
 from tpo_jax.video import sampling
 from tpo_jax.video.decode import probe
@@ -120,7 +119,7 @@ def _make_checkpoint(folder: Path, tokenizer: Path) -> None:
         small.decoder, vocab_size=304, width=16, layers=1, heads=2, kv_heads=1, mlp_width=16
     )
     tower = dataclasses.replace(small.tower, width=16, heads=2, mlp_width=16)
-    config = ModelConfig(tower, decoder, max_length=1024)
+    config = dataclasses.replace(small, tower=tower, decoder=decoder, max_length=1024)
     folder.mkdir()
     export_model(folder, config, families.init_params(config, 0), None, None)
     for file in tokenizer.iterdir():
