@@ -15,7 +15,7 @@ from tpo_jax.errors import run_command
 module = importlib.import_module(sys.argv[1])
 results = []
 for arguments in json.loads(sys.argv[2]):
-    for command in getattr(door, "COMMANDS", {}).values():
+    for command in getattr(module, "COMMANDS", {}).values():
         command.values.unparse_flags()
     for name in flags.FLAGS:
         flags.FLAGS[name].unparse()

@@ -1,4 +1,4 @@
-"""The convert door, and the doors on what it makes: one model in two layouts gives the same output;
+"""The convert command, and others on its output: a model answers alike in both layouts;
 memory is bounded by a parameter; wrong input is one line and leaves nothing behind.
 """
 
@@ -241,15 +241,15 @@ def test_wrong_models_are_one_line_and_leave_nothing(layout, inputs, tmp_path):
     before = set(tmp_path.iterdir())
     score = {"pairs": inputs / "pairs.jsonl", "videos": inputs / "videos", "num_frames": 2}
     question = {"video": inputs / "videos" / "v0", "prompt": "What?", "num_frames": 2}
-    for door, model, flags in (
+    for command, model, flags in (
         ("convert", "input", {"output": tmp_path / "out"}),
         ("score", "checkpoint", score | {"output": tmp_path / "out"}),
         ("generate", "checkpoint", question | {"max_new_tokens": 1}),
     ):
-        tried = [name for name in cases if door == "convert" or name != "kept"]
-        results = call(door, *(flags | {model: tmp_path / name} for name in tried))
+        tried = [name for name in cases if command == "convert" or name != "kept"]
+        results = call(command, *(flags | {model: tmp_path / name} for name in tried))
         for name, result in zip(tried, results, strict=True):
-            assert (result.code, result.out) == (2, ""), (door, name, result)
+            assert (result.code, result.out) == (2, ""), (command, name, result)
             (line,) = result.err.splitlines()
-            assert line.startswith("error: ") and cases[name][1] in line, (door, name)
+            assert line.startswith("error: ") and cases[name][1] in line, (command, name)
         assert set(tmp_path.iterdir()) == before

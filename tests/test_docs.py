@@ -55,7 +55,7 @@ for module, *arguments in json.loads(sys.argv[1]):
         except SystemExit:
             pass
     complaints.append(said.getvalue().strip())
-    # Every door is its own program: two may define a flag of the same name.
+    # Every command is its own program: two may define a flag of the same name.
     for flag in set(flags.FLAGS) - known:
         delattr(flags.FLAGS, flag)
 print(json.dumps(complaints))
@@ -90,15 +90,15 @@ class Block(NamedTuple):
         return found
 
     @property
-    def doors(self) -> list[list[str]]:
+    def calls(self) -> list[list[str]]:
         """Module and arguments of every `python -m tpo_jax.…`, on this machine or on a TPU."""
         found = []
         for words in self.commands:
             if re.fullmatch(r"python[\d.]*", Path(words[0]).name) and words[1:2] == ["-m"]:
                 found += [words[2:]] if words[2].startswith("tpo_jax") else []
             elif words[:2] == ["bash", "launch/tpu_run.sh"] and "--" in words:
-                door, *arguments = words[words.index("--") + 1 :]
-                found.append([f"tpo_jax.{door}", *arguments])
+                command, *arguments = words[words.index("--") + 1 :]
+                found.append([f"tpo_jax.{command}", *arguments])
         return found
 
     @property
@@ -165,9 +165,9 @@ def test_a_block_is_run_or_says_what_it_needs(block: Block):
     for name in block.runners:
         assert (ROOT / name).is_file(), f"{block.place}: no such file {name}"
     texts = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in block.runners)
-    for module, *_ in block.doors:
-        door = module.removeprefix("tpo_jax.")
-        assert re.search(rf"\b{door}\b", texts), f"{block.place}: {block.runners} never run {door}"
+    for module, *_ in block.calls:
+        name = module.removeprefix("tpo_jax.")
+        assert re.search(rf"\b{name}\b", texts), f"{block.place}: {block.runners} never run {name}"
     for _, script, *_ in block.scripts:
         assert script in texts, f"{block.place}: {block.runners} never run {script}"
 
@@ -180,19 +180,19 @@ def test_a_block_is_shell(block: Block):
         assert (ROOT / script).is_file(), f"{block.place}: no such file {script}"
 
 
-def test_every_door_takes_its_flags():
-    given = [(block.place, door) for block in BLOCKS for door in block.doors]
+def test_every_command_takes_its_flags():
+    given = [(block.place, call) for block in BLOCKS for call in block.calls]
     assert len(given) > 30
     wrong = ["--config=configs/tiny.py", "--workdir=a", "--config.data.shard=b"]
-    doors = json.dumps([*(door for _, door in given), ["tpo_jax.train", *wrong]])
+    calls = json.dumps([*(call for _, call in given), ["tpo_jax.train", *wrong]])
     child = subprocess.run(
-        [sys.executable, "-c", PARSE, doors], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", PARSE, calls], cwd=ROOT, capture_output=True, text=True
     )
     assert child.returncode == 0, child.stderr
     *complaints, expected = json.loads(child.stdout)
     assert "no such field: shard; did you mean shards?" in expected
-    for (place, door), complaint in zip(given, complaints, strict=True):
-        assert not complaint, f"{place}: {shlex.join(door)}: {complaint}"
+    for (place, call), complaint in zip(given, complaints, strict=True):
+        assert not complaint, f"{place}: {shlex.join(call)}: {complaint}"
 
 
 def test_the_launcher_takes_its_flags():

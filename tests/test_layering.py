@@ -114,7 +114,7 @@ for count, name in enumerate(sys.argv[2].split(), start=1):
     assert dict(jax.config.values) == config, f"{name} changes jax.config"
     assert not out.getvalue(), f"{name} prints"
     assert not flags.FLAGS.is_parsed(), f"{name} parses flags"
-    # Every door is its own program: two may define a flag of the same name.
+    # Every command is its own program: two may define a flag of the same name.
     for flag in set(flags.FLAGS) - known:
         delattr(flags.FLAGS, flag)
     try:

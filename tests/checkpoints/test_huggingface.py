@@ -76,7 +76,7 @@ def test_round_trip_is_byte_identical(tmp_path, family, dtype):
     assert json.loads((back / index).read_text()) == json.loads((source / index).read_text())
 
 
-def test_door_both_ways(tmp_path, longva, qwen2_tokenizer):
+def test_command_both_ways(tmp_path, longva, qwen2_tokenizer):
     tensors = originals.write_checkpoint(tmp_path / "source", longva, dtype=torch.bfloat16)
     there = convert(tmp_path / "source", tmp_path / "native", "--max_length=99")
     assert (there.returncode, there.stdout.strip()) == (0, str(tmp_path / "native")), there.stderr

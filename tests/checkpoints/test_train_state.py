@@ -120,7 +120,7 @@ def test_whatever_is_missing_or_cut_no_other_state_comes_back(two, tmp_path, cap
             assert said == (step == 1) == (directory / "2.broken").exists()
             fell_back += [name] * (step == 1)
             checkpoints.close()
-    for name in files:  # what holds values; some of the others nobody reads
+    for name in files:  # those that hold values; some others are never read
         if name.parent.name == "d" or name.name == "data.json":
             assert fell_back.count(name) == 2
 
@@ -171,7 +171,7 @@ def test_a_full_disk_is_reported_and_the_next_try_decides(small_disk, capfd, cap
         assert checkpoints.due(3)
     message = "the checkpoint of step 2 cannot be written: "
     error = capfd.readouterr().err
-    assert message in error and "No space left on device" in error and "training goes on" in error
+    assert message in error and "No space left on device" in error and "training continues" in error
     assert steps(directory) == {"1"} and checkpoints.latest_step == 1
 
     (small_disk / "ballast").unlink()

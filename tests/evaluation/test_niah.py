@@ -1,4 +1,4 @@
-"""The needle test: the scores of the PyTorch original, on any mesh; files, and the door."""
+"""The needle test: the scores of the PyTorch original, on any mesh; files, and the command."""
 
 import dataclasses
 import json
@@ -181,7 +181,7 @@ def test_needles_that_are_none(row, message, needles, tokenizer) -> None:
         niah_files.read_needles(needles, processor)
 
 
-def test_door(models, movie, needles, compiled, tmp_path, monkeypatch) -> None:
+def test_command(models, movie, needles, compiled, tmp_path, monkeypatch) -> None:
     """A run that grows on two devices, the files it writes, and what the user can do wrong."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(compiled))
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")

@@ -144,7 +144,7 @@ def write_tasks(folder, package, data) -> None:
         (folder / f"local_{name}.yaml").write_text(json.dumps(task))
 
 
-# One task that guesses at a time: the next would go on with the random numbers it leaves.
+# One task that guesses at a time: the next would continue its sequence of random numbers.
 INTERLEAVED = "longvideobench_val_i"
 
 

@@ -245,7 +245,7 @@ def test_minimum_is_linear_in_rows_and_answers():
     assert one < flops(1, 2) < 2 * one  # the prefix is shared
 
 
-def test_door_refuses_in_one_line():
+def test_command_refuses_in_one_line():
     command = [sys.executable, "-m", "tpo_jax.plan", "--config=configs/longva_tpo.py"]
     result = subprocess.run(
         [*command, "--topology=nowhere", "--config.model.preset=longva_7b"],

@@ -185,12 +185,12 @@ class TrainCheckpoints:
 
     def _give_up(self, error: Exception, fatal: bool) -> None:
         step, self._writing, self._failed = self._writing, None, True
-        self._remove_unfinished()  # what is there of it takes the room of the next
+        self._remove_unfinished()  # its files take the space of the next
         self._checkpointer.reload()
         text = f"the checkpoint of step {step} cannot be written: {_reason(error)}"
         if fatal:
             raise OSError(f"{text}; last complete checkpoint: {_named(self.latest_step)}")
-        _note(f"{text}; training goes on until the next one is due")
+        _note(f"{text}; training continues until the next one is due")
 
     def latest_meta(self) -> dict | None:
         """`meta` of the newest checkpoint that has a readable one, None if there is no checkpoint.

@@ -1,7 +1,7 @@
 """Shards to batches: which pairs a batch holds, and what becomes of them.
 
 Batch `k` is a pure function of the config and `k`, so the state of an iterator is `k` alone: it is
-the same on every host, and a run may go on with other hosts and workers than it began with. Grain
+the same on every host, and a run may resume with other hosts and workers than it began with. Grain
 only carries batches over from worker processes ahead of time.
 """
 

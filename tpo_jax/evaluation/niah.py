@@ -295,5 +295,5 @@ def exact(
     x = model.embed_prefix(batch.prefix_ids, visual, batch.visual_index)
     y = model.decoder.embed(ids)
     hidden = model.decoder.row(x, batch.prefix_mask, y, mask, back_end=back_end)
-    right = (model.likeliest(hidden) == targets) | ~labelled
+    right = (model.next_tokens(hidden) == targets) | ~labelled
     return constrain(right.all(axis=(1, 2)), None)

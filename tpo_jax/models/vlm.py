@@ -105,8 +105,8 @@ class VideoLanguageModel(nnx.Module):
         logps = gather_logps(flat[0], self.decoder.head.kernel[...], flat[1], chunk)
         return jnp.where(batch.target_mask, logps.reshape(B, Q, A, R), 0.0)
 
-    def likeliest(self, hidden: jax.Array) -> jax.Array:
-        """The likeliest next token at every position of `[..., D]`: int32 `[...]`."""
+    def next_tokens(self, hidden: jax.Array) -> jax.Array:
+        """Return the argmax of the logits at every position of `[..., D]`: int32 `[...]`."""
         return jnp.argmax(_logits(hidden, self.decoder.head.kernel[...]), axis=-1)
 
     def token_logps(self, batch: Batch, *, chunk: int = 0, **how) -> jax.Array:
