@@ -14,7 +14,7 @@ from PIL import Image
 from tests import originals
 from tests.batches import one_row
 from tpo_jax import families
-from tpo_jax.checkpoints.huggingface import flatten
+from tpo_jax.checkpoints.huggingface import flatten, weights
 from tpo_jax.checkpoints.models import load_model
 from tpo_jax.families.llava_qwen.model import pool
 from tpo_jax.families.llava_qwen.processing import picture
@@ -325,9 +325,9 @@ def test_loss_and_gradients(family, agree, record_property):
     agree(f"{name} summed log-probabilities", logps.sum(-1)[0, 0], summed, LOGPS)
     agree(f"{name} DPO + SFT loss", our_loss, their_loss, LOSS)
 
-    weights = dict(original.named_parameters())
+    named = dict(original.named_parameters())
     theirs = {
-        name: weights.get(name, weights.get(name.replace("vision_model.", ""))).grad
+        name: named.get(name, named.get(name.replace("vision_model.", ""))).grad
         for leaf in weights(config).leaves.values()
         for name in leaf.names
     }
