@@ -148,10 +148,12 @@ def one_against_eight(name: str, config: ModelConfig) -> list[str]:
         write_checkpoint(Path(directory), original)
         params = load_model(directory).params
     once = make_batch(config, 1, M)
-    eight = {k: np.repeat(v, M, axis=0) for k, v in once.items()}
-    eight["input_ids"] = once["input_ids"].reshape(M, 1, R)
-    eight["input_mask"] = once["input_mask"].reshape(M, 1, R)
-    rows = [{k: v[i : i + 1] for k, v in eight.items()} for i in range(M)]
+    eight = dataclasses.replace(
+        jax.tree.map(lambda x: np.repeat(x, M, axis=0), once),
+        input_ids=once.input_ids.reshape(M, 1, 1, R),
+        input_mask=once.input_mask.reshape(M, 1, 1, R),
+    )
+    rows = [jax.tree.map(lambda x, i=i: x[i : i + 1], eight) for i in range(M)]
     new = 8
     seconds = best(
         {
@@ -164,7 +166,7 @@ def one_against_eight(name: str, config: ModelConfig) -> list[str]:
     same = (together[0] == apart[:, 0]).mean()
     return [
         name,
-        str(once["prefix_ids"].shape[1]),
+        str(once.prefix_ids.shape[1]),
         f"{seconds['once'] * 1e3:.0f}",
         f"{seconds['batch'] * 1e3:.0f}",
         f"{seconds['batch'] / seconds['once']:.1f}",

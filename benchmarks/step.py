@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import step_formula, step_others
 from benchmarks.step_layouts import measure, table
 from tpo_jax import families
-from tpo_jax.families.llava_qwen.config import TowerConfig
+from tpo_jax.families.llava_qwen.config import LlavaQwenConfig, TowerConfig
 from tpo_jax.models.batch import BatchShape
 from tpo_jax.models.config import DecoderConfig, ModelConfig
 from tpo_jax.planning.plan import CHIPS, minimum_flops
@@ -36,7 +36,7 @@ PEAK = flags.DEFINE_float("peak_tflops", 0, "Of the device, where this file does
 OUTPUT = flags.DEFINE_string("output", None, "File for the tables, besides standard output.")
 
 # 7B in proportion: tokens of a frame over tokens of an answer, tower and head over decoder.
-SMALL = ModelConfig(
+SMALL = LlavaQwenConfig(
     TowerConfig("clip", 48, 8, width=128, layers=3, heads=4, mlp_width=512),
     DecoderConfig(2048, 512, 4, 8, 2, head_dim=64, mlp_width=1408, rope_theta=1e6),
     max_length=4096,

@@ -69,23 +69,6 @@ def test_frames_of_unknown_times_have_no_sentence_on_them(tokenizer) -> None:
         short.prompts(QUESTIONS, clip_of(200, known=False))
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_empty_frames_stand_behind_the_video_and_before_no_token(name, tokenizer) -> None:
-    """A newline behind the whole video is the last visual token of the padded one, too."""
-    config = dataclasses.replace(families.preset(name), newline="one_token")
-    processor = Processor(config, tokenizer)
-    clip = clip_of(3)
-    row = processor.scored(QUESTIONS[0], ["It rains.", "Nothing"], clip)
-    frames, padded = processor.pad_frames(clip, row, 5)
-    assert (frames[:3] == clip.frames).all() and not frames[3:].any() and len(frames) == 5
-    V = config.tokens_per_frame
-    assert padded.visual_index.max() == 5 * V and row.visual_index.max() == 3 * V
-    same = row.visual_index < 3 * V
-    assert (padded.visual_index[same] == row.visual_index[same]).all()
-    whole, unchanged = processor.pad_frames(clip, row, 3)
-    assert (whole == clip.frames).all() and (unchanged.visual_index == row.visual_index).all()
-
-
 def test_images_of_files_and_of_memory_are_the_same(tokenizer, tmp_path) -> None:
     processor = Processor(families.preset("tiny_llava_video"), tokenizer)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)

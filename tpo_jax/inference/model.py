@@ -26,6 +26,7 @@ from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.pictures import Pictures
 from tpo_jax.parallel.mesh import AXES, make_mesh
 from tpo_jax.parallel.sharding import ROWS, check_heads, parameter_shardings
+from tpo_jax.video.sampling import RULES
 
 Questions = TypeVar("Questions", str, list[str])
 GREEDY = Sampling()
@@ -39,7 +40,8 @@ class Model:
     """
 
     processor: Processor
-    params: dict  # as `abstract_params(config)`, in the compute dtype
+    # As `abstract_params(config)`, in the compute dtype; not printed with the model.
+    params: dict = dataclasses.field(repr=False)
     mesh: jax.sharding.Mesh
 
     @property
@@ -112,6 +114,8 @@ class Model:
             InputError: a file that cannot be read, or a prompt that the context does not hold.
         """
         questions = [question] if isinstance(question, str) else question
+        if not questions:
+            raise InputError("no question: give one, or a list of them")
         visual = self._visual(video, images, num_frames)
         row = self.processor.prompts(self._asked(questions, visual), visual)
         decoding = Decoding(max_new_tokens, sampling, seed, batch_rows=1)
@@ -171,6 +175,11 @@ class Model:
         Raises:
             InputError: a pair that is not valid or cannot be read; the message names it.
         """
+        if rule not in RULES or num_frames < 1:
+            known = ", ".join(RULES)
+            raise InputError(
+                f"rule={rule!r} must be one of {known}, num_frames={num_frames} above 0"
+            )
         checked = [
             pair if isinstance(pair, Pair) else pair_of(pair, number)
             for number, pair in enumerate(pairs)
@@ -180,12 +189,16 @@ class Model:
     def _visual(
         self, video: str | Path | Visual | None, images: Sequence, num_frames: int
     ) -> Visual:
+        if isinstance(images, str | Path):
+            raise InputError(f"images={str(images)!r} must be a list of files or PIL images")
         if video is None:
             return self.processor.pictures(images)
         if len(images):
             raise InputError("give a video or images, not both")
         if isinstance(video, Clip | Pictures):
             return video
+        if num_frames < 1:
+            raise InputError(f"num_frames={num_frames} must be at least 1")
         return self.processor.video(video, num_frames)
 
     def _asked(self, questions: Sequence[str], visual: Visual) -> Sequence[str]:
@@ -246,6 +259,8 @@ def load(
     Raises:
         InputError: what is wrong with the directory, or a mesh that does not fit the devices.
     """
+    if dtype not in (None, "float32", "bfloat16"):
+        raise InputError(f"dtype={dtype!r} must be 'float32', 'bfloat16' or None")
     processor, mesh = processor or load_processor(directory), _mesh(mesh)
     decoder = processor.config.decoder
     check_heads(decoder.heads, decoder.kv_heads, mesh)
@@ -264,4 +279,6 @@ def place(
 def _mesh(mesh: Mapping[str, int] | jax.sharding.Mesh | None) -> jax.sharding.Mesh:
     if isinstance(mesh, jax.sharding.Mesh):
         return mesh
+    if unknown := set(mesh or ()) - set(AXES):
+        raise InputError(f"mesh has no axis {min(unknown)!r}; there are {', '.join(AXES)}")
     return make_mesh({**dict.fromkeys(AXES, 1), **(mesh or {"context": -1})})

@@ -19,11 +19,11 @@ from tpo_jax.parallel.attention import continuation_attention, prefix_attention
 from tpo_jax.parallel.sharding import ROWS, axis_size, constrain, constrain_layer
 from tpo_jax.parallel.splash import zigzag_positions
 
-# What of a layer a table may name, in the order it is computed: `qkv` rotated queries, keys and
-# values, `attention` what attention returns, `residual` the stream between attention and MLP,
-# `mlp` the MLP's two inner products.
 Rope = tuple[jax.Array, jax.Array]  # cosine and sine, `[..., 1, C]`
 Cache = tuple[jax.Array, jax.Array]  # keys and values
+# Tensors of a layer that a remat table may name, in the order they are computed: `qkv` rotated
+# queries, keys and values, `attention` the output of attention, `residual` the stream between
+# attention and MLP, `mlp` the MLP's two inner products.
 REMAT_TENSORS = ("qkv", "attention", "residual", "mlp")
 REMAT_POLICIES: dict[str, Callable | None] = {
     "none": jax.checkpoint_policies.everything_saveable,
