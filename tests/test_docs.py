@@ -98,6 +98,8 @@ class Block(NamedTuple):
                 found += [words[2:]] if words[2].startswith("tpo_jax") else []
             elif words[:2] == ["bash", "launch/tpu_run.sh"] and "--" in words:
                 command, *arguments = words[words.index("--") + 1 :]
+                # The launcher mounts buckets and passes the paths below the mounts (docs/tpu.md).
+                arguments = [word.replace("gs://", "/mnt/gcs/") for word in arguments]
                 found.append([f"tpo_jax.{command}", *arguments])
         return found
 
