@@ -96,7 +96,7 @@ def test_wrong_input_of_score(predictions, tmp_path) -> None:
         ("scorer", "old", "paper_era"),
         ("output", tmp_path / "no/where.jsonl", "no such directory"),
         ("output", tmp_path, "a folder"),
-        ("output", "", "--output must have a value"),
+        ("output", "", "--output=: must name a file"),
         ("output", tmp_path / "pipe", "not a regular file"),
     ):
         calls.append(flags | {name: value})

@@ -225,7 +225,7 @@ def test_command(models, movie, needles, compiled, tmp_path, monkeypatch) -> Non
     with Image.open(out / "heatmap.png") as picture:
         assert picture.size == (1750, 800)
     messages = ("weights", "12 frames, one per second", "min_frames", "dataset.json")
-    messages += ("--haystack", "cannot be read", "--depth_step=nan", "--output must have a value")
+    messages += ("--haystack", "cannot be read", "--depth_step=nan", "--output=: must name a file")
     for result, message in zip(wrong, messages, strict=True):
         assert (result.code, result.out) == (2, "")
         assert message in (line := result.err.splitlines()[-1]) and line.startswith("error: ")
