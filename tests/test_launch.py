@@ -163,7 +163,7 @@ def test_uses_an_existing_slice(project: Path, cloud: Cloud) -> None:
     result = launch(project, cloud, *SLICE, "--", "generate")
     assert (result.code, result.out) == (0, "result of worker0\n"), result.err
     other = launch(project, cloud, *FLAGS, "--accelerator=v5litepod-8", "--", "generate")
-    assert other.code == 2 and "v5litepod-16 already" in other.err
+    assert other.code == 2 and "already a v5litepod-16" in other.err
     assert not cloud.calls("gcloud", "compute", "tpus", "queued-resources", "create")
 
 
