@@ -59,7 +59,7 @@ _SETTINGS = {
 
 
 def main() -> None:
-    """Converts, and prints where to."""
+    """Convert, and print the new directory."""
     source, output = Path(_INPUT.value), Path(_OUTPUT.value)
     if output.exists():
         raise InputError(f"--output={output} exists; name a new directory")

@@ -15,6 +15,7 @@ import functools
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ def check_same_run(saved: dict, meta: dict) -> None:
             f"--workdir holds a checkpoint of a run with other {', '.join(other)}; use another one"
         )
 
-    def fields(tree, prefix=""):
+    def fields(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
         for name, value in tree.items():
             if f"{prefix}{name}" in FREE:
                 continue

@@ -8,6 +8,7 @@ checkpoint, `huggingface/` with what an export needs to give that back (see `exp
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ class Loaded:
 
 
 def is_native(directory: str | Path) -> bool:
-    """Whether a model directory is native; false: Hugging Face layout.
+    """Return whether a model directory is native; false: Hugging Face layout.
 
     Raises:
         InputError: neither, or `config.json` is missing or unreadable.
@@ -63,8 +64,8 @@ def is_native(directory: str | Path) -> bool:
     return False
 
 
-def load_config(directory: str | Path, **settings) -> ModelConfig:
-    """The config of a model directory of either layout; no weights are read.
+def load_config(directory: str | Path, **settings: Any) -> ModelConfig:
+    """Read the config of a model directory of either layout; no weights are read.
 
     Args:
         directory: the model directory.
@@ -91,10 +92,10 @@ def load_model(
     directory: str | Path,
     *,
     mesh: jax.sharding.Mesh | None = None,
-    dtype=jnp.float32,
-    **settings,
+    dtype: jax.typing.DTypeLike | None = jnp.float32,
+    **settings: Any,
 ) -> Loaded:
-    """A model from a native or Hugging Face directory.
+    """Load a model from a native or Hugging Face directory.
 
     Args:
         directory: the model directory.
@@ -122,8 +123,8 @@ def load_model(
     return Loaded(config, params, directory)
 
 
-def open_model(directory: str | Path, **settings) -> Loaded:
-    """A model whose parameters stay on disk, in their own dtypes, until they are read.
+def open_model(directory: str | Path, **settings: Any) -> Loaded:
+    """Open a model whose parameters stay on disk, in their own dtypes, until they are read.
 
     Args:
         directory: native or Hugging Face model directory.
@@ -142,7 +143,7 @@ def open_model(directory: str | Path, **settings) -> Loaded:
 def save_model(
     directory: str | Path, config: ModelConfig, params: dict, tokenizer: str | Path | None
 ) -> None:
-    """Writes a native model directory; every process calls it, arrays may be sharded over all.
+    """Write a native model directory; all processes must call this together.
 
     Everything is written under a temporary name and renamed at the end. A native model directory of
     the same name is replaced. Parameters that are still on disk are read and written one by one.
@@ -150,8 +151,8 @@ def save_model(
     Args:
         directory: where to.
         config: of the model.
-        params: as `families.abstract_params(config)`, arrays or `huggingface.Stored`, any float
-            dtype, stored as it is.
+        params: as `families.abstract_params(config)`, arrays (sharded over processes or not) or
+            `huggingface.Stored`, any float dtype, stored as it is.
         tokenizer: directory to copy the tokenizer's files from, for instance
             `Loaded.tokenizer_directory`. If it is a model directory of the same shapes, what a
             Hugging Face export needs beyond the parameters is copied along.

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from tpo_jax import families
-from tpo_jax.checkpoints.huggingface import Stored, flatten, place
+from tpo_jax.checkpoints.huggingface import Index, Stored, flatten, place
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import ModelConfig
 
@@ -18,7 +19,7 @@ _GROUP_BYTES, _CHUNK_BYTES = 2**26, 2**26
 
 
 def _metadata(folder: Path, config: ModelConfig) -> dict:
-    """Shapes and dtypes of the parameters on disk, which are those of the config."""
+    """Read shapes and dtypes of the parameters on disk, and check them against the config."""
     if not folder.is_dir():
         raise InputError(f"{folder.parent}: no params/; the directory is incomplete")
     try:
@@ -29,8 +30,10 @@ def _metadata(folder: Path, config: ModelConfig) -> dict:
     return stored
 
 
-def read_params(folder: Path, config: ModelConfig, shardings: dict, dtype) -> dict:
-    """All parameters, laid out as `shardings` says; a host reads its own parts.
+def read_params(
+    folder: Path, config: ModelConfig, shardings: dict, dtype: jax.typing.DTypeLike | None
+) -> dict:
+    """Read all parameters, laid out as `shardings` says; a host reads its own parts.
 
     Args:
         folder: what `write_params` wrote.
@@ -54,7 +57,7 @@ def read_params(folder: Path, config: ModelConfig, shardings: dict, dtype) -> di
 
 
 def _restore(folder: Path, abstract: dict) -> dict:
-    """The parameters that `abstract` names, of those in the folder."""
+    """Read the parameters that `abstract` names."""
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     try:
@@ -66,14 +69,14 @@ def _restore(folder: Path, abstract: dict) -> dict:
 
 
 def open_params(folder: Path, config: ModelConfig) -> dict:
-    """Parameters as `families.abstract_params(config)`, every leaf a `Stored`.
+    """Return parameters as `families.abstract_params(config)`, every leaf a `Stored`.
 
     Raises:
         InputError: as `read_params`; values are checked when they are read.
     """
 
-    def stored(path, leaf):
-        def read(index):
+    def stored(path: str, leaf: Any) -> Stored:
+        def read(index: Index) -> np.ndarray:
             abstract = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_one_device())
             part = _restore(folder, _nested({path: abstract}))
             values = np.asarray(flatten(part)[path])
@@ -88,7 +91,7 @@ def open_params(folder: Path, config: ModelConfig) -> dict:
 
 
 def _nested(leaves: dict) -> dict:
-    """The tree of leaves by path; `flatten` the other way round."""
+    """Return the tree of leaves by path, the inverse of `flatten`."""
     tree: dict = {}
     for path, leaf in leaves.items():
         *parents, name = path.split("/")
@@ -99,8 +102,8 @@ def _nested(leaves: dict) -> dict:
     return tree
 
 
-def check_tree(where: str, params, config: ModelConfig) -> None:
-    """Raises InputError unless names and shapes are those of the config."""
+def check_tree(where: str, params: Any, config: ModelConfig) -> None:
+    """Raise InputError unless names and shapes are those of the config."""
     found, wanted = (flatten(tree) for tree in (params, families.abstract_params(config)))
     for name in sorted(wanted.keys() ^ found.keys()):
         state = "is missing" if name in wanted else "is unknown to the config"
@@ -114,7 +117,7 @@ def check_tree(where: str, params, config: ModelConfig) -> None:
 
 
 def write_params(folder: Path, params: dict) -> None:
-    """Writes parameters in groups of `_GROUP_BYTES`, so that no more of what is on disk is held."""
+    """Write parameters; those still on disk are read `_GROUP_BYTES` at a time."""
     context = ocp.Context()
     context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
     groups: list[dict] = []

@@ -21,7 +21,7 @@ from tpo_jax.models.lora import Lora, adapters_of
 def save_adapters(
     directory: Path, model: ModelConfig, lora: Lora, trained: dict, base: str
 ) -> None:
-    """Writes everything that was trained; every process calls it.
+    """Write everything that was trained; all processes must call this together.
 
     `adapter_model.safetensors` holds the adapters and a trained projector, which
     `adapter_config.json` names in `modules_to_save`: `peft` loads both. Other trained parameters
@@ -40,7 +40,7 @@ def save_adapters(
     tensors: dict[str, np.ndarray] = {}
     others: dict[str, np.ndarray] = {}
 
-    def whole(leaf) -> np.ndarray:
+    def whole(leaf: jax.Array) -> np.ndarray:
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 
     for projection, part in adapters_of(trained).items():

@@ -66,7 +66,7 @@ class Shards:
             if name not in self or self._tensors[name].file != file:
                 raise InputError(f"{index} says that {name} is in {file}; it is not")
 
-    def _open(self, file: str):
+    def _open(self, file: str) -> safetensors.safe_open:
         try:
             return safetensors.safe_open(self.directory / file, "numpy")
         except (safetensors.SafetensorError, OSError) as error:
@@ -78,7 +78,7 @@ class Shards:
         return name in self._tensors
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
+        """Return the shape of a tensor."""
         return self._tensors[name].shape
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -86,11 +86,11 @@ class Shards:
         return {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def dtype(self, name: str) -> str:
-        """Dtype of a tensor, as safetensors names it."""
+        """Return the dtype of a tensor, as safetensors names it."""
         return self._tensors[name].dtype
 
     def read(self, name: str, index: tuple = ()) -> np.ndarray:
-        """A tensor, or a rectangle of it.
+        """Read a tensor, or a rectangle of it.
 
         Raises:
             InputError: NaN or infinity in what was read.
@@ -104,7 +104,7 @@ class Shards:
 
 
 class Entry(NamedTuple):
-    """A tensor that a file has room for."""
+    """A tensor of a file to be written."""
 
     dtype: str  # as safetensors names it
     shape: tuple[int, ...]
@@ -117,14 +117,14 @@ class Entry(NamedTuple):
 
 
 class SafetensorsWriter:
-    """Makes a file, header first, and fills it tensor by tensor in any order.
+    """A file whose header is written first and whose tensors follow in any order.
 
     The library's own writer wants every tensor of a file in memory at once. What is not written
     stays zero.
     """
 
     def __init__(self, path: Path, entries: dict[str, Entry], metadata: dict | None):
-        """Writes the header.
+        """Write the header.
 
         Args:
             path: of the new file.
@@ -150,7 +150,7 @@ class SafetensorsWriter:
             file.truncate(self._data + end)
 
     def write(self, name: str, values: np.ndarray) -> None:
-        """Puts a tensor, in its entry's dtype and shape, in its place."""
+        """Write a tensor, given in the dtype and shape of its entry."""
         with self._path.open("r+b") as file:
             file.seek(self._data + self._starts[name])
             file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)

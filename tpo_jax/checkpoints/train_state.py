@@ -38,7 +38,7 @@ class CheckpointPolicy:
     keep_checkpoints: int = 2  # the newest so many
     keep_best: str = ""  # one more, by a metric: "max:NAME" or "min:NAME"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("checkpoint_every", "checkpoint_minutes"):
             if not getattr(self, name) >= 0:  # also rejects NaN
                 raise InputError(f"train.{name}={getattr(self, name)} must not be negative")
@@ -76,7 +76,7 @@ class _EveryMinutes(ocp.training.save_decision_policies.ContinuousCheckpointingP
 
     since: datetime.datetime
 
-    def should_save(self, step, previous_steps, *, context) -> bool:
+    def should_save(self, step: Any, previous_steps: Any, *, context: Any) -> bool:
         last = dataclasses.replace(step, time=self.since)
         context = dataclasses.replace(context, is_saving_in_progress=False)
         return super().should_save(step, [last], context=context)
@@ -86,7 +86,7 @@ class TrainCheckpoints:
     """The checkpoints of one working directory."""
 
     def __init__(self, directory: str | Path, policy: CheckpointPolicy):
-        """Opens (or makes) the directory, and removes what a killed run had not finished."""
+        """Open (or make) the directory, and remove what a killed run had not finished."""
         self._directory, self._policy = Path(directory).absolute(), policy
         self._writing: int | None = None
         self._failed = False  # whether the last one could not be written
@@ -132,7 +132,7 @@ class TrainCheckpoints:
         return None if latest is None else latest.step
 
     def due(self, step: int) -> bool:
-        """Whether to save now; every process asks after every step."""
+        """Return whether to save now; all processes must call this after every step."""
         if self._writing is not None and not self._checkpointer.is_saving_in_progress():
             self._finish()
         return self._checkpointer.should_save(step)
@@ -147,13 +147,13 @@ class TrainCheckpoints:
         *,
         last: bool = False,
     ) -> None:
-        """Saves what is not there yet; returns once the arrays are copied off the devices.
+        """Save a checkpoint in the background, unless there is one of this step.
 
-        Where the one before it could not be written, and for the last of a run, it returns when
-        everything is on disk.
+        Return once the arrays are copied off the devices; for the last checkpoint of a run, and
+        after one that failed, once everything is on disk.
 
         Raises:
-            OSError: it cannot be written, it is the last or so was the one before.
+            OSError: the last checkpoint, or a second one in a row, cannot be written.
         """
         self._finish()
         once_more = self._failed
@@ -173,7 +173,7 @@ class TrainCheckpoints:
             self._finish(fatal=True)
 
     def _finish(self, fatal: bool = False) -> None:
-        """Waits for the checkpoint being written."""
+        """Wait for the checkpoint being written."""
         if self._writing is None:
             return
         try:
@@ -193,7 +193,7 @@ class TrainCheckpoints:
         _note(f"{text}; training continues until the next one is due")
 
     def latest_meta(self) -> dict | None:
-        """`meta` of the newest checkpoint that has a readable one, None if there is no checkpoint.
+        """Return the newest readable `meta`, None without checkpoints.
 
         Raises:
             InputError: there are checkpoints, and none can be read.
@@ -202,11 +202,12 @@ class TrainCheckpoints:
         return None if found is None else found[1]["meta"]
 
     def restore(self, abstract_state: Any) -> tuple[dict, dict]:
-        """(state, data) of the newest checkpoint that can be read, the state laid out as the
-        abstract one says. Newer ones are reported and renamed to `<step>.broken`.
+        """Return (state, data) of the newest checkpoint that can be read.
+
+        Newer ones are reported and renamed to `<step>.broken`.
 
         Args:
-            abstract_state: `jax.ShapeDtypeStruct`s with shardings.
+            abstract_state: `jax.ShapeDtypeStruct`s with the shardings to restore to.
 
         Raises:
             InputError: none can be read as the state of this config.
@@ -226,8 +227,8 @@ class TrainCheckpoints:
         return jax.block_until_ready(parts["state"]), parts["data"]
 
     def _newest(self, parts: dict) -> tuple[int, dict, dict[int, str]] | None:
-        """Step and parts of the newest checkpoint that all processes can read them from; what is
-        wrong with newer ones by step.
+        """Return step and parts of the newest checkpoint that all processes can read, and what is
+        wrong with newer ones, by step.
         """
         broken: dict[int, str] = {}
         for checkpoint in reversed(self._checkpointer.checkpoints):
@@ -250,7 +251,7 @@ class TrainCheckpoints:
         )
 
     def _remove_unfinished(self) -> list[str]:
-        """Removes what was not renamed, on process 0; returns the steps."""
+        """Remove unfinished checkpoints, on process 0, and return their steps."""
         found = []
         if jax.process_index() == 0:
             for path in sorted(self._directory.glob(f"*{_TEMPORARY}*")):
@@ -259,14 +260,14 @@ class TrainCheckpoints:
         return found
 
     def close(self) -> None:
-        """Waits for the checkpoint being written."""
+        """Wait for the checkpoint being written."""
         self._finish()
         self._checkpointer.close()
         logging.get_absl_logger().removeFilter(_is_news)
 
 
-def _is_news(record) -> bool:
-    """Not what all threads of Orbax say of one error, with their stacks: it is raised, too."""
+def _is_news(record: Any) -> bool:
+    """Return false for Orbax's logs of an error, one per thread with its stack: it is raised."""
     return not (record.exc_info and "orbax" in record.pathname)
 
 
@@ -279,7 +280,7 @@ def _named(step: int | None) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of the innermost cause."""
+    """Return the first line of the innermost cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error.args[0] if isinstance(error, KeyError) and error.args else error).splitlines()

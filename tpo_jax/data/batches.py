@@ -61,7 +61,7 @@ class BatchIterator(Iterator[Batch]):
         return iter(dataset)
 
 
-def _follow_parent(*_) -> None:
+def _follow_parent(*_: Any) -> None:
     """Make a worker process ignore signals and end with its parent.
 
     A signal to the whole process group is meant for the parent, which needs its batches until it

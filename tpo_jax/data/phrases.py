@@ -10,7 +10,7 @@ import numpy as np
 
 
 def phrase_mask(target_ids: np.ndarray, target_mask: np.ndarray) -> np.ndarray:
-    """Which labelled tokens of the answers are not common to both.
+    """Return which labelled tokens of the answers are not common to both.
 
     Args:
         target_ids: int `[..., 2, R]`, chosen and rejected.

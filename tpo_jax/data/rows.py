@@ -25,7 +25,7 @@ class Row(NamedTuple):
     target_at: np.ndarray | None = None  # int32 [Q, A, R], where the prefix holds labels
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The keys of a batch that this row has."""
+        """Return the fields of a batch that this row has."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 

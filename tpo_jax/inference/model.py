@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -207,7 +207,7 @@ class Model:
         return [self.processor.without_placeholder(question) for question in questions]
 
 
-def _pixels(visual: Visual):
+def _pixels(visual: Visual) -> Any:
     return visual.frames if isinstance(visual, Clip) else visual
 
 

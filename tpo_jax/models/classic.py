@@ -5,16 +5,17 @@ head is applied to all positions (`dpo_trainer.py` of the original TRL).
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from tpo_jax.models.batch import Batch
+from tpo_jax.models.batch import Array, Batch
 from tpo_jax.models.vlm import VideoLanguageModel
 
 
-def token_logps(model: VideoLanguageModel, batch: Batch, **layout) -> jax.Array:
-    """What `VideoLanguageModel.token_logps` returns, computed the expensive way.
+def token_logps(model: VideoLanguageModel, batch: Batch, **layout: Any) -> jax.Array:
+    """Return what `VideoLanguageModel.token_logps` returns, computed the expensive way.
 
     Args:
         model: any.
@@ -38,7 +39,7 @@ def log_probabilities(
     encode_once: bool = False,
     answers_only: bool = False,
 ) -> jax.Array:
-    """Of every token of the vocabulary, at every answer position.
+    """Return the log-probability of every token of the vocabulary at every answer position.
 
     Args:
         model: any.
@@ -54,10 +55,10 @@ def log_probabilities(
     B, Q, A, R = batch.input_ids.shape
     M, P = Q * A, batch.prefix_ids.shape[1]
 
-    def per_answer(values):
+    def per_answer(values: Array) -> jax.Array:
         return jnp.repeat(values, M, axis=0)
 
-    def flat(values):
+    def flat(values: Array) -> Array:
         return values.reshape(B * M, R)
 
     if encode_once:
@@ -74,7 +75,7 @@ def log_probabilities(
     if batch.target_at is not None:
         places = jnp.where(flat(batch.target_at) >= 0, flat(batch.target_at), places)
 
-    def head(hidden):
+    def head(hidden: jax.Array) -> jax.Array:
         return jax.nn.log_softmax(model.decoder.head(hidden).astype(jnp.float32))
 
     if answers_only:

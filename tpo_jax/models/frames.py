@@ -30,7 +30,7 @@ def map_frames(frames: jax.Array, encode: Callable[[jax.Array], jax.Array]) -> j
     frames = frames.reshape(B, chips, chunks, size, *frames.shape[2:])
 
     def part(frames: jax.Array) -> jax.Array:
-        """uint8 `[B, chips, m, S, S, 3]` to `[B, chips, m * n, D]`."""
+        """Encode uint8 `[B, chips, m, S, S, 3]` to `[B, chips, m * n, D]`."""
         flat = frames.reshape(-1, *frames.shape[3:])
         x = encode(constrain(flat, ALL, None, None, None))
         return x.reshape(B, chips, -1, x.shape[-1])

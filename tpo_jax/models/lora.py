@@ -6,6 +6,7 @@ and, at 7B, as many bytes as its weights.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ class Lora:
     alpha: float = 16.0
     targets: tuple[str, ...] = tuple(PROJECTIONS)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.rank < 0:
             raise InputError(f"lora.rank={self.rank} must not be negative")
         if self.alpha <= 0:
@@ -53,7 +54,7 @@ NO_ADAPTERS = Lora()
 
 
 def init_adapters(lora: Lora, params: dict, seed: int) -> dict:
-    """Adapters at the beginning, float32: `{"decoder": {"layers": {"q": {"lora_a", "lora_b"}}}}`.
+    """Return initial adapters, float32: `{"decoder": {"layers": {"q": {"lora_a", "lora_b"}}}}`.
 
     Args:
         lora: rank above 0.
@@ -74,36 +75,36 @@ def init_adapters(lora: Lora, params: dict, seed: int) -> dict:
 
 
 def join(a: dict, b: dict) -> dict:
-    """The leaves of both trees in one; they have none in common."""
+    """Join two trees that have no leaf in common."""
     both = {name: join(a[name], b[name]) for name in a.keys() & b.keys()}
     return {**a, **b, **both}
 
 
 def scaled(params: dict, lora: Lora) -> dict:
-    """Parameters with `alpha / rank` in the adapters' `B`, as the decoder takes them."""
+    """Return parameters with `alpha / rank` in the adapters' `B`, as the decoder takes them."""
     if not lora.rank:
         return params
 
-    def leaf(path, x):
+    def leaf(path: Any, x: jax.Array) -> jax.Array:
         return x * lora.scale if path[-1].key == "lora_b" else x
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
 def adapters_of(params: dict) -> dict:
-    """The adapted projections by name, `{"q": {"lora_a": ..., "lora_b": ..., ...}}`."""
+    """Return the adapted projections by name, `{"q": {"lora_a": ..., "lora_b": ..., ...}}`."""
     layers = params.get("decoder", {}).get("layers", {})
     return {name: part for name, part in layers.items() if "lora_a" in part}
 
 
 def merge(params: dict, lora: Lora) -> dict:
-    """The same model without adapters: they are added to the kernels, in the kernels' dtype.
+    """Return the same model without adapters: added to the kernels, in the kernels' dtype.
 
-    Layer by layer in float32; a result lies where its kernel lay, whose buffer is given up.
+    Layer by layer in float32; a result is sharded as its kernel, whose buffer is donated.
     """
 
-    def merged(part):
-        def layer(inputs):
+    def merged(part: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        def layer(inputs: tuple[jax.Array, ...]) -> jax.Array:
             kernel, a, b = inputs
             product = jnp.matmul(a, b, precision="highest") * lora.scale
             return (kernel.astype(jnp.float32) + product).astype(kernel.dtype)

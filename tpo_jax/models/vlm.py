@@ -2,6 +2,9 @@
 over both streams of a row, and log-probabilities of the labelled tokens.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -22,8 +25,7 @@ class VideoLanguageModel(nnx.Module):
         """Return the visual tokens of a batch, `[B, n, D]`, where `visual_index` finds them.
 
         Args:
-            batch: with `patch_index` its frames are views
-                of images, and `n` is as wide as that.
+            batch: with `patch_index` its frames are views of images, and `n` is as wide as that.
             freeze_tower: no gradient enters the vision tower, and none of its activations is kept.
             remat: other than `none`, the backward pass recomputes the encoder's activations.
         """
@@ -39,7 +41,7 @@ class VideoLanguageModel(nnx.Module):
         raise NotImplementedError
 
     def embed_prefix(self, ids: Array, visual: jax.Array, visual_index: Array) -> jax.Array:
-        """Text embeddings with the visual tokens put in their slots.
+        """Embed text, with the visual tokens put in their slots.
 
         Args:
             ids: int `[B, P]`.
@@ -66,7 +68,7 @@ class VideoLanguageModel(nnx.Module):
         attention: str = "auto",
         scan: bool = True,
     ) -> jax.Array:
-        """What the head is applied to at every token of every continuation.
+        """Return what the head is applied to at every token of every continuation.
 
         Args:
             batch: see `models.batch.Batch`.
@@ -80,7 +82,7 @@ class VideoLanguageModel(nnx.Module):
         """
         B, Q, A, R = batch.input_ids.shape
 
-        def flat(values):
+        def flat(values: Array | None) -> Array | None:
             return None if values is None else values.reshape(B, Q * A, R)
 
         visual = self.encode(batch, freeze_tower=freeze_tower, remat=remat)
@@ -99,7 +101,7 @@ class VideoLanguageModel(nnx.Module):
         return hidden.reshape(B, Q, A, R, -1)
 
     def gather(self, hidden: jax.Array, batch: Batch, chunk: int = 0) -> jax.Array:
-        """`token_logps` from `hidden_states`."""
+        """Return `token_logps` from `hidden_states`."""
         B, Q, A, R = batch.target_ids.shape
         flat = hidden.reshape(B, Q * A, R, -1), batch.target_ids.reshape(B, Q * A, R)
         logps = gather_logps(flat[0], self.decoder.head.kernel[...], flat[1], chunk)
@@ -109,8 +111,8 @@ class VideoLanguageModel(nnx.Module):
         """Return the argmax of the logits at every position of `[..., D]`: int32 `[...]`."""
         return jnp.argmax(_logits(hidden, self.decoder.head.kernel[...]), axis=-1)
 
-    def token_logps(self, batch: Batch, *, chunk: int = 0, **how) -> jax.Array:
-        """Log-probability of every labelled token of every continuation.
+    def token_logps(self, batch: Batch, *, chunk: int = 0, **how: Any) -> jax.Array:
+        """Return the log-probability of every labelled token of every continuation.
 
         Args:
             batch: see `models.batch.Batch`.
@@ -124,15 +126,15 @@ class VideoLanguageModel(nnx.Module):
         return self.gather(self.hidden_states(batch, **how), batch, chunk)
 
 
-def cast(params: dict, dtype) -> dict:
-    """Parameters in the compute dtype."""
+def cast(params: dict, dtype: jax.typing.DTypeLike) -> dict:
+    """Return the parameters in a dtype."""
     return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
 def gather_logps(
     hidden: jax.Array, head: jax.Array, targets: jax.Array, chunk: int = 0
 ) -> jax.Array:
-    """Log-probabilities of `targets` under `softmax(hidden @ head)`, in float32.
+    """Return the log-probabilities of `targets` under `softmax(hidden @ head)`, in float32.
 
     Logits exist for `chunk` positions at a time, split over the vocabulary, and are recomputed in
     the backward pass.
@@ -147,7 +149,7 @@ def gather_logps(
         float32 `[..., R]`.
     """
 
-    def logps(hidden, targets):
+    def logps(hidden: jax.Array, targets: jax.Array) -> jax.Array:
         logits = _logits(hidden, head)
         at_target = jnp.where(jnp.arange(head.shape[1]) == targets[..., None], logits, 0).sum(-1)
         return at_target - jax.nn.logsumexp(logits, axis=-1)
@@ -162,7 +164,7 @@ def token_divergence(
     reference_head: jax.Array,
     chunk: int = 0,
 ) -> jax.Array:
-    """KL(reference || policy) of the next-token distributions over the whole vocabulary.
+    """Return KL(reference || policy) of the next-token distributions over the whole vocabulary.
 
     Args:
         hidden: `[..., R, D]` of the policy.
@@ -175,7 +177,7 @@ def token_divergence(
         float32 `[..., R]`.
     """
 
-    def divergence(hidden, reference_hidden):
+    def divergence(hidden: jax.Array, reference_hidden: jax.Array) -> jax.Array:
         policy = jax.nn.log_softmax(_logits(hidden, head))
         reference = jax.nn.log_softmax(_logits(reference_hidden, reference_head))
         return (jnp.exp(reference) * (reference - policy)).sum(-1)
@@ -183,14 +185,17 @@ def token_divergence(
     return _in_chunks(divergence, hidden.ndim - 2, chunk, hidden, reference_hidden)
 
 
-def _logits(hidden, head):
+def _logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
     logits = jnp.einsum("...d,dw->...w", hidden, head, preferred_element_type=jnp.float32)
     return constrain(logits, "data", *[None] * (logits.ndim - 2), vocabulary_axes(head.shape[1]))
 
 
-def _in_chunks(function, axis: int, chunk: int, *arrays: jax.Array) -> jax.Array:
-    """`function` of arrays `[..., R, ...]` with positions at `axis`, `chunk` of them at a time;
-    what it computes on the way is recomputed in the backward pass.
+def _in_chunks(
+    function: Callable[..., jax.Array], axis: int, chunk: int, *arrays: jax.Array
+) -> jax.Array:
+    """Apply `function` to arrays `[..., R, ...]` with positions at `axis`, `chunk` at a time.
+
+    What it computes on the way is recomputed in the backward pass.
     """
     function, R = jax.checkpoint(function), arrays[0].shape[axis]
     if chunk in (0, R):

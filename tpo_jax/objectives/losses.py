@@ -40,12 +40,12 @@ def _smoothed(h: jax.Array, label_smoothing: float) -> jax.Array:
     return -(1 - label_smoothing) * clean - label_smoothing * flipped
 
 
-def sigmoid(pairs: Pairs, *, beta: float, label_smoothing: float, **_) -> jax.Array:
+def sigmoid(pairs: Pairs, *, beta: float, label_smoothing: float, **_: float) -> jax.Array:
     """Return the DPO loss (arXiv 2305.18290, eq. 7); with label smoothing, conservative DPO."""
     return _smoothed(beta * _difference(pairs.log_ratios), label_smoothing)
 
 
-def robust(pairs: Pairs, *, beta: float, label_smoothing: float, **_) -> jax.Array:
+def robust(pairs: Pairs, *, beta: float, label_smoothing: float, **_: float) -> jax.Array:
     """Return the robust DPO loss (arXiv 2403.00409), unbiased where a share `label_smoothing` of
     the labels is wrong; it may be negative.
     """
@@ -55,19 +55,19 @@ def robust(pairs: Pairs, *, beta: float, label_smoothing: float, **_) -> jax.Arr
     return unnormalised / (1 - 2 * label_smoothing)
 
 
-def hinge(pairs: Pairs, *, beta: float, **_) -> jax.Array:
+def hinge(pairs: Pairs, *, beta: float, **_: float) -> jax.Array:
     """Return the hinge loss on the margin (RSO, arXiv 2309.06657; SLiC, arXiv 2305.10425)."""
     return jax.nn.relu(1 - beta * _difference(pairs.log_ratios))
 
 
-def ipo(pairs: Pairs, *, beta: float, **_) -> jax.Array:
+def ipo(pairs: Pairs, *, beta: float, **_: float) -> jax.Array:
     """Return the IPO loss (arXiv 2310.12036, eq. 17), over log-ratios per token as its authors ran
     it and as TRL and the original trainer do.
     """
     return (_difference(pairs.log_ratios / pairs.lengths) - 1 / (2 * beta)) ** 2
 
 
-def kto_pair(pairs: Pairs, *, beta: float, **_) -> jax.Array:
+def kto_pair(pairs: Pairs, *, beta: float, **_: float) -> jax.Array:
     """Return the KTO loss of pairs (arXiv 2402.01306, as in the original trainer).
 
     Each answer is compared with the mean log-ratio of the batch's opposite answers, through which
@@ -79,19 +79,21 @@ def kto_pair(pairs: Pairs, *, beta: float, **_) -> jax.Array:
     return 1 - (chosen + rejected) / 2
 
 
-def sigmoid_norm(pairs: Pairs, *, beta: float, **_) -> jax.Array:
+def sigmoid_norm(pairs: Pairs, *, beta: float, **_: float) -> jax.Array:
     """Return the length-normalised DPO loss (Tülu 3, arXiv 2411.15124): log-ratios per token."""
     return -jax.nn.log_sigmoid(beta * _difference(pairs.log_ratios / pairs.lengths))
 
 
-def simpo(pairs: Pairs, *, beta: float, label_smoothing: float, margin: float, **_) -> jax.Array:
+def simpo(
+    pairs: Pairs, *, beta: float, label_smoothing: float, margin: float, **_: float
+) -> jax.Array:
     """Return the SimPO loss (arXiv 2405.14734): mean log-probabilities, no reference, and a target
     margin (the paper's gamma).
     """
     return _smoothed(beta * _difference(pairs.policy / pairs.lengths) - margin, label_smoothing)
 
 
-def leanpo(pairs: Pairs, *, beta: float, label_smoothing: float, **_) -> jax.Array:
+def leanpo(pairs: Pairs, *, beta: float, label_smoothing: float, **_: float) -> jax.Array:
     """Return the LeanPO loss (arXiv 2506.05260): the reward is `beta` times the mean
     log-probability, without a reference.
 
@@ -100,7 +102,7 @@ def leanpo(pairs: Pairs, *, beta: float, label_smoothing: float, **_) -> jax.Arr
     return _smoothed(beta * _difference(pairs.policy / pairs.lengths), label_smoothing)
 
 
-def orpo(pairs: Pairs, **_) -> jax.Array:
+def orpo(pairs: Pairs, **_: float) -> jax.Array:
     """Return the odds-ratio term of ORPO (arXiv 2403.07691, eq. 7) over mean log-probabilities.
 
     The paper's lambda is its weight beside the supervised term, `Objective.dpo_weight`.
@@ -110,13 +112,13 @@ def orpo(pairs: Pairs, **_) -> jax.Array:
     return -jax.nn.log_sigmoid(_difference(log_odds))
 
 
-def apo_zero(pairs: Pairs, *, beta: float, **_) -> jax.Array:
+def apo_zero(pairs: Pairs, *, beta: float, **_: float) -> jax.Array:
     """Return the APO-zero loss (arXiv 2408.06266, eq. 7): chosen up, rejected down."""
     rewards = jax.nn.sigmoid(beta * pairs.log_ratios)
     return 1 - _difference(rewards)
 
 
-def apo_down(pairs: Pairs, *, beta: float, **_) -> jax.Array:
+def apo_down(pairs: Pairs, *, beta: float, **_: float) -> jax.Array:
     """Return the APO-down loss (arXiv 2408.06266, eq. 8): both down, the rejected further; for
     chosen answers that are worse than the model's own.
     """
@@ -124,7 +126,7 @@ def apo_down(pairs: Pairs, *, beta: float, **_) -> jax.Array:
     return chosen + 1 - jax.nn.sigmoid(beta * _difference(pairs.log_ratios))
 
 
-def rrpo(pairs: Pairs, *, beta: float, **_) -> jax.Array:
+def rrpo(pairs: Pairs, *, beta: float, **_: float) -> jax.Array:
     """Return the RRPO loss (arXiv 2504.12083): DPO over the tokens in which the answers differ.
 
     The paper's regulariser is `Objective.token_kl`.

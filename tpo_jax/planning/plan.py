@@ -271,7 +271,7 @@ def memory_asked(error: jax.errors.JaxRuntimeError) -> float:
 
 
 def _measure(plan: Plan, compiled: jax.stages.Compiled, chip: Chip) -> None:
-    """Fill in the plan's figures from the compiled step."""
+    """Read the plan's figures from the compiled step."""
     memory = compiled.memory_analysis()
     plan.peak = float(memory.peak_memory_in_bytes)
     plan.memory = {

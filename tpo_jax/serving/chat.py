@@ -33,7 +33,7 @@ class Listener:
         self.finished = False
 
     def ask(self, job: Job) -> None:
-        """Puts the question into the queue. Raises `ApiError` when that is full."""
+        """Queue a question; raise `ApiError` if the queue is full."""
         self.job = job
         self.engine.submit(job)
 

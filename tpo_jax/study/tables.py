@@ -66,7 +66,7 @@ def table(item: Item, results: Results, path: Path) -> list[str]:
 
 
 def _differences(item: Item, results: Results, every: list[str], column: str) -> Table:
-    """Compare, in one column, the rows that the paper compares, then what else is of interest."""
+    """Compare the rows of one column, those that the paper compares first."""
     chosen = COLUMNS[column]
     lines = [[column, *HEAD, "95 % over videos", "the paper's statement"]]
     stated = list(item.statements)

@@ -150,7 +150,11 @@ def _round_stochastically(key: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def new_state(
-    params: dict, optimizer, freeze: tuple[str, ...], lora: Lora = NO_ADAPTERS, seed: int = 0
+    params: dict,
+    optimizer: optax.GradientTransformation,
+    freeze: tuple[str, ...],
+    lora: Lora = NO_ADAPTERS,
+    seed: int = 0,
 ) -> TrainState:
     """Build the state at step 0; `seed` is that of the adapters.
 

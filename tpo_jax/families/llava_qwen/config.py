@@ -35,7 +35,7 @@ class TowerConfig:
     heads: int
     mlp_width: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self, "tower")
         if self.width % self.heads or self.patch_size > self.image_size:
             raise ValueError(
@@ -71,24 +71,27 @@ class ImageConfig:
 
 
 def unires(side: int) -> ImageConfig:
-    """LongVA's: every image a video of up to 49 tiles of `side` pixels."""
+    """Return LongVA's config: every image a video of up to 49 tiles of `side` pixels."""
     grids = [(a, b) for a in range(1, 50) for b in range(1, 50) if 1 < a * b <= 49]
     return ImageConfig("unires", "anyres", tuple((a * side, b * side) for a, b in grids))
 
 
 def spatial_unpad(side: int) -> ImageConfig:
-    """LLaVA-Video's: up to 6x6 tiles of `side` pixels, shrunk to the tokens of nine."""
+    """Return LLaVA-Video's config: up to 6x6 tiles of `side` pixels, as many tokens as nine."""
     grids = [(a, b) for a in range(1, 7) for b in range(1, 7)]
     pinpoints = tuple((a * side, b * side) for a, b in grids)
     return ImageConfig("spatial_unpad", "anyres_max_9", pinpoints)
 
 
 def pinpoints(given: Any, side: int) -> tuple[tuple[int, int], ...]:
-    """`image_grid_pinpoints` in any of its spellings: `[[336, 672], ...]`, the same as text, or
-    `(1x1),...,(6x6)` in tiles of `side` pixels.
+    """Return the (width, height) pairs of `image_grid_pinpoints`, in pixels.
+
+    Args:
+        given: `[[336, 672], ...]`, the same as text, or `(1x1),...,(6x6)` in tiles.
+        side: of a tile, pixels.
 
     Raises:
-        ValueError: another one.
+        ValueError: another spelling.
     """
     scale = 1
     if isinstance(given, str):
@@ -122,7 +125,7 @@ class LlavaQwenConfig:
     time_instruction: str = "none"  # what `config.json` asks for: none, inline or newline
     stills: ImageConfig | None = None  # None: as published, with or without newline tokens
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self, "model")
         if self.pooling not in POOLINGS:
             raise ValueError(f"model.pooling must be one of {POOLINGS}, not {self.pooling!r}")

@@ -29,7 +29,7 @@ class Layout(NamedTuple):
 
 
 def layout(config: LlavaQwenConfig, width: int, height: int) -> Layout:
-    """The layout of an image of `width` x `height` pixels.
+    """Return the layout of an image of `width` x `height` pixels.
 
     Raises:
         InputError: the checkpoint's `config.json` asks for something that is not done here.
@@ -76,7 +76,7 @@ def best_resolution(
     smallest, as in `select_best_resolution` of LLaVA's `mm_utils.py`.
     """
 
-    def merits(size):
+    def merits(size: tuple[int, int]) -> tuple[int, int]:
         scale = min(size[0] / width, size[1] / height)
         kept = min(int(width * scale) * int(height * scale), width * height)
         return kept, kept - size[0] * size[1]
@@ -85,7 +85,7 @@ def best_resolution(
 
 
 def _single(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens that are one patch each."""
+    """Return tokens that are one patch each."""
     index = np.zeros((len(patches), 4), np.int32)
     index[:, 0] = patches
     weight = np.zeros(index.shape, np.float32)
@@ -94,16 +94,19 @@ def _single(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pooled(g: int, views: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every view pooled 2x2, view after view; an odd last row and column are dropped."""
+    """Return every view pooled 2x2, view after view; an odd last row and column are dropped."""
     view, row, column = np.ix_(range(views), range(0, g - 1, 2), range(0, g - 1, 2))
     first = (1 + view * g * g + row * g + column).reshape(-1, 1)
     index = (first + np.array([0, 1, g, g + 1])).astype(np.int32)
     return index, np.full(index.shape, 0.25, np.float32)
 
 
-def _unpadded(g: int, grid, size, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """The tiles as one grid without what is padding, shrunk to about `most` patches (0: as it is)
-    where it has over a fifth more, a newline behind every row.
+def _unpadded(
+    g: int, grid: tuple[int, int], size: tuple[int, int], most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tiles as one grid without padding, a newline behind every row.
+
+    It is shrunk to about `most` patches (0: as it is) where it has over a fifth more.
     """
     (columns, rows), (width, height) = grid, size
     row, column = np.ix_(range(rows * g), range(columns * g))
@@ -132,8 +135,9 @@ def _unpadded(g: int, grid, size, most: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bilinear(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """First place read by every place of the target, and the weight of the second, in the float32
-    arithmetic of PyTorch: half-pixel centres, no antialiasing.
+    """Return the first source place that every target place reads, and the weight of the second.
+
+    Half-pixel centres, no antialiasing, in the float32 arithmetic of PyTorch.
     """
     scale = np.float32(source) / np.float32(target)
     at = np.maximum(

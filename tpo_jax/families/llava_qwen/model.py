@@ -4,6 +4,8 @@ The order is the original's (`encode_images` and `get_2dPool` in `llava/model/ll
 tower, the projector on every patch, then pooling, then newline tokens.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from flax import nnx
 
 from tpo_jax.families.llava_qwen.config import LlavaQwenConfig
 from tpo_jax.families.llava_qwen.vision import Tower
-from tpo_jax.models.batch import Batch
+from tpo_jax.models.batch import Array, Batch
 from tpo_jax.models.frames import map_frames
 from tpo_jax.models.qwen2 import Decoder
 from tpo_jax.models.vlm import VideoLanguageModel
@@ -31,9 +33,7 @@ class Projector(nnx.Module):
 
 
 def _bilinear_matrix(source: int, target: int) -> np.ndarray:
-    """`[target, source]` weights of a bilinear resize with half-pixel centres and no
-    antialiasing.
-    """
+    """Return weights `[target, source]` of a bilinear resize, pixel centres at halves."""
     at = np.maximum((np.arange(target) + 0.5) * source / target - 0.5, 0)
     low = np.floor(at).astype(int)
     matrix = np.zeros((target, source), np.float32)
@@ -43,7 +43,7 @@ def _bilinear_matrix(source: int, target: int) -> np.ndarray:
 
 
 def pool(x: jax.Array, mode: str) -> jax.Array:
-    """2x2 pooling of every frame's grid.
+    """Pool every frame's grid 2x2.
 
     Args:
         x: `[n, g, g, D]`.
@@ -78,8 +78,9 @@ class LlavaQwen(VideoLanguageModel):
             self.newline = nnx.Param(init(rngs.params(), (D,), jnp.float32))
 
     def encode(self, batch: Batch, *, freeze_tower: bool = False, remat: str = "none") -> jax.Array:
-        """Visual tokens of a batch, `[B, n, D]`: of its videos or, where it has `patch_index`, of
-        its images, with `n` as wide as that. Arguments as of `encode_frames`.
+        """Encode the videos of a batch or, where it has `patch_index`, its images: `[B, n, D]`.
+
+        With `patch_index`, `n` is as wide as that. Arguments as of `encode_frames`.
         """
         if batch.patch_index is None or batch.patch_weight is None:
             return self.encode_frames(batch.frames, freeze_tower=freeze_tower, remat=remat)
@@ -92,16 +93,16 @@ class LlavaQwen(VideoLanguageModel):
             patches = self._features(batch.frames, lambda x: x, freeze_tower, remat)
             table = jnp.concatenate([table, patches], axis=1)
 
-        def part(k):
+        def part(k: int) -> jax.Array:
             taken = jnp.take_along_axis(table, index[..., k, None], axis=1)
             return constrain(taken, ROWS, None, WITHIN_ROW) * weight[..., k, None]
 
         return sum(part(k) for k in range(4)).astype(dtype)
 
     def encode_frames(
-        self, frames: jax.Array, *, freeze_tower: bool = False, remat: str = "none"
+        self, frames: Array, *, freeze_tower: bool = False, remat: str = "none"
     ) -> jax.Array:
-        """uint8 `[B, F, S, S, 3]` to visual tokens `[B, F * V (+ 1), D]`.
+        """Encode frames uint8 `[B, F, S, S, 3]` to visual tokens `[B, F * V (+ 1), D]`.
 
         With `freeze_tower` no gradient enters the tower and none of its activations is kept.
         `remat` other than `none` keeps only what enters a tower layer and the projector.
@@ -113,23 +114,30 @@ class LlavaQwen(VideoLanguageModel):
             x = jnp.concatenate([x, newline], axis=1)
         return x
 
-    def _features(self, frames, finish, freeze_tower, remat):
-        """uint8 `[B, F, S, S, 3]` to `[B, F * n, D]`: what `finish` makes of the projected patches
-        of frames, `[m, N, D]` to `[m, n, D]`.
+    def _features(
+        self,
+        frames: Array,
+        finish: Callable[[jax.Array], jax.Array],
+        freeze_tower: bool,
+        remat: str,
+    ) -> jax.Array:
+        """Encode frames uint8 `[B, F, S, S, 3]` to `[B, F * n, D]`.
+
+        `finish` maps projected patches, `[m, N, D]` to `[m, n, D]`.
         """
 
-        def project(x):
+        def project(x: jax.Array) -> jax.Array:
             return finish(self.projector(x))
 
-        def encode(frames):
+        def encode(frames: jax.Array) -> jax.Array:
             x = self.tower(frames, remat=remat != "none" and not freeze_tower)
             x = jax.lax.stop_gradient(x) if freeze_tower else x
             return (project if remat == "none" else jax.checkpoint(project))(x)
 
         return map_frames(frames, encode)
 
-    def _pooled(self, x):
-        """Projected patches `[m, N, D]` to the tokens of a frame, `[m, V, D]`."""
+    def _pooled(self, x: jax.Array) -> jax.Array:
+        """Pool projected patches `[m, N, D]` to the tokens of a frame, `[m, V, D]`."""
         config, g = self.config, self.config.tower.grid
         x = pool(x.reshape(len(x), g, g, -1), config.pooling)
         g, D = x.shape[1], x.shape[-1]

@@ -17,13 +17,14 @@ from tpo_jax.models.pictures import Pictures
 
 
 def preprocess(frames: np.ndarray, config: LlavaQwenConfig, pad: bool = False) -> np.ndarray:
-    """Resizes frames uint8 `[n, height, width, 3]` to uint8 `[n, S, S, 3]`.
+    """Resize frames uint8 `[n, height, width, 3]` to uint8 `[n, S, S, 3]`.
 
     `clip` scales the shorter side to S and cuts the sides off around the centre (HF
     `CLIPImageProcessor`); `siglip` squashes to a square (HF `SiglipImageProcessor`). With `pad`,
     frames are first widened to a square in the tower's mean colour, as in LongVA's needle test.
 
-    Raises `ValueError` for other shapes or dtypes.
+    Raises:
+        ValueError: other shapes or dtypes.
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
         raise ValueError(
@@ -56,8 +57,8 @@ def picture(image: Image.Image, config: LlavaQwenConfig) -> Pictures:
 
 
 def cut(image: Image.Image, layout: Layout, config: LlavaQwenConfig) -> np.ndarray:
-    """The views of an RGB image, uint8 `[n, S, S, 3]`: the whole where the layout has it, then the
-    tiles in raster order.
+    """Cut an RGB image into views, uint8 `[n, S, S, 3]`: the whole where the layout has it, then
+    the tiles in raster order.
 
     Tiles come from the image enlarged or shrunk to fit the grid, on black; beside them the whole is
     squashed (the originals' `process_anyres_image`).

@@ -60,7 +60,7 @@ def recognises(values: dict) -> bool:
 
 
 def _value(where: str, values: dict, key: str, kind: type, default: Any = None) -> Any:
-    """A value of the given type, numbers positive; InputError if it is another or missing."""
+    """Return a value of the given type, numbers positive; InputError if another or missing."""
     value: Any = default if values.get(key) is None else values[key]
     if value is None:
         raise InputError(f"{where}: key {key!r} is missing")
@@ -74,7 +74,7 @@ def _value(where: str, values: dict, key: str, kind: type, default: Any = None) 
 
 
 def tower_folder(directory: Path, values: dict) -> Path | None:
-    """The folder inside the checkpoint that `mm_vision_tower` names, None if it names none."""
+    """Return the folder inside the checkpoint that `mm_vision_tower` names, None if none."""
     name = _value(f"{directory}/config.json", values, "mm_vision_tower", str)
     folder = (directory / name).resolve()
     inside = folder.is_relative_to(directory.resolve()) and folder != directory.resolve()
@@ -126,7 +126,7 @@ def _tower(directory: Path, values: dict) -> TowerConfig:
 
 
 def read_settings(where: str, values: dict) -> dict:
-    """What `config.json` says on `SETTINGS`, the published default where it says nothing."""
+    """Return what `config.json` says on `SETTINGS`, else the published defaults."""
     merge = _value(where, values, "mm_patch_merge_type", str, "flat")
     newline = "no_token"
     if merge.startswith("spatial"):
@@ -149,7 +149,7 @@ def read_settings(where: str, values: dict) -> dict:
 
 
 def _stills(where: str, values: dict, side: int) -> ImageConfig:
-    """What `config.json` says on images, the published default where it says nothing."""
+    """Return what `config.json` says on images, else the published defaults."""
     merge = _value(where, values, "mm_patch_merge_type", str, "unires")
     published = spatial_unpad(side) if merge.startswith("spatial") else unires(side)
     aspect = _value(where, values, "image_aspect_ratio", str, published.aspect)
@@ -239,7 +239,7 @@ def new_config(config: LlavaQwenConfig, dtype: str) -> dict[str, dict]:
 
 
 def new_values(config: LlavaQwenConfig, tower_name: str, dtype: str) -> dict:
-    """`config.json` of a model that did not come from a Hugging Face checkpoint."""
+    """Return `config.json` of a model that did not come from a Hugging Face checkpoint."""
     decoder = config.decoder
     return {
         "architectures": ["LlavaQwenForCausalLM"],
@@ -278,14 +278,14 @@ def new_values(config: LlavaQwenConfig, tower_name: str, dtype: str) -> dict:
 
 
 def known_tower(tower: TowerConfig) -> str | None:
-    """The published name of a tower of these dimensions."""
+    """Return the published name of a tower of these dimensions."""
     numbers = (tower.image_size, tower.patch_size, tower.width, tower.layers + 1, tower.heads)
     row = (tower.kind, *numbers, tower.mlp_width)
     return next((name for name, known in _TOWERS.items() if known == row), None)
 
 
 def tower_values(tower: TowerConfig) -> dict:
-    """The tower's own `config.json`, with the block that is never run counted."""
+    """Return the tower's own `config.json`, with the block that is never run counted."""
     return {
         "model_type": f"{tower.kind}_vision_model",
         "image_size": tower.image_size,

@@ -39,7 +39,7 @@ class TowerBlock(nnx.Module):
         self.fc2 = nnx.Linear(config.mlp_width, D, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[n, N, D]` to `[n, N, D]`."""
+        """Apply the block to `[n, N, D]`."""
         y = self.norm1(x)
         q, k, v = (
             z.reshape(*y.shape[:-1], self.heads, -1) for z in (self.q(y), self.k(y), self.v(y))
@@ -67,7 +67,7 @@ class Tower(nnx.Module):
         self.layers = nnx.vmap(lambda r: TowerBlock(config, r))(rngs.split(config.layers))
 
     def __call__(self, frames: jax.Array, *, remat: bool = False) -> jax.Array:
-        """uint8 `[n, S, S, 3]` to features `[n, N, width]` in the dtype of the weights.
+        """Encode uint8 `[n, S, S, 3]` to features `[n, N, width]` in the dtype of the weights.
 
         With `remat` the backward pass recomputes every layer from its input.
         """
@@ -89,7 +89,7 @@ class Tower(nnx.Module):
 
         definition, layers = nnx.split(self.layers)
 
-        def layer(x, weights):
+        def layer(x: jax.Array, weights: nnx.State) -> tuple[jax.Array, None]:
             return constrain(nnx.merge(definition, weights)(x), ALL, None, None), None
 
         x = constrain(x, ALL, None, None)
