@@ -192,9 +192,9 @@ def main(argv: list[str]) -> None:
     )
     text = f"""# Generation, measured
 
-float32 on {os.cpu_count()} CPU cores that other programs were using too; jax {jax.__version__},
+float32 on {os.cpu_count()} CPU cores shared with other programs; jax {jax.__version__},
 PyTorch {torch.__version__}, transformers {transformers.__version__}. Random weights, the same on
-both sides. Best of {REPEATS.value} interleaved repeats, compilation apart. Ratios carry over
+both sides. Best of {REPEATS.value} interleaved repeats, without compilation. Ratios carry over
 to other machines better than rates.
 
 Written by `python benchmarks/generate.py --output=docs/results/generate.md`.
@@ -211,8 +211,8 @@ new tokens. Prefill includes the vision tower and the first new token. PyTorch: 
     text += f"""
 ## One video, {M} questions
 
-{F} frames, {R} tokens a question, 8 new tokens each: the video encoded once and read by all
-questions, against {M} rows in one batch and {M} calls.
+{F} frames, {R} tokens a question, 8 new tokens each. *Once*: all questions read one encoding of
+the video; against {M} rows in one batch and {M} calls.
 
 """
     head = ["model", "prefix", "once, ms", f"{M} rows, ms", "ratio"]

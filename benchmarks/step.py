@@ -103,16 +103,16 @@ def layout_tables(model: ModelConfig, text: int, response: int, dtype: str) -> s
 {model.tokens_per_frame} tokens a frame, {text} text tokens, answers of {response}. AdamW, {dtype},
 tower frozen, decoder layers recomputed in the backward pass (`remat=full`). One pair a step.
 
-- *original*: two rows, every row's video encoded again, logits of all positions in float32, a live
-  reference.
+- *original*: one row per answer, each with its own copy of the video; float32 logits at all
+  positions; the reference model runs in every step.
 - *cached reference*: the same without the reference model.
 - *ours*: the step of `train`.
 
 {table(head, rows)}
-*Token passes*: what counting passes of tokens through the decoder expects, 5 · 2(P + R) over
-4 · (P + 2R). GFLOP: matrix products of the compiled program (programs for GPUs hide theirs in
-library calls: nan). MiB: arguments, temporaries and outputs of the compiled program. Losses of the
-first step differ by {max(spread):.1e} at most.
+*Token passes*: the ratio expected from the number of tokens that pass through the decoder,
+5 · 2(P + R) over 4 · (P + 2R). GFLOP: matrix products of the compiled program (nan on GPUs, where
+they are library calls). MiB: arguments, temporaries and outputs of the compiled program. Losses of
+the first step differ by {max(spread):.1e} at most.
 {MFU}
 
 ### Where the FLOPs go
@@ -124,18 +124,17 @@ By formula (`benchmarks/step_formula.py`) and in the compiled program, GFLOP:
 """
 
 
-MFU = """*MFU*: FLOPs that a step cannot do without (forward, twice that backward, nothing computed
-again, causal attention counted half, the head at the answers only, the frozen tower forward only),
-over seconds and the peak of the device in this dtype. Where no peak is known the last column leaves
-it out."""
-EXPLANATION = """The linear layers follow the token passes; the small difference is that recomputing
-a layer leaves out its last product, which makes the live reference weigh more. Attention is
-computed over whole squares, masked half included, by both. The head is where the original pays
-beyond that arithmetic: it is applied to all positions of four rows, ours to the answers' positions,
-once more in the backward pass. The tower runs four times against once; the projector is trained, so
-its backward pass counts too, for two rows against one. Times fall less than FLOPs where AdamW, the
-same for every layout, weighs (few frames), and where the products of prefix and answers, apart and
-smaller, run at a lower rate (GFLOP over ms)."""
+MFU = """*MFU*: the least FLOPs of a step (forward, twice that backward, no recomputation, causal
+attention counted half, the head at the answers only, the frozen tower forward only) over seconds
+and the device's peak in this dtype. The last column is without the peak where none is known."""
+EXPLANATION = """The ratio of the linear layers is that of the token passes, but for one
+product: the backward pass does not recompute a layer's last one, and the reference has no backward
+pass. Both compute attention over the full square, the masked half included. The head accounts for
+the rest: the original applies it to all positions of four rows, ours to the answers' positions,
+and again in the backward pass. The tower runs four times in the original and once in ours. The
+projector is trained, so its backward pass counts too: two rows against one. Times fall less than
+FLOPs with few frames, where AdamW, the same in every layout, takes a large share, and because the
+smaller matrix products of prefix and answers run at a lower rate (GFLOP over ms)."""
 
 
 def seven_billion() -> str:
@@ -171,9 +170,9 @@ def main(argv: list[str]) -> None:
     command += " --tunix=PYTHON" if TUNIX.value else ""
     head = f"""# The train step, measured
 
-{device.device_kind} ({device.platform}), {os.cpu_count()} CPU cores that other programs were using
-too (load {load} at the start); jax {jax.__version__}. Median of {REPEATS.value} interleaved
-repeats, compilation apart. Ratios carry over to other machines better than times.
+{device.device_kind} ({device.platform}), {os.cpu_count()} CPU cores shared with other programs
+(load {load} at the start); jax {jax.__version__}. Median of {REPEATS.value} interleaved repeats,
+without compilation. Ratios carry over to other machines better than times.
 
 Written by `{command} --output=docs/results/step.md`.
 

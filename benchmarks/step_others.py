@@ -71,8 +71,8 @@ class TorchRows:
         with self.torch.no_grad():
             reference = self.logps(1, batch).sum(-1)
         policy = self.logps(0, batch)
-        gain = policy.sum(-1) - reference
-        loss = -functional.logsigmoid(OBJECTIVE.beta * (gain[0] - gain[1]))
+        log_ratio = policy.sum(-1) - reference
+        loss = -functional.logsigmoid(OBJECTIVE.beta * (log_ratio[0] - log_ratio[1]))
         loss = loss - OBJECTIVE.alpha * policy[0].mean()
         self.optimizer.zero_grad()
         loss.backward()
@@ -158,10 +158,10 @@ def against_torch(model: ModelConfig, text: int, response: int, repeats: int) ->
     return f"""
 ## Against PyTorch
 
-The same model and weights, float32, nothing recomputed, both on one core: the threads of PyTorch
-wait for each other where other programs want the cores too. PyTorch {torch.__version__},
-transformers {transformers.__version__}: the concatenated two rows of the original trainer
-(`CLIPVisionModel`, `Qwen2ForCausalLM` with `sdpa`), reference without gradients, AdamW.
+The same model and weights, float32, nothing recomputed, both on one core, because PyTorch's
+threads wait for each other when other programs use the cores. PyTorch {torch.__version__},
+transformers {transformers.__version__}: both answers as rows of one batch, as in the original
+trainer (`CLIPVisionModel`, `Qwen2ForCausalLM` with `sdpa`), reference without gradients, AdamW.
 
 {table(head, rows)}"""
 
@@ -295,7 +295,7 @@ def against_tunix(model: ModelConfig, response: int, python: str, repeats: int) 
 ## Against Tunix, text only
 
 The decoder alone, the same weights, prompts and answers of {response} tokens, DPO, float32, nothing
-recomputed, AdamW. {version}: `DPOTrainer`'s own preparation (live reference) and train step, in an
-interpreter of its own.
+recomputed, AdamW. {version}: `DPOTrainer`'s own preparation (the reference runs in every step) and
+train step, in a separate Python environment.
 
 {table(head, rows)}"""

@@ -162,12 +162,12 @@ def differences(oracle: Oracle, era: str, name: str, docs: list[dict], predictio
 
 HEAD = """# Agreement with lmms-eval
 
-{count} predictions per benchmark and era, generated and adversarial, each with its own row: letters
-in all forms, the extractor's phrases in four scripts, case-changing and invisible characters, and
-empty texts. All values that lmms-eval logs for a prediction and the value of every metric are
-compared. TempCompass runs without a key for GPT, LongVideoBench with seed 0. LVBench came after
-0.3.0; its old rules are compared with those of 0.7.1. 0.3.0 lists other task names for MLVU; the
-rows' names replace them.
+{count} predictions per benchmark and era, generated and adversarial, each for its own question:
+letters in all forms, the extractor's phrases in four scripts, characters that change under case
+mapping, invisible characters, and empty texts. All values that lmms-eval logs for a prediction are
+compared, and the value of every metric. TempCompass runs without a key for GPT, LongVideoBench with
+seed 0. 0.3.0 has no LVBench; `paper_era` is compared with 0.7.1 there. 0.3.0 lists other task names
+for MLVU; those of the rows replace them.
 
 Written by `python tests/evaluation/agreement.py`.
 

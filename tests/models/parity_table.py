@@ -13,10 +13,11 @@ TABLE = ROOT / "docs" / "results" / "parity.md"
 HEAD = """# Parity with the PyTorch originals
 
 float32 on CPU, highest matmul precision, random weights. Towers and decoder are those of
-`transformers` {transformers} under PyTorch {torch}, the connector is written in
-`tests/originals.py`. Configurations are tiny but odd: three query heads per key/value head, head
-sizes 6, 9 and 10, 27x27 patches with pixels left over. Differences are the largest absolute ones;
-those of gradients are norms over norms, the worst tensor's.
+`transformers` {transformers} under PyTorch {torch}; the connector is
+reimplemented in `tests/originals.py`. Configurations are tiny and irregular: three query heads per
+key/value head, head sizes 6, 9 and 10, 27x27 patches that do not cover the frame. Differences are
+maxima of absolute values; for gradients, of the worst tensor, the norm of
+the difference over the norm.
 
 Written by `python tests/models/parity_table.py`.
 

@@ -139,7 +139,7 @@ def test_rotary_far_out(theta, last, agree, record_property):
     agree(f"{what}, sine", ours[1], theirs[1][0], MODULE)
     exact = np.cos(positions[:, None] * theta ** (-np.arange(0, 128, 2) / 128))
     error = float(np.abs(ours[0][:, :64] - exact).max())
-    record_property("note", f"{what}: the shared float32 computation is off float64 by {error:.1e}")
+    record_property("note", f"{what}: in both, float32 differs from float64 by {error:.1e}")
 
 
 def test_logits(family, agree):
@@ -299,8 +299,8 @@ def test_loss_and_gradients(family, agree, record_property):
     summed = torch.stack([chosen.sum(), rejected.sum()])
     # Near the policy, where the sigmoid has a slope.
     reference = summed.detach().round() + torch.tensor([3.0, -4.0])
-    gain = summed - reference
-    dpo = -torch.nn.functional.logsigmoid(BETA * (gain[0] - gain[1]))
+    log_ratio = summed - reference
+    dpo = -torch.nn.functional.logsigmoid(BETA * (log_ratio[0] - log_ratio[1]))
     their_loss = dpo - ALPHA * chosen.mean()
     original.zero_grad()
     their_loss.backward()
