@@ -134,7 +134,7 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 EXECUTED = [page for page in PAGES if any(HERE in block.runners for block in blocks(page))]
 
 
-def test_commands_stand_in_blocks_of_bash():
+def test_commands_are_in_bash_blocks():
     wrong = [
         f"{place}: write ```bash, so that its commands are checked"
         for page in PAGES
@@ -145,7 +145,7 @@ def test_commands_stand_in_blocks_of_bash():
     assert not wrong
 
 
-def test_the_readme_leads_to_every_page():
+def test_the_readme_links_to_every_page():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert not [page for page in PAGES[1:] if f"({page})" not in text], "add them to its last table"
 

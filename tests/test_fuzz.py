@@ -32,7 +32,7 @@ def check(name, kind, cache, keep, command):
     assert tally.refused or name == "videos"
 
 
-def test_archives_that_nobody_changed_are_unpacked(cache, tmp_path, monkeypatch):
+def test_unmodified_archives_are_extracted(cache, tmp_path, monkeypatch):
     """Otherwise every fuzzed archive would be refused for its names alone."""
     monkeypatch.setattr(mutate, "data", lambda rng, original, other=b"": original)
     with Command("tpo_jax.prepare") as command:

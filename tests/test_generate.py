@@ -70,7 +70,7 @@ def expected(folder, generator):
     return generator.answer([families.of(config).preprocess(frames, config)], [row])[0]
 
 
-def test_one_answer_and_nothing_else(flags, expected) -> None:
+def test_standard_output_is_the_answer(flags, expected) -> None:
     command = [sys.executable, "-m", "tpo_jax.generate"]
     command += [f"--{name}={value}" for name, value in flags.items()]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

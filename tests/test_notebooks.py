@@ -29,7 +29,7 @@ def cells(path: Path) -> list[dict]:
     return json.loads(path.read_text(encoding="utf-8"))["cells"]
 
 
-def test_all_of_them_are_known():
+def test_every_notebook_is_tested():
     assert [path.stem for path in NOTEBOOKS] == list(LEFT)
 
 
@@ -45,7 +45,7 @@ def test_nothing_of_a_run_is_committed(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_has_its_badge_and_speaks_of_tpus(path):
+def test_a_notebook_has_its_badge_and_mentions_tpus(path):
     texts = "".join("".join(cell["source"]) for cell in cells(path))
     target = f"colab.research.google.com/github/OWNER/tpo_jax/blob/main/notebooks/{path.name}"
     assert target in texts and target in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -61,7 +61,7 @@ def candidates(n: int = 2000) -> list[Candidate]:
     return rows
 
 
-def test_the_sources_of_pairs_are_what_they_say():
+def test_sources_of_pairs_follow_their_definitions():
     rows, errors = candidates(), study_pairs.Errors(flips=0.2, slips=0.1)
     truth = {row.id: row.truth for row in rows}
     made = {source: study_pairs.pairs_of(source, rows, 3, errors) for source in study_pairs.SOURCES}
@@ -202,7 +202,7 @@ def made_up(tmp_path) -> Path:
     return tmp_path
 
 
-def test_a_page_says_what_the_answers_say(made_up):
+def test_a_page_agrees_with_the_answers(made_up):
     page = pages.write("table4", made_up, SEEDS)
     assert "seeds with every row of the paper's: 1, 2." in page
     assert "| both | 54.2 | 61.7 | 55.1 |" in page

@@ -114,7 +114,7 @@ def test_transformers_reads_the_exported_decoder(tmp_path, family):
 
 
 @pytest.mark.parametrize("name", ["tiny_longva", "tiny_llava_video"])
-def test_export_of_a_model_born_here(tmp_path, name):
+def test_export_of_a_model_without_an_original(tmp_path, name):
     config = families.preset(name)
     rng = np.random.default_rng(0)
     params = jax.tree.map(

@@ -57,7 +57,7 @@ def test_tokenizer_travels(saved):
     assert (directory / "tokenizer.json").read_text() == "{}"
 
 
-def test_a_relative_path_will_do(saved, params, monkeypatch):
+def test_a_relative_path_works(saved, params, monkeypatch):
     monkeypatch.chdir(saved.parent)
     assert_equal(load_model("model").params, params)
     stored = open_model("model").params["decoder"]["norm"]["scale"]

@@ -100,7 +100,7 @@ def two(tmp_path_factory):
     return directory
 
 
-def test_whatever_is_missing_or_cut_no_other_state_comes_back(two, tmp_path, capfd):
+def test_a_damaged_checkpoint_never_restores_another_state(two, tmp_path, capfd):
     files = sorted(path.relative_to(two) for path in (two / "2").rglob("*") if path.is_file())
     fell_back = []
     for i, name in enumerate(files):
@@ -124,7 +124,7 @@ def test_whatever_is_missing_or_cut_no_other_state_comes_back(two, tmp_path, cap
             assert fell_back.count(name) == 2
 
 
-def test_after_a_broken_one_the_run_goes_on_from_the_one_before(two, tmp_path, capfd):
+def test_a_broken_checkpoint_falls_back_to_the_one_before(two, tmp_path, capfd):
     directory = shutil.copytree(two, tmp_path / "checkpoints")
     shutil.rmtree(directory / "2" / "state")
     checkpoints = TrainCheckpoints(directory, CheckpointPolicy(checkpoint_every=1))

@@ -55,7 +55,7 @@ def contents(folder) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", ["", "gz", "bz2", "xz", "zip"])
-def test_a_split_archive_comes_out_whole_and_once(kind, tmp_path):
+def test_a_split_archive_is_extracted_completely_and_once(kind, tmp_path):
     data = zipped(FILES.items()) if kind == "zip" else tar(FILES.items(), kind)
     split(tmp_path / "videos.part.", data, 400)
     assert unpack(tmp_path / "videos.part.", tmp_path / "out") == 3
@@ -111,7 +111,7 @@ def test_poisoned_archives_are_refused(data, message, tmp_path):
     assert sum(map(len, contents(tmp_path / "out").values())) <= 3 * len(data)
 
 
-def test_a_link_that_was_there_is_not_followed(tmp_path):
+def test_an_existing_link_is_not_followed(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar([("videos/x", b"1")]))
     (tmp_path / "out").mkdir()
     (tmp_path / "elsewhere").mkdir()

@@ -206,7 +206,7 @@ def test_folders_of_datasets(tmp_path, saved):
     assert read(path) == EXPECTED
 
 
-def test_folders_that_are_none(tmp_path):
+def test_unusable_folders_are_named(tmp_path):
     with pytest.raises(InputError, match="holds no Parquet file"):
         read_pairs(tmp_path)
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["a", "b"]}')

@@ -146,7 +146,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path, content):
         read_pictures([tmp_path / "nothing.png"], families.preset("tiny_longva"))
 
 
-def test_frames_do_not_know_each_other():
+def test_frames_are_encoded_independently():
     frames = np.stack([picture(40, 60, seed) for seed in range(3)])
     together = preprocess(frames, tower("clip", 28))
     for frame, expected in zip(frames, together, strict=True):
@@ -157,7 +157,7 @@ def test_frames_do_not_know_each_other():
     "wrong",
     [np.zeros((4, 4, 3), np.uint8), np.zeros((1, 4, 4, 3)), np.zeros((1, 4, 4, 1), np.uint8)],
 )
-def test_what_are_no_frames_is_an_error(wrong):
+def test_arrays_that_are_not_frames_are_an_error(wrong):
     with pytest.raises(ValueError, match="uint8"):
         preprocess(wrong, tower("clip", 28))
 

@@ -170,7 +170,7 @@ def test_images_and_text_alone_where_they_are_asked_for(tmp_path, suffix):
         ({"images": ["a.png", "../b.png"]}, "inside the video folder"),
     ],
 )
-def test_what_is_wrong_with_images(tmp_path, change, reason):
+def test_wrong_image_pairs_are_named(tmp_path, change, reason):
     path = write(tmp_path / "p.jsonl", [{**STILL, **change}])
     pairs, (rejection,) = read_pairs(path, stills=True)
     assert not pairs and reason in rejection.reason

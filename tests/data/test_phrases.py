@@ -19,7 +19,7 @@ def batch(*pairs, R=20, question=2):
     return ids, mask
 
 
-def test_the_word_that_differs():
+def test_only_the_differing_word_is_a_phrase():
     ids, mask = batch(([4, 1, 5, 7], [4, 2, 3, 5, 7]), ([1, 2], [1, 2, 3]))
     found = phrase_mask(ids, mask)
     assert [np.flatnonzero(x).tolist() for x in found[0]] == [[3], [3, 4]]

@@ -32,7 +32,7 @@ def clip_of(num_frames: int, known: bool = True) -> Clip:
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("time_instruction", ["none", "newline"])
 @pytest.mark.parametrize("kind", ["prompts", "scored"])
-def test_the_frames_said_to_fit_do_and_one_more_does_not(
+def test_the_reported_number_of_frames_fits_and_one_more_does_not(
     name, time_instruction, kind, tokenizer
 ) -> None:
     config = dataclasses.replace(families.preset(name), max_length=700)

@@ -40,6 +40,6 @@ def test_records_are_frozen():
 
 
 @pytest.mark.parametrize("junk", [b"", b"no record", bytes(range(256))])
-def test_junk_is_no_record(junk):
+def test_junk_is_not_a_record(junk):
     with pytest.raises(ValueError, match="not a pair record"):
         PairRecord.from_bytes(junk)

@@ -80,7 +80,7 @@ def tiny_tokenizer(specials) -> Tokenizer:
     return tokenizer
 
 
-def test_wrong_ones_are_named(tmp_path):
+def test_wrong_tokenizers_are_named(tmp_path):
     def fails(message, rows=None):
         with pytest.raises(InputError, match=message) as error:
             load_tokenizer(tmp_path, rows and model(rows))

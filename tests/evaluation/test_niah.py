@@ -169,7 +169,7 @@ def test_the_published_needles(shared_media, tokenizer, tmp_path) -> None:
         ({"path": 3}, "must name an image"),
     ],
 )
-def test_needles_that_are_none(row, message, needles, tokenizer) -> None:
+def test_unusable_needles_are_named(row, message, needles, tokenizer) -> None:
     rows = json.loads(needles.read_text())
     rows[0] |= row
     needles.write_text(json.dumps(rows))

@@ -87,7 +87,7 @@ def test_guesses_are_seeded_and_counted() -> None:
     assert 0.2 < summary["score"] < 0.5  # two to five options
 
 
-def test_mlvu_is_a_mean_of_tasks_today_and_of_questions_before() -> None:
+def test_mlvu_averages_tasks_now_and_questions_in_the_paper_era() -> None:
     docs = [{"question": "Q", "task_type": t, "answer": "A"} for t in ("count", "count", "ego")]
     scores = {}
     for era in ERAS:
@@ -134,7 +134,7 @@ def test_rows_that_cannot_be_scored(benchmark, doc, message) -> None:
         Scorer(benchmark).judge(doc, "A")
 
 
-def test_unknown_names() -> None:
+def test_unknown_names_are_an_error() -> None:
     with pytest.raises(InputError, match="--benchmark=mlvu: unknown.*mlvu_dev"):
         Scorer("mlvu")
     with pytest.raises(InputError, match="--scorer=old: unknown.*paper_era"):

@@ -70,7 +70,7 @@ def write_inputs(folder) -> None:
 
 
 @pytest.mark.slow
-def test_a_family_of_the_tests_goes_the_whole_way(tmp_path) -> None:
+def test_a_family_outside_the_package_trains_and_answers(tmp_path) -> None:
     write_inputs(tmp_path)
     native, published = tmp_path / "run" / "model", tmp_path / "published"
     videos, shards = tmp_path / "videos", tmp_path / "shards"

@@ -93,7 +93,7 @@ def test_two_runs_do_not_fill_one_directory(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"{", b"[" * 100_000, b"\xff", b"1" * 5000])
-def test_json_that_is_not(tmp_path, content):
+def test_invalid_json(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(InputError, match=r"a\.json: cannot be read"):
         files.read_json(tmp_path / "a.json")

@@ -46,7 +46,7 @@ def test_one_process_at_a_time(tmp_path):
     opened(tmp_path / "a.jsonl").__exit__()
 
 
-def test_blank_file_is_not_taken_over(tmp_path):
+def test_a_blank_file_is_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n\n")
     with pytest.raises(InputError, match="does not say whose results"):
         opened(tmp_path / "a.jsonl")

@@ -116,7 +116,7 @@ def test_no_pinpoints(bad):
         pinpoints(bad, 10)
 
 
-def test_equals_go_to_the_first():
+def test_ties_go_to_the_first():
     assert best_resolution(100, 100, [(50, 100), (100, 50), (200, 100)]) == (200, 100)
     assert best_resolution(100, 100, [(100, 50), (50, 100)]) == (100, 50)
     assert best_resolution(100, 100, [(400, 400), (100, 100), (200, 200)]) == (100, 100)

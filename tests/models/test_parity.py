@@ -130,7 +130,7 @@ def rotary_of_transformers(head_dim, theta, positions):
 @pytest.mark.parametrize(
     ("theta", "last"), [(1e9, 432_000), (1e6, 32_768)], ids=["LongVA", "LLaVA-Video"]
 )
-def test_rotary_far_out(theta, last, agree, record_property):
+def test_rotary_at_large_positions(theta, last, agree, record_property):
     positions = np.arange(last - 500, last + 1)
     ours = [np.asarray(x)[:, 0] for x in rotary(jnp.asarray(positions), 128, theta, jnp.float32)]
     theirs = rotary_of_transformers(128, theta, positions)

@@ -80,7 +80,7 @@ def test_local_addresses_are_not_public(address) -> None:
     assert is_public("8.8.8.8")
 
 
-def test_a_late_decoder_is_replaced(folder) -> None:
+def test_a_decoder_past_its_deadline_is_replaced(folder) -> None:
     request = {
         "kind": "video",
         "paths": [str(folder / "media/video.mp4")],

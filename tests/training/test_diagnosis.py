@@ -106,7 +106,7 @@ def test_a_rule_is_silent_on_too_few_records(rule):
     assert rule(Run({}, run.steps, {}, Account())) is None
 
 
-def test_near_misses():
+def test_near_misses_do_not_fire():
     """Runs that resemble the problem of a rule and do not have it."""
     other_loss = with_series(**{"losses/dpo": np.full(SIZE, np.nan)})
     later = dataclasses.replace(FIRES["first_loss"], steps=np.arange(10, SIZE + 10))

@@ -96,7 +96,7 @@ def pack(
     if len(ids) > length:
         raise PrefixError(
             f"the prefix has {len(ids)} tokens ({seen} visual, {len(ids) - seen} text), more than "
-            f"the {length} there is room for"
+            f"the limit of {length}"
         )
     if used > response:
         raise InputError(f"an answer takes {used} tokens, more than the {response} of max_response")

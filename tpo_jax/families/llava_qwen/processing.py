@@ -1,5 +1,4 @@
-"""Frames and still images to what a vision tower eats, with the pixels of the original processors
-to the bit.
+"""Preprocessing of frames and still images, equal to the original processors bit for bit.
 
 The originals resize with Pillow's bicubic filter (antialiased, rounded to uint8 after each of its
 two passes), which no resize on the device reproduces; so that much happens on the host, and only
