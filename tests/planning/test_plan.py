@@ -1,4 +1,4 @@
-"""The TPU compiler's verdict on the real step, without a TPU."""
+"""The step compiled by the TPU compiler, without a TPU."""
 
 import dataclasses
 import subprocess
@@ -64,11 +64,21 @@ def libtpu():
         yield
 
 
+TWO_SLICES = {"mesh__data": 2, "train__batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def two_slices(libtpu):
+    """Plan and program of the step on two slices of eight chips."""
+    return compile_step(experiment(**TWO_SLICES), SLICE, "v5e:2x4", 2)
+
+
 @pytest.mark.tpu_compiler
 @pytest.mark.slow
-def test_step_of_a_slice(libtpu):
-    plan, compiled = compile_step(experiment(), SLICE, "v5e:2x4")
-    assert plan.fits and plan.chips == 8
+def test_step_of_two_slices(two_slices):
+    plan, compiled = two_slices
+    assert plan.fits and (plan.devices, plan.chips) == (16, 16)
+    assert "16 chips" in report(plan)
     # Donated: the new state lies where the old one lay.
     assert plan.memory["alias"] >= 0.99 * plan.memory["output"]
     # The weights are gathered, in bf16, for forward and backward pass, and not more often.
@@ -88,14 +98,12 @@ def test_step_of_a_slice(libtpu):
 
 @pytest.mark.tpu_compiler
 @pytest.mark.slow
-def test_a_live_reference_is_in_the_plan(libtpu):
+def test_live_reference_is_planned(two_slices):
+    cached = two_slices[0]
     changes = {"objective__loss": "rrpo", "objective__token_kl": 0.01}
-    live, cached = (
-        compile_step(experiment(**c), SLICE, "v5e:2x4")[0]
-        for c in (changes, {"objective__loss": "rrpo"})
-    )
+    live = compile_step(experiment(**TWO_SLICES, **changes), SLICE, "v5e:2x4", 2)[0]
     trained = {k: v for k, v in families.abstract_params(SLICE).items() if k != "tower"}
-    copy = 2 * sum(x.size for x in jax.tree.leaves(trained)) / 8  # bf16, over the chips
+    copy = 2 * sum(x.size for x in jax.tree.leaves(trained)) / 8  # bf16, over the chips of a slice
     more = live.memory["argument"] - cached.memory["argument"]
     assert copy <= more <= 1.2 * copy
     assert live.flops > 1.1 * cached.flops
@@ -103,16 +111,11 @@ def test_a_live_reference_is_in_the_plan(libtpu):
 
 @pytest.mark.tpu_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("topology", "slices", "devices", "chips"),
-    [("v5e:2x4", 2, 16, 16), ("tpu7x:2x2x1", 1, 8, 4)],  # a chip of tpu7x is two devices
-)
-def test_step_elsewhere(libtpu, topology, slices, devices, chips):
-    config = experiment(mesh__data=devices // 8, train__batch_size=devices // 2)
-    plan, compiled = compile_step(config, SLICE, topology, slices)
-    assert plan.fits and (plan.devices, plan.chips) == (devices, chips)
+def test_step_of_chips_that_are_two_devices(libtpu):
+    plan, compiled = compile_step(experiment(), SLICE, "tpu7x:2x2x1")
+    assert plan.fits and (plan.devices, plan.chips) == (8, 4)
     assert compiled is not None
-    assert f"{chips} chips" in report(plan)
+    assert "4 chips" in report(plan)
 
 
 def published():
@@ -158,7 +161,7 @@ def test_a_published_row_is_what_the_compiler_says(libtpu):
         ("tpu7x:2x2x1", 1, 8),  # two devices a chip
     ],
 )
-def test_limit_of_every_kind_of_chip_is_the_compilers(libtpu, topology, slices, devices):
+def test_memory_limit_of_each_chip_is_the_compilers(libtpu, topology, slices, devices):
     found = devices_of(topology, slices)
     assert len(found) == devices
     mesh = jax.sharding.Mesh(np.array(found), ("all",))
@@ -223,7 +226,7 @@ def test_loops_count_as_often_as_they_run():
         ({"data__max_prefix": 1000}, "v5e:2x4", "nearest legal values are 512 and 1024"),
     ],
 )
-def test_what_cannot_run_is_named(libtpu, changes, topology, message):
+def test_configs_that_cannot_run_are_named(libtpu, changes, topology, message):
     with pytest.raises(InputError, match=message):
         compile_step(experiment(**changes), SLICE, topology)
 
@@ -245,7 +248,7 @@ def test_minimum_is_linear_in_rows_and_answers():
     assert one < flops(1, 2) < 2 * one  # the prefix is shared
 
 
-def test_command_refuses_in_one_line():
+def test_wrong_topology_is_one_line():
     command = [sys.executable, "-m", "tpo_jax.plan", "--config=configs/longva_tpo.py"]
     result = subprocess.run(
         [*command, "--topology=nowhere", "--config.model.preset=longva_7b"],
@@ -261,7 +264,7 @@ def test_command_refuses_in_one_line():
 @hypothesis.given(st.integers(1, 4000), st.floats(0.2, 1.3), st.integers(1, 600), st.booleans())
 @hypothesis.settings(max_examples=200, deadline=None)
 def test_search_finds_the_most_frames_that_fit(most, bend, start, shared):
-    """Of a made-up chip whose memory grows with a power of the frames."""
+    """The chip is simulated: its memory grows with a power of the frames."""
     model, asked = families.preset("longva_7b"), []
 
     def compile_at(frames):
@@ -276,7 +279,7 @@ def test_search_finds_the_most_frames_that_fit(most, bend, start, shared):
     assert best is None or best.frames <= most
     assert beyond is None or beyond.frames > most
     frames = [plan.frames if plan else None for plan in (best, beyond)]
-    if None not in frames:  # neighbours: not one prefix lies between them
+    if None not in frames:  # neighbours: no prefix length lies between them
         assert (
             frames_of(model, unit * (-(-(model.visual_tokens(frames[0]) + 100) // unit)))
             == (frames[0])
@@ -288,7 +291,7 @@ def test_search_finds_the_most_frames_that_fit(most, bend, start, shared):
         assert model.visual_tokens(best.frames) + unit + 144 + 256 > model.max_length
 
 
-def test_smallest_slice_passes_over_what_cannot_run():
+def test_smallest_slice_skips_slices_that_cannot_run():
     told = []
 
     def compile_on(topology):
@@ -304,7 +307,7 @@ def test_smallest_slice_passes_over_what_cannot_run():
         "v5e:2x4: rows do not divide",
         "v5e:4x4: does not fit",
     ]
-    # None that is larger: the verdict of the largest, and an error where none can run at all.
+    # No larger slice: the plan of the largest one, and an error where none can run at all.
     assert not smallest_slice(compile_on, "v6e", told.append).fits
 
     def refuse(topology):
