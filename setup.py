@@ -14,10 +14,11 @@ OPENAI = "openai>=3.52,<4"
 
 
 def jax(extra: str = "") -> list[str]:
-    """jax 0.11 left Python 3.11 behind, and each of the two pairs with its own releases of flax."""
+    """Return one series of jax per version of Python: 0.11 dropped 3.11, 0.12 is tried on 3.13."""
     return [
         f'jax{extra}>=0.10.2,<0.11; python_version < "3.12"',
-        f'jax{extra}>=0.11.1,<0.12; python_version >= "3.12"',
+        f'jax{extra}>=0.11.1,<0.12; python_version == "3.12"',
+        f'jax{extra}>=0.12,<0.13; python_version >= "3.13"',
     ]
 
 
