@@ -136,7 +136,6 @@ def reads(monkeypatch, kind: type) -> set[str]:
     return seen
 
 
-@pytest.mark.xdist_group("train")
 def test_every_field_is_read(tiny_world, compiled, tmp_path, monkeypatch):
     config = tiny_config(tiny_world)
     config.lora.rank = 2  # the other fields of the section have no effect without

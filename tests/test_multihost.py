@@ -13,7 +13,7 @@ import pytest
 from tests.tiny_run import final_state, metrics, tiny_config
 from tpo_jax.train import train
 
-pytestmark = [pytest.mark.xdist_group("train"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def free_port() -> int:

@@ -21,8 +21,6 @@ LEFT = {
         "evaluated/results.json",
     ],
 }
-# Its quickstart is that of tests/study/test_quickstart.py.
-pytestmark = pytest.mark.xdist_group("quickstart")
 
 
 def cells(path: Path) -> list[dict]:

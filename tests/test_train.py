@@ -30,8 +30,6 @@ from tpo_jax.training.run_record import load as load_run
 from tpo_jax.training.step import make_scorer
 
 ROOT = Path(__file__).resolve().parents[1]
-# One worker of a parallel test run makes the finished run and compiles the step, for all of these.
-pytestmark = pytest.mark.xdist_group("train")
 
 
 @pytest.fixture

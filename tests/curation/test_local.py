@@ -109,7 +109,6 @@ def test_a_judge_with_random_weights_keeps_nothing(checkpoint, world_config, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("train")
 def test_two_processes_run_a_model_together(
     checkpoint, compiled, world_config, curate_command, tmp_path
 ):
@@ -120,7 +119,7 @@ def test_two_processes_run_a_model_together(
     config.local.dtype, config.judge.enabled = "float32", False
     # One shape, so that one program is compiled.
     config.segments.localized, config.segments.comprehensive = 6, 0
-    config.segments.min_seconds, config.questions.per_segment = 20.0, 1
+    config.segments.min_seconds, config.questions.per_segment = 20.0, 2
     config.answers.localized_rejected, config.balance.localized = ("rest",), 1.0
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

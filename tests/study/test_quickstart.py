@@ -11,7 +11,7 @@ from tpo_jax.study.stages import LONG_SECONDS, SCALES
 from tpo_jax.study.statistics import exact
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("quickstart")]
+pytestmark = pytest.mark.slow
 
 
 def test_every_stage_runs_and_a_second_start_redoes_nothing(smoke_quickstart):

@@ -4,8 +4,10 @@ import concurrent.futures
 import contextlib
 import io
 import json
+import subprocess
 import sys
 import types
+from pathlib import Path
 from unittest import mock
 
 import jax
@@ -22,6 +24,8 @@ from tpo_jax.training.clock import SPANS, StepClock, split
 from tpo_jax.training.goodput import JOURNAL, Account, GoodputJournal, read
 from tpo_jax.training.metrics import Progress
 from tpo_jax.training.watch import Watch, device_memory
+
+ROOT = Path(__file__).resolve().parents[2]
 
 times = st.lists(st.floats(0, 100), min_size=2, max_size=20, unique=True).map(sorted)
 
@@ -250,18 +254,48 @@ class FakeWandb(types.ModuleType):
         self.finished += 1
 
 
-def test_a_profile_that_cannot_be_written_does_not_end_the_run(tmp_path, capsys):
+PROFILE = """
+import pathlib, sys
+from tpo_jax.training.watch import Profiler
+profiler = Profiler(range(1, 2), pathlib.Path(sys.argv[1]))
+profiler.before(1)
+profiler.after(1, {})
+"""
+
+
+# Traces are made in processes of their own: one that has loaded libtpu cannot be profiled.
+def test_a_profile_that_cannot_be_written_does_not_end_the_run(tmp_path):
     (tmp_path / "profile").touch()
-    profiler = watch.Profiler(range(1, 2), tmp_path / "profile")
-    profiler.before(1)
-    profiler.after(1, {})
-    assert "profile cannot be written: " in capsys.readouterr().err
-    (tmp_path / "profile").unlink()
-    jax.profiler.stop_trace()  # JAX keeps the trace until it is written, and starts no other
+    command = [sys.executable, "-c", PROFILE, str(tmp_path / "profile")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert "profile cannot be written: " in result.stderr
 
 
-def test_a_profile_and_a_board_on_demand(tiny_world, compiled, tmp_path, monkeypatch, capsys):
-    """Weights & Biases gets the records of the files, and the key is written nowhere."""
+def test_asked_steps_are_profiled_once(tiny_world, tiny_command, compiled, tmp_path):
+    work = tmp_path / "run"
+    for steps, code, message in (
+        ("7:9", 2, "--profile_steps=7:9: the run ends at step 6"),
+        ("2:3", 0, f"profile: {work / 'profile'}"),
+        ("2:3", 0, "--profile_steps=2:3: already done"),
+    ):
+        child = tiny_command(f"--workdir={work}", f"--profile_steps={steps}")
+        _, logs = child.communicate(timeout=300)
+        assert (child.returncode, message in logs) == (code, True), logs
+        assert bool(list((work / "profile").rglob("*.xplane.pb"))) == (code == 0)
+
+
+def test_profiling_is_refused_where_it_would_crash(monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", types.ModuleType("libtpu"))
+    message = "--profile_steps=2:3: libtpu is loaded .* set JAX_PLATFORMS=cpu"
+    with pytest.raises(InputError, match=message):
+        Watch(profile_steps="2:3")
+
+
+def test_weights_and_biases_get_the_records_of_the_files(
+    tiny_world, compiled, tmp_path, monkeypatch
+):
+    """The key is written nowhere."""
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.delenv("WANDB_MODE", raising=False)
@@ -269,14 +303,7 @@ def test_a_profile_and_a_board_on_demand(tiny_world, compiled, tmp_path, monkeyp
     with pytest.raises(InputError, match="WANDB_API_KEY"):
         Watch(wandb_project="tpo")
     monkeypatch.setenv("WANDB_API_KEY", "very-secret")
-    config = tiny_config(tiny_world)
-    with pytest.raises(InputError, match="--profile_steps=7:9: the run ends at step 6"):
-        train(config, tmp_path, Watch(profile_steps="7:9"))
-    asked = Watch(profile_steps="2:3", wandb_project="tpo")
-    train(config, tmp_path, asked)
-    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
-    train(config, tmp_path, Watch(profile_steps="2:3"))
-    assert "--profile_steps=2:3: already done" in capsys.readouterr().err
+    train(tiny_config(tiny_world), tmp_path, Watch(wandb_project="tpo"))
     records = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [{"step": step, **scalars} for step, scalars in fake.logged] == records
     assert fake.finished == 1

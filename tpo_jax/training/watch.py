@@ -24,7 +24,8 @@ class Watch:
         wandb_project: Project of Weights & Biases that also gets the metrics; empty: none.
 
     Raises:
-        InputError: Another form, or Weights & Biases without its package or its key.
+        InputError: Another form, a profile that would crash, or Weights & Biases without its
+            package or its key.
     """
 
     profile_steps: str = ""
@@ -36,6 +37,13 @@ class Watch:
             found = re.fullmatch(r"\d+:\d+", self.profile_steps)
             if not found or not self.profiled or self.profiled.start < 1:
                 raise InputError(f"{given} must be FIRST:LAST, two steps, the first at least 1")
+            # JAX loads libtpu wherever it is installed, and starting a trace then ends the process
+            # with a segmentation fault if there is no TPU.
+            if "libtpu" in sys.modules and (backend := jax.default_backend()) != "tpu":
+                raise InputError(
+                    f"{given}: libtpu is loaded without a TPU, and profiling would crash; set "
+                    f"JAX_PLATFORMS={backend}"
+                )
         if self.wandb_project and jax.process_index() == 0:
             given = f"--wandb_project={self.wandb_project}"
             if importlib.util.find_spec("wandb") is None:
