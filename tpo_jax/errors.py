@@ -31,6 +31,16 @@ def _exit(reason: str) -> NoReturn:
     sys.exit(2)
 
 
+def _file_reason(error: OSError) -> str:
+    """Return one line on a file that cannot be read or written.
+
+    For a file that `--config` names, ml_collections gives several lines and not the flag.
+    """
+    text = str(error)
+    line = re.sub(r".*\[Errno -?\d+\] ", "", text.splitlines()[-1].strip())
+    return f"--config: {line}" if re.search("config file|^Configuration", text) else line
+
+
 class Subcommand(NamedTuple):
     """One of several commands of a program: its function, and the flags that it alone takes."""
 
@@ -61,8 +71,8 @@ def run_command(main: Callable[[], int | None] | Mapping[str, Subcommand]) -> No
             return command.main()
         except InputError as error:
             _report(str(error))
-        except OSError as error:  # a file that cannot be read or written; ml_collections adds lines
-            _report(str(error).splitlines()[-1].strip())
+        except OSError as error:  # a file that cannot be read or written
+            _report(_file_reason(error))
         return 2
 
     def parse(arguments: list[str]) -> list[str]:
@@ -91,12 +101,16 @@ def run_command(main: Callable[[], int | None] | Mapping[str, Subcommand]) -> No
             words = re.findall(r"\w+", str(error).replace("\\n", " "))
             field, *more = words or [repr(str(error))]
             reason = f"--config has no such field: {field}"
+            if "get_config" in words:
+                reason = "--config: the file has no function get_config"
             if more[:3] == ["Did", "you", "mean"]:
                 reason += f"; did you mean {more[3]}?"
         except ValueError as error:  # not the name of a field
             reason = f"--config: {str(error).splitlines()[0]}"
         except OSError as error:
-            reason = str(error).splitlines()[-1].strip()
+            reason = _file_reason(error)
+        except SystemExit:  # --help; absl exits with 1
+            sys.exit()
         finally:
             flags.FLAGS.remove_flag_values(values)
         _exit(reason)

@@ -142,8 +142,8 @@ ANYTHING = st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.tex
 @pytest.fixture(scope="module")
 def native_config(tmp_path_factory):
     directory = tmp_path_factory.mktemp("native")
-    values = {"format": "tpo_jax", "version": 1, "model": dataclasses.asdict(CONFIG)}
-    return directory, values
+    model = dataclasses.asdict(CONFIG) | {"stills": dataclasses.asdict(CONFIG.images)}
+    return directory, {"format": "tpo_jax", "version": 1, "model": model}
 
 
 @hypothesis.given(data=st.data())

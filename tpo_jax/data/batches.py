@@ -1,15 +1,13 @@
 """Batches decoded ahead of time, by threads or by processes."""
 
-import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import grain
 from absl import flags
 
+from tpo_jax.io.processes import end_with_parent
 from tpo_jax.models.batch import Batch
 
 
@@ -69,11 +67,4 @@ def _follow_parent(*_: Any) -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()

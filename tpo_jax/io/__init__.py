@@ -1,1 +1,1 @@
-"""Files that appear whole, journals and JSON."""
+"""Files that appear whole, journals, JSON, paths, and worker processes."""

@@ -15,10 +15,7 @@ import itertools
 import json
 import multiprocessing
 import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,6 +26,7 @@ from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import read_json, write_json
+from tpo_jax.io.processes import end_with_parent
 from tpo_jax.study import needles, pairs, stages
 from tpo_jax.study.asking import ask_held_out, generator_of
 from tpo_jax.study.records import Answer, Candidate, Run, read_rows, write_rows
@@ -45,7 +43,7 @@ from tpo_jax.study.settings import (
 from tpo_jax.study.stages import LONG_FRAMES, LONG_SECONDS, Scale, Stages, Train
 from tpo_jax.worlds.world import WorldVideo
 
-SECONDS_TO_SAVE = 30
+SECONDS_TO_SAVE = 30  # a checkpoint of the training that a worker does
 
 
 def stretch(directory: Path) -> None:
@@ -275,18 +273,6 @@ def _locked(directory: Path, wait: bool = False) -> Iterator[None]:
         yield
 
 
-def _end_with_parent() -> None:
-    """Stop this worker when its parent is killed; training saves a checkpoint first.
-
-    Without it the worker would wait for work for ever.
-    """
-    if parent := multiprocessing.parent_process():
-        parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(SECONDS_TO_SAVE)
-    os._exit(1)
-
-
 def _cores() -> list[int]:
     """Return the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -302,5 +288,5 @@ def begin_worker(compiled: Path, cores: multiprocessing.Queue) -> None:
     os.environ["NPROC"], core = "1", cores.get()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent(SECONDS_TO_SAVE)
     jax.config.update("jax_compilation_cache_dir", str(compiled))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import cv2
 
+from tpo_jax.io.processes import end_with_parent
 from tpo_jax.worlds.questions import Question, make_questions
 from tpo_jax.worlds.render import render, write_mp4
 from tpo_jax.worlds.timeline import FPS, make_timeline
@@ -66,7 +67,10 @@ def make_videos(
     if workers <= 1:
         return list(map(make, *all_arguments))
     context = multiprocessing.get_context("spawn")  # forking a process that runs JAX may deadlock
-    with concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)
-    ) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, context, _begin_worker) as pool:
         return list(pool.map(make, *all_arguments, chunksize=64))
+
+
+def _begin_worker() -> None:
+    end_with_parent()
+    cv2.setNumThreads(1)

@@ -69,6 +69,9 @@ class ImageConfig:
     aspect: str  # image_aspect_ratio: anyres, anyres_max_N, pad or square
     pinpoints: tuple[tuple[int, int], ...] = ()  # image_grid_pinpoints: widths, heights in pixels
 
+    def __post_init__(self) -> None:
+        check_types(self, "stills")
+
 
 def unires(side: int) -> ImageConfig:
     """Return LongVA's config: every image a video of up to 49 tiles of `side` pixels."""
@@ -203,9 +206,9 @@ def from_dict(values: dict) -> LlavaQwenConfig:
             "tower": TowerConfig(**values["tower"]),
             "decoder": DecoderConfig(**values["decoder"]),
         }
-        if given := values.get("stills"):
-            pinpoints = tuple((width, height) for width, height in given["pinpoints"])
-            parts["stills"] = ImageConfig(given["merge"], given["aspect"], pinpoints)
+        if (given := values.get("stills")) is not None:
+            sizes = pinpoints(list(given["pinpoints"]), parts["tower"].image_size)
+            parts["stills"] = ImageConfig(given["merge"], given["aspect"], sizes)
         return LlavaQwenConfig(**{**values, **parts})
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a model config: {error}") from error
