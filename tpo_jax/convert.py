@@ -12,11 +12,11 @@ from pathlib import Path
 
 from absl import flags
 
+from tpo_jax import families
 from tpo_jax.checkpoints import huggingface_export as export
 from tpo_jax.checkpoints.models import KEPT, Loaded, is_native, open_model, save_model
 from tpo_jax.data.tokenizer import has_tokenizer, load_tokenizer
 from tpo_jax.errors import InputError, run_command
-from tpo_jax.families.llava_qwen.config import NEWLINES, POOLINGS
 from tpo_jax.io.files import replacing_directory
 from tpo_jax.io.paths import define_path
 
@@ -32,12 +32,15 @@ _DTYPE = flags.DEFINE_enum(
 # What a checkpoint's config.json may leave open (or say wrongly); given here, it takes precedence.
 _SETTINGS = {
     "pooling": flags.DEFINE_enum(
-        "pooling", None, POOLINGS, "Import: frame pooling. Default: config.json's, else average."
+        "pooling",
+        None,
+        families.choices("pooling"),
+        "Import: frame pooling. Default: config.json's, else average.",
     ),
     "newline": flags.DEFINE_enum(
         "newline",
         None,
-        NEWLINES,
+        families.choices("newline"),
         "Import: where newline tokens go. Default: config.json's, else one_token if the merge type "
         "is spatial_unpad and none if not.",
     ),

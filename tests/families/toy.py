@@ -147,6 +147,7 @@ FAMILY = Family(
     reads="'toy' checkpoints",
     read_config=read_config,
     settings=lambda config: {"max_length": config.max_length},
+    choices={},
     config_files=lambda directory: [],
     update_config=lambda values, config: new_config(config, "")["config.json"],
     new_config=new_config,

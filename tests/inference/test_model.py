@@ -71,7 +71,7 @@ def test_draws_depend_on_the_seed_alone(model) -> None:
     assert drawn[0] == drawn[2] != drawn[1]
 
 
-def test_pairs_that_are_not_valid_are_named(model, folder) -> None:
+def test_wrong_pairs_and_sampling_are_named(model, folder) -> None:
     pair = {"prompt": "Why?", "chosen": "Rain.", "rejected": "Snow."}
     for change, message in (
         ({"chosen": "Snow."}, "pair 1: chosen equals rejected"),
@@ -80,6 +80,11 @@ def test_pairs_that_are_not_valid_are_named(model, folder) -> None:
     ):
         with pytest.raises(InputError, match=message):
             model.score([pair, pair | change], videos=folder)
+    for how in ({"rule": "middle"}, {"num_frames": 0}):
+        with pytest.raises(InputError, match=f"{next(iter(how.values()))!r}"):
+            model.score([pair | {"video": "video.mp4"}], videos=folder, **how)
+    with pytest.raises(InputError, match="num_frames=0 must be at least 1"):
+        model.answer(folder / "video.mp4", "Why?", num_frames=0)
 
 
 def test_importing_the_package_imports_no_library() -> None:

@@ -11,6 +11,7 @@ import pytest
 from tpo_jax.errors import InputError
 from tpo_jax.parallel.attention import (
     MOST_QUERIES,
+    Keys,
     continuation_attention,
     fused_attention,
     prefix_attention,
@@ -94,13 +95,14 @@ def test_many_queries_run_in_parts():
     own = [jax.random.normal(key, (B, M, R, K, C)) for key in keys[3:5]]
     mask = jnp.arange(P)[None] < P - 2
     own_mask = jnp.tril(jnp.ones((R, R), bool)) & jax.random.bernoulli(keys[5], 0.9, (B, M, 1, R))
-    found = continuation_attention(q, k, v, mask, *own, own_mask)
+    prefix = Keys(k, v, mask)
+    found = continuation_attention(q, prefix, Keys(*own, own_mask))
     halves = [
-        continuation_attention(q[:, :, part], k, v, mask, *own, own_mask[:, :, part])
+        continuation_attention(q[:, :, part], prefix, Keys(*own, own_mask[:, :, part]))
         for part in (slice(0, R // 2), slice(R // 2, R))
     ]
     np.testing.assert_allclose(found, jnp.concatenate(halves, axis=2), atol=1e-6)
-    program = jax.jit(continuation_attention).lower(q, k, v, mask, *own, own_mask).as_text()
+    program = jax.jit(continuation_attention).lower(q, prefix, Keys(*own, own_mask)).as_text()
     assert "while" in program and f"{M}x{K}x{H}x{R}x{R}xf32" not in program
 
 

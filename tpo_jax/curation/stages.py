@@ -3,6 +3,7 @@
 Each stage turns one unit into the units of the next stage, drops it, or fails it.
 """
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ class Dropped(Exception):
     """A unit is filtered out, which is not an error; the text says why."""
 
 
-class Stage:
+class Stage(abc.ABC):
     """One stage of a run.
 
     Attributes:
@@ -54,6 +55,7 @@ class Stage:
         """
         return []
 
+    @abc.abstractmethod
     def finish(self, unit: Unit, replies: Sequence[str]) -> list[Unit]:
         """Return the units of the next stage.
 
@@ -65,7 +67,6 @@ class Stage:
             Dropped: The unit is filtered out.
             ValueError: The unit fails; the text says why.
         """
-        raise NotImplementedError
 
     def item(self, unit: Unit) -> dict[str, Any]:
         """Return the fields of a finished unit that the journal stores."""

@@ -48,6 +48,11 @@ def markers() -> set[str]:
     return {marker for template in templates for marker in template.markers}
 
 
+def choices(setting: str) -> list[str]:
+    """Return the values that the families know for a setting of a published checkpoint."""
+    return list(dict.fromkeys(x for f in FAMILIES.values() for x in f.choices.get(setting, ())))
+
+
 def presets() -> dict[str, ModelConfig]:
     """Return the presets of all families by name."""
     return {name: c for family in FAMILIES.values() for name, c in family.presets.items()}

@@ -43,8 +43,9 @@ class Family:
     # (directory, shape of every stored tensor by name, settings that take precedence over
     # config.json) to the config. InputError: something missing, or a model this family is not.
     read_config: Callable[[Path, Mapping[str, Shape], dict], Any]
-    # What a config says on those settings.
+    # What a config says on those settings, and the values of those that have a few only.
     settings: Callable[[Any], dict]
+    choices: Mapping[str, tuple[str, ...]]
     # Files beside config.json that an export gives back, relative to the directory.
     config_files: Callable[[Path], list[Path]]
     # (config.json of the original checkpoint, config) to config.json of the export.

@@ -26,7 +26,6 @@ from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.pictures import Pictures
 from tpo_jax.parallel.mesh import AXES, make_mesh
 from tpo_jax.parallel.sharding import ROWS, check_heads, parameter_shardings
-from tpo_jax.video.sampling import RULES
 
 Questions = TypeVar("Questions", str, list[str])
 GREEDY = Sampling()
@@ -175,11 +174,6 @@ class Model:
         Raises:
             InputError: a pair that is not valid or cannot be read; the message names it.
         """
-        if rule not in RULES or num_frames < 1:
-            known = ", ".join(RULES)
-            raise InputError(
-                f"rule={rule!r} must be one of {known}, num_frames={num_frames} above 0"
-            )
         checked = [
             pair if isinstance(pair, Pair) else pair_of(pair, number)
             for number, pair in enumerate(pairs)
@@ -197,8 +191,6 @@ class Model:
             raise InputError("give a video or images, not both")
         if isinstance(video, Clip | Pictures):
             return video
-        if num_frames < 1:
-            raise InputError(f"num_frames={num_frames} must be at least 1")
         return self.processor.video(video, num_frames)
 
     def _asked(self, questions: Sequence[str], visual: Visual) -> Sequence[str]:

@@ -5,7 +5,7 @@ back, then scaled; rotary cos and sin in float32, cast to the activation dtype; 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import DecoderConfig
-from tpo_jax.parallel.attention import continuation_attention, prefix_attention
+from tpo_jax.parallel.attention import Keys, continuation_attention, prefix_attention
 from tpo_jax.parallel.sharding import ROWS, axis_size, constrain, constrain_layer
 from tpo_jax.parallel.splash import zigzag_positions
 
@@ -117,14 +117,6 @@ class Projection(nnx.Linear):
         return y + (x @ self.lora_a[...]) @ self.lora_b[...] if self.rank else y
 
 
-class Prefix(NamedTuple):
-    """What continuations attend to in one layer."""
-
-    k: jax.Array  # [B, P, K, C]
-    v: jax.Array  # [B, P, K, C]
-    mask: jax.Array  # bool [B, P]
-
-
 class Block(nnx.Module):
     """One decoder layer, applied to the prefix and to continuations.
 
@@ -187,7 +179,7 @@ class Block(nnx.Module):
         return constrain(self._finish(x, attended), ROWS, "context", None), k, v
 
     def continuation(
-        self, y: jax.Array, rope: Rope, prefix: Prefix, own_mask: jax.Array
+        self, y: jax.Array, rope: Rope, prefix: Keys, own_mask: jax.Array
     ) -> jax.Array:
         """Apply the layer to `[B, M, R, D]`, which attends to the prefix and to itself.
 
@@ -198,14 +190,14 @@ class Block(nnx.Module):
             own_mask: bool `[B, M, R, R]`.
         """
         q, k, v = self._qkv(y, rope)
-        attended = continuation_attention(q, *prefix, k, v, own_mask)
+        attended = continuation_attention(q, prefix, Keys(k, v, own_mask))
         return constrain(self._finish(y, attended), ROWS, None, None, None)
 
     def cached_continuation(
         self,
         y: jax.Array,
         rope: Rope,
-        prefix: Prefix,
+        prefix: Keys,
         own_mask: jax.Array,
         cache: Cache,
         slot: jax.Array | int,
@@ -228,7 +220,7 @@ class Block(nnx.Module):
             jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=2)
             for old, new in zip(cache, (k, v), strict=True)
         )
-        attended = continuation_attention(q, *prefix, k, v, own_mask)
+        attended = continuation_attention(q, prefix, Keys(k, v, own_mask))
         return self._finish(y, attended), (k, v)
 
 
@@ -324,7 +316,7 @@ class Decoder(nnx.Module):
         def body(block: Block, carry: Any, _: Any) -> tuple[Any, None]:
             x, y = carry
             x, k, v = block.prefix(x, rope_x, prefix_mask, back_end, zigzag)
-            return (x, block.continuation(y, rope_y, Prefix(k, v, prefix_mask), own_mask)), None
+            return (x, block.continuation(y, rope_y, Keys(k, v, prefix_mask), own_mask)), None
 
         (x, y), _ = self._scan(body, (x, y), remat=remat, scan=scan)
         if target_at is not None:
@@ -381,7 +373,7 @@ class Decoder(nnx.Module):
 
         def body(block: Block, y: jax.Array, layer: Any) -> tuple[jax.Array, Cache]:
             (k, v), own = layer
-            seen = Prefix(k, v, prefix_mask)
+            seen = Keys(k, v, prefix_mask)
             return block.cached_continuation(y, rope, seen, own_mask, own, slot)
 
         y, cache = self._scan(body, y, xs=(prefix, cache))

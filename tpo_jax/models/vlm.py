@@ -2,6 +2,7 @@
 over both streams of a row, and log-probabilities of the labelled tokens.
 """
 
+import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ class VideoLanguageModel(nnx.Module):
     config: ModelConfig
     decoder: Decoder
 
+    @abc.abstractmethod
     def encode(self, batch: Batch, *, freeze_tower: bool = False, remat: str = "none") -> jax.Array:
         """Return the visual tokens of a batch, `[B, n, D]`, where `visual_index` finds them.
 
@@ -29,8 +31,8 @@ class VideoLanguageModel(nnx.Module):
             freeze_tower: no gradient enters the vision tower, and none of its activations is kept.
             remat: other than `none`, the backward pass recomputes the encoder's activations.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def encode_frames(
         self, frames: Array, *, freeze_tower: bool = False, remat: str = "none"
     ) -> jax.Array:
@@ -38,7 +40,6 @@ class VideoLanguageModel(nnx.Module):
 
         The first `F * V` are the frames' in their order. Other arguments as for `encode`.
         """
-        raise NotImplementedError
 
     def embed_prefix(self, ids: Array, visual: jax.Array, visual_index: Array) -> jax.Array:
         """Embed text, with the visual tokens put in their slots.

@@ -4,7 +4,7 @@ Queries come grouped, `[..., H, C]` against `K` key/value heads, `H = K * G`; qu
 key/value head `h // G`, as Qwen2 does. Softmax is in float32.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -121,15 +121,15 @@ def fused_attention(
     return checkpoint_name(out, "attention")
 
 
-def continuation_attention(
-    q: jax.Array,
-    prefix_k: jax.Array,
-    prefix_v: jax.Array,
-    prefix_mask: jax.Array,
-    own_k: jax.Array,
-    own_v: jax.Array,
-    own_mask: jax.Array,
-) -> jax.Array:
+class Keys(NamedTuple):
+    """What queries attend to: keys, values, and which of them are visible."""
+
+    k: jax.Array
+    v: jax.Array
+    mask: jax.Array
+
+
+def continuation_attention(q: jax.Array, prefix: Keys, own: Keys) -> jax.Array:
     """Compute attention of a row's `M` continuations to the shared prefix and to themselves.
 
     The two sets of keys are never concatenated, because the prefix may be split over the mesh; a
@@ -138,44 +138,35 @@ def continuation_attention(
 
     Args:
         q: `[B, M, R, H, C]`, scaled and rotated.
-        prefix_k: `[B, P, K, C]`; prefix_v likewise.
-        prefix_mask: bool `[B, P]`.
-        own_k: `[B, M, T, K, C]`; own_v likewise. T is R in training, the cache length in decoding.
-        own_mask: bool `[B, M, R, T]`, causal structure and padding.
+        prefix: keys and values `[B, P, K, C]`, mask bool `[B, P]`.
+        own: keys and values `[B, M, T, K, C]`, mask bool `[B, M, R, T]`: causal structure and
+            padding. T is R in training, the cache length in decoding.
 
     Returns:
-        `[B, M, R, H, C]` in the dtype of `own_v`.
+        `[B, M, R, H, C]` in the dtype of the values.
     """
     B, M, R, H, C = q.shape
     size = max(n for n in range(1, R + 1) if R % n == 0 and (n == 1 or M * n <= MOST_QUERIES))
     if size == R:
-        return _all_queries(q, prefix_k, prefix_v, prefix_mask, own_k, own_v, own_mask)
+        return _all_queries(q, prefix, own)
 
     def part(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
-        q, own_mask = inputs
-        return _all_queries(q, prefix_k, prefix_v, prefix_mask, own_k, own_v, own_mask)
+        q, mask = inputs
+        return _all_queries(q, prefix, own._replace(mask=mask))
 
     queries = jnp.moveaxis(q.reshape(B, M, R // size, size, H, C), 2, 0)
-    masks = jnp.moveaxis(own_mask.reshape(B, M, R // size, size, -1), 2, 0)
+    masks = jnp.moveaxis(own.mask.reshape(B, M, R // size, size, -1), 2, 0)
     return jnp.moveaxis(jax.lax.map(part, (queries, masks)), 0, 2).reshape(B, M, R, H, C)
 
 
-def _all_queries(
-    q: jax.Array,
-    prefix_k: jax.Array,
-    prefix_v: jax.Array,
-    prefix_mask: jax.Array,
-    own_k: jax.Array,
-    own_v: jax.Array,
-    own_mask: jax.Array,
-) -> jax.Array:
+def _all_queries(q: jax.Array, prefix: Keys, own: Keys) -> jax.Array:
     B, M, R, H, C = q.shape
-    K = prefix_k.shape[2]
+    K = prefix.k.shape[2]
     q = q.reshape(B, M, R, K, H // K, C)
-    to_prefix = jnp.einsum("bmrkgc,btkc->bmkgrt", q, prefix_k, preferred_element_type=jnp.float32)
-    to_own = jnp.einsum("bmrkgc,bmtkc->bmkgrt", q, own_k, preferred_element_type=jnp.float32)
-    to_prefix = jnp.where(prefix_mask[:, None, None, None, None, :], to_prefix, _MASKED)
-    to_own = jnp.where(own_mask[:, :, None, None], to_own, _MASKED)
+    to_prefix = jnp.einsum("bmrkgc,btkc->bmkgrt", q, prefix.k, preferred_element_type=jnp.float32)
+    to_own = jnp.einsum("bmrkgc,bmtkc->bmkgrt", q, own.k, preferred_element_type=jnp.float32)
+    to_prefix = jnp.where(prefix.mask[:, None, None, None, None, :], to_prefix, _MASKED)
+    to_own = jnp.where(own.mask[:, :, None, None], to_own, _MASKED)
 
     # The maximum cancels in the quotient, so no gradient flows through it.
     top = jax.lax.stop_gradient(
@@ -183,9 +174,9 @@ def _all_queries(
     )
     to_prefix, to_own = jnp.exp(to_prefix - top), jnp.exp(to_own - top)
     total = to_prefix.sum(axis=-1) + to_own.sum(axis=-1)
-    out = jnp.einsum("bmkgrt,btkc->bmkgrc", to_prefix.astype(prefix_v.dtype), prefix_v)
+    out = jnp.einsum("bmkgrt,btkc->bmkgrc", to_prefix.astype(prefix.v.dtype), prefix.v)
     out = out.astype(jnp.float32) + jnp.einsum(
-        "bmkgrt,bmtkc->bmkgrc", to_own.astype(own_v.dtype), own_v
+        "bmkgrt,bmtkc->bmkgrc", to_own.astype(own.v.dtype), own.v
     )
-    out = (out / total[..., None]).astype(own_v.dtype)
+    out = (out / total[..., None]).astype(own.v.dtype)
     return jnp.moveaxis(out, 4, 2).reshape(B, M, R, H, C)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from tpo_jax.errors import InputError
 from tpo_jax.video.decode import Source, Video, VideoError, opened
 
 Span = tuple[float, float]  # start and end in seconds, the end not included
@@ -46,13 +47,20 @@ RULES: dict[str, Callable[[int, float, int], np.ndarray]] = {
 def sample(rule: str, available: int, fps: float, num_frames: int) -> np.ndarray:
     """Return which of `available` frames to take: int64 `[n]`, ascending, `n <= num_frames`.
 
-    `fps` is the video's average rate. Raises `ValueError` for an unknown rule and for
-    `num_frames` or `available` below one.
+    Args:
+        rule: one of `RULES`.
+        available: frames of the video.
+        fps: the video's average rate.
+        num_frames: to take at most.
+
+    Raises:
+        InputError: an unknown rule, or `num_frames` below 1.
+        ValueError: `available` is below 1.
     """
     if rule not in RULES:
-        raise ValueError(f"no sampling rule {rule!r}; there are {', '.join(RULES)}")
+        raise InputError(f"no sampling rule {rule!r}; there are {', '.join(RULES)}")
     if num_frames < 1:
-        raise ValueError(f"num_frames must be at least 1, not {num_frames}")
+        raise InputError(f"num_frames={num_frames} must be at least 1")
     if available < 1:
         raise ValueError("there is no frame to sample from")
     return RULES[rule](available, fps, num_frames).astype(np.int64)

@@ -24,6 +24,7 @@ FAMILY = Family(
     reads="'llava_qwen' checkpoints (LongVA, LLaVA-Video)",
     read_config=published.read_config,
     settings=published.settings_of,
+    choices={"pooling": config.POOLINGS, "newline": config.NEWLINES},
     config_files=published.config_files,
     update_config=published.update_config,
     new_config=published.new_config,

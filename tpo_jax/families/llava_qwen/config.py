@@ -202,12 +202,10 @@ def from_dict(values: dict) -> LlavaQwenConfig:
         ValueError: a field is missing, unknown or out of range.
     """
     try:
-        parts = {
-            "tower": TowerConfig(**values["tower"]),
-            "decoder": DecoderConfig(**values["decoder"]),
-        }
+        tower = TowerConfig(**values["tower"])
+        parts: dict[str, Any] = {"tower": tower, "decoder": DecoderConfig(**values["decoder"])}
         if (given := values.get("stills")) is not None:
-            sizes = pinpoints(list(given["pinpoints"]), parts["tower"].image_size)
+            sizes = pinpoints(list(given["pinpoints"]), tower.image_size)
             parts["stills"] = ImageConfig(given["merge"], given["aspect"], sizes)
         return LlavaQwenConfig(**{**values, **parts})
     except (KeyError, TypeError) as error:
