@@ -200,6 +200,8 @@ def test_command(models, movie, needles, compiled, tmp_path, monkeypatch) -> Non
         allowed | {"max_frames": 3},
         allowed | {"haystack": needles},
         allowed | {"haystack": ""},
+        allowed | {"haystack": "gone.mp4"},
+        allowed | {"needles": "gone.json"},
         allowed | {"needles": movie},
         allowed | {"depth_step": "nan"},
         allowed | {"output": ""},
@@ -225,7 +227,8 @@ def test_command(models, movie, needles, compiled, tmp_path, monkeypatch) -> Non
     with Image.open(out / "heatmap.png") as picture:
         assert picture.size == (1750, 800)
     messages = ("weights", "12 frames, one per second", "min_frames", "dataset.json")
-    messages += ("--haystack", "cannot be read", "--depth_step=nan", "--output=: must name a file")
+    messages += ("--haystack", "--haystack=gone.mp4: no such", "--needles=gone.json: no such")
+    messages += ("cannot be read", "--depth_step=nan", "--output=: must name a file")
     for result, message in zip(wrong, messages, strict=True):
         assert (result.code, result.out) == (2, "")
         assert message in (line := result.err.splitlines()[-1]) and line.startswith("error: ")

@@ -132,6 +132,9 @@ def find_needles(run: NeedleRun) -> dict[str, Any]:
     for name, value in (("depth_step", run.depth_step), ("rope_theta", run.rope_theta)):
         if not math.isfinite(value):
             raise InputError(f"--{name}={value} must be a number")
+    for name, path in (("haystack", run.haystack), ("needles", run.needles)):
+        if not path.exists():
+            raise InputError(f"--{name}={path}: no such file")
     depths = niah.depths(run.depth_step)
     processor = load_processor(run.checkpoint, rope_theta=run.rope_theta)
     asked, problems = niah_files.read_needles(run.needles, processor)

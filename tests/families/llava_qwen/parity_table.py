@@ -1,6 +1,6 @@
-"""Runs the parity tests and writes what they measured to docs/results/parity.md.
+"""Run the parity tests and write what they measured to docs/results/parity.md.
 
-python tests/models/parity_table.py
+python tests/families/llava_qwen/parity_table.py
 """
 
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TABLE = ROOT / "docs" / "results" / "parity.md"
 HEAD = """# Parity with the PyTorch originals
 
@@ -19,7 +19,7 @@ key/value head, head sizes 6, 9 and 10, 27x27 patches that do not cover the fram
 maxima of absolute values; for gradients, of the worst tensor, the norm of
 the difference over the norm.
 
-Written by `python tests/models/parity_table.py`.
+Written by `python tests/families/llava_qwen/parity_table.py`.
 
 | module | shape | largest difference | bar |
 |---|---|---|---|
