@@ -21,7 +21,8 @@ from tpo_jax.evaluation import niah
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import WITHIN_ROW, batch_sharding, parameter_shardings
 from tpo_jax.planning import hlo
-from tpo_jax.planning.plan import CHIPS, GIB, devices_of, memory_asked
+from tpo_jax.planning.chips import CHIPS, devices_of
+from tpo_jax.planning.plan import GIB, memory_asked
 
 # slice, tensor, frames; all other chips along `context`
 ROWS = (

@@ -25,7 +25,8 @@ from tpo_jax import families
 from tpo_jax.families.llava_qwen.config import LlavaQwenConfig, TowerConfig
 from tpo_jax.models.batch import BatchShape
 from tpo_jax.models.config import DecoderConfig, ModelConfig
-from tpo_jax.planning.plan import CHIPS, minimum_flops
+from tpo_jax.planning.chips import CHIPS
+from tpo_jax.planning.plan import minimum_flops
 
 REPEATS = flags.DEFINE_integer("repeats", 5, "Repeats of every measurement.", lower_bound=1)
 SCALE = flags.DEFINE_enum("scale", "cpu", ("cpu", "1.5b"), "Size of the model.")

@@ -21,6 +21,7 @@ from tpo_jax.objectives.losses import LOSSES
 from tpo_jax.objectives.preference import Objective
 from tpo_jax.study.rows import variants
 from tpo_jax.training.experiment import SECTIONS, base, read
+from tpo_jax.training.identity import FREE
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs/configs.md").read_text(encoding="utf-8")
@@ -38,11 +39,9 @@ def test_the_table_has_the_fields_and_their_defaults():
     assert len(ROWS) == len(flat(base()))
 
 
-def test_the_table_marks_what_a_continued_run_may_change():
+def test_the_table_marks_what_may_change_on_resume():
     marked = {name for name, star, _, _ in ROWS if star}
-    assert marked == {
-        n for n in flat(base()) if n in command.FREE or n.split(".")[0] in command.FREE
-    }
+    assert marked == {n for n in flat(base()) if n in FREE or n.split(".")[0] in FREE}
 
 
 @pytest.mark.parametrize("name", ["tiny", "longva_tpo", "llava_video_tpo"])

@@ -24,7 +24,7 @@ from tpo_jax.data.shards import open_shards, shard_names, write_metadata, write_
 from tpo_jax.errors import InputError
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.train import train
-from tpo_jax.training import loop, reference, run_page
+from tpo_jax.training import identity, loop, reference, run_page
 from tpo_jax.training.experiment import read
 from tpo_jax.training.run_record import load as load_run
 from tpo_jax.training.step import make_scorer
@@ -217,7 +217,7 @@ def test_a_checkpoint_of_another_run_is_refused(finished_run, config):
 
 
 def test_a_checkpoint_of_other_weights_is_refused(finished_run, config, monkeypatch):
-    monkeypatch.setattr(command, "weights_fingerprint", lambda _: "others")
+    monkeypatch.setattr(identity, "weights_fingerprint", lambda _: "others")
     monkeypatch.setattr(reference.Reference, "compute", None)  # not reached
     with pytest.raises(InputError, match="of a run with other weights;"):
         train(config, finished_run)

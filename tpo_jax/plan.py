@@ -22,7 +22,8 @@ from tpo_jax.errors import InputError, run_command
 from tpo_jax.io.paths import define_path, local_path
 from tpo_jax.models.config import ModelConfig, check_source
 from tpo_jax.parallel.mesh import AXES, mesh_shape
-from tpo_jax.planning.plan import GIB, RESPONSE_TOKENS, Plan, compile_step, devices_of
+from tpo_jax.planning.chips import devices_of
+from tpo_jax.planning.plan import GIB, RESPONSE_TOKENS, Plan, compile_step
 from tpo_jax.planning.search import most_frames, smallest_slice
 
 

@@ -12,10 +12,8 @@ working directory.
 import contextlib
 import dataclasses
 import functools
-import json
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,6 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from tpo_jax import families
-from tpo_jax.checkpoints.fingerprint import weights_fingerprint
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.checkpoints.peft import save_adapters
 from tpo_jax.checkpoints.train_state import TrainCheckpoints
@@ -44,8 +41,9 @@ from tpo_jax.training import loop, run_page
 from tpo_jax.training.experiment import Experiment, read
 from tpo_jax.training.feed import Feed
 from tpo_jax.training.held_out import PREFIX, HeldOut, make_evaluator
+from tpo_jax.training.identity import check_same_run, identity
 from tpo_jax.training.recorder import Recorder
-from tpo_jax.training.reference import Reference, cache_key
+from tpo_jax.training.reference import Reference
 from tpo_jax.training.state import (
     TrainState,
     learning_rate_schedule,
@@ -55,28 +53,6 @@ from tpo_jax.training.state import (
 )
 from tpo_jax.training.step import METRICS, make_forward, make_scorer, make_step
 from tpo_jax.training.watch import Watch
-
-# Fields that may change on resume: placement, speed, and what is recorded; nothing that changes the
-# result.
-FREE = (
-    "mesh",
-    "compute.remat",
-    "compute.head_chunk",
-    "compute.micro_batches",
-    "compute.attention",
-    "compute.scan",
-    "data.workers",
-    "data.cache_mib",
-    "data.on_error",
-    "data.verify_shards",
-    "data.reference",
-    "train.log_every",
-    "train.eval_every",
-    "train.checkpoint_every",
-    "train.checkpoint_minutes",
-    "train.keep_checkpoints",
-    "train.keep_best",
-)
 
 
 def load_weights(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[ModelConfig, dict, Path]:
@@ -161,26 +137,6 @@ def run_length(experiment: Experiment, pipeline: Pipeline, watch: Watch) -> loop
     return length
 
 
-def identity(
-    experiment: Experiment, config: ConfigDict, params: dict, sets: list[Pipeline]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the keys of the reference caches of pipelines, and what a checkpoint carries to tell
-    its run: the config and what numbers depend on beyond it.
-
-    Args:
-        experiment: The config, read.
-        config: As given.
-        params: Initial weights.
-        sets: The pairs to train on and, if there are any, the held-out ones.
-    """
-    weights = weights_fingerprint(params)
-    keys = [cache_key(pairs, weights, experiment.compute.dtype) for pairs in sets]
-    identity = dict(keys[0])
-    for key in keys[1:]:
-        identity["held_out"] = [key["shards"], key["pairs"]]
-    return keys, {"config": json.loads(config.to_json_best_effort()), "identity": identity}
-
-
 def make_feed(
     experiment: Experiment,
     reference: Reference,
@@ -201,36 +157,6 @@ def frozen_copy(params: dict, dtype: str) -> dict:
     """Return a copy of parameters in another dtype, on the same devices."""
     copy = lambda p: jax.tree.map(lambda x: jnp.array(x, dtype, copy=True), p)  # noqa: E731
     return jax.jit(copy, out_shardings=jax.tree.map(lambda x: x.sharding, params))(params)
-
-
-def check_same_run(saved: dict, meta: dict) -> None:
-    """Check that a checkpoint is of this run.
-
-    Raises:
-        InputError: It is of other data or weights, or its config differs in more than `FREE`.
-    """
-    ours, theirs = meta["identity"], saved["identity"]
-    if other := [name for name in ours if ours[name] != theirs.get(name)]:
-        raise InputError(
-            f"--workdir holds a checkpoint of a run with other {', '.join(other)}; use another one"
-        )
-
-    def fields(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-        for name, value in tree.items():
-            if f"{prefix}{name}" in FREE:
-                continue
-            if isinstance(value, dict):
-                yield from fields(value, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}", value
-
-    ours, theirs = dict(fields(meta["config"])), dict(fields(saved["config"]))
-    differs = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
-    if differs:
-        changes = ", ".join(f"{n}: {theirs.get(n)!r} -> {ours.get(n)!r}" for n in differs)
-        raise InputError(
-            f"--workdir holds a checkpoint of another run ({changes}); use another one"
-        )
 
 
 def make_directory(workdir: Path) -> None:

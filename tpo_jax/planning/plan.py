@@ -1,14 +1,10 @@
 """Compile the train step of a config for a TPU slice, on a machine without a TPU."""
 
 import dataclasses
-import math
-import os
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from tpo_jax import families
@@ -18,43 +14,14 @@ from tpo_jax.models.config import ModelConfig
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import batch_sharding, check_heads, check_rows, parameter_shardings
 from tpo_jax.planning import hlo
+from tpo_jax.planning.chips import CHIPS, Chip, devices_of
 from tpo_jax.training import experiment
 from tpo_jax.training.state import learning_rate_schedule, make_optimizer, new_state
-from tpo_jax.training.step import make_step
+from tpo_jax.training.step import Compute, make_step
 
 TEXT_TOKENS = 100  # of the prefix beside the video, where the config does not say
 RESPONSE_TOKENS = 128
 GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """Published figures of one device; a chip is one or two devices in JAX."""
-
-    hbm: float  # GiB that a program may use, the compiler's limit
-    flops: float  # bf16, per second
-    bandwidth: float  # of HBM, bytes/s
-    links: float  # of the interconnect, bytes/s, all links together
-    devices: int = 1  # devices of a chip
-
-
-CHIPS = {
-    "v4": Chip(30.75, 275e12, 1228e9, 300e9),
-    "v5e": Chip(15.75, 197e12, 819e9, 200e9),
-    "v5p": Chip(95.73, 459e12, 2765e9, 600e9),
-    "v6e": Chip(31.24, 918e12, 1640e9, 448e9),
-    "tpu7x": Chip(94.74, 1153e12, 3690e9, 600e9, devices=2),
-}
-
-
-# Slices that Cloud TPU offers, by the number of chips.
-SLICES = {
-    "v4": "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16",
-    "v5e": "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16",
-    "v5p": "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16",
-    "v6e": "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16",
-    "tpu7x": "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16",
-}
 
 
 @dataclasses.dataclass
@@ -83,51 +50,6 @@ class Plan:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     pairs_per_hour: float = 0.0
     chip_hours: float = 0.0  # for 10,000 pairs
-
-
-def chips_of(topology: str) -> int:
-    """Return the number of chips of a slice such as `v5e:4x4`.
-
-    Raises:
-        InputError: an unknown topology.
-    """
-    kind, _, shape = topology.partition(":")
-    if kind not in CHIPS:
-        raise InputError(
-            f"--topology={topology} is not of the form KIND:AxB or KIND:AxBxC with KIND one of "
-            f"{', '.join(CHIPS)}; v5e:4x4 is a slice of 16 chips"
-        )
-    if shape not in SLICES[kind].split():
-        raise InputError(f"--topology={topology}: slices of {kind} are {SLICES[kind]}")
-    return math.prod(map(int, shape.split("x")))
-
-
-def devices_of(topology: str, slices: int = 1) -> list[jax.Device]:
-    """Return the abstract devices of slices such as `v5e:4x4`.
-
-    Raises:
-        InputError: an unknown topology, or the compiler is missing or in use.
-    """
-    chips_of(topology)
-    # Nothing runs here: libtpu must not search for a TPU, which takes minutes, nor lock itself.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    # A flag of another compiler there ends the process; those of libtpu are LIBTPU_INIT_ARGS.
-    os.environ.pop("XLA_FLAGS", None)
-    megacore = topology.partition(":")[0] in ("v4", "v5p")
-    options: dict = {"chip_config_name": "megacore"} if megacore else {}
-    if slices > 1:
-        options["num_slices"] = slices
-    try:
-        description = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology, **options
-        )
-    except Exception as error:  # the runtime's own, without a common type
-        reason = str(error).strip().splitlines()[0]
-        if "libtpu" in reason.lower() and "lock" not in reason.lower():
-            reason = f"the TPU compiler (pip install libtpu) does not load: {reason}"
-        raise InputError(f"--topology={topology}: {reason}") from error
-    return list(description.devices)
 
 
 def minimum_flops(
@@ -177,58 +99,14 @@ def compile_step(
     devices = devices_of(topology, slices)
     wanted = experiment.read(config)
     mesh = make_mesh(dataclasses.asdict(wanted.mesh), devices)
-    objective, compute, lora = wanted.objective, wanted.compute, wanted.lora
+    compute = wanted.compute
     if compute.attention == "auto":
         compute = dataclasses.replace(compute, attention="splash")
-    pairs = wanted.data.pairs_per_row
-    rows = wanted.data.batch_size // pairs
-    check_rows(rows, mesh, compute.micro_batches)
+    check_rows(wanted.data.batch_size // wanted.data.pairs_per_row, mesh, compute.micro_batches)
     check_heads(model.decoder.heads, model.decoder.kv_heads, mesh)
-    frames, unit = wanted.data.num_frames, wanted.data.prefix_multiple
-    needed = model.visual_tokens(frames) + TEXT_TOKENS
-    prefix = wanted.data.max_prefix or -(-needed // unit) * unit
-    response = wanted.data.max_response or RESPONSE_TOKENS
-    if prefix + response > model.max_length:
-        raise InputError(
-            f"{prefix} prefix and {response} response tokens exceed the model's context of "
-            f"{model.max_length}"
-        )
-
-    optimizer = make_optimizer(wanted.optimizer, learning_rate_schedule(1e-6, 100, 0.1))
-    abstract = jax.eval_shape(
-        lambda p: new_state(p, optimizer, wanted.optimizer.freeze, lora, 0),
-        families.abstract_params(model),
-    )
-    shardings = parameter_shardings(mesh, abstract)
-
-    def placed(
-        shape: tuple[int, ...], dtype: Any, sharding: jax.NamedSharding
-    ) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-    state = jax.tree.map(lambda x, s: placed(x.shape, x.dtype, s), abstract, shardings)
-    cached = objective.uses_reference and not objective.uses_live_reference
-    sizes = BatchShape(
-        rows=rows,
-        prefix=prefix,
-        questions=pairs,
-        answers=2,
-        response=response,
-        frames=frames,
-        frame_shape=model.frame_shape,
-        prefix_labels=wanted.data.prompt_style == "dpo_trainer",
-        pairs=True,
-        phrases=objective.uses_phrases,
-        reference_sums=(4 if objective.uses_phrases else 2) if cached else 0,
-    )
-    batch = jax.tree.map(lambda x: placed(x.shape, x.dtype, batch_sharding(mesh)), sizes.abstract())
-    reference = None
-    if objective.uses_live_reference:
-        reference = jax.tree.map(
-            lambda x: placed(x.shape, jnp.dtype(compute.dtype), x.sharding),
-            {name: part for name, part in state.params.items() if name not in state.frozen},
-        )
-    frozen = bool(lora.rank) or "decoder" in wanted.optimizer.freeze
+    shape = _batch_shape(wanted, model)
+    live = wanted.objective.uses_live_reference
+    frozen = bool(wanted.lora.rank) or "decoder" in wanted.optimizer.freeze
     chip = CHIPS[topology.split(":")[0]]
     plan = Plan(
         topology if slices == 1 else f"{slices} x {topology}",
@@ -236,28 +114,88 @@ def compile_step(
         len(devices) // chip.devices,
         dict(mesh.shape),
         wanted.data.batch_size,
-        frames,
-        prefix,
-        response,
+        shape.frames,
+        shape.prefix,
+        shape.response,
         fits=False,
         limit=chip.hbm * GIB,
         peak=0.0,
-        minimum_flops=minimum_flops(model, sizes, objective.uses_live_reference, frozen),
+        minimum_flops=minimum_flops(model, shape, live, frozen),
     )
-    with jax.set_mesh(mesh):
-        step = jax.jit(
-            make_step(model, objective, compute, optimizer, lora),
-            donate_argnums=0,
-            out_shardings=(shardings, jax.NamedSharding(mesh, jax.P())),
-        )
-        lowered = step.lower(state, batch, reference)
-        try:
+    lowered = _lower(wanted, compute, model, shape, mesh)
+    try:
+        with jax.set_mesh(mesh):
             compiled = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            plan.peak = memory_asked(error)
-            return plan, None
+    except jax.errors.JaxRuntimeError as error:
+        plan.peak = memory_asked(error)
+        return plan, None
     _measure(plan, compiled, chip)
     return plan, compiled
+
+
+def _batch_shape(wanted: experiment.Experiment, model: ModelConfig) -> BatchShape:
+    """Return the shape of a batch; InputError if a row exceeds the model's context."""
+    data, objective = wanted.data, wanted.objective
+    needed = model.visual_tokens(data.num_frames) + TEXT_TOKENS
+    prefix = data.max_prefix or -(-needed // data.prefix_multiple) * data.prefix_multiple
+    response = data.max_response or RESPONSE_TOKENS
+    if prefix + response > model.max_length:
+        raise InputError(
+            f"{prefix} prefix and {response} response tokens exceed the model's context of "
+            f"{model.max_length}"
+        )
+    cached = objective.uses_reference and not objective.uses_live_reference
+    return BatchShape(
+        rows=data.batch_size // data.pairs_per_row,
+        prefix=prefix,
+        questions=data.pairs_per_row,
+        answers=2,
+        response=response,
+        frames=data.num_frames,
+        frame_shape=model.frame_shape,
+        prefix_labels=data.prompt_style == "dpo_trainer",
+        pairs=True,
+        phrases=objective.uses_phrases,
+        reference_sums=(4 if objective.uses_phrases else 2) if cached else 0,
+    )
+
+
+def _lower(
+    wanted: experiment.Experiment,
+    compute: Compute,
+    model: ModelConfig,
+    shape: BatchShape,
+    mesh: jax.sharding.Mesh,
+) -> jax.stages.Lowered:
+    """Lower the step for the shapes and shardings of its arguments."""
+    settings, objective, lora = wanted.optimizer, wanted.objective, wanted.lora
+    optimizer = make_optimizer(settings, learning_rate_schedule(1e-6, 100, 0.1))
+    abstract = jax.eval_shape(
+        lambda p: new_state(p, optimizer, settings.freeze, lora, 0),
+        families.abstract_params(model),
+    )
+    shardings = parameter_shardings(mesh, abstract)
+    state = jax.tree.map(lambda x, s: _placed(x, x.dtype, s), abstract, shardings)
+    batch = jax.tree.map(lambda x: _placed(x, x.dtype, batch_sharding(mesh)), shape.abstract())
+    reference = None
+    if objective.uses_live_reference:
+        reference = jax.tree.map(
+            lambda x: _placed(x, jnp.dtype(compute.dtype), x.sharding),
+            {name: part for name, part in state.params.items() if name not in state.frozen},
+        )
+    step = jax.jit(
+        make_step(model, objective, compute, optimizer, lora),
+        donate_argnums=0,
+        out_shardings=(shardings, jax.NamedSharding(mesh, jax.P())),
+    )
+    with jax.set_mesh(mesh):
+        return step.lower(state, batch, reference)
+
+
+def _placed(
+    x: jax.ShapeDtypeStruct, dtype: jax.typing.DTypeLike, sharding: jax.sharding.Sharding
+) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding)
 
 
 def memory_asked(error: jax.errors.JaxRuntimeError) -> float:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.parallel.splash import LANES
-from tpo_jax.planning.plan import SLICES, TEXT_TOKENS, Plan
+from tpo_jax.planning.chips import SLICES
+from tpo_jax.planning.plan import TEXT_TOKENS, Plan
 
 
 def frames_of(model: ModelConfig, prefix: int) -> int:

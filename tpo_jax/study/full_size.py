@@ -14,7 +14,7 @@ from pathlib import Path
 from tpo_jax.checkpoints.models import load_config
 from tpo_jax.errors import InputError
 from tpo_jax.families.llava_qwen.config import LlavaQwenConfig
-from tpo_jax.planning.plan import chips_of
+from tpo_jax.planning.chips import chips_of
 from tpo_jax.study.items import ITEMS
 from tpo_jax.study.rows import ROWS
 

@@ -1,0 +1,85 @@
+"""Which run a checkpoint is of: what must agree when it resumes, and what may change."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tpo_jax.checkpoints.fingerprint import weights_fingerprint
+from tpo_jax.data.pipeline import Pipeline
+from tpo_jax.errors import InputError
+from tpo_jax.training.experiment import Experiment
+from tpo_jax.training.reference import cache_key
+
+# Fields that may change on resume: placement, speed, and what is recorded; nothing that changes the
+# result.
+FREE = (
+    "mesh",
+    "compute.remat",
+    "compute.head_chunk",
+    "compute.micro_batches",
+    "compute.attention",
+    "compute.scan",
+    "data.workers",
+    "data.cache_mib",
+    "data.on_error",
+    "data.verify_shards",
+    "data.reference",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.checkpoint_minutes",
+    "train.keep_checkpoints",
+    "train.keep_best",
+)
+
+
+def identity(
+    experiment: Experiment, config: ConfigDict, params: dict, sets: list[Pipeline]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the keys of the reference caches of pipelines, and what a checkpoint carries to tell
+    its run: the config and what numbers depend on beyond it.
+
+    Args:
+        experiment: The config, read.
+        config: As given.
+        params: Initial weights.
+        sets: The pairs to train on and, if there are any, the held-out ones.
+    """
+    weights = weights_fingerprint(params)
+    keys = [cache_key(pairs, weights, experiment.compute.dtype) for pairs in sets]
+    identity = dict(keys[0])
+    for key in keys[1:]:
+        identity["held_out"] = [key["shards"], key["pairs"]]
+    return keys, {"config": json.loads(config.to_json_best_effort()), "identity": identity}
+
+
+def check_same_run(saved: dict, meta: dict) -> None:
+    """Check that a checkpoint is of this run.
+
+    Raises:
+        InputError: It is of other data or weights, or its config differs in more than `FREE`.
+    """
+    ours, theirs = meta["identity"], saved["identity"]
+    if other := [name for name in ours if ours[name] != theirs.get(name)]:
+        raise InputError(
+            f"--workdir holds a checkpoint of a run with other {', '.join(other)}; use another one"
+        )
+
+    def fields(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+        for name, value in tree.items():
+            if f"{prefix}{name}" in FREE:
+                continue
+            if isinstance(value, dict):
+                yield from fields(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", value
+
+    ours, theirs = dict(fields(meta["config"])), dict(fields(saved["config"]))
+    differs = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
+    if differs:
+        changes = ", ".join(f"{n}: {theirs.get(n)!r} -> {ours.get(n)!r}" for n in differs)
+        raise InputError(
+            f"--workdir holds a checkpoint of another run ({changes}); use another one"
+        )
