@@ -102,8 +102,6 @@ def open_params(directory: Path, config: ModelConfig, dtype: Any = None) -> dict
     """Return parameters as `families.abstract_params(config)`, every leaf a `Stored`.
 
     Args:
-        directory: the checkpoint.
-        config: of the checkpoint.
         dtype: of the parameters; None: as stored (float32 where stacked layers differ).
 
     Raises:

@@ -124,7 +124,6 @@ def export_model(
 
     Args:
         directory: where to; exists and is empty.
-        config: of the model.
         params: as `families.abstract_params(config)`, addressable from this process or `Stored`.
         kept: what `keep` wrote; None: the model did not come from a checkpoint, and names, files
             and `config.json` are made up as the originals would.

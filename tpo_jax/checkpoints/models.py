@@ -68,7 +68,6 @@ def load_config(directory: str | Path, **settings: Any) -> ModelConfig:
     """Read the config of a model directory of either layout; no weights are read.
 
     Args:
-        directory: the model directory.
         **settings: `pooling`, `newline`, `max_length`, `time_instruction` or `rope_theta` to use in
             place of what the directory says.
 
@@ -98,7 +97,6 @@ def load_model(
     """Load a model from a native or Hugging Face directory.
 
     Args:
-        directory: the model directory.
         mesh: every array arrives laid out by `parallel.sharding.parameter_shardings`, and a host
             reads its own slices only; None: on the first device.
         dtype: of the parameters; None: as stored.
@@ -149,8 +147,6 @@ def save_model(
     the same name is replaced. Parameters that are still on disk are read and written one by one.
 
     Args:
-        directory: where to.
-        config: of the model.
         params: as `families.abstract_params(config)`, arrays (sharded over processes or not) or
             `huggingface.Stored`, any float dtype, stored as it is.
         tokenizer: directory to copy the tokenizer's files from, for instance

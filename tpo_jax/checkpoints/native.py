@@ -36,9 +36,6 @@ def read_params(
     """Read all parameters, laid out as `shardings` says; a host reads its own parts.
 
     Args:
-        folder: what `write_params` wrote.
-        config: of the model.
-        shardings: tree of shardings.
         dtype: of the result; None: as stored.
 
     Raises:

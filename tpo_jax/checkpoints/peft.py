@@ -31,8 +31,6 @@ def save_adapters(
 
     Args:
         directory: where to; one that exists is replaced.
-        model: the adapted model.
-        lora: rank, alpha and targets.
         trained: adapters and the other parameters that were trained, and nothing frozen.
         base: what the adapters go onto, for the record.
     """

@@ -127,7 +127,6 @@ class SafetensorsWriter:
         """Write the header.
 
         Args:
-            path: of the new file.
             entries: tensors in their order; as the library does, larger dtypes come first.
             metadata: text by text, for the header.
         """

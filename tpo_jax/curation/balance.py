@@ -17,7 +17,6 @@ def balance(
     """Return the pairs that are kept, sorted by id, and how many each rule removed.
 
     Args:
-        units: Judged pairs.
         settings: Section `balance` of the config.
         shares: Of the question types, in the order of `templates.TYPES`.
         seed: Of the order in which pairs are taken if not all are.

@@ -37,11 +37,7 @@ class StageRunner:
     does what takes no device; all of them run a local model together.
 
     Args:
-        workdir: Of the journals.
-        part: Which videos.
         owners: Per stage, the settings that its outcomes depend on.
-        clients: Of the roles.
-        retry: Run failed units again.
     """
 
     def __init__(

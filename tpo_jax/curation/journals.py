@@ -59,8 +59,6 @@ def read_outcomes(
     """Return the outcomes of a stage by unit id, those of all parts together.
 
     Args:
-        workdir: Of the run.
-        stage: Its name.
         owner: The settings that the journals must have been made with; None: any.
 
     Raises:

@@ -39,7 +39,6 @@ def write_page(path: Path, units: Sequence[Unit], folder: Path, charts: Sequence
     Args:
         path: Of the page; it needs no other file.
         units: The final units; at most `MOST` of them are shown, spread over all.
-        folder: Of the videos.
         charts: SVG charts of the list.
     """
     environment = jinja2.Environment(

@@ -91,7 +91,6 @@ class Clients:
     """The model clients of a run; each is made when it is first needed.
 
     Args:
-        config: Of the run.
         ledger: Records paid requests; None in a process that makes none.
     """
 

@@ -36,9 +36,7 @@ def curate(
     Args:
         config: Made by a config file, see `config.base`.
         workdir: Of everything the run makes; created if absent.
-        part: Which videos.
         max_cost: Stop asking when all parts and runs together have cost this much; 0: no limit.
-        retry: Run failed units again.
 
     Raises:
         InputError: The config, the folder or a client is wrong.

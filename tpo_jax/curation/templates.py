@@ -66,7 +66,6 @@ def clean(text: str, what: str) -> str:
     """Return a model's text, stripped.
 
     Args:
-        text: The reply or a part of it.
         what: Its name for errors.
 
     Raises:

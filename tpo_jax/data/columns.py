@@ -52,7 +52,6 @@ def renamed(
 
     Args:
         path: Of the table, for messages.
-        records: Its rows.
         columns: Role to name, for columns with other names.
         stills: Whether the table may lack a column of videos.
 

@@ -27,7 +27,6 @@ def load_tokenizer(directory: str | Path, config: ModelConfig | None = None) -> 
     the added tokens of `tokenizer_config.json` and `added_tokens.json`.
 
     Args:
-        directory: Where the files are.
         config: Of the model that reads its ids; None: whether they fit is not checked.
 
     Raises:

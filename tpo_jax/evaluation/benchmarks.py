@@ -185,7 +185,6 @@ def spaced_frames(
     """Return the frames between LongVideoBench's subtitles: one per whole second.
 
     Args:
-        video: The file.
         duration: As the row says, at least one second.
         num_frames: Most frames.
 

@@ -41,7 +41,6 @@ def ranked(text: str, letters: str = "ABCD") -> str:
     `(A)`, `A.`, `A:`, `A)`, `A` before a space, anywhere.
 
     Args:
-        text: The answer.
         letters: Upper case; lower-case letters never count.
     """
     text = text.strip()

@@ -56,10 +56,8 @@ def make_needle(processor: Processor, frame: np.ndarray, prompt: str, answer: st
     """Make a needle, its texts tokenised one by one as in the original.
 
     Args:
-        processor: of the model.
         frame: uint8 `[S, S, 3]`.
         prompt: the question; it begins with the newline that separates it from the frames.
-        answer: the text to be found.
 
     Raises:
         InputError: an answer without a token.
@@ -119,7 +117,6 @@ def find(
             over `data` and `fsdp`. Every process gives the same arguments and gets the same
             results.
         frames: uint8 `[F, S, S, 3]`, the haystack.
-        needles: frames and texts.
         cells: lengths, depths and needles to test.
         batch_rows: cells at a time, rounded up to what the mesh asks for.
 
@@ -232,7 +229,6 @@ def make_batch(
     """Return what `exact` reads, with `Q = A = 1` and no frames: they are in the table.
 
     Args:
-        config: of the model.
         head: token ids before the frames.
         needles: texts; all decide on R, so that it is the same for all cells.
         cells: one per row.
@@ -278,7 +274,6 @@ def exact(
     """Return bool `[B]`: whether each token of a row's answer is the argmax of its logits.
 
     Args:
-        config: of the model.
         params: in the compute dtype.
         visual: `[n, D]` of `encode`.
         batch: of `make_batch`.

@@ -72,7 +72,6 @@ def read_needles(file: Path, processor: Processor) -> tuple[list[Asked], list[st
     Args:
         file: `dataset.json` of the original, a list of `path` (an image beside it), `prompt` and
             `answer`; or the published table, `.parquet` with `image`, `question`, `answer`.
-        processor: of the model.
 
     Raises:
         InputError: a file that is not such a list.
@@ -172,7 +171,6 @@ def write_results(
     0.1 may coincide; the picture shows their mean.
 
     Args:
-        folder: where the files are written.
         scores: `[lengths, depths]`, shares of the needles that were found.
         lengths: in frames.
         depths: 0 to 1.

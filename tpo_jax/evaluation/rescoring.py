@@ -14,7 +14,6 @@ def rescore(scorer: Scorer, predictions: Path, output: Path) -> dict[str, Any]:
     """Score a file of predictions and return the scorer's summary.
 
     Args:
-        scorer: of the benchmark.
         predictions: JSON Lines; `doc`, the row of the benchmark, and `prediction`, a text.
         output: JSON Lines file to write: the same lines in the same order, with `extracted` and
             `score` added.

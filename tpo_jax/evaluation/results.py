@@ -24,12 +24,9 @@ def write_results(
     """Score the answers and write both files.
 
     Args:
-        folder: where the files are written.
-        scorer: of the benchmark.
         answered: questions and answers, in the order of the benchmark.
         settings: of the run, for `config`.
         problems: one line per question that could not be asked; with any, the score is partial.
-        seconds: duration of the run.
 
     Returns:
         `Scorer.summary`, and with problems `partial`, `missing` and the first of them.

@@ -57,7 +57,6 @@ def shown_lines(path: Path, video: Path, num_frames: int = FRAMES) -> list[str]:
     """Return the lines of Video-MME's prompt: those shown at evenly spaced frames.
 
     Args:
-        path: The SubRip file.
         video: An MP4; lmms-eval opens no other kind, so other videos have no lines.
         num_frames: How many frames select lines.
 

@@ -98,7 +98,6 @@ def bind(config: ModelConfig, params: dict) -> "VideoLanguageModel":
     """Return the model over given parameters.
 
     Args:
-        config: of the model.
         params: nested dict as `abstract_params` describes, any float dtype, adapters of
             `models.lora` among them or not.
     """

@@ -74,10 +74,6 @@ class Generator:
 
     With several processes all must make the same calls together; each brings rows of its own, not
     necessarily as many as the others, and gets the answers to them.
-
-    Args:
-        model: the loaded model.
-        decoding: settings.
     """
 
     def __init__(self, model: "Model", decoding: Decoding) -> None:
@@ -155,7 +151,6 @@ class Generator:
 
         Args:
             visuals: of `n` rows, as for `answer`.
-            rows: their questions.
             draws: of every row, what seeds its random draws: a seed, and the seed of the row.
             new_tokens: int `[B, Q]`, the longest answers where below `max_new_tokens`.
             shape: B and Q to pad to; as small as the rows allow by default.

@@ -143,7 +143,6 @@ def read_lines(path: Path, *, growing: bool = False) -> Iterator[tuple[str, dict
     skipped.
 
     Args:
-        path: The file.
         growing: Whether another process may be appending: a last line without its newline is
             skipped.
 

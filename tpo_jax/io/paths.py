@@ -47,7 +47,6 @@ def local_path(name: str, path: str | Place) -> Path:
 
     Args:
         name: Flag or config field that holds the path, for the message.
-        path: As given.
 
     Raises:
         InputError: The path is in a bucket.
@@ -151,7 +150,6 @@ def is_folder(path: Place, name: str = "") -> bool:
     """Return whether there is a folder at a place.
 
     Args:
-        path: The place.
         name: Flag that holds it, as `--videos=`, for the message.
 
     Raises:

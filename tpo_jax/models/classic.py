@@ -18,8 +18,6 @@ def token_logps(model: VideoLanguageModel, batch: Batch, **layout: Any) -> jax.A
     """Return what `VideoLanguageModel.token_logps` returns, computed the expensive way.
 
     Args:
-        model: any.
-        batch: see `models.batch.Batch`.
         **layout: see `log_probabilities`.
 
     Returns:
@@ -42,8 +40,6 @@ def log_probabilities(
     """Return the log-probability of every token of the vocabulary at every answer position.
 
     Args:
-        model: any.
-        batch: see `models.batch.Batch`.
         remat: policy of the decoder layers, see `qwen2.remat_policy`.
         freeze_tower: no gradient into the tower.
         encode_once: the answers of a row share its encoded video.

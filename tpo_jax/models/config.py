@@ -96,15 +96,8 @@ class ModelConfig(Protocol):
 
         Args:
             index: int, visual tokens of the video, counted from 0; -1: none, stays.
-            num_frames: of the video.
             padded: frames with the empty ones.
         """
-
-
-def frames_that_fit(config: ModelConfig, tokens: int) -> int:
-    """Return the most frames of a video that take at most so many visual tokens."""
-    counts = range(1, tokens + 2)
-    return bisect.bisect_right(counts, tokens, key=config.visual_tokens)
 
 
 def most_frames(fits: Callable[[list[float]], bool], timestamps: Sequence[float]) -> int:

@@ -121,8 +121,6 @@ class Block(nnx.Module):
     """One decoder layer, applied to the prefix and to continuations.
 
     Args:
-        config: of the decoder.
-        rngs: of the initial weights.
         ranks: of adapted projections, by name.
     """
 
@@ -184,8 +182,6 @@ class Block(nnx.Module):
         """Apply the layer to `[B, M, R, D]`, which attends to the prefix and to itself.
 
         Args:
-            y: the continuations.
-            rope: of their positions.
             prefix: keys, values and mask.
             own_mask: bool `[B, M, R, R]`.
         """
@@ -206,7 +202,6 @@ class Block(nnx.Module):
 
         Args:
             y: `[B, M, R, D]`.
-            rope: of its positions.
             prefix: keys, values and mask.
             own_mask: bool `[B, M, R, T]`.
             cache: keys and values `[B, M, T, K, C]`.

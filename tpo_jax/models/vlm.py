@@ -72,7 +72,6 @@ class VideoLanguageModel(nnx.Module):
         """Return what the head is applied to at every token of every continuation.
 
         Args:
-            batch: see `models.batch.Batch`.
             remat: policy name for the decoder layers.
             freeze_tower: see `encode_frames`.
             attention: back end of `prefix_attention`.
@@ -116,7 +115,6 @@ class VideoLanguageModel(nnx.Module):
         """Return the log-probability of every labelled token of every continuation.
 
         Args:
-            batch: see `models.batch.Batch`.
             chunk: response positions per application of the head, 0 for all at once; must divide
                 `R`.
             **how: of `hidden_states`.

@@ -88,7 +88,6 @@ def compile_step(
     Args:
         config: as `train` takes it.
         topology: of one slice.
-        slices: how many slices.
 
     Returns:
         The plan, and the compiled step or None where it does not fit.

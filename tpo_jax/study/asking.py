@@ -99,7 +99,6 @@ def ask(
     """Answer all questions of all videos, every video encoded once.
 
     Args:
-        generator: of the answering model.
         frames: uint8 `[n, F, S, S, 3]`.
         questions: `[n][Q]`, `Q` may differ.
 
@@ -120,7 +119,6 @@ def ask_held_out(
     """Ask every question of the held-out videos.
 
     Args:
-        generator: of the answering model.
         videos: of one length.
         frames: uint8 `[n, F, S, S, 3]`.
         seconds: length of the videos.

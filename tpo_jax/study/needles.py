@@ -35,7 +35,6 @@ def search(model: Path, seed: int, lengths: tuple[int, ...], count: int) -> Need
     """Return the share of `count` needles found at every length and depth.
 
     Args:
-        model: model directory.
         seed: of the needles and the haystack.
         lengths: of the haystack, frames.
         count: needles per length and depth.

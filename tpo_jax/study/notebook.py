@@ -27,8 +27,6 @@ def show_pair(pair: Mapping[str, Any], folder: str | Path, count: int = 8) -> No
     """Draw frames of a pair's video, its segment framed in red, the question and both answers.
 
     Args:
-        pair: line of a pair list.
-        folder: of the videos.
         count: frames, evenly spaced.
     """
     frames, times, _ = read_frames(Path(folder) / pair["video"], "uniform", count)

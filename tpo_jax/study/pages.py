@@ -119,7 +119,6 @@ def heat_maps(
     Args:
         found: by title the frames, the depths from 0 to 1 and the shares found,
             `[frames, depths]`.
-        path: of the PNG.
     """
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     every = figure.subplots(1, len(found), squeeze=False)[0]

@@ -77,7 +77,6 @@ def candidates(
     """Answer the questions about videos well and badly informed.
 
     Args:
-        generator: of the base model.
         videos: n of them.
         frames: uint8 `[n, F, S, S, 3]`.
         times: float64 `[n, F]`, seconds.
@@ -111,7 +110,6 @@ def answer(workdir: Path, seed: int, localized: int, temperature: float, draws: 
 
     Args:
         workdir: of the family and the seed.
-        seed: of the world.
         localized: localized questions per video.
         temperature: of the well and badly informed answers.
         draws: answers drawn besides, at temperature 1 with all frames shown.
@@ -144,7 +142,6 @@ def pairs_of(
     Args:
         source: one of `SOURCES`.
         rows: of `answers.json`.
-        seed: of all draws.
         errors: error rates of `noisy` and `written`.
         truth: False: the judge passes everything, for models that know nothing.
     """

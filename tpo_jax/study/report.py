@@ -134,8 +134,6 @@ def write(workdir: Path, seed: int, scale: Scale, seconds: Mapping[str, float]) 
     Args:
         workdir: holds `base_answers.json`, `tpo_answers.json`, `quality.json` and
             `tpo/metrics.jsonl`.
-        seed: of the run.
-        scale: of the run.
         seconds: per stage.
 
     Returns:

@@ -35,7 +35,6 @@ class Results:
     """The outcomes of one family.
 
     Args:
-        workdir: of the study.
         family: preset of the models.
         seeds: that count; some may not have been run yet.
     """

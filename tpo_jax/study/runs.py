@@ -76,7 +76,6 @@ def evaluate(directory: Path, family: str, name: str, choices: Choices, model: s
     Args:
         directory: of the family and the seed.
         family: preset of the model.
-        name: of the row.
         choices: numbers of frames.
         model: directory of the model below `directory`.
     """
@@ -196,8 +195,6 @@ def check_workdir(workdir: Path, choices: Choices, *, make: bool = True) -> None
     """Check that a directory holds results of these choices.
 
     Args:
-        workdir: of the study.
-        choices: ours.
         make: make the directory if it is absent.
 
     Raises:
@@ -225,10 +222,8 @@ def carry_out_all(
 
     Args:
         todo: of these, the runs whose answers are absent.
-        workdir: of all of them.
         choices: the same for all.
         train: as in `quickstart.run`; importable by name where there are several workers.
-        workers: processes.
 
     Raises:
         InputError: another process works on a seed.

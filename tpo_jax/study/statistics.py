@@ -90,8 +90,6 @@ def bootstrap(
     Args:
         correct: `[n]`, 0 and 1, or differences of two models on the same questions.
         videos: `[n]`, the video of each question.
-        draws: resamples.
-        seed: of the resamples.
 
     Returns:
         (mean, lower, upper).

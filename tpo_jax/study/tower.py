@@ -33,7 +33,6 @@ def pretrain_tower(
     """Train the vision tower, with linear classifiers on its mean feature that are not kept.
 
     Args:
-        config: of the model.
         params: float32; only the tower changes.
         frames: uint8 `[n, S, S, 3]`.
         labels: int32 `[n, len(sizes)]`, -1 where a label does not apply.

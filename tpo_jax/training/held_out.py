@@ -30,7 +30,6 @@ def make_evaluator(
 
     Args:
         forward: Of `step.make_forward`.
-        objective: Losses and weights.
 
     Returns:
         The function. Its `log_ratios`, float32 `[2]`, are the means of chosen and rejected

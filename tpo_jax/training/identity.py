@@ -42,9 +42,6 @@ def identity(
     its run: the config and what numbers depend on beyond it.
 
     Args:
-        experiment: The config, read.
-        config: As given.
-        params: Initial weights.
         sets: The pairs to train on and, if there are any, the held-out ones.
     """
     weights = weights_fingerprint(params)

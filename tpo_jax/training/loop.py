@@ -60,13 +60,9 @@ def run(
     """Train from the state's step to `config.num_steps`.
 
     Args:
-        config: When to write what.
         step_fn: Jitted `(state, batch) -> (state, metrics)`.
         state: On the mesh; donated.
         batches: This host's part of every batch, positioned where the state is.
-        feed: Puts batches on the mesh.
-        checkpoints: Where to save.
-        recorder: Where metrics go.
         held_out: Pairs to evaluate; None if `config.eval_every` is 0.
 
     Returns:

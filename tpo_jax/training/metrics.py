@@ -91,8 +91,6 @@ class Progress:
         """Print one row on standard error, and the table's head every so often.
 
         Args:
-            step: Of the record.
-            scalars: The record.
             seconds: Parts of the time since the last row, as `StepClock.split` gives them. The time
                 left is estimated without `compile`, which only the first step needs.
         """

@@ -32,9 +32,7 @@ def cache_key(pipeline: Pipeline, weights: str, dtype: str) -> dict[str, Any]:
     """Return what the reference log-probabilities of a pipeline's pairs depend on.
 
     Args:
-        pipeline: Of the pairs.
         weights: Fingerprint of the reference.
-        dtype: Of the forward pass.
     """
     data = pipeline.config
     return {
@@ -55,8 +53,6 @@ class Reference:
     Args:
         score: `(params, batch)` to float32 `[B, Q, 2]`, or `[B, Q, 4]` with the sums over the
             phrases of both answers behind.
-        params: Parameters of the reference.
-        mesh: Of the batches.
     """
 
     def __init__(
@@ -149,7 +145,6 @@ def look_up(logps: np.ndarray, index: np.ndarray, pairs: Sequence[PairRecord]) -
     Args:
         logps: float32 `[pairs, 2 or 4]`.
         index: int32 `[B, Q]`, the batch's `pair_index`.
-        pairs: To name one.
 
     Returns:
         float32 `[B, Q, 2 or 4]`.

@@ -20,10 +20,8 @@ class Run:
     """A run as its working directory records it.
 
     Args:
-        config: Fields by section.
         steps: int `[n]`, one a record.
         series: Metric name to float `[n]`; NaN if a record lacks it.
-        account: Where the time went.
     """
 
     config: dict[str, Any]

@@ -85,11 +85,7 @@ def learning_rate_schedule(peak: float, num_steps: int, warmup_ratio: float) -> 
 
 
 def make_optimizer(config: Optimizer, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Build AdamW with clipping by global norm, without weight decay on norms and biases.
-
-    Args:
-        schedule: learning rate of a step.
-    """
+    """Build AdamW with clipping by global norm, without weight decay on norms and biases."""
 
     def decayed(params: dict) -> dict:
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)

@@ -53,7 +53,6 @@ def make_videos(
         directory: made if absent.
         seed: of the world; training and evaluation use different ones.
         seconds: length of each video.
-        workers: processes.
         strides: seconds that a frame of each video lasts; None: 1.
 
     Raises:

@@ -52,7 +52,6 @@ def weights(config: LlavaQwenConfig, shapes: Mapping[str, Shape]) -> Weights:
     although no output depends on them.
 
     Args:
-        config: of the model.
         shapes: of all parameters by path.
     """
     tower, rows = config.tower, leaves(shapes, _SINGLE, _STACKS)
