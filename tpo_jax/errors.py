@@ -90,25 +90,8 @@ def run_command(main: Callable[[], int | None] | Mapping[str, Subcommand]) -> No
             reason = str(error)
             if owners:
                 reason = f"--{error.flagname} is a flag of {', '.join(owners)}, not of {name}"
-        except flags.Error as error:
-            # An error in a config file has its traceback between the first line and the last.
-            lines = str(error).strip().splitlines()
-            reason = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
-            if lacking := re.fullmatch(r"flag (--\w+)=None: .* other than None\.", reason):
-                reason = f"flag {lacking[1]} must have a value"
-        except (AttributeError, KeyError) as error:
-            # Quoted once or twice, with a suggestion on a line of its own where there is one.
-            words = re.findall(r"\w+", str(error).replace("\\n", " "))
-            field, *more = words or [repr(str(error))]
-            reason = f"--config has no such field: {field}"
-            if "get_config" in words:
-                reason = "--config: the file has no function get_config"
-            if more[:3] == ["Did", "you", "mean"]:
-                reason += f"; did you mean {more[3]}?"
-        except ValueError as error:  # not the name of a field
-            reason = f"--config: {str(error).splitlines()[0]}"
-        except OSError as error:
-            reason = _file_reason(error)
+        except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
+            reason = _flag_reason(error)
         except SystemExit:  # --help; absl exits with 1
             sys.exit()
         finally:
@@ -116,3 +99,24 @@ def run_command(main: Callable[[], int | None] | Mapping[str, Subcommand]) -> No
         _exit(reason)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _flag_reason(error: Exception) -> str:
+    """Return one line on what is wrong with a flag, with a field of `--config` or its file."""
+    lines = str(error).strip().splitlines()
+    if isinstance(error, flags.Error):
+        # An error in a config file has its traceback between the first line and the last.
+        reason = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+        lacking = re.fullmatch(r"flag (--\w+)=None: .* other than None\.", reason)
+        return f"flag {lacking[1]} must have a value" if lacking else reason
+    if isinstance(error, OSError):
+        return _file_reason(error)
+    if not isinstance(error, AttributeError | KeyError):  # not the name of a field
+        return f"--config: {lines[0]}"
+    # Quoted once or twice, with a suggestion on a line of its own where there is one.
+    words = re.findall(r"\w+", str(error).replace("\\n", " "))
+    if "get_config" in words:
+        return "--config: the file has no function get_config"
+    field, *more = words or [repr(str(error))]
+    reason = f"--config has no such field: {field}"
+    return f"{reason}; did you mean {more[3]}?" if more[:3] == ["Did", "you", "mean"] else reason

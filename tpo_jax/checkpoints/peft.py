@@ -34,7 +34,37 @@ def save_adapters(
         trained: adapters and the other parameters that were trained, and nothing frozen.
         base: what the adapters go onto, for the record.
     """
-    family, rows = families.of(model), weights(model).leaves
+    tensors, others = _tensors(model, trained)
+    if jax.process_index():
+        return
+    first = weights(model).leaves["decoder/layers/q/kernel"].names[0]
+    layers = re.escape(first[: first.index("0.")])
+    values = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        # A list of names would match the vision tower's projections, too.
+        "target_modules": rf"{layers}\d+\.(self_attn|mlp)\.({'|'.join(lora.targets)})",
+        "modules_to_save": [families.of(model).connector] if "projector" in trained else None,
+    }
+    with replacing_directory(directory) as temporary:
+        write_json(temporary / "adapter_config.json", values)
+        save_file(tensors, temporary / "adapter_model.safetensors", {"format": "pt"})
+        if others:
+            save_file(others, temporary / "non_lora_trainables.safetensors", {"format": "pt"})
+
+
+def _tensors(
+    model: ModelConfig, trained: dict
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return what `peft` loads, and the others, by name; all processes must call this together."""
+    rows = weights(model).leaves
     tensors: dict[str, np.ndarray] = {}
     others: dict[str, np.ndarray] = {}
 
@@ -56,26 +86,4 @@ def save_adapters(
                     tensors[f"base_model.model.{name}"] = values
                 else:
                     others[name] = values
-    if jax.process_index():
-        return
-    first = rows["decoder/layers/q/kernel"].names[0]
-    layers = re.escape(first[: first.index("0.")])
-    values = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        # A list of names would match the vision tower's projections, too.
-        "target_modules": rf"{layers}\d+\.(self_attn|mlp)\.({'|'.join(lora.targets)})",
-        "modules_to_save": [family.connector] if "projector" in trained else None,
-    }
-    with replacing_directory(directory) as temporary:
-        write_json(temporary / "adapter_config.json", values)
-        save_file(tensors, temporary / "adapter_model.safetensors", {"format": "pt"})
-        if others:
-            save_file(others, temporary / "non_lora_trainables.safetensors", {"format": "pt"})
+    return tensors, others

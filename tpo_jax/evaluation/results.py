@@ -31,18 +31,33 @@ def write_results(
     Returns:
         `Scorer.summary`, and with problems `partial`, `missing` and the first of them.
     """
-    benchmark, spec = scorer.benchmark, BENCHMARKS[scorer.benchmark]
+    target = BENCHMARKS[scorer.benchmark].target
     verdicts, lines = [], []
     for question, raw in answered:
         # The command line of lmms-eval takes reasoning out since there are tags for it.
         text = extraction.without_reasoning(raw) if scorer.era == ERAS[0] else raw
         verdicts.append(scorer.judge(question.doc, text))
-        lines.append(_sample(question, raw, text, verdicts[-1], spec.target))
+        lines.append(_sample(question, raw, text, verdicts[-1], target))
     summary = scorer.summary([question.doc for question, _ in answered], verdicts)
     if problems:
         summary |= {"partial": True, "missing": len(problems), "missing_first": problems[:10]}
+    counts = {"original": len(answered) + len(problems), "effective": len(answered)}
+    results = _contents(scorer, settings, summary, counts, seconds)
+    write_lines(folder / "samples.jsonl", lines)
+    write_json(folder / "results.json", results)
+    return summary
+
+
+def _contents(
+    scorer: Scorer,
+    settings: dict[str, Any],
+    summary: dict[str, Any],
+    counts: dict[str, int],
+    seconds: float,
+) -> dict[str, Any]:
+    benchmark, spec = scorer.benchmark, BENCHMARKS[scorer.benchmark]
     metrics = [name for name in summary["results"][benchmark] if name.endswith(",none")]
-    results = {
+    return {
         "results": summary["results"],
         "group_subtasks": {benchmark: []},
         "configs": {
@@ -62,9 +77,7 @@ def write_results(
         "higher_is_better": {
             benchmark: {name[:-5]: True for name in metrics if "_stderr" not in name}
         },
-        "n-samples": {
-            benchmark: {"original": len(answered) + len(problems), "effective": len(answered)}
-        },
+        "n-samples": {benchmark: counts},
         "config": {"model": "tpo_jax", **settings},
         "date": time.strftime("%Y%m%d_%H%M%S"),
         "model_source": "tpo_jax",
@@ -73,9 +86,6 @@ def write_results(
         "total_evaluation_time_seconds": str(seconds),
         "tpo_jax": {name: value for name, value in summary.items() if name != "results"},
     }
-    write_lines(folder / "samples.jsonl", lines)
-    write_json(folder / "results.json", results)
-    return summary
 
 
 def _sample(question: Question, raw: str, text: str, verdict: Verdict, target: str) -> dict:
