@@ -1,4 +1,4 @@
-"""The step of `step.py` in other hands: PyTorch with `transformers`, and Tunix."""
+"""The step of `step.py` in PyTorch with `transformers`, and in Tunix."""
 
 import contextlib
 import copy

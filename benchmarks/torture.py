@@ -1,4 +1,4 @@
-"""Kills a training run again and again and compares it with an uninterrupted one.
+"""Kill a training run many times and compare it with an uninterrupted one.
 
     python benchmarks/torture.py [--kills=20] [--seed=0] [--output=docs/results/kills.md]
 

@@ -1,4 +1,4 @@
-"""Split archives come out whole; poisoned ones do no harm."""
+"""Split archives are extracted completely; malicious ones are refused and write nothing."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""The world is what it says: deterministic, true, not guessable, and readable from its files."""
+"""The world is deterministic, its answers true and not guessable, and its files readable."""
 
 import collections
 import colorsys

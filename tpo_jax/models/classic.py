@@ -1,4 +1,4 @@
-"""The layout of the original trainer, kept as the yardstick of the fast one.
+"""The layout of the original trainer, kept to test the fast one against.
 
 Every answer is a row of its own: its video is encoded again, its prefix decoded again, and the
 head is applied to all positions (`dpo_trainer.py` of the original TRL).

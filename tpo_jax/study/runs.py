@@ -1,4 +1,4 @@
-"""Carries out the runs of the study at miniature size.
+"""Carry out the runs of the study at miniature size.
 
 Base models of several seeds are trained, and every one is trained on pairs made from its own
 answers in all the ways of `rows.ROWS`. A run does what is missing of the stages of its seed and
