@@ -3,8 +3,6 @@ cache, and fixtures for the media beside the project.
 """
 
 import collections
-import ctypes
-import gc
 import importlib.metadata
 import os
 import subprocess
@@ -28,6 +26,8 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 import hypothesis
 import jax
 import pytest
+
+from tests.memory import free_programs
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -86,11 +86,7 @@ def compiled(tmp_path_factory) -> Path:
 def drop_programs() -> Iterator[None]:
     """Free the programs of a module after its last test: those of all tests take 6 GB."""
     yield
-    jax.clear_caches()
-    gc.collect()
-    # glibc keeps freed memory unless it is told to return it.
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
+    free_programs()
 
 
 def _shared(name: str) -> Path:

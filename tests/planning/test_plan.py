@@ -1,7 +1,6 @@
 """The step compiled by the TPU compiler, without a TPU."""
 
 import dataclasses
-import gc
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from jax import P
 
+from tests.memory import free_programs
 from tpo_jax import families
 from tpo_jax.errors import InputError
 from tpo_jax.families.llava_qwen.config import TowerConfig
@@ -72,8 +72,7 @@ def libtpu():
 def drop_plans():
     """Free what a test compiled: the compiler's memory adds up to 3 GB."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    free_programs()
 
 
 TWO_SLICES = {"mesh__data": 2, "train__batch_size": 8}
