@@ -58,6 +58,7 @@ setup(
         "etils[epath]>=1.15,<2",
         "tokenizers>=0.23,<0.24",
         "transformers>=5.23,<6",
+        "huggingface-hub>=2,<3",
         "safetensors>=0.8,<0.9",
         "tensorboardX>=2.6.5,<3",
         "matplotlib>=3.11,<4",

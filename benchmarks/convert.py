@@ -53,7 +53,8 @@ def write_checkpoint(directory: Path, config: ModelConfig, files: int) -> None:
         parts[-1][name] = np.resize(np.roll(draws, len(name)), shape)
         size += int(np.prod(shape))
     save_file(parts[-1], directory / f"model-{len(parts)}.safetensors", {"format": "pt"})
-    for file, values in families.of(config).new_config(config, "bfloat16").items():
+    layout = families.of(config).layouts["original"]
+    for file, values in layout.new_config(config, "bfloat16").items():
         write_json(directory / file, values)
 
 

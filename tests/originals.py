@@ -45,7 +45,7 @@ LLAVA_VIDEO = LlavaQwenConfig(
 )
 
 
-def _randomize(module):
+def randomize(module):
     """Every tensor matters: norms differ from one, biases from zero, activations stay near one."""
     with torch.no_grad():
         for name, weight in module.named_parameters():
@@ -204,7 +204,7 @@ class Original(torch.nn.Module):
         )
         if config.has_newline:
             self.model.image_newline = torch.nn.Parameter(torch.zeros(D))
-        _randomize(self)
+        randomize(self)
         self.requires_grad_(True)
 
     def encode(self, frames):

@@ -18,7 +18,6 @@ from tests.commands import ROOT, call
 from tpo_jax import families
 from tpo_jax.checkpoints.huggingface import weights
 from tpo_jax.checkpoints.huggingface_export import export_model
-from tpo_jax.families.llava_qwen import published
 from tpo_jax.io.files import write_json
 from tpo_jax.models.config import DecoderConfig
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
@@ -152,7 +151,8 @@ def test_memory_is_bounded_by_a_parameter(inputs, tmp_path):
     for i in range(4):
         part = {n: np.resize(draws.astype(np.float32), shapes[n]) for n in list(shapes)[i::4]}
         save_file(part, source / f"model-{i}.safetensors")
-    write_json(source / "config.json", published.new_values(config, "vision_tower", "float32"))
+    made = families.of(config).layouts["original"].new_config(config, "float32")
+    write_json(source / "config.json", made["config.json"])
     shutil.copytree(small / "vision_tower", source / "vision_tower")
 
     total = sum(file.stat().st_size for file in source.glob("*.safetensors"))
@@ -196,7 +196,12 @@ SHARD, INDEX = "model-00001-of-00001.safetensors", "model.safetensors.index.json
 MODEL = {"tower": {}, "decoder": {"width": "wide"}}
 SOURCES = {
     "no config": (lambda d: (d / "config.json").unlink(), "config.json does not exist"),
-    "architecture": (lambda d: edit_json(d / "config.json", model_type="llama"), "'llama'"),
+    "architecture": (
+        lambda d: edit_json(
+            d / "config.json", architectures=["LlamaForCausalLM"], mm_vision_tower=None
+        ),
+        "architectures is ['LlamaForCausalLM']",
+    ),
     "truncated": (lambda d: cut(d / SHARD), "not a whole safetensors file"),
     "no file": (lambda d: (d / SHARD).unlink(), f"names {SHARD}, which does not exist"),
     "no tensors": (lambda d: [f.unlink() for f in d.glob("model*")], "no .safetensors files"),

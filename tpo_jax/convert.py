@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from tpo_jax import families
+from tpo_jax.checkpoints import hub
 from tpo_jax.checkpoints import huggingface_export as export
 from tpo_jax.checkpoints.models import KEPT, Loaded, is_native, open_model, save_model
 from tpo_jax.data.tokenizer import has_tokenizer, load_tokenizer
@@ -28,6 +29,19 @@ _DTYPE = flags.DEFINE_enum(
     ["float32", "bfloat16", "float16"],
     "Export: dtype of every tensor. Default: the original checkpoint's where that loses nothing, "
     "else as stored.",
+)
+_LAYOUT = flags.DEFINE_enum(
+    "layout",
+    None,
+    list(dict.fromkeys(name for family in families.FAMILIES.values() for name in family.layouts)),
+    "Export: names and config.json of the original code or of transformers "
+    "(LlavaOnevisionForConditionalGeneration). Default: that of the checkpoint it came from, else "
+    "original.",
+)
+_TOWER = define_path(
+    "tower",
+    None,
+    "Import: Hugging Face CLIP or SigLIP folder, for a checkpoint without its vision tower.",
 )
 # What a checkpoint's config.json may leave open (or say wrongly); given here, it takes precedence.
 _SETTINGS = {
@@ -63,21 +77,23 @@ _SETTINGS = {
 
 def main() -> None:
     """Convert, and print the new directory."""
-    source, output = Path(_INPUT.value), Path(_OUTPUT.value)
+    source, output = hub.folder(_INPUT.value), Path(_OUTPUT.value)
     if output.exists():
         raise InputError(f"--output={output} exists; name a new directory")
     settings = {name: flag.value for name, flag in _SETTINGS.items() if flag.value is not None}
     native = is_native(source)
     if native and settings:
         raise InputError(f"--{min(settings)} is for Hugging Face input; {source} is native")
-    if not native and _DTYPE.value:
-        raise InputError(f"--dtype is for native input; {source} is a Hugging Face checkpoint")
-    opened = open_model(source, **settings)
+    for name, flag in (("dtype", _DTYPE), ("layout", _LAYOUT)):
+        if not native and flag.value:
+            raise InputError(f"--{name} is for native input; {source} is a Hugging Face checkpoint")
+    opened = open_model(source, _TOWER.value, **settings)
     _check_tokenizer(opened)
     if native:
-        _export(source, output, opened)
+        _export(output, opened)
     else:
-        save_model(output, opened.config, opened.params, source)
+        tokenizer, tower = opened.tokenizer_directory, _TOWER.value
+        save_model(output, opened.config, opened.params, tokenizer, tower)
     print(output)
 
 
@@ -93,12 +109,13 @@ def _check_tokenizer(opened: Loaded) -> None:
         )
 
 
-def _export(source: Path, output: Path, opened: Loaded) -> None:
+def _export(output: Path, opened: Loaded) -> None:
+    source = opened.tokenizer_directory
+    kept = source / KEPT if (source / KEPT).is_dir() else None
     with replacing_directory(output) as temporary:
         export.copy_files(source, temporary, export.SIDE_FILES)
-        kept = source / KEPT
         export.export_model(
-            temporary, opened.config, opened.params, kept if kept.is_dir() else None, _DTYPE.value
+            temporary, opened.config, opened.params, kept, _DTYPE.value, _LAYOUT.value or ""
         )
 
 

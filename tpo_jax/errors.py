@@ -1,5 +1,6 @@
 """The error of wrong input, and how a command reports it."""
 
+import functools
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -12,6 +13,12 @@ LONGEST = 1000  # characters of an error; what it quotes may be a whole file
 
 class InputError(ValueError):
     """Wrong input of a user; one line says which file, record or flag, and what to do."""
+
+
+@functools.cache
+def note(text: str) -> None:
+    """Print what was guessed, or what else a user should know, to standard error; once each."""
+    print(f"note: {printable(text)}", file=sys.stderr)
 
 
 def printable(text: str) -> str:

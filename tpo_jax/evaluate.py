@@ -46,7 +46,25 @@ for _values in (_RUN, _SCORE):
     )
     flags.DEFINE_integer("seed", 0, "Of LongVideoBench's random guesses.", 0, flag_values=_values)
 for _values in (_RUN, _NIAH):
-    define_path("checkpoint", None, "Model directory.", required=True, flag_values=_values)
+    define_path(
+        "checkpoint",
+        None,
+        "Model directory, or its name on the Hugging Face Hub.",
+        required=True,
+        flag_values=_values,
+    )
+    define_path(
+        "adapters",
+        None,
+        "LoRA adapters as PEFT stores them, to be merged in.",
+        flag_values=_values,
+    )
+    define_path(
+        "tower",
+        None,
+        "Hugging Face CLIP or SigLIP folder, for a checkpoint without its vision tower.",
+        flag_values=_values,
+    )
     define_path("output", None, "Folder of the results.", required=True, flag_values=_values)
     flags.DEFINE_bool(
         "allow_missing",

@@ -20,7 +20,13 @@ from tpo_jax.inference.model import load, load_processor
 from tpo_jax.io.paths import define_path, define_paths
 from tpo_jax.video import sampling
 
-_CHECKPOINT = define_path("checkpoint", None, "Model directory.", required=True)
+_CHECKPOINT = define_path(
+    "checkpoint", None, "Model directory, or its name on the Hugging Face Hub.", required=True
+)
+_ADAPTERS = define_path("adapters", None, "LoRA adapters as PEFT stores them, to be merged in.")
+_TOWER = define_path(
+    "tower", None, "Hugging Face CLIP or SigLIP folder, for a checkpoint without its vision tower."
+)
 _VIDEO = define_path("video", None, "Video file or directory of frames.")
 _IMAGE = define_paths("image", [], "Image files instead of a video; none: text alone.")
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "Question; may be repeated.", required=True)
@@ -69,11 +75,20 @@ def main() -> None:
     settings = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _PENALTY.value)
     settings.check()
     processor = load_processor(
-        _CHECKPOINT.value, time_instruction=_TIME.value, prompt_style=_STYLE.value
+        _CHECKPOINT.value,
+        time_instruction=_TIME.value,
+        prompt_style=_STYLE.value,
+        tower=_TOWER.value,
     )
     visual, questions = read_visual(processor)
     processor.prompts(questions, visual)  # wrong input is reported before the weights are read
-    model = load(_CHECKPOINT.value, dtype=_DTYPE.value, processor=processor)
+    model = load(
+        _CHECKPOINT.value,
+        dtype=_DTYPE.value,
+        processor=processor,
+        tower=_TOWER.value,
+        adapters=_ADAPTERS.value,
+    )
     how: dict[str, Any] = {
         "max_new_tokens": _MAX_NEW_TOKENS.value,
         "sampling": settings,

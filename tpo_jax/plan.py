@@ -37,7 +37,8 @@ def model_of(config: ConfigDict) -> ModelConfig:
     check_source(given.checkpoint, given.preset)
     settings = {"max_length": given.max_length} if given.max_length else {}
     if given.checkpoint:
-        return load_config(local_path("model.checkpoint", given.checkpoint), **settings)
+        checkpoint = local_path("model.checkpoint", given.checkpoint)
+        return load_config(checkpoint, given.tower, **settings)
     return dataclasses.replace(families.preset(given.preset), **settings)
 
 

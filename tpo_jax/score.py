@@ -23,7 +23,13 @@ from tpo_jax.io.files import replacing
 from tpo_jax.io.paths import define_path, output_file
 from tpo_jax.video import sampling
 
-_CHECKPOINT = define_path("checkpoint", None, "Model directory.", required=True)
+_CHECKPOINT = define_path(
+    "checkpoint", None, "Model directory, or its name on the Hugging Face Hub.", required=True
+)
+_ADAPTERS = define_path("adapters", None, "LoRA adapters as PEFT stores them, to be merged in.")
+_TOWER = define_path(
+    "tower", None, "Hugging Face CLIP or SigLIP folder, for a checkpoint without its vision tower."
+)
 _PAIRS = define_path(
     "pairs", None, "List of pairs: .jsonl, .json, .csv, .yaml or .yml.", required=True
 )
@@ -54,12 +60,21 @@ def main() -> None:
     """Score the list and print where the results are."""
     output, pairs = output_file(_OUTPUT.value), read_list(_PAIRS.value)
     processor = load_processor(
-        _CHECKPOINT.value, time_instruction=_TIME.value, prompt_style=_STYLE.value
+        _CHECKPOINT.value,
+        time_instruction=_TIME.value,
+        prompt_style=_STYLE.value,
+        tower=_TOWER.value,
     )
     source = FrameSource(_VIDEOS.value, _NUM_FRAMES.value, _SAMPLING.value)
     read_row(processor, pairs[0], source)  # what is wrong with all pairs shows before the weights
-    mesh = {"fsdp": -1}
-    model = load(_CHECKPOINT.value, dtype=_DTYPE.value, mesh=mesh, processor=processor)
+    model = load(
+        _CHECKPOINT.value,
+        dtype=_DTYPE.value,
+        mesh={"fsdp": -1},
+        processor=processor,
+        tower=_TOWER.value,
+        adapters=_ADAPTERS.value,
+    )
     with replacing(output) as file:
         for result in score(model, pairs, source, _BATCH_SIZE.value):
             file.write(json.dumps(dataclasses.asdict(result)) + "\n")

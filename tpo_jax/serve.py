@@ -19,7 +19,20 @@ from tpo_jax.serving.settings import Settings
 from tpo_jax.video import sampling
 
 _DEFAULT = Settings()
-_CHECKPOINT = define_path("checkpoint", None, "Model directory.", required=True)
+_CHECKPOINT = define_path(
+    "checkpoint", None, "Model directory, or its name on the Hugging Face Hub.", required=True
+)
+_ADAPTERS = define_path(
+    "adapters",
+    None,
+    "LoRA adapters as PEFT stores them, merged into --checkpoint; the model is called after them, "
+    "and --compare may be the same checkpoint without them.",
+)
+_TOWER = define_path(
+    "tower",
+    None,
+    "Hugging Face CLIP or SigLIP folder, for a --checkpoint without its vision tower.",
+)
 _COMPARE = define_path("compare", None, "A second model, shown beside the first.")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0: all interfaces.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port; 0: any free port.", 0, 65535)
@@ -125,20 +138,22 @@ def main() -> None:
 
         from tpo_jax.serving.app import build_app
         from tpo_jax.serving.connections import Connection
-        from tpo_jax.serving.models import load, names
+        from tpo_jax.serving.models import Source, load, names
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is not installed; pip install 'tpo_jax[serve]'") from error
     settings = read_settings()
-    directories = [str(path) for path in (_CHECKPOINT.value, _COMPARE.value) if path]
-    called = names(directories)
-    if len(called) < len(directories):
+    sources = [Source(_CHECKPOINT.value, _TOWER.value, _ADAPTERS.value)]
+    if _COMPARE.value:
+        sources.append(Source(_COMPARE.value))
+    called = names([str(source.adapters or source.checkpoint) for source in sources])
+    if len(called) < len(sources):
         raise InputError(f"--compare={_COMPARE.value} is the same directory as --checkpoint")
     # JAX warns about forks; decoding processes execute another program at once, which is safe.
     warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
     with listen() as listening:  # before loading, which may take minutes
         models = [
-            load(directory, name, settings.max_new_tokens, _DTYPE.value)
-            for directory, name in zip(directories, called, strict=True)
+            load(source, name, settings.max_new_tokens, _DTYPE.value)
+            for source, name in zip(sources, called, strict=True)
         ]
         app = build_app(models, settings)
         config = uvicorn.Config(

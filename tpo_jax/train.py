@@ -23,6 +23,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from tpo_jax import families
+from tpo_jax.checkpoints.adapters import merge_adapters
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.checkpoints.peft import save_adapters
 from tpo_jax.checkpoints.train_state import TrainCheckpoints
@@ -61,8 +62,13 @@ def load_weights(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[Model
     check_source(given.checkpoint, given.preset)
     settings: dict[str, Any] = {"max_length": given.max_length} if given.max_length else {}
     if given.checkpoint:
-        loaded = load_model(given.checkpoint, mesh=mesh, dtype=None, **settings)
-        return loaded.config, loaded.params, loaded.tokenizer_directory
+        loaded = load_model(given.checkpoint, mesh=mesh, dtype=None, tower=given.tower, **settings)
+        params = loaded.params
+        if given.adapters:
+            params = merge_adapters(given.adapters, loaded.config, params)
+        return loaded.config, params, loaded.tokenizer_directory
+    if given.tower or given.adapters:
+        raise InputError("model.tower and model.adapters are for a model.checkpoint, not a preset")
     model = dataclasses.replace(families.preset(given.preset), **settings)
     if not given.tokenizer:
         raise InputError(f"model.preset={given.preset} needs model.tokenizer, a directory")
@@ -253,10 +259,11 @@ def save_result(
     """Save the trained model and, if there are any, its adapters; return the model's directory."""
     trained = join(state.params, state.frozen)
     if experiment.lora.rank:
-        base = experiment.source.checkpoint
+        source = experiment.source
+        base = " + ".join(filter(None, (source.checkpoint, source.adapters)))
         save_adapters(workdir / "adapters", model, experiment.lora, state.params, base)
         trained = merge(trained, experiment.lora)
-    save_model(workdir / "model", model, trained, tokenizer)
+    save_model(workdir / "model", model, trained, tokenizer, experiment.source.tower)
     return workdir / "model"
 
 

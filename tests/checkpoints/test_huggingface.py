@@ -175,7 +175,10 @@ def edit_tensors(directory, change):
 BREAKS = {
     "no config": (lambda d: (d / "config.json").unlink(), "config.json does not exist"),
     "not JSON": (lambda d: (d / "config.json").write_text("{"), "cannot be read"),
-    "architecture": (lambda d: edit_config(d, model_type="llama"), "model_type is 'llama'"),
+    "architecture": (
+        lambda d: edit_config(d, architectures=["LlamaForCausalLM"], mm_vision_tower=None),
+        r"architectures is \['LlamaForCausalLM'\]",
+    ),
     "tower": (lambda d: edit_config(d, mm_vision_tower="eva"), "mm_vision_tower='eva'"),
     "outside": (lambda d: edit_config(d, mm_vision_tower="../other"), "mm_vision_tower"),
     "pooling": (lambda d: edit_config(d, mm_spatial_pool_mode="median"), "pooling"),

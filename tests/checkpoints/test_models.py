@@ -115,8 +115,8 @@ def test_errors(saved, tmp_path, params):
     edit(saved, lambda v: v.update(version=99))
     with pytest.raises(InputError, match="version 99"):
         load_model(saved)
-    edit(saved, lambda v: v.update(format=None, model_type="llama"))
-    with pytest.raises(InputError, match="llama"):
+    edit(saved, lambda v: v.update(format=None, architectures=["LlamaForCausalLM"]))
+    with pytest.raises(InputError, match="LlamaForCausalLM"):
         load_model(saved)
 
 

@@ -17,7 +17,7 @@ from flax import nnx
 from PIL import Image
 
 from tpo_jax import families
-from tpo_jax.families.family import Family
+from tpo_jax.families.family import Family, Layout
 from tpo_jax.families.template import Template
 from tpo_jax.families.weights import DECODER, DECODER_LAYER, DECODER_LAYERS, Weights, leaves, linear
 from tpo_jax.io.files import read_json_object
@@ -81,7 +81,7 @@ def preprocess(frames, config, pad=False):
     return np.stack([np.asarray(Image.fromarray(frame).resize(size)) for frame in frames])
 
 
-def picture(image, config):
+def picture(image, config, several=False):
     index = 1 + np.pad(np.arange(config.patches_per_frame)[:, None], ((0, 0), (0, 3)))
     weight = np.array([[1, 0, 0, 0]] * len(index), np.float32)
     view = preprocess(np.asarray(image)[None], config)
@@ -143,14 +143,17 @@ FAMILY = Family(
     picture=picture,
     templates={"inference": TEMPLATE},
     frame_flops=lambda config: (0, 0),
-    recognises=lambda values: values.get("model_type") == "toy",
+    recognises=lambda values, names: values.get("model_type") == "toy",
     reads="'toy' checkpoints",
     read_config=read_config,
     settings=lambda config: {"max_length": config.max_length},
     choices={},
     config_files=lambda directory: [],
     update_config=lambda values, config: new_config(config, "")["config.json"],
-    new_config=new_config,
+    layouts={"original": Layout(new_config, str)},
+    layout_of=lambda values: "original",
+    canonical=str,
+    beside=lambda directory, shapes, tower: None,
     weights=weights,
     connector="bridge",
     benchmark_frames=lambda config: {},

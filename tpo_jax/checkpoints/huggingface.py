@@ -16,6 +16,7 @@ import numpy as np
 from tpo_jax import families
 from tpo_jax.checkpoints.safetensors_files import DTYPES, Shards
 from tpo_jax.errors import InputError
+from tpo_jax.families.family import Family
 from tpo_jax.families.weights import Leaf, Weights, from_patch
 from tpo_jax.models.config import ModelConfig
 
@@ -66,6 +67,13 @@ def check_tensors(shards: Shards, config: ModelConfig) -> list[str]:
                 f"{shards.directory}: tensor {name} is {shards.dtype(name)}, not {'|'.join(DTYPES)}"
             )
     used = {name for leaf in table.leaves.values() for name in leaf.names}
+    for copy, original in table.copies.items():
+        if copy in shards and not np.array_equal(shards.read(copy), shards.read(original)):
+            raise InputError(
+                f"{shards.directory}: {shards.stored(copy)} differs from {shards.stored(original)} "
+                "although config.json says tie_word_embeddings; say false there"
+            )
+    used |= table.copies.keys()
     unused = [name for names in shards.files.values() for name in names if name not in used]
     for name in unused:
         if name not in table.tensors and not table.ignorable.fullmatch(name):
@@ -87,7 +95,7 @@ def _reader(
 
     def read(index: Index) -> np.ndarray:
         if not leaf.stacked:
-            return part(leaf.names[0], index).astype(dtype)
+            return part(leaf.names[0], index).astype(dtype, copy=False)
         names = leaf.names[index[0]]
         rest = (len(range(*s.indices(n))) for s, n in zip(index[1:], shape[1:], strict=True))
         out = np.empty((len(names), *rest), dtype)
@@ -98,16 +106,34 @@ def _reader(
     return read
 
 
-def open_params(directory: Path, config: ModelConfig, dtype: Any = None) -> dict:
+def open_shards(directory: Path, family: Family, tower: Path | None = None) -> Shards:
+    """Open the tensors of a checkpoint under the names of `families.weights`.
+
+    Args:
+        directory: the checkpoint.
+        family: of the checkpoint.
+        tower: folder of the vision tower, used where the checkpoint holds none.
+
+    Raises:
+        InputError: what is wrong with the files; no tower anywhere.
+    """
+    shards = Shards(directory, family.canonical)
+    if found := family.beside(directory, shards.shapes(), tower):
+        shards.add(*found)
+    return shards
+
+
+def open_params(shards: Shards, config: ModelConfig, dtype: Any = None) -> dict:
     """Return parameters as `families.abstract_params(config)`, every leaf a `Stored`.
 
     Args:
+        shards: of the checkpoint.
+        config: of the checkpoint.
         dtype: of the parameters; None: as stored (float32 where stacked layers differ).
 
     Raises:
         InputError: a missing, unused or wrongly shaped tensor; when read, one that is not finite.
     """
-    shards = Shards(directory)
     check_tensors(shards, config)
     rows = weights(config).leaves
 
@@ -131,4 +157,5 @@ def place(stored: Stored, sharding: jax.sharding.Sharding) -> jax.Array:
     def part(index: Index) -> np.ndarray:
         return read(tuple(s.indices(n)[:2] for s, n in zip(index, stored.shape, strict=True)))
 
-    return jax.make_array_from_callback(stored.shape, sharding, part)
+    array = jax.make_array_from_callback(stored.shape, sharding, part)
+    return array.block_until_ready()  # what was read is given back before the next is read

@@ -6,7 +6,7 @@ Import then export gives the same tensors, byte by byte, under the same names an
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +36,23 @@ SIDE_FILES = (
 _SHARD_BYTES = 5 * 10**9
 
 
-def keep(source: Path, target: Path, config: ModelConfig) -> None:
-    """Store what an export needs beyond the parameters to give `source` back byte by byte.
+def keep(shards: Shards, target: Path, config: ModelConfig) -> None:
+    """Store what an export needs beyond the parameters to give a checkpoint back byte by byte.
 
     That is `config.json`, the config files of its parts, `layout.json` (which tensor lies in which
-    file, in which dtype) and `unused.safetensors` with the weights no output depends on.
+    file, under which name and in which dtype) and `unused.safetensors` with the weights no output
+    depends on.
     """
-    shards = Shards(source)
-    unused = check_tensors(shards, config)
+    source, unused = shards.directory, check_tensors(shards, config)
     target.mkdir(parents=True)
     copy_files(source, target, ["config.json", *families.of(config).config_files(source)])
     layout = {
         file: {
             "metadata": shards.metadata[file],
-            "tensors": {name: shards.dtype(name) for name in names},
+            "tensors": {shards.stored(name): shards.dtype(name) for name in names},
         }
         for file, names in shards.files.items()
+        if names
     }
     write_json(target / "layout.json", layout)
     save_file({name: shards.read(name) for name in unused}, target / "unused.safetensors")
@@ -65,7 +66,9 @@ def copy_files(source: Path, target: Path, names: Iterable[str | Path]) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def _new_layout(tensors: dict[str, tuple[int, ...]], itemsize: int) -> dict:
+def _new_files(
+    tensors: dict[str, tuple[int, ...]], itemsize: int, spelling: Callable[[str], str]
+) -> dict:
     """Return files of at most `_SHARD_BYTES`, tensors in the order of the table."""
     files: list[dict] = []
     size = _SHARD_BYTES
@@ -74,7 +77,7 @@ def _new_layout(tensors: dict[str, tuple[int, ...]], itemsize: int) -> dict:
         if size + tensor > _SHARD_BYTES:
             files.append({})
             size = 0
-        files[-1][name] = None
+        files[-1][spelling(name)] = None
         size += tensor
     return {
         f"model-{i:05}-of-{len(files):05}.safetensors": {
@@ -119,6 +122,7 @@ def export_model(
     params: dict,
     kept: Path | None,
     dtype: str | None = None,
+    layout: str = "",
 ) -> None:
     """Write a published checkpoint, one parameter in memory at a time.
 
@@ -128,29 +132,29 @@ def export_model(
         kept: what `keep` wrote; None: the model did not come from a checkpoint, and names, files
             and `config.json` are made up as the originals would.
         dtype: of every tensor; None: the checkpoint's where that loses nothing, else the params'.
+        layout: of `Family.layouts`; empty: that of what was kept, else the first. In another layout
+            than that of what was kept, names, files and `config.json` are made up, too.
 
     Raises:
-        InputError: what was kept does not go together.
+        InputError: what was kept does not go together, or the layout cannot hold the model.
     """
-    table, leaves = weights(config), flatten(params)
-    if kept:
-        layout = read_json_object(kept / "layout.json")
-        _write_kept_config(directory, config, kept)
-    else:
-        stored = jnp.dtype(dtype or leaves["decoder/embed/embedding"].dtype)
-        layout = _new_layout(table.tensors, stored.itemsize)
-        for file, values in families.of(config).new_config(config, stored.name).items():
-            (directory / file).parent.mkdir(exist_ok=True)
-            write_json(directory / file, values)
-    recorded = {name: t for file in layout.values() for name, t in file["tensors"].items()}
+    family, table, leaves = families.of(config), weights(config), flatten(params)
+    stored = jnp.dtype(dtype or leaves["decoder/embed/embedding"].dtype)
+    files = _write_configs(directory, config, kept, stored, layout)
+    stored_names = {family.canonical(n): n for file in files.values() for n in file["tensors"]}
+    recorded = {
+        family.canonical(name): t for file in files.values() for name, t in file["tensors"].items()
+    }
     if missing := table.tensors.keys() - recorded.keys():
         raise InputError(f"{kept}/layout.json: tensor {min(missing)} has no file")
 
+    copies = {name: twin for name, twin in table.copies.items() if name in recorded}
     dtypes: dict[str, str] = {}
     for path, leaf in table.leaves.items():
         dtypes |= _dtypes(leaf, leaves[path], recorded, dtype)
     entries = {name: _entry(dtypes[name], table.tensors[name]) for name in dtypes}
-    others = _others(kept, table, leaves, recorded.keys() - dtypes.keys())
+    entries |= {name: entries[twin] for name, twin in copies.items()}
+    others = _others(kept, table, leaves, recorded.keys() - entries.keys())
     for name, tensor in others.items():
         code = recorded[name]
         if tensor.dtype in DTYPES.values():
@@ -158,31 +162,51 @@ def export_model(
             code = _name(tensor.dtype)
         entries[name] = Entry(str(code), tensor.shape, tensor.itemsize)
 
-    writers = _open_files(directory, layout, entries, kept)
+    writers = _open_files(
+        directory, files, {stored_names[name]: entry for name, entry in entries.items()}, kept
+    )
+
+    def write(name: str, tensor: np.ndarray) -> None:
+        for twin in (name, *(copy for copy, original in copies.items() if original == name)):
+            writers[stored_names[twin]].write(stored_names[twin], tensor)
+
     for name, tensor in others.items():
-        writers[name].write(name, tensor)
+        write(name, tensor)
     for path, leaf in table.leaves.items():
         for name, part in zip(leaf.names, to_torch(leaf, np.asarray(leaves[path])), strict=True):
-            writers[name].write(name, part.astype(DTYPES[dtypes[name]], copy=False))
+            write(name, part.astype(DTYPES[dtypes[name]], copy=False))
 
 
-def _write_kept_config(directory: Path, config: ModelConfig, kept: Path) -> None:
-    """Write `config.json` and what lies beside it, the same bytes where nothing changed."""
+def _write_configs(
+    directory: Path, config: ModelConfig, kept: Path | None, dtype: np.dtype, layout: str
+) -> dict:
+    """Write `config.json` and what lies beside it, the same bytes where nothing changed; return
+    which tensor goes into which file.
+    """
     family = families.of(config)
-    copy_files(kept, directory, ["config.json", *family.config_files(kept)])
-    values = json.loads((kept / "config.json").read_text(encoding="utf-8"))
-    if (updated := family.update_config(values, config)) != values:
-        write_json(directory / "config.json", updated)
+    if kept:
+        values = json.loads((kept / "config.json").read_text(encoding="utf-8"))
+        if layout in ("", family.layout_of(values)):
+            copy_files(kept, directory, ["config.json", *family.config_files(kept)])
+            if (updated := family.update_config(values, config)) != values:
+                write_json(directory / "config.json", updated)
+            return read_json_object(kept / "layout.json")
+    made = family.layouts[layout or next(iter(family.layouts))]
+    for file, values in made.new_config(config, dtype.name).items():
+        (directory / file).parent.mkdir(exist_ok=True)
+        write_json(directory / file, values)
+    return _new_files(weights(config).tensors, dtype.itemsize, made.spelling)
 
 
 def _others(
-    kept: Path | None, table: Weights, leaves: dict[str, Any], names: Iterable[str]
+    kept: Path | None, table: Weights, leaves: dict[str, Any], names: Collection[str]
 ) -> dict[str, np.ndarray]:
     """Return the tensors without a parameter: those that were kept, zeros for the others.
 
     No output depends on them, but the original modules own them and strict loaders want them.
     """
-    others = load_file(kept / "unused.safetensors") if kept else {}
+    found = load_file(kept / "unused.safetensors") if kept else {}
+    others = {name: tensor for name, tensor in found.items() if name in names}
     for name in names:
         if name in others:
             continue
@@ -198,12 +222,12 @@ def _others(
 
 
 def _open_files(
-    directory: Path, layout: dict, entries: dict[str, Entry], kept: Path | None
+    directory: Path, files: dict, entries: dict[str, Entry], kept: Path | None
 ) -> dict[str, SafetensorsWriter]:
-    """Make the files and their index; return the writer of every tensor."""
+    """Make the files and their index; return the writer of every tensor, by its stored name."""
     writers: dict[str, SafetensorsWriter] = {}
     weight_map: dict[str, str] = {}
-    for file, content in layout.items():
+    for file, content in files.items():
         if Path(file).name != file:
             raise InputError(f"{kept}/layout.json: {file!r} is not the name of a file")
         inside = {name: entries[name] for name in content["tensors"]}

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
 from tpo_jax import families
-from tpo_jax.checkpoints import huggingface, native
+from tpo_jax.checkpoints import hub, huggingface, native
 from tpo_jax.checkpoints import huggingface_export as export
 from tpo_jax.checkpoints.safetensors_files import Shards
-from tpo_jax.errors import InputError
+from tpo_jax.errors import InputError, note
+from tpo_jax.families.family import Family
 from tpo_jax.io.files import read_json_object, replacing_directory, write_json
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.parallel.sharding import parameter_shardings
@@ -55,29 +56,49 @@ def is_native(directory: str | Path) -> bool:
                 f"is unknown; this program reads version {VERSION}"
             )
         return True
-    if not families.recognise(values):
-        known = " or ".join(family.reads for family in families.FAMILIES.values())
-        raise InputError(
-            f"{directory}/config.json: model_type is {values.get('model_type')!r}; only {known} "
-            "and native directories can be read"
-        )
+    _published_family(Path(directory), values)
     return False
 
 
-def load_config(directory: str | Path, **settings: Any) -> ModelConfig:
+def _published_family(directory: Path, values: dict) -> Family:
+    """Return the family of a published checkpoint, given its `config.json`; InputError: none."""
+    if family := families.recognise(values):
+        return family
+    architectures = values.get("architectures")
+    if family := families.recognise(values, _names(directory)):
+        note(
+            f"{directory}/config.json: architectures is {architectures!r}; by its tensors it is "
+            f"taken for one of {family.reads}"
+        )
+        return family
+    known = ", ".join(family.reads for family in families.FAMILIES.values())
+    raise InputError(
+        f"{directory}/config.json: architectures is {architectures!r}; only {known} and native "
+        "directories can be read"
+    )
+
+
+def load_config(
+    directory: str | Path, tower: str | Path | None = None, **settings: Any
+) -> ModelConfig:
     """Read the config of a model directory of either layout; no weights are read.
 
     Args:
+        tower: folder of the vision tower, for a Hugging Face checkpoint that holds none or names
+            one that cannot be told from its tensors.
         **settings: `pooling`, `newline`, `max_length`, `time_instruction` or `rope_theta` to use in
             place of what the directory says.
 
     Raises:
         InputError: what is wrong with the directory or a setting.
     """
-    directory = Path(directory)
+    directory = hub.folder(directory)
     values = read_json_object(directory / "config.json")
-    if not is_native(directory) and (family := families.recognise(values)):
-        return family.read_config(directory, Shards(directory).shapes(), settings)
+    if not is_native(directory):
+        family = _published_family(directory, values)
+        shapes = Shards(directory, family.canonical).shapes()
+        return family.read_config(directory, shapes, settings | _tower(tower))
+    _no_tower(directory, tower)
     try:
         family, model = families.named(values.get("family")), values["model"]
         if "rope_theta" in settings:
@@ -92,6 +113,7 @@ def load_model(
     *,
     mesh: jax.sharding.Mesh | None = None,
     dtype: jax.typing.DTypeLike | None = jnp.float32,
+    tower: str | Path | None = None,
     **settings: Any,
 ) -> Loaded:
     """Load a model from a native or Hugging Face directory.
@@ -100,13 +122,14 @@ def load_model(
         mesh: every array arrives laid out by `parallel.sharding.parameter_shardings`, and a host
             reads its own slices only; None: on the first device.
         dtype: of the parameters; None: as stored.
+        tower: see `load_config`.
         **settings: see `load_config`.
 
     Raises:
         InputError: what is wrong with the directory, in one line.
     """
-    directory = Path(directory).absolute()
-    config = load_config(directory, **settings)
+    directory = hub.folder(directory).absolute()
+    config = load_config(directory, tower, **settings)
     abstract = families.abstract_params(config)
     if mesh is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -116,30 +139,50 @@ def load_model(
     if is_native(directory):
         params = native.read_params(directory / "params", config, shardings, dtype)
     else:
-        stored = huggingface.open_params(directory, config, dtype)
+        stored = huggingface.open_params(_open(directory, config, tower), config, dtype)
         params = jax.tree.map(huggingface.place, stored, shardings)
     return Loaded(config, params, directory)
 
 
-def open_model(directory: str | Path, **settings: Any) -> Loaded:
+def open_model(directory: str | Path, tower: str | Path | None = None, **settings: Any) -> Loaded:
     """Open a model whose parameters stay on disk, in their own dtypes, until they are read.
 
     Args:
         directory: native or Hugging Face model directory.
+        tower: see `load_config`.
         **settings: see `load_config`.
 
     Raises:
         InputError: what is wrong with the directory; values are checked when they are read.
     """
-    directory = Path(directory).absolute()
-    config = load_config(directory, **settings)
+    directory = hub.folder(directory).absolute()
+    config = load_config(directory, tower, **settings)
     if is_native(directory):
         return Loaded(config, native.open_params(directory / "params", config), directory)
-    return Loaded(config, huggingface.open_params(directory, config), directory)
+    shards = _open(directory, config, tower)
+    return Loaded(config, huggingface.open_params(shards, config), directory)
+
+
+def _tower(tower: str | Path | None) -> dict[str, Path]:
+    return {"tower": hub.folder(tower)} if tower else {}
+
+
+def _no_tower(directory: Path, tower: str | Path | None) -> None:
+    if tower:
+        raise InputError(f"--tower={tower}: {directory} is a native directory, which has its own")
+
+
+def _open(directory: Path, config: ModelConfig, tower: str | Path | None) -> Shards:
+    family = families.of(config)
+    return huggingface.open_shards(directory, family, _tower(tower).get("tower"))
 
 
 def save_model(
-    directory: str | Path, config: ModelConfig, params: dict, tokenizer: str | Path | None
+    directory: str | Path,
+    config: ModelConfig,
+    params: dict,
+    tokenizer: str | Path | None,
+    tower: str | Path | None = None,
 ) -> None:
     """Write a native model directory; all processes must call this together.
 
@@ -152,6 +195,7 @@ def save_model(
         tokenizer: directory to copy the tokenizer's files from, for instance
             `Loaded.tokenizer_directory`. If it is a model directory of the same shapes, what a
             Hugging Face export needs beyond the parameters is copied along.
+        tower: with which that directory was loaded.
 
     Raises:
         InputError: the directory exists and is no native model, or params are not the config's.
@@ -172,24 +216,28 @@ def save_model(
             write_json(temporary / "config.json", values)
             if source:
                 export.copy_files(source, temporary, export.SIDE_FILES)
-                _keep(source, temporary / KEPT, config)
+                _keep(source, temporary / KEPT, config, tower)
     multihost_utils.sync_global_devices(f"saved {directory}")
 
 
-def _keep(source: Path, target: Path, config: ModelConfig) -> None:
+def _keep(source: Path, target: Path, config: ModelConfig, tower: str | Path | None = None) -> None:
     """Carry over what an export needs, if the source is a model of the same shapes."""
     if not (source / "config.json").is_file():
         return
     values, family = read_json_object(source / "config.json"), families.of(config)
-    native_source = values.get("format") == FORMAT
-    if family is not (
-        families.named(values.get("family")) if native_source else families.recognise(values)
-    ):
+    if values.get("format") == FORMAT:
+        if families.named(values.get("family")) is not family:
+            return
+    elif families.recognise(values, _names(source)) is not family:
         return
-    original = load_config(source, **family.settings(config))
+    original = load_config(source, tower, **family.settings(config))
     if families.abstract_params(original) != families.abstract_params(config):
         return
-    if not native_source:
-        export.keep(source, target, config)
+    if values.get("format") != FORMAT:
+        export.keep(_open(source, config, tower), target, config)
     elif (source / KEPT).is_dir():
         shutil.copytree(source / KEPT, target)
+
+
+def _names(directory: Path) -> dict[str, Any]:
+    return Shards(directory).shapes() if any(directory.glob("*.safetensors")) else {}

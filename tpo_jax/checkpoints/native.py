@@ -14,7 +14,8 @@ from tpo_jax.checkpoints.huggingface import Index, Stored, flatten, place
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import ModelConfig
 
-# Parameters written at a time, unless one alone is larger; what is read at least, of a large one.
+# Parameters read or written at a time, unless one alone is larger; what is read at least, of a
+# large one.
 _GROUP_BYTES, _CHUNK_BYTES = 2**26, 2**26
 
 
@@ -35,6 +36,8 @@ def read_params(
 ) -> dict:
     """Read all parameters, laid out as `shardings` says; a host reads its own parts.
 
+    One after the other: Orbax holds a parameter and its encoded chunks while it reads.
+
     Args:
         dtype: of the result; None: as stored.
 
@@ -45,12 +48,13 @@ def read_params(
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=s), stored, shardings
     )
-    params = _restore(folder, abstract)
-    finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))(params)
-    for name, good in flatten(finite).items():
-        if not good:
-            raise InputError(f"{folder}: parameter {name} holds NaN or infinity")
-    return params
+    finite, params = jax.jit(lambda x: jnp.isfinite(x).all()), {}
+    for group in _groups(abstract):
+        for name, x in flatten(_restore(folder, nested(group))).items():
+            params[name] = x
+            if not finite(x):
+                raise InputError(f"{folder}: parameter {name} holds NaN or infinity")
+    return nested(params)
 
 
 def _restore(folder: Path, abstract: dict) -> dict:
@@ -75,7 +79,7 @@ def open_params(folder: Path, config: ModelConfig) -> dict:
     def stored(path: str, leaf: Any) -> Stored:
         def read(index: Index) -> np.ndarray:
             abstract = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_one_device())
-            part = _restore(folder, _nested({path: abstract}))
+            part = _restore(folder, nested({path: abstract}))
             values = np.asarray(flatten(part)[path])
             if not all(np.isfinite(row).all() for row in values):
                 raise InputError(f"{folder}: parameter {path} holds NaN or infinity")
@@ -84,10 +88,10 @@ def open_params(folder: Path, config: ModelConfig) -> dict:
         return Stored(tuple(leaf.shape), np.dtype(leaf.dtype), read)
 
     leaves = flatten(_metadata(folder, config))
-    return _nested({path: stored(path, leaf) for path, leaf in leaves.items()})
+    return nested({path: stored(path, leaf) for path, leaf in leaves.items()})
 
 
-def _nested(leaves: dict) -> dict:
+def nested(leaves: dict) -> dict:
     """Return the tree of leaves by path, the inverse of `flatten`."""
     tree: dict = {}
     for path, leaf in leaves.items():
@@ -117,6 +121,14 @@ def write_params(folder: Path, params: dict) -> None:
     """Write parameters; those still on disk are read `_GROUP_BYTES` at a time."""
     context = ocp.Context()
     context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
+    with context:
+        for group in _groups(params):
+            _write_group(folder, group)
+        ocp.partial.finalize(folder)
+
+
+def _groups(params: dict) -> list[dict]:
+    """Return parameters by path in groups of `_GROUP_BYTES`, larger ones alone."""
     groups: list[dict] = []
     size = _GROUP_BYTES
     for path, leaf in flatten(params).items():
@@ -126,16 +138,13 @@ def write_params(folder: Path, params: dict) -> None:
             size = 0
         groups[-1][path] = leaf
         size += bytes_
-    with context:
-        for group in groups:
-            _write_group(folder, group)
-        ocp.partial.finalize(folder)
+    return groups
 
 
 def _write_group(folder: Path, group: dict) -> None:
     # Orbax writes from the buffer of a JAX array, and from a copy of a NumPy array.
     read = {p: place(x, _one_device()) if isinstance(x, Stored) else x for p, x in group.items()}
-    ocp.partial.save(folder, _nested(read))
+    ocp.partial.save(folder, nested(read))
 
 
 def _one_device() -> jax.sharding.Sharding:

@@ -11,6 +11,7 @@ import numpy as np
 import safetensors
 
 from tpo_jax.errors import InputError
+from tpo_jax.families.weights import Rename
 from tpo_jax.io.files import read_json_object
 
 INDEX = "model.safetensors.index.json"
@@ -18,7 +19,8 @@ DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.d
 
 
 class _Tensor(NamedTuple):
-    file: str
+    path: Path  # of the file
+    stored: str  # name in it
     shape: tuple[int, ...]
     dtype: str  # as safetensors names it
 
@@ -33,8 +35,25 @@ class Shards:
         InputError: no such files, a truncated one, an index that does not match them.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, rename: Rename = str):
+        """Read the headers.
+
+        Args:
+            directory: holds the files.
+            rename: stored names to those under which the tensors are asked for; tensors without
+                one are left out.
+        """
         self.directory = directory
+        self.files: dict[str, list[str]] = {}  # names in the order of their bytes
+        self.metadata: dict[str, dict | None] = {}  # of the files' headers
+        self._tensors: dict[str, _Tensor] = {}
+        self._add(directory, rename, "")
+
+    def add(self, directory: Path, rename: Rename) -> None:
+        """Add the tensors of a part of the model that has a directory of its own."""
+        self._add(directory, rename, "part-")
+
+    def _add(self, directory: Path, rename: Rename, prefix: str) -> None:
         index = directory / INDEX
         if index.is_file():
             indexed = read_json_object(index).get("weight_map")
@@ -48,31 +67,27 @@ class Shards:
                 f"{directory}: no .safetensors files (pickled .bin files are never loaded; "
                 "store the weights as safetensors first)"
             )
-        self.files: dict[str, list[str]] = {}  # names in the order of their bytes
-        self.metadata: dict[str, dict | None] = {}  # of the files' headers
-        self._tensors: dict[str, _Tensor] = {}
+        found: dict[str, str] = {}  # file by stored name
         for file in files:
             if Path(file).name != file or not (directory / file).is_file():
                 raise InputError(f"{index} names {file}, which does not exist")
-            with self._open(file) as opened:
-                self.files[file], self.metadata[file] = opened.offset_keys(), opened.metadata()
-                for name in self.files[file]:
+            with _opened(directory / file) as opened:
+                names: list[str] = []
+                self.files[prefix + file], self.metadata[prefix + file] = names, opened.metadata()
+                for stored in opened.offset_keys():
+                    found[stored], name = file, rename(stored)
+                    if name is None:
+                        continue
                     if name in self:
-                        both = f"{self._tensors[name].file} and {file}"
+                        both = f"{self._tensors[name].path.name} and {file}"
                         raise InputError(f"{directory}: {name} is in both {both}")
-                    part = opened.get_slice(name)
-                    self._tensors[name] = _Tensor(file, tuple(part.get_shape()), part.get_dtype())
-        for name, file in indexed.items():
-            if name not in self or self._tensors[name].file != file:
-                raise InputError(f"{index} says that {name} is in {file}; it is not")
-
-    def _open(self, file: str) -> safetensors.safe_open:
-        try:
-            return safetensors.safe_open(self.directory / file, "numpy")
-        except (safetensors.SafetensorError, OSError) as error:
-            raise InputError(
-                f"{self.directory / file}: not a whole safetensors file ({error})"
-            ) from error
+                    names.append(name)
+                    part = opened.get_slice(stored)
+                    shape, dtype = tuple(part.get_shape()), part.get_dtype()
+                    self._tensors[name] = _Tensor(directory / file, stored, shape, dtype)
+        for stored, file in indexed.items():
+            if found.get(stored) != file:
+                raise InputError(f"{index} says that {stored} is in {file}; it is not")
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -89,18 +104,30 @@ class Shards:
         """Return the dtype of a tensor, as safetensors names it."""
         return self._tensors[name].dtype
 
+    def stored(self, name: str) -> str:
+        """Return the name of a tensor in its file; its own where another directory holds it."""
+        tensor = self._tensors[name]
+        return tensor.stored if tensor.path.parent == self.directory else name
+
     def read(self, name: str, index: tuple = ()) -> np.ndarray:
         """Read a tensor, or a rectangle of it.
 
         Raises:
             InputError: NaN or infinity in what was read.
         """
-        file = self._tensors[name].file
-        with self._open(file) as opened:
-            values = opened.get_slice(name)[index] if index else opened.get_tensor(name)
+        path, stored, *_ = self._tensors[name]
+        with _opened(path) as opened:
+            values = opened.get_slice(stored)[index] if index else opened.get_tensor(stored)
         if jnp.issubdtype(values.dtype, jnp.floating) and not np.isfinite(values).all():
-            raise InputError(f"{self.directory / file}: {name} holds NaN or infinity")
+            raise InputError(f"{path}: {stored} holds NaN or infinity")
         return values
+
+
+def _opened(path: Path) -> safetensors.safe_open:
+    try:
+        return safetensors.safe_open(path, "numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error})") from error
 
 
 class Entry(NamedTuple):

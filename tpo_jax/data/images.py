@@ -33,7 +33,7 @@ def read_pictures(pictures: Sequence[str | Path | Image.Image], config: ModelCon
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise InputError(f"{where}: cannot be read as an image: {reason}") from error
         try:
-            parts.append(family.picture(image, config))
+            parts.append(family.picture(image, config, len(pictures) > 1))
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
     return joined(parts, config)

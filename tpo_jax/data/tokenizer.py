@@ -5,12 +5,14 @@ of it but takes six seconds more, most of them to import, in every command that 
 loads only directories without that file.
 """
 
+import json
+from collections.abc import Container
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 
 from tpo_jax import families
-from tpo_jax.errors import InputError
+from tpo_jax.errors import InputError, note
 from tpo_jax.io.files import read_json_object
 from tpo_jax.models.config import ModelConfig
 
@@ -29,10 +31,13 @@ def load_tokenizer(directory: str | Path, config: ModelConfig | None = None) -> 
     Args:
         config: Of the model that reads its ids; None: whether they fit is not checked.
 
+    Added tokens without an embedding row, such as a placeholder that inference splits prompts at,
+    are left out, so that their text never becomes such an id; a note says so.
+
     Raises:
         InputError: The files are missing or not a tokenizer; a token of the model's template is
             not one id; an id differs from the one that the directory or the published model gives
-            the token, or has no embedding row.
+            the token, or that of another token has no embedding row.
     """
     directory = Path(directory)
     path, added = directory / "tokenizer.json", _added_tokens(directory)
@@ -58,21 +63,37 @@ def load_tokenizer(directory: str | Path, config: ModelConfig | None = None) -> 
             raise InputError(
                 f"{path}: {token.content!r} is id {found}, the added tokens beside it say {id_}"
             )
-    if config:
-        _check_model(path, tokenizer, config)
-    return tokenizer
+    return _of_model(path, tokenizer, config) if config else tokenizer
 
 
-def _check_model(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
-    """Raise InputError unless the template's tokens are one id each that has an embedding."""
+def _of_model(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> Tokenizer:
+    """Return the tokenizer without added tokens that have no embedding row.
+
+    Raises:
+        InputError: other ids have none; the template's tokens are not one id each.
+    """
     template, vocab_size = families.of(config).templates["inference"], config.decoder.vocab_size
+    other = "the tokenizer belongs to another model"
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    rowless = {token: id_ for token, id_ in vocabulary.items() if id_ >= vocab_size}
+    needed = [
+        token
+        for token in rowless
+        if token in tokenizer.get_vocab(with_added_tokens=False) or token in template.tokens
+    ]
+    if needed:
+        largest = max(rowless.values())
+        raise InputError(f"{path}: id {largest} exceeds the {vocab_size} embedding rows; {other}")
+    if rowless:
+        tokenizer = _without(tokenizer, rowless)
+        first = min(rowless, key=lambda token: rowless[token])
+        note(
+            f"{path}: the {vocab_size} embedding rows have none for {len(rowless)} added tokens "
+            f"({first!r} is id {rowless[first]}, …); their text is read like any other"
+        )
     for marker in template.tokens:
         if len(ids := tokenizer.encode(marker, add_special_tokens=False).ids) != 1:
             raise InputError(f"{path}: {marker!r} must be one id of the template, but is {ids}")
-    other = "the tokenizer belongs to another model"
-    largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
-    if largest >= vocab_size:
-        raise InputError(f"{path}: id {largest} exceeds the {vocab_size} embedding rows; {other}")
     known = template.token_ids  # smaller vocabularies are not published ones
     for token, id_ in known.items() if vocab_size > max(known.values(), default=0) else ():
         if (found := tokenizer.token_to_id(token)) != id_:
@@ -80,6 +101,14 @@ def _check_model(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
                 f"{path}: {token} is id {found}, but {id_} in the vocabulary of a model with "
                 f"{vocab_size} embedding rows; {other}"
             )
+    return tokenizer
+
+
+def _without(tokenizer: Tokenizer, tokens: Container[str]) -> Tokenizer:
+    """Return a tokenizer without some of its added tokens."""
+    values = json.loads(tokenizer.to_str())
+    values["added_tokens"] = [t for t in values["added_tokens"] if t["content"] not in tokens]
+    return Tokenizer.from_str(json.dumps(values))
 
 
 def _from_merges(directory: Path) -> Tokenizer:

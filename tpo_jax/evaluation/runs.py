@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from tpo_jax import families
 from tpo_jax.checkpoints.fingerprint import weights_fingerprint
+from tpo_jax.data.processor import Processor
 from tpo_jax.errors import InputError, printable
 from tpo_jax.evaluation import benchmarks, niah, niah_files, results, runner, scorers
 from tpo_jax.evaluation.journal import Journal
@@ -33,6 +34,8 @@ class BenchmarkRun:
     benchmark: str
     data: Path
     checkpoint: Path
+    tower: Path | None  # for a checkpoint without its vision tower
+    adapters: Path | None  # merged into its weights
     output: Path
     scorer: str
     seed: int
@@ -52,6 +55,8 @@ class NeedleRun:
     haystack: Path
     needles: Path
     checkpoint: Path
+    tower: Path | None  # for a checkpoint without its vision tower
+    adapters: Path | None  # merged into its weights
     output: Path
     min_frames: int
     max_frames: int
@@ -78,7 +83,9 @@ def run_benchmark(run: BenchmarkRun) -> dict[str, Any]:
             f"--num_frames, --time_instruction: {name} has its own frames and their times"
         )
     mode = "none" if spec.interleaved else run.time_instruction
-    processor = load_processor(run.checkpoint, time_instruction=mode, prompt_style=run.prompt_style)
+    processor = load_processor(
+        run.checkpoint, time_instruction=mode, prompt_style=run.prompt_style, tower=run.tower
+    )
     questions, problems = benchmarks.ask(run.data, name, run.scorer, run.limit)
     total = len(questions) + len(problems)
     _report_missing(problems, total, "questions", run.allow_missing)
@@ -86,7 +93,7 @@ def run_benchmark(run: BenchmarkRun) -> dict[str, Any]:
         raise InputError(f"--data={run.data}: no question of {name} can be asked")
     own = families.of(processor.config).benchmark_frames(processor.config)
     num_frames = run.num_frames or own.get(name, spec.num_frames)
-    model = load(run.checkpoint, dtype=run.dtype, mesh={"fsdp": -1}, processor=processor)
+    model = _load(run, {"fsdp": -1}, processor)
     settings = {
         "benchmark": name,
         **_identity(model, run.dtype),
@@ -114,7 +121,8 @@ def run_benchmark(run: BenchmarkRun) -> dict[str, Any]:
         answers = [(q, journal.answer(q.doc_id, q.prompt)) for q in questions]
     answered = [(question, text) for question, text in answers if text is not None]
     scorer = scorers.Scorer(name, run.scorer, run.seed)
-    settings |= {"pretrained": str(run.checkpoint), "scorer": run.scorer, "seed": run.seed}
+    pretrained = " + ".join(str(path) for path in (run.checkpoint, run.adapters) if path)
+    settings |= {"pretrained": pretrained, "scorer": run.scorer, "seed": run.seed}
     seconds = time.perf_counter() - began
     return results.write_results(folder, scorer, answered, settings, problems, seconds)
 
@@ -136,7 +144,7 @@ def find_needles(run: NeedleRun) -> dict[str, Any]:
         if not path.exists():
             raise InputError(f"--{name}={path}: no such file")
     depths = niah.depths(run.depth_step)
-    processor = load_processor(run.checkpoint, rope_theta=run.rope_theta)
+    processor = load_processor(run.checkpoint, rope_theta=run.rope_theta, tower=run.tower)
     asked, problems = niah_files.read_needles(run.needles, processor)
     total = len(asked) + len(problems)
     _report_missing(problems, total, "needles", run.allow_missing)
@@ -145,7 +153,7 @@ def find_needles(run: NeedleRun) -> dict[str, Any]:
     frames = niah_files.read_haystack(run.haystack, lengths[-1], processor)
 
     mesh = {"tensor": run.tensor, "context": run.context or -1, "fsdp": -1 if run.context else 1}
-    model = load(run.checkpoint, dtype=run.dtype, mesh=mesh, processor=processor)
+    model = _load(run, mesh, processor)
     with run.haystack.open("rb") as opened:
         haystack = hashlib.file_digest(opened, "sha256").hexdigest()
     settings = {"haystack": haystack, **_identity(model, run.dtype)}
@@ -168,6 +176,17 @@ def find_needles(run: NeedleRun) -> dict[str, Any]:
         summary |= {"partial": True, "missing": len(problems), "missing_first": problems[:10]}
     niah_files.write_results(folder, found.mean(axis=2), lengths, depths, summary)
     return summary
+
+
+def _load(run: BenchmarkRun | NeedleRun, mesh: dict[str, int], processor: Processor) -> Model:
+    return load(
+        run.checkpoint,
+        dtype=run.dtype,
+        mesh=mesh,
+        processor=processor,
+        tower=run.tower,
+        adapters=run.adapters,
+    )
 
 
 def _report_missing(problems: Sequence[str], total: int, what: str, allow_missing: bool) -> None:

@@ -1,6 +1,7 @@
 """Model families: one folder each, with everything that is its own."""
 
 import functools
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from tpo_jax.errors import InputError
@@ -24,9 +25,14 @@ def of(config: ModelConfig) -> Family:
     return next(family for family in FAMILIES.values() if type(config) is family.config)
 
 
-def recognise(values: dict) -> Family | None:
-    """Return the family that a published checkpoint's `config.json` names, None if no family."""
-    return next((family for family in FAMILIES.values() if family.recognises(values)), None)
+def recognise(values: dict, names: Collection[str] = ()) -> Family | None:
+    """Return the family of a published checkpoint, None if it is of no family.
+
+    Args:
+        values: of its `config.json`.
+        names: of its tensors, as far as they are known.
+    """
+    return next((family for family in FAMILIES.values() if family.recognises(values, names)), None)
 
 
 def named(name: str | None) -> Family:

@@ -1,7 +1,7 @@
 """What a model family brings; everything else is shared."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,18 @@ import numpy as np
 from PIL import Image
 
 from tpo_jax.families.template import Template
-from tpo_jax.families.weights import Shape, Weights
+from tpo_jax.families.weights import Rename, Shape, Weights
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.pictures import Pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A published layout of checkpoints, for models that did not come from one."""
+
+    # (config, dtype) to JSON files by path. InputError: the layout cannot hold the model.
+    new_config: Callable[[Any, str], dict[str, dict]]
+    spelling: Callable[[str], str]  # name of a tensor of `weights` to its name in this layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,18 +40,24 @@ class Family:
     # Frames uint8 [n, height, width, 3] to uint8 [n, *config.frame_shape]; with `pad` they are
     # widened to a square first.
     preprocess: Callable[..., np.ndarray]
-    # One RGB image to its views and tokens. InputError: an image the model cannot take.
-    picture: Callable[[Image.Image, Any], Pictures]
+    # (RGB image, config, whether it is one of several) to its views and tokens. InputError: an
+    # image the model cannot take.
+    picture: Callable[[Image.Image, Any, bool], Pictures]
     # Prompt templates by style (`template.STYLES`): `inference` and, if there is one, the others.
     templates: Mapping[str, Template]
     # FLOPs of one frame, forward: of the vision tower, and of what is between it and the decoder.
     frame_flops: Callable[[Any], tuple[int, int]]
-    # Whether a published config.json is of this family, and what a message calls these checkpoints.
-    recognises: Callable[[dict], bool]
+    # (config.json, names of the tensors) to whether a checkpoint is of this family; the names are
+    # empty at first, and given where config.json tells no family. What a message calls these.
+    recognises: Callable[[dict, Collection[str]], bool]
     reads: str
     # (directory, shape of every stored tensor by name, settings that take precedence over
-    # config.json) to the config. InputError: something missing, or a model this family is not.
+    # config.json, and `tower`, a folder) to the config. InputError: something missing, or a model
+    # this family is not.
     read_config: Callable[[Path, Mapping[str, Shape], dict], Any]
+    # (directory, shapes, folder of the tower if given) to a folder with tensors that the checkpoint
+    # lacks, and their names; None: it lacks none. InputError: they are nowhere.
+    beside: Callable[[Path, Mapping[str, Shape], Path | None], tuple[Path, Rename] | None]
     # What a config says on those settings, and the values of those that have a few only.
     settings: Callable[[Any], dict]
     choices: Mapping[str, tuple[str, ...]]
@@ -50,10 +65,14 @@ class Family:
     config_files: Callable[[Path], list[Path]]
     # (config.json of the original checkpoint, config) to config.json of the export.
     update_config: Callable[[dict, Any], dict]
-    # (config, dtype) to the JSON files of a model that did not come from a checkpoint.
-    new_config: Callable[[Any, str], dict[str, dict]]
-    # (config, shape of every parameter by path) to the names of all weights.
+    # Layouts of published checkpoints by name, the default one first, and the name of the one that
+    # a config.json is in.
+    layouts: Mapping[str, Layout]
+    layout_of: Callable[[dict], str]
+    # (config, shape of every parameter by path) to the names of all weights, and the name there of
+    # a stored tensor, in whichever layout.
     weights: Callable[[Any, Mapping[str, Shape]], Weights]
+    canonical: Callable[[str], str]
     # PyTorch module that holds `projector`, which adapters may carry trained.
     connector: str
     # Frames of the published evaluation by benchmark, where they are not the benchmark's own.

@@ -3,12 +3,13 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 Shape = tuple[int, ...]
+Rename = Callable[[str], str | None]  # of stored tensors; None: not part of the model
 Rules = dict[str, tuple[str, str]]  # parameter path -> (PyTorch name, kind of `Leaf`)
 
 
@@ -34,6 +35,8 @@ class Weights:
     # parameter belong to the original modules although no output depends on them.
     tensors: dict[str, Shape]
     ignorable: re.Pattern[str]  # names of other tensors that may be there
+    # Tensors that may be stored although they equal another one: a tied head, the embedding.
+    copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def linear(path: str, name: str) -> Rules:
@@ -50,10 +53,11 @@ def norm(path: str, name: str) -> Rules:
 
 
 # The shared decoder under the names of `transformers`' Qwen2ForCausalLM.
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DECODER: Rules = {
-    "decoder/embed/embedding": ("model.embed_tokens.weight", "same"),
+    "decoder/embed/embedding": (EMBEDDING, "same"),
     "decoder/norm/scale": ("model.norm.weight", "same"),
-    "decoder/head/kernel": ("lm_head.weight", "transposed"),
+    "decoder/head/kernel": (HEAD, "transposed"),
 }
 DECODER_LAYERS = "model.layers."
 DECODER_LAYER: Rules = {
@@ -119,3 +123,10 @@ def to_torch(leaf: Leaf, values: np.ndarray) -> Iterator[np.ndarray]:
 def from_patch(tensor: np.ndarray) -> np.ndarray:
     """Return the parameter of a tensor of kind `patch`."""
     return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
+
+
+def from_torch(leaf: Leaf, tensor: np.ndarray) -> np.ndarray:
+    """Return the parameter, or its layer, of one of a leaf's tensors."""
+    if leaf.kind == "patch":
+        return from_patch(tensor)
+    return tensor.T if leaf.kind == "transposed" else tensor

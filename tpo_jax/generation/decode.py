@@ -50,7 +50,7 @@ class Limits(NamedTuple):
 
 
 def _logits(model: vlm.VideoLanguageModel, hidden: jax.Array) -> jax.Array:
-    head = model.decoder.head.kernel[...]
+    head = model.decoder.head_kernel
     return jnp.einsum("...d,dw->...w", hidden, head, preferred_element_type=jnp.float32)
 
 

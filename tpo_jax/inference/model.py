@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from PIL import Image
 from tokenizers import Tokenizer
 
+from tpo_jax.checkpoints import hub
+from tpo_jax.checkpoints.adapters import merge_adapters
 from tpo_jax.checkpoints.models import load_config, load_model
 from tpo_jax.data.clips import Clip
 from tpo_jax.data.pairs import Pair, pair_of
@@ -209,20 +211,23 @@ def load_processor(
     time_instruction: str | None = None,
     prompt_style: str = "inference",
     rope_theta: float = 0.0,
+    tower: str | Path | None = None,
 ) -> Processor:
     """Read the config and the tokenizer of a model directory; no weights are read.
 
     Args:
-        directory: native or Hugging Face layout.
+        directory: native or Hugging Face layout, or a name on the Hugging Face Hub.
         time_instruction: see `Processor`.
         prompt_style: see `Processor`.
         rope_theta: base of the rotary wavelengths; 0: the checkpoint's.
+        tower: see `load`.
 
     Raises:
         InputError: what is wrong with the directory or a setting.
     """
     settings = {"rope_theta": rope_theta} if rope_theta else {}
-    config = load_config(directory, **settings)
+    directory = hub.folder(directory)
+    config = load_config(directory, tower, **settings)
     tokenizer = load_tokenizer(directory, config)
     return Processor(config, tokenizer, time_instruction, prompt_style)
 
@@ -233,30 +238,38 @@ def load(
     dtype: str | None = "float32",
     mesh: Mapping[str, int] | jax.sharding.Mesh | None = None,
     processor: Processor | None = None,
+    tower: str | Path | None = None,
+    adapters: str | Path | None = None,
 ) -> Model:
     """Load a model directory of either layout onto the devices of all processes.
 
-        model = tpo_jax.load("checkpoints/longva-tpo", dtype="bfloat16")
+        model = tpo_jax.load("lmms-lab/LongVA-7B", adapters="run/adapters", dtype="bfloat16")
         print(model.answer("cooking.mp4", "What is cut first?", num_frames=32))
 
     Args:
-        directory: native or Hugging Face layout.
+        directory: native or Hugging Face layout, or a name on the Hugging Face Hub,
+            `organisation/name` or `organisation/name@revision`.
         dtype: compute dtype, "float32" or "bfloat16"; None: as stored.
         mesh: sizes of mesh axes, -1 for the devices that are left and 1 where an axis is not
             named; or a mesh. By default `{"context": -1}`: all devices share one video. For many
             videos at a time use `{"fsdp": -1}`, which splits the rows of a batch.
         processor: of `load_processor`, where it is read before the weights or its settings are not
             the checkpoint's.
+        tower: Hugging Face CLIP or SigLIP folder, for a checkpoint that was stored without its
+            vision tower.
+        adapters: directory of LoRA adapters in PEFT's layout, which are merged into the weights.
 
     Raises:
-        InputError: what is wrong with the directory, or a mesh that does not fit the devices.
+        InputError: what is wrong with a directory, or a mesh that does not fit the devices.
     """
     if dtype not in (None, "float32", "bfloat16"):
         raise InputError(f"dtype={dtype!r} must be 'float32', 'bfloat16' or None")
-    processor, mesh = processor or load_processor(directory), _mesh(mesh)
+    processor, mesh = processor or load_processor(directory, tower=tower), _mesh(mesh)
     decoder = processor.config.decoder
     check_heads(decoder.heads, decoder.kv_heads, mesh)
-    params = load_model(directory, mesh=mesh, dtype=dtype).params
+    params = load_model(directory, mesh=mesh, dtype=dtype, tower=tower).params
+    if adapters:
+        params = merge_adapters(adapters, processor.config, params)
     return Model(processor, params, mesh)
 
 

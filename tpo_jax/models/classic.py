@@ -72,7 +72,7 @@ def log_probabilities(
         places = jnp.where(flat(batch.target_at) >= 0, flat(batch.target_at), places)
 
     def head(hidden: jax.Array) -> jax.Array:
-        return jax.nn.log_softmax(model.decoder.head(hidden).astype(jnp.float32))
+        return jax.nn.log_softmax((hidden @ model.decoder.head_kernel).astype(jnp.float32))
 
     if answers_only:
         logps = head(jnp.take_along_axis(hidden, places[..., None], axis=1))

@@ -13,7 +13,7 @@ from tpo_jax.errors import InputError
 
 
 def check_types(config: Any, name: str) -> None:
-    """Raise ValueError unless text fields of a dataclass hold text, and numbers positive numbers.
+    """Raise ValueError unless text fields hold text, numbers positive numbers, and flags flags.
 
     Args:
         config: a dataclass instance; fields of other types are not checked.
@@ -21,6 +21,8 @@ def check_types(config: Any, name: str) -> None:
     """
     for field in dataclasses.fields(config):
         value, kind = getattr(config, field.name), field.type
+        if kind is bool and type(value) is not bool:
+            raise ValueError(f"{name}.{field.name}={value!r} must be true or false")
         if kind not in (str, int, float):
             continue
         right = isinstance(value, (int, float) if kind is float else kind)
@@ -31,7 +33,7 @@ def check_types(config: Any, name: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """A Qwen2 decoder: grouped queries, q/k/v biases, gated SiLU MLP, untied head."""
+    """A Qwen2 decoder: grouped queries, q/k/v biases, gated SiLU MLP."""
 
     vocab_size: int  # W
     width: int  # D
@@ -42,6 +44,7 @@ class DecoderConfig:
     mlp_width: int
     rope_theta: float
     norm_eps: float = 1e-6
+    tied: bool = False  # the head is the transposed embedding: one table, one gradient
 
     def __post_init__(self) -> None:
         check_types(self, "decoder")

@@ -100,24 +100,25 @@ def adapters_of(params: dict) -> dict:
 def merge(params: dict, lora: Lora) -> dict:
     """Return the same model without adapters: added to the kernels, in the kernels' dtype.
 
-    Layer by layer in float32; a result is sharded as its kernel, whose buffer is donated.
+    Adapters may lie beside any kernel, `[in, out]` or stacked `[L, in, out]`. Layer by layer in
+    float32; a result is sharded as its kernel, whose buffer is donated.
     """
 
-    def merged(part: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        def layer(inputs: tuple[jax.Array, ...]) -> jax.Array:
-            kernel, a, b = inputs
-            product = jnp.matmul(a, b, precision="highest") * lora.scale
-            return (kernel.astype(jnp.float32) + product).astype(kernel.dtype)
+    def add(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        product = jnp.matmul(a, b, precision="highest") * lora.scale
+        return (kernel.astype(jnp.float32) + product).astype(kernel.dtype)
 
-        kernel = part["kernel"]
-        add = jax.jit(
-            lambda *inputs: jax.lax.map(layer, inputs),
+    def merged(part: dict) -> dict:
+        if "lora_a" not in part:
+            return {k: merged(x) if isinstance(x, dict) else x for k, x in part.items()}
+        kernel, a, b = part["kernel"], part["lora_a"], part["lora_b"]
+        stack = kernel.ndim == 3
+        run = jax.jit(
+            lambda *inputs: jax.lax.map(lambda x: add(*x), inputs) if stack else add(*inputs),
             donate_argnums=0,
             out_shardings=kernel.sharding,
         )
         kept = {name: x for name, x in part.items() if not name.startswith("lora_")}
-        return kept | {"kernel": add(kernel, part["lora_a"], part["lora_b"])}
+        return kept | {"kernel": run(kernel, a, b)}
 
-    layers = params["decoder"]["layers"]
-    layers = layers | {name: merged(part) for name, part in adapters_of(params).items()}
-    return params | {"decoder": params["decoder"] | {"layers": layers}}
+    return merged(params)

@@ -229,15 +229,22 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, ranks: dict[str, int]) -> None:
         self.config = config
         init = nnx.initializers.normal(config.width**-0.5)
-        # Text enters the residual stream at the scale at which the projector puts visual tokens.
-        unit = nnx.initializers.normal(1.0)
-        self.embed = nnx.Embed(config.vocab_size, config.width, embedding_init=unit, rngs=rngs)
+        # Text enters the residual stream at the scale at which the projector puts visual tokens. A
+        # tied table has the scale of a head.
+        table = init if config.tied else nnx.initializers.normal(1.0)
+        self.embed = nnx.Embed(config.vocab_size, config.width, embedding_init=table, rngs=rngs)
         self.embed.dtype = None  # follows the weights in use, not the initial ones
         self.layers = nnx.vmap(lambda r: Block(config, r, ranks))(rngs.split(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
-        self.head = nnx.Linear(
-            config.width, config.vocab_size, use_bias=False, kernel_init=init, rngs=rngs
-        )
+        if not config.tied:
+            self.head = nnx.Linear(
+                config.width, config.vocab_size, use_bias=False, kernel_init=init, rngs=rngs
+            )
+
+    @property
+    def head_kernel(self) -> jax.Array:
+        """Return what hidden states are multiplied with for logits, `[D, W]`."""
+        return self.embed.embedding[...].T if self.config.tied else self.head.kernel[...]
 
     def rope(self, positions: jax.Array, dtype: Any) -> Rope:
         """Return the rotary tables of int `[...]` positions."""

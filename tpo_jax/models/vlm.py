@@ -104,12 +104,12 @@ class VideoLanguageModel(nnx.Module):
         """Return `token_logps` from `hidden_states`."""
         B, Q, A, R = batch.target_ids.shape
         flat = hidden.reshape(B, Q * A, R, -1), batch.target_ids.reshape(B, Q * A, R)
-        logps = gather_logps(flat[0], self.decoder.head.kernel[...], flat[1], chunk)
+        logps = gather_logps(flat[0], self.decoder.head_kernel, flat[1], chunk)
         return jnp.where(batch.target_mask, logps.reshape(B, Q, A, R), 0.0)
 
     def next_tokens(self, hidden: jax.Array) -> jax.Array:
         """Return the argmax of the logits at every position of `[..., D]`: int32 `[...]`."""
-        return jnp.argmax(_logits(hidden, self.decoder.head.kernel[...]), axis=-1)
+        return jnp.argmax(_logits(hidden, self.decoder.head_kernel), axis=-1)
 
     def token_logps(self, batch: Batch, *, chunk: int = 0, **how: Any) -> jax.Array:
         """Return the log-probability of every labelled token of every continuation.

@@ -88,13 +88,23 @@ class Model:
         )
 
 
-def load(directory: str | Path, name: str, max_new_tokens: int, dtype: str) -> Model:
-    """Load a model directory; all devices share a row.
+class Source(NamedTuple):
+    """Where a model comes from; see `tpo_jax.load`."""
+
+    checkpoint: Path
+    tower: Path | None = None
+    adapters: Path | None = None
+
+
+def load(source: Source, name: str, max_new_tokens: int, dtype: str) -> Model:
+    """Load a model; all devices share a row.
 
     Raises:
-        InputError: what is wrong with it.
+        InputError: what is wrong with its directories.
     """
-    return Model(name, inference.load(directory, dtype=dtype), max_new_tokens)
+    checkpoint, tower, adapters = source
+    model = inference.load(checkpoint, dtype=dtype, tower=tower, adapters=adapters)
+    return Model(name, model, max_new_tokens)
 
 
 def names(directories: Sequence[str]) -> list[str]:

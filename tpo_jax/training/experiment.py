@@ -29,6 +29,8 @@ class Source:
 
     preset: str = ""
     checkpoint: str = ""
+    tower: str = ""  # directory of the vision tower, for a checkpoint without one
+    adapters: str = ""  # directory of LoRA adapters, merged into the checkpoint
     tokenizer: str = ""  # directory, with a preset
     max_length: int = 0  # tokens of prefix and answer at most; 0: what the model says
 

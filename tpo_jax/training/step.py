@@ -82,9 +82,9 @@ def make_forward(
             logps = other.gather(states, batch, compute.head_chunk)
             divergence = token_divergence(
                 hidden[:, :, 0],
-                policy.decoder.head.kernel[...],
+                policy.decoder.head_kernel,
                 states[:, :, 0],
-                other.decoder.head.kernel[...],
+                other.decoder.head_kernel,
                 compute.head_chunk,
             )
             found["reference"] = answer_sums(logps, batch)

@@ -41,7 +41,8 @@ class Collector:
 
 def main() -> int:
     collector = Collector()
-    status = pytest.main([str(Path(__file__).with_name("test_parity.py")), "-q"], [collector])
+    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("parity", "onevision")]
+    status = pytest.main([*files, "-q"], [collector])
     if status != 0 or not collector.rows:
         print("parity tests did not pass; the table is left as it is", file=sys.stderr)
         return status or 1

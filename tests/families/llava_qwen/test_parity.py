@@ -29,22 +29,6 @@ FAMILIES = {"LongVA": originals.LONGVA, "LLaVA-Video": originals.LLAVA_VIDEO}
 MODULE, LOGITS, LOGPS, LOSS, GRADIENT = 1e-5, 1e-4, 1e-3, 1e-5, 1e-5
 
 
-@pytest.fixture
-def agree(record_property):
-    """Asserts that the largest difference keeps within a bar, and puts it on record."""
-
-    def check(module, ours, theirs, bar, scale=1.0):
-        if isinstance(theirs, torch.Tensor):
-            theirs = theirs.detach().numpy()
-        ours = np.asarray(ours)
-        assert ours.shape == theirs.shape
-        difference = float(np.abs(ours - theirs).max() / scale)
-        record_property("parity", (module, "x".join(map(str, ours.shape)), float(difference), bar))
-        assert difference <= bar, f"{module}: {difference:.2e} > {bar:.0e}"
-
-    return check
-
-
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
     config = FAMILIES[request.param]

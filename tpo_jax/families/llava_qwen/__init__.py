@@ -1,7 +1,14 @@
-"""LongVA and LLaVA-Video: a CLIP or SigLIP tower before a Qwen2 decoder."""
+"""LongVA, LLaVA-Video and LLaVA-OneVision: a CLIP or SigLIP tower before a Qwen2 decoder."""
 
-from tpo_jax.families.family import Family
-from tpo_jax.families.llava_qwen import config, processing, published, template, weights
+from tpo_jax.families.family import Family, Layout
+from tpo_jax.families.llava_qwen import (
+    config,
+    onevision,
+    processing,
+    published,
+    template,
+    weights,
+)
 
 
 def _model() -> type:
@@ -21,14 +28,22 @@ FAMILY = Family(
     templates=template.TEMPLATES,
     frame_flops=config.frame_flops,
     recognises=published.recognises,
-    reads="'llava_qwen' checkpoints (LongVA, LLaVA-Video)",
+    reads=(
+        f"{published.ARCHITECTURE} (LongVA, LLaVA-Video, LLaVA-OneVision), {onevision.ARCHITECTURE}"
+    ),
     read_config=published.read_config,
     settings=published.settings_of,
     choices={"pooling": config.POOLINGS, "newline": config.NEWLINES},
     config_files=published.config_files,
     update_config=published.update_config,
-    new_config=published.new_config,
+    layouts={
+        "original": Layout(published.new_config, str),
+        "transformers": Layout(onevision.new_config, weights.transformers_name),
+    },
+    layout_of=published.layout_of,
     weights=weights.weights,
+    canonical=weights.canonical,
+    beside=published.beside,
     connector=weights.CONNECTOR,
     benchmark_frames=config.benchmark_frames,
 )

@@ -1,7 +1,8 @@
-"""Configs of LongVA and LLaVA-Video, their presets, and the place where token counts are computed.
+"""Configs of LongVA, LLaVA-Video and LLaVA-OneVision, their presets, and where tokens are counted.
 
 LongVA: CLIP ViT-L/14-336, average pooling, no newline tokens. LLaVA-Video: SigLIP so400m/14-384,
-one newline token after every pooled row.
+one newline token after every pooled row. LLaVA-OneVision: the same tower, bilinear pooling, one
+newline token after the whole video.
 """
 
 import dataclasses
@@ -68,6 +69,7 @@ class ImageConfig:
     merge: str  # mm_patch_merge_type
     aspect: str  # image_aspect_ratio: anyres, anyres_max_N, pad or square
     pinpoints: tuple[tuple[int, int], ...] = ()  # image_grid_pinpoints: widths, heights in pixels
+    several: str = ""  # aspect where a question has several images; "": as for one
 
     def __post_init__(self) -> None:
         check_types(self, "stills")
@@ -79,11 +81,16 @@ def unires(side: int) -> ImageConfig:
     return ImageConfig("unires", "anyres", tuple((a * side, b * side) for a, b in grids))
 
 
-def spatial_unpad(side: int) -> ImageConfig:
-    """Return LLaVA-Video's config: up to 6x6 tiles of `side` pixels, as many tokens as nine."""
+def spatial_unpad(side: int, newline: str = "grid") -> ImageConfig:
+    """Return LLaVA-Video's config: up to 6x6 tiles of `side` pixels, as many tokens as nine.
+
+    LLaVA-OneVision, which has one newline token after a video, pads each of several images to a
+    square (`LazySupervisedDataset` in `llava/train/train.py` of LLaVA-NeXT).
+    """
     grids = [(a, b) for a in range(1, 7) for b in range(1, 7)]
     pinpoints = tuple((a * side, b * side) for a, b in grids)
-    return ImageConfig("spatial_unpad", "anyres_max_9", pinpoints)
+    several = "pad" if newline == "one_token" else ""
+    return ImageConfig("spatial_unpad", "anyres_max_9", pinpoints, several)
 
 
 def pinpoints(given: Any, side: int) -> tuple[tuple[int, int], ...]:
@@ -138,12 +145,13 @@ class LlavaQwenConfig:
     @property
     def images(self) -> ImageConfig:
         """How still images are cut and their features put together."""
-        published = spatial_unpad if self.has_newline else unires
-        return self.stills or published(self.tower.image_size)
+        side = self.tower.image_size
+        published = spatial_unpad(side, self.newline) if self.has_newline else unires(side)
+        return self.stills or published
 
     @property
     def pooled_grid(self) -> int:
-        """Side of a frame's grid after 2x2 pooling: 12 for LongVA, 13 or 14 for LLaVA-Video."""
+        """Side of a frame's grid after 2x2 pooling: 12 for LongVA, 13 or 14 for SigLIP."""
         if self.pooling == "bilinear":
             return math.ceil(self.tower.grid / 2)
         return self.tower.grid // 2
@@ -206,7 +214,7 @@ def from_dict(values: dict) -> LlavaQwenConfig:
         parts: dict[str, Any] = {"tower": tower, "decoder": DecoderConfig(**values["decoder"])}
         if (given := values.get("stills")) is not None:
             sizes = pinpoints(list(given["pinpoints"]), tower.image_size)
-            parts["stills"] = ImageConfig(given["merge"], given["aspect"], sizes)
+            parts["stills"] = ImageConfig(**{**given, "pinpoints": sizes})
         return LlavaQwenConfig(**{**values, **parts})
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a model config: {error}") from error
@@ -222,6 +230,28 @@ _QWEN2_7B = DecoderConfig(
     mlp_width=18944,
     rope_theta=1e6,
 )
+_QWEN2_HALF_B = DecoderConfig(
+    vocab_size=151936,
+    width=896,
+    layers=24,
+    heads=14,
+    kv_heads=2,
+    head_dim=64,
+    mlp_width=4864,
+    rope_theta=1e6,
+    tied=True,
+)
+_QWEN2_72B = DecoderConfig(
+    vocab_size=152064,
+    width=8192,
+    layers=80,
+    heads=64,
+    kv_heads=8,
+    head_dim=128,
+    mlp_width=29568,
+    rope_theta=1e6,
+)
+_SO400M = TowerConfig("siglip", 384, 14, width=1152, layers=26, heads=16, mlp_width=4304)
 _TINY_DECODER = DecoderConfig(
     vocab_size=512,
     width=128,
@@ -239,11 +269,12 @@ PRESETS: dict[str, LlavaQwenConfig] = {
         decoder=dataclasses.replace(_QWEN2_7B, rope_theta=1e9),
         max_length=524288,
     ),
-    "llava_video_7b": LlavaQwenConfig(
-        tower=TowerConfig("siglip", 384, 14, width=1152, layers=26, heads=16, mlp_width=4304),
-        decoder=_QWEN2_7B,
-        newline="grid",
-    ),
+    "llava_video_7b": LlavaQwenConfig(tower=_SO400M, decoder=_QWEN2_7B, newline="grid"),
+    "llava_video_72b": LlavaQwenConfig(tower=_SO400M, decoder=_QWEN2_72B, newline="grid"),
+    **{
+        f"llava_onevision_{size}": LlavaQwenConfig(_SO400M, decoder, "bilinear", "one_token")
+        for size, decoder in (("0.5b", _QWEN2_HALF_B), ("7b", _QWEN2_7B), ("72b", _QWEN2_72B))
+    },
     # One token per frame: the tiny frame is 2x2 patches, pooled 2x2.
     "tiny_longva": LlavaQwenConfig(
         tower=TowerConfig("clip", 32, 16, width=96, layers=1, heads=4, mlp_width=384),

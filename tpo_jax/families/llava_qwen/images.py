@@ -24,18 +24,19 @@ class Layout(NamedTuple):
 
     grid: tuple[int, int] | None  # columns and rows of tiles; None: the whole image is the view
     whole: bool  # whether the whole image is a view, before the tiles
+    pad: bool  # whether that view is padded to a square
     patch_index: np.ndarray  # int32 [T, 4], 0: the newline vector, 1 + view * N + patch
     patch_weight: np.ndarray  # float32 [T, 4]
 
 
-def layout(config: LlavaQwenConfig, width: int, height: int) -> Layout:
-    """Return the layout of an image of `width` x `height` pixels.
+def layout(config: LlavaQwenConfig, width: int, height: int, several: bool = False) -> Layout:
+    """Return the layout of an image of `width` x `height` pixels, alone or one of `several`.
 
     Raises:
         InputError: the checkpoint's `config.json` asks for something that is not done here.
     """
     images, side = config.images, config.tower.image_size
-    aspect = images.aspect
+    aspect = images.several if several and images.several else images.aspect
     if images.merge not in MERGES:
         raise InputError(
             f"mm_patch_merge_type={images.merge!r}: images need one of {', '.join(MERGES)}"
@@ -49,7 +50,7 @@ def layout(config: LlavaQwenConfig, width: int, height: int) -> Layout:
             )
         patches = 1 + np.arange(config.tower.grid**2)
         ends = [NEWLINE] if images.merge == "spatial_unpad" else []
-        return Layout(None, True, *_single(np.append(patches, ends)))
+        return Layout(None, True, aspect == "pad", *_single(np.append(patches, ends)))
     if not images.pinpoints:
         raise InputError("image_grid_pinpoints: none")
     for pixels in images.pinpoints:
@@ -58,12 +59,12 @@ def layout(config: LlavaQwenConfig, width: int, height: int) -> Layout:
     columns, rows = (x // side for x in best_resolution(width, height, images.pinpoints))
     grid, g = (columns, rows), config.tower.grid
     if images.merge == "unires":
-        return Layout(grid, False, *_pooled(g, columns * rows))
+        return Layout(grid, False, False, *_pooled(g, columns * rows))
     if images.merge == "flat":
-        return Layout(grid, True, *_single(1 + np.arange((1 + columns * rows) * g * g)))
+        return Layout(grid, True, False, *_single(1 + np.arange((1 + columns * rows) * g * g)))
     most = int(anyres[1]) * g * g if anyres[1] else 0
     whole, tiles = _single(1 + np.arange(g * g)), _unpadded(g, grid, (width, height), most)
-    return Layout(grid, True, *map(np.concatenate, zip(whole, tiles, strict=True)))
+    return Layout(grid, True, False, *map(np.concatenate, zip(whole, tiles, strict=True)))
 
 
 def best_resolution(

@@ -44,13 +44,14 @@ def preprocess(frames: np.ndarray, config: LlavaQwenConfig, pad: bool = False) -
     return out
 
 
-def picture(image: Image.Image, config: LlavaQwenConfig) -> Pictures:
-    """Return one RGB image, cut into views, with the tokens its patches become.
+def picture(image: Image.Image, config: LlavaQwenConfig, several: bool = False) -> Pictures:
+    """Return one RGB image, alone or one of `several`, cut into views, with the tokens its patches
+    become.
 
     Raises:
         InputError: an image the model cannot take, or a config that asks for what is not done here.
     """
-    laid = layout(config, *image.size)
+    laid = layout(config, *image.size, several)
     tokens = (len(laid.patch_index),)
     return Pictures(cut(image, laid, config), laid.patch_index, laid.patch_weight, tokens)
 
@@ -64,7 +65,7 @@ def cut(image: Image.Image, layout: Layout, config: LlavaQwenConfig) -> np.ndarr
     """
     side = config.tower.image_size
     if layout.grid is None:
-        return preprocess(np.asarray(image)[None], config, config.images.aspect == "pad")
+        return preprocess(np.asarray(image)[None], config, layout.pad)
     columns, rows = layout.grid
     width, height = columns * side, rows * side
     across, down = width / image.width, height / image.height

@@ -1,49 +1,37 @@
-"""`config.json` of a published `llava_qwen` checkpoint to `LlavaQwenConfig` and back."""
+"""`config.json` of a published checkpoint to `LlavaQwenConfig` and back."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from tpo_jax.errors import InputError
+from tpo_jax.errors import InputError, note
+from tpo_jax.families.llava_qwen import onevision
 from tpo_jax.families.llava_qwen.config import (
     ImageConfig,
     LlavaQwenConfig,
-    TowerConfig,
     pinpoints,
     spatial_unpad,
     unires,
 )
-from tpo_jax.families.weights import DECODER
+from tpo_jax.families.llava_qwen.towers import (
+    published_name,
+    read_tower,
+    tensor_of_tower,
+    tower_beside,
+    tower_folder,
+    tower_values,
+)
+from tpo_jax.families.llava_qwen.values import check_fixed, read_tied, read_value, rotary_base
+from tpo_jax.families.llava_qwen.weights import CONNECTOR
+from tpo_jax.families.weights import EMBEDDING, Rename, Shape
 from tpo_jax.io.files import read_json_object
 from tpo_jax.models.config import DecoderConfig
 
-MODEL_TYPE = "llava_qwen"
-
-# Dimensions of the published towers: kind, image, patch, width, blocks, heads, MLP width.
-_TOWERS = {
-    "openai/clip-vit-large-patch14-336": ("clip", 336, 14, 1024, 24, 16, 4096),
-    "openai/clip-vit-large-patch14": ("clip", 224, 14, 1024, 24, 16, 4096),
-    "google/siglip-so400m-patch14-384": ("siglip", 384, 14, 1152, 27, 16, 4304),
-}
-# Of a tower's own config.json, in the order of the rows above, with the defaults of `transformers`.
-_TOWER_KEYS = (
-    ("image_size", 224, 224),
-    ("patch_size", 32, 16),
-    ("hidden_size", 768, 768),
-    ("num_hidden_layers", 12, 12),
-    ("num_attention_heads", 12, 12),
-    ("intermediate_size", 3072, 3072),
-)
-# What the originals have compiled in: a config that says otherwise asks for another model.
-_TOWER_FIXED = {
-    "clip": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
-    "siglip": {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
-}
+# Of new checkpoints. What decides on a given one is never `model_type`, which people edit for other
+# servers: the original loader goes by the name of the folder.
+MODEL_TYPE, ARCHITECTURE = "llava_qwen", "LlavaQwenForCausalLM"
 _FIXED = {
     "hidden_act": "silu",
-    "tie_word_embeddings": False,
     "use_sliding_window": False,
     "mm_projector_type": "mlp2x_gelu",
     "mm_spatial_pool_stride": 2,
@@ -51,151 +39,129 @@ _FIXED = {
 }
 # What the file may leave open, under our name: what `settings` may hold.
 SETTINGS = ("pooling", "newline", "max_length", "time_instruction", "rope_theta")
-EMBEDDING = DECODER["decoder/embed/embedding"][0]
+# Qwen2's decoder has biases that Llama's and Mistral's have not.
+_TELLING = ("model.layers.0.self_attn.q_proj.bias", f"model.{CONNECTOR}.0.weight")
 
 
-def recognises(values: dict) -> bool:
-    """Return whether `config.json`'s values are those of a `llava_qwen` model."""
-    return values.get("model_type") == MODEL_TYPE
+def recognises(values: dict, names: Collection[str] = ()) -> bool:
+    """Return whether a checkpoint is of this family.
+
+    Args:
+        values: of its `config.json`; `architectures` decides.
+        names: of its tensors, which decide where `architectures` does not.
+    """
+    named = values.get("architectures")
+    if isinstance(named, list) and (ARCHITECTURE in named or onevision.ARCHITECTURE in named):
+        return True
+    return bool(values.get("mm_vision_tower")) and all(name in names for name in _TELLING)
 
 
-def _value(where: str, values: dict, key: str, kind: type, default: Any = None) -> Any:
-    """Return a value of the given type, numbers positive; InputError if another or missing."""
-    value: Any = default if values.get(key) is None else values[key]
-    if value is None:
-        raise InputError(f"{where}: key {key!r} is missing")
-    if kind is float and type(value) is int:
-        value = float(value)
-    right = type(value) is kind
-    if not right or (kind is not str and not 0 < value < math.inf):
-        expected = {str: "a text", int: "a positive integer", float: "a positive number"}[kind]
-        raise InputError(f"{where}: {key}={value!r} must be {expected}")
-    return value
-
-
-def tower_folder(directory: Path, values: dict) -> Path | None:
-    """Return the folder inside the checkpoint that `mm_vision_tower` names, None if none."""
-    name = _value(f"{directory}/config.json", values, "mm_vision_tower", str)
-    folder = (directory / name).resolve()
-    inside = folder.is_relative_to(directory.resolve()) and folder != directory.resolve()
-    return folder if inside and (folder / "config.json").is_file() else None
-
-
-def _check_fixed(where: str, values: dict, fixed: dict) -> None:
-    for key, wanted in fixed.items():
-        if values.get(key, wanted) not in (wanted, None):
-            raise InputError(
-                f"{where}: {key}={values[key]!r} is not supported; it must be {wanted!r}"
-            )
-
-
-def _tower(directory: Path, values: dict) -> TowerConfig:
-    folder = tower_folder(directory, values)
-    if folder:
-        where = f"{folder}/config.json"
-        own = read_json_object(folder / "config.json")
-        kind = str(own.get("model_type", "")).removesuffix("_vision_model")
-        if kind not in _TOWER_FIXED:
-            raise InputError(
-                f"{where}: model_type is {own.get('model_type')!r}, "
-                "must be 'clip_vision_model' or 'siglip_vision_model'"
-            )
-        _check_fixed(where, own, _TOWER_FIXED[kind])
-        image, patch, width, blocks, heads, mlp = (
-            _value(where, own, key, int, clip if kind == "clip" else siglip)
-            for key, clip, siglip in _TOWER_KEYS
-        )
-        if width % heads or patch > image or blocks < 2:
-            raise InputError(
-                f"{where}: hidden_size={width} must be a multiple of num_attention_heads={heads}, "
-                f"patch_size={patch} at most image_size={image}, num_hidden_layers={blocks} above 1"
-            )
-    else:
-        name = Path(values["mm_vision_tower"]).name
-        matching = [row for known, row in _TOWERS.items() if Path(known).name == name]
-        if not matching:
-            raise InputError(
-                f"{directory}/config.json: mm_vision_tower={values['mm_vision_tower']!r} is no "
-                f"folder of the checkpoint with a config.json nor one of {sorted(_TOWERS)}"
-            )
-        kind, image, patch, width, blocks, heads, mlp = matching[0]
-    # SigLIP's last block is deleted whatever mm_vision_select_layer says; so much is -2 for CLIP.
-    fixed = {"mm_vision_select_layer": -2, "mm_vision_select_feature": "patch"}
-    _check_fixed(f"{directory}/config.json", values, fixed if kind == "clip" else {})
-    return TowerConfig(kind, image, patch, width, blocks - 1, heads, mlp)
+def layout_of(values: dict) -> str:
+    """Return the name of the layout that `config.json`'s values are in, of `LAYOUTS`."""
+    return "transformers" if "text_config" in values else "original"
 
 
 def read_settings(where: str, values: dict) -> dict:
     """Return what `config.json` says on `SETTINGS`, else the published defaults."""
-    merge = _value(where, values, "mm_patch_merge_type", str, "flat")
+    merge = read_value(where, values, "mm_patch_merge_type", str, "flat")
     newline = "no_token"
     if merge.startswith("spatial"):
-        newline = _value(where, values, "mm_newline_position", str, "one_token")
+        newline = read_value(where, values, "mm_newline_position", str, "one_token")
         if newline == "one_token" and "unpad" not in merge:
             newline = "no_token"
-    length = _value(where, values, "max_position_embeddings", int, 32768)
-    # Newer writers nest the base.
-    nested = values.get("rope_parameters")
-    rope = values if values.get("rope_theta") or not isinstance(nested, dict) else nested
-    published = 1e9 if merge == "unires" else 1e6
+    length = read_value(where, values, "max_position_embeddings", int, 32768)
+    # LLaVA-OneVision, which names no newline position and in some files no pooling.
+    pooling = "bilinear" if newline == "one_token" else "average"
     return {
-        "pooling": _value(where, values, "mm_spatial_pool_mode", str, "average"),
+        "pooling": read_value(where, values, "mm_spatial_pool_mode", str, pooling),
         "newline": newline,
-        "max_length": _value(where, values, "tokenizer_model_max_length", int, length),
+        "max_length": read_value(where, values, "tokenizer_model_max_length", int, length),
         # The demo and the training code, which read this key, put the sentence on its own line.
         "time_instruction": "newline" if values.get("add_time_instruction") else "none",
-        "rope_theta": _value(where, rope, "rope_theta", float, published),
+        "rope_theta": rotary_base(where, values, 1e9 if merge == "unires" else 1e6),
     }
 
 
-def _stills(where: str, values: dict, side: int) -> ImageConfig:
+def _stills(where: str, values: dict, side: int, newline: str) -> ImageConfig:
     """Return what `config.json` says on images, else the published defaults."""
-    merge = _value(where, values, "mm_patch_merge_type", str, "unires")
-    published = spatial_unpad(side) if merge.startswith("spatial") else unires(side)
-    aspect = _value(where, values, "image_aspect_ratio", str, published.aspect)
+    merge = read_value(where, values, "mm_patch_merge_type", str, "unires")
+    published = spatial_unpad(side, newline) if merge.startswith("spatial") else unires(side)
+    aspect = read_value(where, values, "image_aspect_ratio", str, published.aspect)
     given = values.get("image_grid_pinpoints")
-    return ImageConfig(merge, aspect, pinpoints(given, side) or published.pinpoints)
+    tiles = pinpoints(given, side) or published.pinpoints
+    return ImageConfig(merge, aspect, tiles, published.several)
 
 
-def read_config(
-    directory: Path, shapes: Mapping[str, tuple[int, ...]], settings: dict
-) -> LlavaQwenConfig:
+def read_config(directory: Path, shapes: Mapping[str, Shape], settings: dict) -> LlavaQwenConfig:
     """Return the config of a published checkpoint.
 
     Args:
         directory: holds `config.json` and, if that names one, the tower's folder.
-        shapes: of the stored tensors by name; the embedding's decides on the vocabulary.
-        settings: take precedence over what `config.json` says on `SETTINGS`.
+        shapes: of the stored tensors by name in `weights`; the embedding's decides on the
+            vocabulary, and those of the tower on its sizes where no folder is there.
+        settings: take precedence over what `config.json` says on `SETTINGS`; `tower`, if there, is
+            the folder of the tower.
 
     Raises:
         InputError: a key is missing, or asks for something these models are not.
     """
-    if EMBEDDING not in shapes:
-        raise InputError(f"{directory}: tensor {EMBEDDING} is missing")
     where = f"{directory}/config.json"
     values = read_json_object(directory / "config.json")
-    _check_fixed(where, values, _FIXED)
-    settings = {**read_settings(where, values), **settings}
-    width, heads = (_value(where, values, k, int) for k in ("hidden_size", "num_attention_heads"))
+    if EMBEDDING not in shapes:
+        raise InputError(f"{directory}: tensor {EMBEDDING} is missing")
+    settings = dict(settings)
+    tower = settings.pop("tower", None)
     try:
-        decoder = DecoderConfig(
-            vocab_size=shapes[EMBEDDING][0],
-            width=width,
-            layers=_value(where, values, "num_hidden_layers", int),
-            heads=heads,
-            kv_heads=_value(where, values, "num_key_value_heads", int),
-            head_dim=_value(where, values, "head_dim", int, width // heads),
-            mlp_width=_value(where, values, "intermediate_size", int),
-            rope_theta=settings.pop("rope_theta"),
-            norm_eps=_value(where, values, "rms_norm_eps", float, 1e-6),
-        )
-        config = LlavaQwenConfig(_tower(directory, values), decoder, **settings)
-        stills = _stills(where, values, config.tower.image_size)
-        return config if stills == config.images else replace(config, stills=stills)
+        if layout_of(values) == "transformers":
+            return onevision.read_config(where, values, shapes, settings)
+        return _read_original(directory, values, shapes, settings, tower)
     except InputError:
         raise
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: {error}") from error
+
+
+def _read_original(
+    directory: Path, values: dict, shapes: Mapping[str, Shape], settings: dict, tower: Path | None
+) -> LlavaQwenConfig:
+    where = f"{directory}/config.json"
+    check_fixed(where, values, _FIXED)
+    read = read_settings(where, values)
+    settings = {**read, **settings}
+    if values.get("mm_spatial_pool_mode") is None and settings["newline"] == "one_token":
+        note(f"{where}: no mm_spatial_pool_mode; frames are pooled {settings['pooling']}")
+    width, heads = (
+        read_value(where, values, key, int) for key in ("hidden_size", "num_attention_heads")
+    )
+    decoder = DecoderConfig(
+        vocab_size=shapes[EMBEDDING][0],
+        width=width,
+        layers=read_value(where, values, "num_hidden_layers", int),
+        heads=heads,
+        kv_heads=read_value(where, values, "num_key_value_heads", int),
+        head_dim=read_value(where, values, "head_dim", int, width // heads),
+        mlp_width=read_value(where, values, "intermediate_size", int),
+        rope_theta=settings.pop("rope_theta"),
+        norm_eps=read_value(where, values, "rms_norm_eps", float, 1e-6),
+        tied=read_tied(where, values, stored=shapes),
+    )
+    config = LlavaQwenConfig(read_tower(directory, values, shapes, tower), decoder, **settings)
+    stills = _stills(where, values, config.tower.image_size, config.newline)
+    return config if stills == config.images else replace(config, stills=stills)
+
+
+def beside(
+    directory: Path, shapes: Mapping[str, Shape], tower: Path | None
+) -> tuple[Path, Rename] | None:
+    """Return the folder with the tensors that a checkpoint lacks, its tower's, and how to rename
+    them; None: it lacks none.
+
+    Raises:
+        InputError: the tower is nowhere.
+    """
+    values = read_json_object(directory / "config.json")
+    folder = tower_beside(directory, values, shapes, tower)
+    return (folder, tensor_of_tower) if folder else None
 
 
 def settings_of(config: LlavaQwenConfig) -> dict:
@@ -206,6 +172,8 @@ def settings_of(config: LlavaQwenConfig) -> dict:
 
 def update_config(values: dict, config: LlavaQwenConfig) -> dict:
     """Return `config.json`'s values, changed where the config says something else on `SETTINGS`."""
+    if layout_of(values) == "transformers":
+        return onevision.update_config(values, config)
     keys = {
         "pooling": ("mm_spatial_pool_mode", config.pooling),
         "newline": ("mm_newline_position", config.newline),
@@ -220,29 +188,32 @@ def update_config(values: dict, config: LlavaQwenConfig) -> dict:
 
 
 def config_files(directory: Path) -> list[Path]:
-    """Return the config files of the tower's folder, if `mm_vision_tower` names one."""
-    folder = tower_folder(directory, read_json_object(directory / "config.json"))
-    if not folder:
+    """Return the config files of the tower's folder, if `mm_vision_tower` names one inside."""
+    values = read_json_object(directory / "config.json")
+    folder = layout_of(values) == "original" and tower_folder(directory, values)
+    if not folder or not folder.resolve().is_relative_to(directory.resolve()):
         return []
-    inside = folder.relative_to(directory.resolve())
+    inside = folder.resolve().relative_to(directory.resolve())
     return [inside / "config.json", inside / "preprocessor_config.json"]
 
 
 def new_config(config: LlavaQwenConfig, dtype: str) -> dict[str, dict]:
-    """Return the JSON files of a model that did not come from a published checkpoint.
+    """Return the JSON files, in the original layout, of a model that did not come from it.
 
     A tower of no published size gets a folder of its own.
     """
-    name = known_tower(config.tower)
-    files = {"config.json": new_values(config, name or "vision_tower", dtype)}
-    return files if name else files | {"vision_tower/config.json": tower_values(config.tower)}
+    tower = config.tower
+    name = published_name(tower)
+    files = {"config.json": _new_values(config, name or "vision_tower", dtype)}
+    if name:
+        return files
+    return files | {"vision_tower/config.json": tower_values(tower, tower.layers + 1)}
 
 
-def new_values(config: LlavaQwenConfig, tower_name: str, dtype: str) -> dict:
-    """Return `config.json` of a model that did not come from a Hugging Face checkpoint."""
+def _new_values(config: LlavaQwenConfig, tower_name: str, dtype: str) -> dict:
     decoder = config.decoder
     return {
-        "architectures": ["LlavaQwenForCausalLM"],
+        "architectures": [ARCHITECTURE],
         "model_type": MODEL_TYPE,
         "torch_dtype": dtype,
         "vocab_size": decoder.vocab_size,
@@ -256,7 +227,7 @@ def new_values(config: LlavaQwenConfig, tower_name: str, dtype: str) -> dict:
         "rms_norm_eps": decoder.norm_eps,
         "rope_theta": decoder.rope_theta,
         "max_position_embeddings": config.max_length,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": decoder.tied,
         "use_sliding_window": False,
         "mm_vision_tower": tower_name,
         "mm_hidden_size": config.tower.width,
@@ -274,25 +245,4 @@ def new_values(config: LlavaQwenConfig, tower_name: str, dtype: str) -> dict:
         "tokenizer_padding_side": "right",
         "tokenizer_model_max_length": config.max_length,
         "add_time_instruction": config.time_instruction != "none",
-    }
-
-
-def known_tower(tower: TowerConfig) -> str | None:
-    """Return the published name of a tower of these dimensions."""
-    numbers = (tower.image_size, tower.patch_size, tower.width, tower.layers + 1, tower.heads)
-    row = (tower.kind, *numbers, tower.mlp_width)
-    return next((name for name, known in _TOWERS.items() if known == row), None)
-
-
-def tower_values(tower: TowerConfig) -> dict:
-    """Return the tower's own `config.json`, with the block that is never run counted."""
-    return {
-        "model_type": f"{tower.kind}_vision_model",
-        "image_size": tower.image_size,
-        "patch_size": tower.patch_size,
-        "hidden_size": tower.width,
-        "num_hidden_layers": tower.layers + 1,
-        "num_attention_heads": tower.heads,
-        "intermediate_size": tower.mlp_width,
-        **_TOWER_FIXED[tower.kind],
     }

@@ -1,4 +1,4 @@
-"""Names of the weights of LongVA and LLaVA-Video checkpoints."""
+"""Names of the weights of LongVA, LLaVA-Video and LLaVA-OneVision checkpoints."""
 
 import re
 from collections.abc import Mapping
@@ -8,6 +8,8 @@ from tpo_jax.families.weights import (
     DECODER,
     DECODER_LAYER,
     DECODER_LAYERS,
+    EMBEDDING,
+    HEAD,
     Shape,
     Weights,
     leaves,
@@ -17,6 +19,33 @@ from tpo_jax.families.weights import (
 
 VISION = "model.vision_tower.vision_tower.vision_model."
 CONNECTOR = "mm_projector"
+
+# Names in `transformers`, as its files have them and as its modules do, by the beginning: ours.
+_SPELLINGS = {
+    "model.vision_tower.vision_tower.vision_model.": VISION,
+    "model.vision_tower.vision_tower.": VISION,
+    "vision_tower.vision_model.": VISION,
+    "vision_tower.": VISION,
+    "model.vision_tower.vision_model.": VISION,
+    "model.vision_tower.": VISION,
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    "model.language_model.": "model.",
+    "multi_modal_projector.linear_1.": f"model.{CONNECTOR}.0.",
+    "multi_modal_projector.linear_2.": f"model.{CONNECTOR}.2.",
+    "model.multi_modal_projector.linear_1.": f"model.{CONNECTOR}.0.",
+    "model.multi_modal_projector.linear_2.": f"model.{CONNECTOR}.2.",
+    "image_newline": "model.image_newline",
+}
+# As the published files spell them; the decoder's, the shortest beginning, comes last.
+_PUBLISHED = (
+    "vision_tower.vision_model.",
+    "multi_modal_projector.linear_1.",
+    "multi_modal_projector.linear_2.",
+    "image_newline",
+    "language_model.lm_head.",
+    "language_model.model.",
+)
 
 _TOWER_LAYER = {
     **norm("norm1", "layer_norm1"),
@@ -45,6 +74,20 @@ _STACKS = {
 }
 
 
+def canonical(name: str) -> str:
+    """Return the name in `weights` of a tensor that is stored under this one."""
+    for theirs, ours in _SPELLINGS.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def transformers_name(name: str) -> str:
+    """Return the name of a tensor of `weights` in files of `transformers`."""
+    theirs = next(theirs for theirs in _PUBLISHED if name.startswith(_SPELLINGS[theirs]))
+    return theirs + name.removeprefix(_SPELLINGS[theirs])
+
+
 def weights(config: LlavaQwenConfig, shapes: Mapping[str, Shape]) -> Weights:
     """Return the tensors of a checkpoint.
 
@@ -62,7 +105,8 @@ def weights(config: LlavaQwenConfig, shapes: Mapping[str, Shape]) -> Weights:
             tensors[leaf.names[0].replace("layers.0.", f"layers.{tower.layers}.")] = leaf.shape
     for name in ("weight", "bias"):
         tensors[f"{VISION}post_layernorm.{name}"] = (tower.width,)
-    return Weights(rows, tensors, _ignorable(config))
+    copies = {HEAD: EMBEDDING} if config.decoder.tied else {}
+    return Weights(rows, tensors, _ignorable(config), copies)
 
 
 def _ignorable(config: LlavaQwenConfig) -> re.Pattern[str]:

@@ -1,0 +1,261 @@
+"""Checkpoints as they lie on the Hub: what decides on the architecture, where the tower comes from,
+sizes. Files of any size are sparse: headers and no weights.
+"""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tpo_jax import families
+from tpo_jax.checkpoints.huggingface import weights
+from tpo_jax.checkpoints.huggingface_export import export_model
+from tpo_jax.checkpoints.models import load_config, load_model, open_model, save_model
+from tpo_jax.checkpoints.safetensors_files import Entry, SafetensorsWriter
+from tpo_jax.data.tokenizer import load_tokenizer
+from tpo_jax.errors import InputError
+from tpo_jax.families.llava_qwen.config import LlavaQwenConfig, TowerConfig
+from tpo_jax.families.llava_qwen.weights import VISION
+from tpo_jax.models.config import DecoderConfig
+from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
+
+DECODER = DecoderConfig(320, 48, 2, 4, 2, 12, 64, 1e4)
+# The heads of these follow from the widths, and no patch leaves a pixel over.
+TOWERS = {
+    "clip": TowerConfig("clip", 24, 8, 128, 2, 2, 96),
+    "siglip": TowerConfig("siglip", 32, 8, 144, 2, 2, 96),
+}
+CONFIGS = {
+    "clip": LlavaQwenConfig(TOWERS["clip"], DECODER),
+    "siglip": LlavaQwenConfig(TOWERS["siglip"], DECODER, newline="grid"),
+}
+
+
+def write_sparse(directory, values, config):
+    """A checkpoint of a model's tensors, all zero, that takes no space."""
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(values))
+    entries = {name: Entry("BF16", shape, 2) for name, shape in weights(config).tensors.items()}
+    SafetensorsWriter(directory / "model.safetensors", entries, {"format": "pt"})
+
+
+def write(directory, config):
+    """A checkpoint of random weights in the original layout; returns them."""
+    params = jax.tree.map(np.asarray, families.init_params(config, 0))
+    directory.mkdir()
+    export_model(directory, config, params, None)
+    return params
+
+
+def edit(directory, **changes):
+    path = directory / "config.json"
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in values.items() if v is not ...}))
+
+
+def preset(name, **changes):
+    return dataclasses.replace(families.preset(name), **changes)
+
+
+CASES = {
+    "model_type_llava": preset("llava_video_7b", pooling="bilinear"),
+    "model_type_qwen2": preset("longva_7b", max_length=32768),
+    "onevision_7b": preset("llava_onevision_7b"),
+    "onevision_half_billion": preset("llava_onevision_0.5b"),
+    "llava_video_72b": preset("llava_video_72b", pooling="bilinear"),
+    "tower_elsewhere": preset("llava_video_7b", pooling="bilinear"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_published_configs(shared_cases, tmp_path, case):
+    values = json.loads((shared_cases / "checkpoints" / f"{case}.json").read_text())
+    write_sparse(tmp_path / "it", values, CASES[case])
+    opened = open_model(tmp_path / "it")  # checks every tensor's shape
+    assert opened.config == CASES[case]
+
+
+# What other servers and the Hub's automatic tag have made of it.
+TYPES = ["llava", "qwen2", "llava_qwen", "llama", "", None, 7, ...]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_architecture_decides_and_model_type_never(tmp_path, kind, capsys):
+    params = write(tmp_path / "it", CONFIGS[kind])
+    for name in TYPES:
+        edit(tmp_path / "it", model_type=name)
+        assert load_config(tmp_path / "it") == CONFIGS[kind]
+    assert not capsys.readouterr().err
+    # Without the architecture the tensors decide, and it is said.
+    for architectures in (..., None, ["Qwen2ForCausalLM"], "LlavaQwenForCausalLM"):
+        edit(tmp_path / "it", architectures=architectures)
+        loaded = load_model(tmp_path / "it")
+        assert loaded.config == CONFIGS[kind]
+        jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+    assert "architectures is ['Qwen2ForCausalLM']; by its tensors" in capsys.readouterr().err
+    # An export says what the input said.
+    edit(tmp_path / "it", model_type="llava")
+    save_model(tmp_path / "native", loaded.config, loaded.params, tmp_path / "it")
+    (tmp_path / "back").mkdir()
+    kept = tmp_path / "native" / "huggingface"
+    export_model(tmp_path / "back", loaded.config, loaded.params, kept)
+    found = (tmp_path / "back" / "config.json").read_bytes()
+    assert found == (tmp_path / "it" / "config.json").read_bytes()
+
+
+def test_other_architectures_are_refused(tmp_path):
+    write(tmp_path / "it", CONFIGS["siglip"])
+    edit(tmp_path / "it", architectures=["Qwen2ForCausalLM"], mm_vision_tower=...)
+    with pytest.raises(InputError, match=r"architectures is \['Qwen2ForCausalLM'\]; only Llava"):
+        load_config(tmp_path / "it")
+    edit(tmp_path / "it", architectures=["LlavaLlamaForCausalLM"], mm_vision_tower="x")
+    file = tmp_path / "it" / "model-00001-of-00001.safetensors"
+    tensors = {k: v for k, v in load_file(file).items() if "q_proj.bias" not in k}
+    save_file(tensors, file)
+    (tmp_path / "it" / "model.safetensors.index.json").unlink()
+    with pytest.raises(InputError, match="LlavaLlamaForCausalLM"):
+        load_config(tmp_path / "it")
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("name", ["/data/models/my_tower", "../towers/mine", "someone/tower", "."])
+def test_a_tower_is_told_from_its_tensors(tmp_path, kind, name, capsys):
+    params = write(tmp_path / "it", CONFIGS[kind])
+    shutil.rmtree(tmp_path / "it" / "vision_tower")
+    edit(tmp_path / "it", mm_vision_tower=name)
+    loaded = load_model(tmp_path / "it")
+    assert loaded.config == CONFIGS[kind]
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"mm_vision_tower={name!r} is no folder here" in said
+    save_model(tmp_path / "native", loaded.config, loaded.params, tmp_path / "it")
+    (tmp_path / "back").mkdir()
+    kept = tmp_path / "native" / "huggingface"
+    export_model(tmp_path / "back", loaded.config, loaded.params, kept)
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["mm_vision_tower"] == name
+
+
+def test_a_tower_that_cannot_be_told(tmp_path):
+    tower = dataclasses.replace(TOWERS["siglip"], width=100, heads=5)
+    config = dataclasses.replace(CONFIGS["siglip"], tower=tower)
+    params = write(tmp_path / "it", config)
+    folder = tmp_path / "elsewhere"
+    shutil.move(tmp_path / "it" / "vision_tower", folder)
+    edit(tmp_path / "it", mm_vision_tower="mine")
+    with pytest.raises(InputError, match="cannot be told from its tensors; give --tower=DIR"):
+        load_config(tmp_path / "it")
+    # Its folder says how many heads; the tensors are the checkpoint's.
+    for given in ({"tower": folder}, {}):
+        loaded = load_model(tmp_path / "it", **given)
+        assert loaded.config == config
+        jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+        edit(tmp_path / "it", mm_vision_tower=str(folder))
+
+
+def delayed(directory, kind, prefix):
+    """Write a checkpoint without its tower, and the tower as a folder of `transformers`."""
+    config = CONFIGS[kind]
+    params = write(directory / "it", config)
+    file = directory / "it" / "model-00001-of-00001.safetensors"
+    tensors = load_file(file)
+    tower = {k: tensors.pop(k) for k in list(tensors) if k.startswith(VISION)}
+    save_file(tensors, file)
+    (directory / "it" / "model.safetensors.index.json").unlink()
+    own = json.loads((directory / "it" / "vision_tower" / "config.json").read_text())
+    shutil.rmtree(directory / "it" / "vision_tower")
+    edit(directory / "it", mm_vision_tower="nowhere/tower")
+    (directory / "tower").mkdir()
+    tower = {prefix + name.removeprefix(VISION): value for name, value in tower.items()}
+    if prefix:  # the whole model, with its text half
+        own = {"model_type": kind, "vision_config": own, "text_config": {}}
+        tower |= {"text_model.x.weight": np.ones(3, np.float32), "logit_scale": np.ones(1)}
+    (directory / "tower" / "config.json").write_text(json.dumps(own))
+    save_file(tower, directory / "tower" / "model.safetensors")
+    return params
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("prefix", ["vision_model.", ""], ids=["whole", "vision alone"])
+def test_delayed_loading(tmp_path, kind, prefix):
+    params = delayed(tmp_path, kind, prefix)
+    it, tower = tmp_path / "it", tmp_path / "tower"
+    for load in (load_config, load_model):
+        with pytest.raises(InputError, match=r"no tensors of a vision tower.*give --tower=DIR"):
+            load(it)
+    loaded = load_model(it, tower=tower)
+    assert loaded.config == CONFIGS[kind]
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+    # What is exported is whole.
+    save_model(tmp_path / "native", loaded.config, loaded.params, it, tower)
+    assert load_model(tmp_path / "native").config == loaded.config
+    with pytest.raises(InputError, match="is a native directory"):
+        load_model(tmp_path / "native", tower=tower)
+    (tmp_path / "back").mkdir()
+    kept = tmp_path / "native" / "huggingface"
+    export_model(tmp_path / "back", loaded.config, loaded.params, kept)
+    again = load_model(tmp_path / "back")
+    assert again.config == loaded.config
+    jax.tree.map(np.testing.assert_array_equal, again.params, params)
+    # A folder that is where config.json says needs no flag.
+    edit(it, mm_vision_tower=str(tower))
+    jax.tree.map(np.testing.assert_array_equal, load_model(it).params, params)
+
+
+def test_a_tower_s_folder_is_checked(tmp_path):
+    delayed(tmp_path, "siglip", "")
+    edit(tmp_path / "tower", model_type="dinov2")
+    with pytest.raises(InputError, match="model_type is 'dinov2'"):
+        load_model(tmp_path / "it", tower=tmp_path / "tower")
+    (tmp_path / "tower" / "model.safetensors").rename(tmp_path / "tower" / "pytorch_model.bin")
+    edit(tmp_path / "tower", model_type="siglip_vision_model")
+    with pytest.raises(InputError, match=r"pickled \.bin files are never loaded"):
+        load_model(tmp_path / "it", tower=tmp_path / "tower")
+
+
+def test_tied_or_not(tmp_path, capsys):
+    tied = dataclasses.replace(CONFIGS["clip"], decoder=dataclasses.replace(DECODER, tied=True))
+    write(tmp_path / "it", tied)
+    assert load_config(tmp_path / "it") == tied
+    edit(tmp_path / "it", tie_word_embeddings=...)
+    assert load_config(tmp_path / "it") == tied
+    assert "no tie_word_embeddings and no lm_head.weight" in capsys.readouterr().err
+    edit(tmp_path / "it", tie_word_embeddings=False)
+    with pytest.raises(InputError, match="tensor lm_head.weight is missing"):
+        load_model(tmp_path / "it")
+    edit(tmp_path / "it", tie_word_embeddings="yes")
+    with pytest.raises(InputError, match="tie_word_embeddings='yes'"):
+        load_config(tmp_path / "it")
+
+
+def test_tokens_without_an_embedding_row(tmp_path, capsys):
+    """They load, and their text becomes ordinary ids; template tokens and others do not."""
+    tokenizer = train_tokenizer(["<image> <video> a"], vocab_size=300)
+    plain = tokenizer.encode("<image>\na", add_special_tokens=False).ids
+    rows = tokenizer.get_vocab_size()
+    tokenizer.add_special_tokens(["<image>", "<video>"])
+    assert tokenizer.encode("<image>", add_special_tokens=False).ids == [rows]
+    save_tokenizer(tokenizer, tmp_path)
+    decoder = dataclasses.replace(DECODER, vocab_size=rows)
+    config = dataclasses.replace(CONFIGS["clip"], decoder=decoder)
+    found = load_tokenizer(tmp_path, config)
+    assert found.encode("<image>\na", add_special_tokens=False).ids == plain
+    assert found.get_vocab_size() == rows
+    said = capsys.readouterr().err
+    assert f"the {rows} embedding rows have none for 2 added tokens" in said
+    with pytest.raises(InputError, match=f"id {rows + 1} exceeds the {rows - 1} embedding rows"):
+        narrow = dataclasses.replace(decoder, vocab_size=rows - 1)
+        load_tokenizer(tmp_path, dataclasses.replace(config, decoder=narrow))
+
+
+@pytest.mark.parametrize("kind", ["llava_onevision_0.5b", "llava_onevision_7b"])
+def test_presets_have_the_published_numbers(kind):
+    config = families.preset(kind)
+    assert config.tokens_per_frame == 196
+    assert config.visual_tokens(32) == 32 * 196 + 1
+    params = families.abstract_params(config)
+    count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params["decoder"]))
+    assert count == {"llava_onevision_0.5b": 494_032_768, "llava_onevision_7b": 7_615_616_512}[kind]

@@ -1,0 +1,63 @@
+"""Values of a published `config.json`, checked when they are read."""
+
+import math
+from typing import Any
+
+from tpo_jax.errors import InputError, note
+from tpo_jax.families.weights import EMBEDDING, HEAD
+
+
+def read_value(where: str, values: dict, key: str, kind: type, default: Any = None) -> Any:
+    """Return a value of the given type, numbers positive.
+
+    Raises:
+        InputError: it is another one, or missing without a default.
+    """
+    value: Any = default if values.get(key) is None else values[key]
+    if value is None:
+        raise InputError(f"{where}: key {key!r} is missing")
+    if kind is float and type(value) is int:
+        value = float(value)
+    right = type(value) is kind
+    if not right or (kind is not str and not 0 < value < math.inf):
+        expected = {str: "a text", int: "a positive integer", float: "a positive number"}[kind]
+        raise InputError(f"{where}: {key}={value!r} must be {expected}")
+    return value
+
+
+def check_fixed(where: str, values: dict, fixed: dict) -> None:
+    """Raise InputError where a value differs from the only supported one; absent ones do not."""
+    for key, wanted in fixed.items():
+        if values.get(key, wanted) not in (wanted, None):
+            raise InputError(
+                f"{where}: {key}={values[key]!r} is not supported; it must be {wanted!r}"
+            )
+
+
+def rotary_base(where: str, values: dict, default: float) -> float:
+    """Return the base of the rotary wavelengths; newer writers nest it."""
+    nested = values.get("rope_parameters")
+    rope = values if values.get("rope_theta") or not isinstance(nested, dict) else nested
+    return read_value(where, rope, "rope_theta", float, default)
+
+
+def read_tied(where: str, *sections: dict, stored: Any) -> bool:
+    """Return whether the head is the transposed embedding.
+
+    Args:
+        where: the file, for messages.
+        *sections: parts of `config.json` that may say so; one that does suffices.
+        stored: names of the tensors; decides where no section says anything.
+
+    Raises:
+        InputError: `tie_word_embeddings` is neither true nor false.
+    """
+    said = [v for part in sections if (v := part.get("tie_word_embeddings")) is not None]
+    if wrong := [v for v in said if type(v) is not bool]:
+        raise InputError(f"{where}: tie_word_embeddings={wrong[0]!r} must be true or false")
+    if said:
+        return any(said)
+    if HEAD not in stored and EMBEDDING in stored:
+        note(f"{where}: no tie_word_embeddings and no {HEAD}; the head is taken for the embedding")
+        return True
+    return False
