@@ -30,8 +30,11 @@ SIDE_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
     "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
 )
 _SHARD_BYTES = 5 * 10**9
 

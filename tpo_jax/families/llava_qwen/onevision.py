@@ -101,7 +101,7 @@ def read_config(
         if settings.get(name, only) != only:
             raise InputError(f"{where}: {name}={settings[name]!r}: {ARCHITECTURE} has {only} only")
     text = _section(where, values, "text_config")
-    check_fixed(where, values, _FIXED)
+    check_fixed(where, values, _FIXED | {"use_image_newline_parameter": True})
     check_fixed(where, text, _TEXT_FIXED)
     numbers = {key: read_value(where, text, key, int, n) for key, n in _TEXT_DEFAULTS.items()}
     width, heads = numbers["hidden_size"], numbers["num_attention_heads"]
