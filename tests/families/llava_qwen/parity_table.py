@@ -15,10 +15,10 @@ HEAD = """# Parity with the PyTorch originals
 float32 on CPU, highest matmul precision, random weights. Towers and decoder are those of
 `transformers` {transformers} under PyTorch {torch}; the connector is
 reimplemented in `tests/originals.py`. LLaVA-OneVision is `transformers`'
-`LlavaOnevisionForConditionalGeneration`, connector included. Configurations are tiny and irregular: three query heads per
-key/value head, head sizes 6, 9 and 10, 27x27 patches that do not cover the frame. Differences are
-maxima of absolute values; for gradients, of the worst tensor, the norm of
-the difference over the norm.
+`LlavaOnevisionForConditionalGeneration`, connector included. Configurations are tiny and
+irregular: three query heads per key/value head, head sizes 6, 9 and 10, 27x27 patches that do not
+cover the frame. Differences are maxima of absolute values; for gradients, of the worst tensor, the
+norm of the difference over the norm.
 
 Written by `python tests/families/llava_qwen/parity_table.py`.
 
