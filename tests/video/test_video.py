@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.video import clips
 from tpo_jax.video.decode import VideoError, decode, opened, probe
-from tpo_jax.video.reader import Reader
+from tpo_jax.video.files import FileReader
 
 # decord loses frames of transport streams and edited files, refuses files that do not tell their
 # length, and takes other chroma filters where the height is odd or a sample has ten bits.
@@ -104,8 +104,8 @@ def test_any_frames_of_any_stream(tmp_path_factory, num_frames, gop, b_frames, s
 def test_one_jump_lands_without_decoding_what_lies_before(clip, monkeypatch):
     """Of 200 frames in groups of 100, the last is reached through its own group only."""
     decoded = []
-    grab = Reader.grab
-    monkeypatch.setattr(Reader, "grab", lambda reader: decoded.append(1) or grab(reader))
+    grab = FileReader.grab
+    monkeypatch.setattr(FileReader, "grab", lambda reader: decoded.append(1) or grab(reader))
     decode(clip("long_group.mp4"), [199])
     assert len(decoded) < 105
 

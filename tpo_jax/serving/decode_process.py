@@ -23,7 +23,8 @@ from tpo_jax.data import images
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.video import sampling
-from tpo_jax.video.reader import OPEN_OPTIONS, VideoError
+from tpo_jax.video.decode import VideoError
+from tpo_jax.video.files import OPEN_OPTIONS
 
 # No format that names other files (playlists) or runs programs (EPS).
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")

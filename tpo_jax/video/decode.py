@@ -10,21 +10,26 @@ Where packets have no usable times (raw streams, AVI with B-frames) or the decod
 frames are counted by decoding the file once from start to end.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 
-from tpo_jax.video.reader import Reader, Source, VideoError
+from tpo_jax.video.files import FileReader
+from tpo_jax.video.packets import StoredVideo
+from tpo_jax.video.reader import Reader, VideoError
+from tpo_jax.video.stored import StoredReader
+from tpo_jax.video.timeline import Timeline, counted
 
-__all__ = ["Source", "Video", "VideoError", "VideoInfo", "decode", "opened", "probe"]
+__all__ = ["Source", "Video", "VideoError", "VideoInfo", "decode", "name_of", "opened", "probe"]
+
+Source = str | os.PathLike | bytes | StoredVideo  # a file, the bytes of one, or its packets
 
 # What emptying and refilling the decoder costs, in decoded frames (measured: 12 to 15).
 _SEEK_COST = 14
-_LOST = -(10**9)  # the position after a seek that went wrong: far from every key frame
-# Alternate reference frames of VP8 are packets that show nothing.
-_PACKETS_ARE_NOT_FRAMES = ("vp8",)
+_LOST = -(10**9)  # the position before a seek, and after one that went wrong: far from every frame
 
 
 class VideoInfo(NamedTuple):
@@ -63,7 +68,7 @@ def decode(source: Source, indices: Sequence[int] | np.ndarray) -> np.ndarray:
 
 @contextmanager
 def opened(source: Source) -> Iterator["Video"]:
-    """Open a video, from a path or from the bytes of an encoded clip. Raises `VideoError`."""
+    """Open a video. Raises `VideoError`."""
     video = Video(source)
     try:
         yield video
@@ -71,31 +76,38 @@ def opened(source: Source) -> Iterator["Video"]:
         video.close()
 
 
+def name_of(source: Source) -> str:
+    """Return how messages call a source."""
+    if isinstance(source, StoredVideo):
+        return source.name
+    return "<bytes>" if isinstance(source, bytes) else os.fspath(source)
+
+
 class Video:
-    """One open video; `info` and `timestamps` (float64 `[num_frames]`, seconds) describe it."""
+    """One open video; `info` and `timestamps` (float64 `[num_frames]`, seconds) describe it.
+
+    Attributes:
+        reader: What decodes it.
+        timeline: Its frames, as far as is known yet.
+    """
+
+    timeline: Timeline
 
     def __init__(self, source: Source):
-        self._reader = reader = Reader(source)
-        self._position = 0  # of the frame decoded last
-        packets = reader.packets()
-        # Packets ahead of the first key frame, as in a cut broadcast, never become frames.
-        shown = packets.times >= (reader.time or 0)
-        order = np.argsort(packets.times[shown], kind="stable")
-        self._times = packets.times[shown][order]  # ticks
-        self._keys = np.flatnonzero(packets.is_key[shown][order])
-        self._trusted = self._is_told(len(packets.times))
-        if not self._trusted:
-            self._count()
-        elif packets.indexed:
-            ticks = self._times - self._times[0]
-            self.timestamps = ticks * reader.tick.numerator / reader.tick.denominator
+        self.reader: Reader
+        if isinstance(source, StoredVideo):
+            self.reader = StoredReader(source)
         else:
-            self.timestamps = reader.seconds(self._times)
-        self._describe()
+            self.reader = FileReader(source)
+        self._position = 0 if self.reader.started else _LOST  # of the frame decoded last
+        if (timeline := self.reader.timeline()) is not None:
+            self._describe(timeline)
+        else:
+            self.count()
 
     def close(self) -> None:
         """Close the file and the decoder."""
-        self._reader.close()
+        self.reader.close()
 
     def select(self, choose: Callable[["Video"], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Decode the frames that `choose(self)`, int64 indices, asks for; return both.
@@ -108,22 +120,33 @@ class Video:
         try:
             return indices, self._decode(indices)
         except _TimesAreWrong:
-            self._count()
-            self._describe()
+            self.count()
         indices = choose(self)
         if self.info.num_frames <= indices.max() < promised:
             reason = f"damaged: {self.info.num_frames} of {promised} frames can be decoded"
-            self._reader.fail(reason)
+            self.reader.fail(reason)
         return indices, self._decode(indices)
+
+    def count(self) -> None:
+        """Take the frames as the decoder returns them, from the first to the last."""
+        self._restart()
+        times = []
+        while self.reader.grab():
+            times.append(self.reader.frame.pts)
+        self._describe(counted(times))
+        self._restart()
 
     def _decode(self, indices: np.ndarray) -> np.ndarray:
         outside = indices[(indices < 0) | (indices >= self.info.num_frames)]
         if len(outside):
             raise IndexError(
-                f"{self._reader.name}: no frame {outside[0]} in a video of {self.info.num_frames} "
+                f"{self.reader.name}: no frame {outside[0]} in a video of {self.info.num_frames} "
                 "frames"
             )
         frames = np.empty((len(indices), self.info.height, self.info.width, 3), np.uint8)
+        if not self.reader.started:
+            self._position = _LOST
+        self.reader.expect(self._spans(np.unique(indices)))
         order = np.argsort(indices, kind="stable")
         previous = None
         for slot in order:
@@ -136,80 +159,70 @@ class Video:
         return frames
 
     def _convert(self, out: np.ndarray) -> None:
-        width, height = self._reader.frame.width, self._reader.frame.height
-        if (width, height) != self._reader.size:
-            self._reader.fail(f"frame {self._position} is {width}x{height} pixels")
-        if not self._reader.convert(out):
-            self._reader.fail(f"frame {self._position} cannot be converted to RGB")
+        width, height = self.reader.frame.width, self.reader.frame.height
+        if (width, height) != self.reader.size:
+            self.reader.fail(f"frame {self._position} is {width}x{height} pixels")
+        if not self.reader.convert(out):
+            self.reader.fail(f"frame {self._position} cannot be converted to RGB")
+
+    def _spans(self, indices: np.ndarray) -> list[tuple[int, int]]:
+        """Return the stretches from a key frame to a wanted frame that `_go_to` will decode."""
+        spans: list[tuple[int, int]] = []
+        for index in indices.tolist():
+            before = self.timeline.keys[self.timeline.keys <= index]
+            key = int(before[-1]) if len(before) else 0
+            if spans and key - _SEEK_COST <= spans[-1][1]:
+                spans[-1] = spans[-1][0], index
+            else:
+                spans.append((key, index))
+        return spans
 
     def _go_to(self, index: int) -> None:
         """Decode frame `index`, from a key frame where that is shorter than reading on."""
-        for key in self._keys[self._keys <= index][:-4:-1]:
+        keys = self.timeline.keys
+        for key in keys[keys <= index][:-4:-1]:
             if key - _SEEK_COST <= self._position or self._seek(int(key), index):
                 break
         if not 0 <= self._position <= index:
             # Seeks that miss three times over are not worth another try.
             if self._position == _LOST:
-                self._keys = self._keys[:0]
+                self.timeline = self.timeline._replace(keys=keys[:0])
             self._restart()
         while self._position < index:
-            if not self._reader.grab():
+            if not self.reader.grab():
                 self._contradicted(f"decoding stops at frame {self._position + 1}")
             self._position += 1
-            if self._trusted and self._reader.time != self._times[self._position]:
+            trusted = self.timeline.trusted
+            if trusted and self.reader.time != self.timeline.times[self._position]:
                 self._contradicted(f"frame {self._position} is out of order")
 
     def _seek(self, key: int, index: int) -> bool:
         """Jump to a key frame; false if that landed behind `index` or between frames."""
         self._position = _LOST
-        if self._reader.seek(int(self._times[key])) and self._reader.time is not None:
-            found = int(np.searchsorted(self._times, self._reader.time))
-            if found <= index and self._times[found] == self._reader.time:
+        times = self.timeline.times
+        if self.reader.seek(int(times[key])) and self.reader.time is not None:
+            found = int(np.searchsorted(times, self.reader.time))
+            if found <= index and times[found] == self.reader.time:
                 self._position = found
         return self._position != _LOST
 
     def _contradicted(self, reason: str) -> None:
-        if self._trusted:
+        if self.timeline.trusted:
             raise _TimesAreWrong
-        self._reader.fail(reason)
-
-    def _is_told(self, num_packets: int) -> bool:
-        """Return whether the times of the packets tell the frames."""
-        declared = self._reader.declared
-        return bool(
-            len(self._times)
-            and self._times[0] == self._reader.time
-            and 0 in self._keys[:1]
-            and np.all(np.diff(self._times) > 0)
-            # Far more packets than frames: the two fields of interlaced frames come one by one.
-            and (declared <= 0 or num_packets < 1.5 * declared + 16)
-            and self._reader.codec not in _PACKETS_ARE_NOT_FRAMES
-        )
-
-    def _count(self) -> None:
-        """Take the frames as the decoder returns them, from the first to the last."""
-        self._trusted, self._keys = False, np.zeros(0, np.int64)
-        self._restart()
-        times = []
-        while self._reader.grab():
-            times.append(self._reader.frame.pts)
-        self._times = np.array([time for time in times if time is not None], np.int64)
-        if len(self._times) == len(times) and np.all(np.diff(self._times) > 0):
-            self.timestamps = self._reader.seconds(self._times)
-        else:
-            self.timestamps = np.arange(len(times)) * 1000 / float(self._reader.rate) / 1000
-        self._restart()
+        self.reader.fail(reason)
 
     def _restart(self) -> None:
-        self._reader.restart()
+        self.reader.restart()
         self._position = -1
 
-    def _describe(self) -> None:
-        n, fps, span = len(self.timestamps), float(self._reader.rate), float(self.timestamps[-1])
+    def _describe(self, timeline: Timeline) -> None:
+        self.timeline = timeline
+        self.timestamps = timeline.seconds(self.reader.clock)
+        n, fps, span = timeline.num_frames, float(self.reader.clock.rate), self.timestamps[-1]
         # The container's rate is exact for a constant rate and a guess for a variable one.
         if n > 1 and abs((n - 1) / span / fps - 1) > 0.01:
-            fps = (n - 1) / span
-        width, height = self._reader.size[:: -1 if self._reader.turns % 2 else 1]
+            fps = float((n - 1) / span)
+        width, height = self.reader.size[:: -1 if self.reader.turns % 2 else 1]
         self.info = VideoInfo(n, fps, width, height, n / fps)
 
 

@@ -10,7 +10,6 @@ The originals give a frame's time as `index / average fps`; here it is the time 
 is shown. The two agree for a constant frame rate.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from tpo_jax.errors import InputError
-from tpo_jax.video.decode import Source, Video, VideoError, opened
+from tpo_jax.video.decode import Source, Video, VideoError, name_of, opened
+from tpo_jax.video.packets import StoredVideo
 
 Span = tuple[float, float]  # start and end in seconds, the end not included
 
@@ -112,7 +112,8 @@ def sample_frames(
     segment: Span | None = None,
     exclude: Span | None = None,
 ) -> Sample:
-    """Sample and decode a video file, the bytes of one, or a directory of images in order of name.
+    """Sample and decode a video file, the bytes of one, a stored video, or a directory of images in
+    order of name.
 
     With `segment` the rule sees only the frames shown in that span, with `exclude` only the others:
     the two sides of a localized pair.
@@ -126,7 +127,7 @@ def sample_frames(
         candidates = within(timestamps, segment, exclude)
         if not len(candidates):
             reason = f"no frame left by segment={segment}, exclude={exclude}"
-            raise VideoError(_name(source), reason)
+            raise VideoError(name_of(source), reason)
         return candidates[sample(rule, len(candidates), fps, num_frames)]
 
     return select_frames(source, choose)
@@ -134,12 +135,12 @@ def sample_frames(
 
 def select_frames(source: Source, choose: Callable[[np.ndarray, float], np.ndarray]) -> Sample:
     """Decode the frames at the indices `choose(timestamps of all frames, frames per second)`."""
-    if not isinstance(source, bytes) and Path(source).is_dir():
+    if not isinstance(source, bytes | StoredVideo) and Path(source).is_dir():
         files = sorted(p for p in Path(source).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         timestamps = np.arange(len(files)) / DIRECTORY_FPS
         if not files:
             reason = f"no image ({', '.join(IMAGE_SUFFIXES)}) in this directory"
-            raise VideoError(_name(source), reason)
+            raise VideoError(name_of(source), reason)
         indices = choose(timestamps, DIRECTORY_FPS)
         frames, duration = _read_images(files, indices), len(files) / DIRECTORY_FPS
         return Sample(frames, timestamps[indices], duration, DIRECTORY_FPS)
@@ -150,10 +151,6 @@ def select_frames(source: Source, choose: Callable[[np.ndarray, float], np.ndarr
     with opened(source) as video:
         indices, frames = video.select(chosen)
         return Sample(frames, video.timestamps[indices], video.info.duration, video.info.fps)
-
-
-def _name(source: Source) -> str:
-    return "<bytes>" if isinstance(source, bytes) else os.fspath(source)
 
 
 def _read_images(files: list[Path], indices: np.ndarray) -> np.ndarray:

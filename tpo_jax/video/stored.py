@@ -1,0 +1,125 @@
+"""Frames of a video that was taken apart: only the parts that they need are read."""
+
+from collections import deque
+from collections.abc import Iterable
+
+import av
+import numpy as np
+
+from tpo_jax.video.files import MOST_ERRORS
+from tpo_jax.video.packets import HIDDEN, Part, StoredVideo, make_decoder, make_packet
+from tpo_jax.video.reader import Reader
+from tpo_jax.video.timeline import Timeline
+
+WINDOW = 64 << 20  # bytes of packets in memory, more only if one part has more
+
+
+class StoredReader(Reader):
+    """Reads a `StoredVideo` as `FileReader` reads the file it was made of.
+
+    Where the last frame wanted of a stretch is known, decoding ends with its packet: the decoder
+    is emptied, so that no later part is read for its delay.
+    """
+
+    started = False  # every stretch of frames begins with a seek
+
+    def __init__(self, video: StoredVideo):
+        self.name, self._header, self._read = video.name, video.header, video.read
+        self.clock, self.size, self.turns = video.header[3:6]
+        self._parts: dict[int, Part] = {}
+        self._wanted: deque[int] = deque()  # parts that are not read yet, ascending
+        self._ends: dict[int, int] = {}  # last packet wanted of a stretch, by its first one
+        self.restart()
+
+    def timeline(self) -> Timeline:
+        """Return the frames as they were when the video was taken apart."""
+        return self._header.timeline
+
+    def close(self) -> None:
+        """Release the decoder and the packets."""
+        self._parts.clear()
+        del self._decoder
+
+    def expect(self, spans: Iterable[tuple[int, int]]) -> None:
+        """Learn what will be decoded, so that it can be read at once."""
+        header = self._header
+        if not len(header.packet_of):
+            return
+        # Frames shown earlier may be stored behind later ones.
+        last = np.maximum.accumulate(header.packet_of)
+        self._ends = {int(header.packet_of[a]): int(last[b]) for a, b in spans}
+        parts: set[int] = set()
+        for start, end in self._ends.items():
+            parts.update(range(self._part_of(start), self._part_of(end) + 1))
+        self._wanted = deque(sorted(parts))
+
+    def restart(self) -> None:
+        """Go back to before the first frame, with a new decoder."""
+        self._decoder = make_decoder(self._header)
+        self._begin(0, self._header.num_packets - 1)
+
+    def seek(self, time: int) -> bool:
+        """Decode a frame at or before a time in ticks, from a key frame; false if that fails."""
+        timeline = self._header.timeline
+        keys = timeline.keys[timeline.times[timeline.keys] <= time]
+        if not len(keys):
+            return False
+        if self._decoder.is_open:
+            self._decoder.flush_buffers()
+        packet = int(self._header.packet_of[keys[-1]])
+        self._begin(packet, self._ends.get(packet, self._header.num_packets - 1))
+        return self.grab()
+
+    def _begin(self, packet: int, end: int) -> None:
+        self._next, self._end, self._emptied = packet, end, False
+        self._ready: deque[av.VideoFrame] = deque()
+        self._hidden: set[int] = set()
+
+    def grab(self) -> bool:
+        """Decode the next frame; false at the end of what is expected. Damage is passed over."""
+        errors = 0
+        while not self._ready:
+            if self._emptied or errors == MOST_ERRORS:
+                return False
+            try:
+                frames = self._decode()
+            except av.EOFError:
+                return False
+            except MemoryError:
+                raise
+            except av.FFmpegError:
+                errors += 1
+            else:
+                self._ready.extend(f for f in frames if f.pts not in self._hidden)
+        self.frame = self._ready.popleft()
+        return True
+
+    def _decode(self) -> list[av.VideoFrame]:
+        """Decode the next packet, or what is left in the decoder."""
+        if self._next > self._end:
+            self._emptied = True
+            return self._decoder.decode(None)
+        index = self._part_of(self._next)
+        part, number = self._part(index), self._next - int(self._header.starts[index])
+        self._next += 1
+        packet = make_packet(part, number, self.clock.tick)
+        if part.rows[number][3] & HIDDEN:
+            self._hidden.add(part.rows[number][0])
+        return self._decoder.decode(packet)
+
+    def _part_of(self, packet: int) -> int:
+        return int(np.searchsorted(self._header.starts, packet, side="right")) - 1
+
+    def _part(self, index: int) -> Part:
+        if index not in self._parts:
+            while self._wanted and self._wanted[0] <= index:
+                self._wanted.popleft()
+            numbers, size = [index], int(self._header.sizes[index])
+            while self._wanted:
+                size += int(self._header.sizes[self._wanted[0]])
+                if size > WINDOW:
+                    break
+                numbers.append(self._wanted.popleft())
+            self._parts = {}  # of the window before, so that two are never in memory
+            self._parts = dict(zip(numbers, self._read(numbers), strict=True))
+        return self._parts[index]
