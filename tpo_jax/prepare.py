@@ -14,7 +14,7 @@ from absl import flags
 
 from tpo_jax.data import archives, preparation
 from tpo_jax.data.columns import parse_columns
-from tpo_jax.data.records import FRAME_ENCODINGS
+from tpo_jax.data.shards import FRAME_ENCODINGS
 from tpo_jax.errors import InputError, run_command
 from tpo_jax.io.paths import define_path, define_place, fetched, in_bucket
 from tpo_jax.video import sampling
@@ -49,11 +49,21 @@ _FRAMES = flags.DEFINE_enum(
     "frames",
     "clip",
     FRAME_ENCODINGS,
-    "What a record holds: the video file itself, exact and good for any number of frames, or the "
-    "sampled frames as PNG (exact) or JPEG.",
+    "What is stored of a video: its encoded packets, exact and good for any number of frames, or "
+    "the sampled frames as PNG (exact) or JPEG.",
+)
+_PROXY = flags.DEFINE_integer(
+    "proxy",
+    0,
+    "Encode videos again, pixels of the shorter side, with a key frame a second: not exact, for "
+    "fast training from slow disks; 0: store them as they are.",
+    lower_bound=0,
 )
 _NUM_SHARDS = flags.DEFINE_integer(
-    "num_shards", 0, "Number of shards; 0: one for every 64 pairs.", lower_bound=0
+    "num_shards", 0, "Number of shards of pairs; 0: one for every 10,000.", lower_bound=0
+)
+_SHARD_MB = flags.DEFINE_integer(
+    "shard_mb", 256, "Megabytes of video files at which a shard of videos is full.", lower_bound=1
 )
 _WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes.", lower_bound=1)
 _BEAM = flags.DEFINE_string(
@@ -68,6 +78,8 @@ _STRICT = flags.DEFINE_bool("strict", False, "Stop at the first pair that cannot
 def main() -> None:
     """Prepare the shards and print what they hold."""
     columns = parse_columns(_COLUMN.value)
+    if _PROXY.value and _FRAMES.value != "clip":
+        raise InputError(f"--proxy goes with --frames=clip, not with --frames={_FRAMES.value}")
     if _ARCHIVE.value and in_bucket(_VIDEOS.value):
         raise InputError("--archive unpacks onto this machine; name a folder of it as --videos")
     if _ARCHIVE.value:
@@ -78,8 +90,10 @@ def main() -> None:
             pairs,
             _VIDEOS.value,
             _OUTPUT.value,
-            preparation.Settings(_SAMPLING.value, _NUM_FRAMES.value, _FRAMES.value),
-            preparation.Work(_NUM_SHARDS.value, _WORKERS.value, _STRICT.value, _BEAM.value),
+            preparation.Settings(_SAMPLING.value, _NUM_FRAMES.value, _FRAMES.value, _PROXY.value),
+            preparation.Work(
+                _NUM_SHARDS.value, _WORKERS.value, _STRICT.value, _BEAM.value, _SHARD_MB.value
+            ),
             columns=columns,
             excluded=_STRUCK.value,
         )
@@ -91,7 +105,8 @@ def main() -> None:
         )
     print(
         f"{_OUTPUT.value}: {manifest['pairs']} pairs ({kinds}) of {manifest['videos']} videos, "
-        f"{len(manifest['shards'])} shards; {manifest['rejected']} pairs rejected"
+        f"{len(manifest['shards']) + len(manifest['store']['shards'])} shards; "
+        f"{manifest['rejected']} pairs rejected"
         + (f", see {preparation.REJECTED}" if manifest["rejected"] else "")
     )
 

@@ -8,11 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
-from tpo_jax.data import checks, shards
+from tpo_jax.data import array_records, shards, storing
 from tpo_jax.data.order import select
 from tpo_jax.data.preparation import Settings, Work, prepare
 from tpo_jax.errors import InputError
-from tpo_jax.video.sampling import read_frames
+from tpo_jax.video import decode as video
+from tpo_jax.video.sampling import read_frames, sample_frames
 
 SETTINGS = Settings(num_frames=4)
 
@@ -45,29 +46,33 @@ def world(tmp_path):
 
 
 def contents(directory):
-    return {p.name: p.read_bytes() for p in directory.iterdir()}
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 
-def test_records_hold_the_exact_clip_and_its_times(world, tmp_path):
+def test_pairs_name_their_video_which_is_stored_once(world, tmp_path):
     manifest = prepare(*world, tmp_path / "out", SETTINGS)
     assert manifest["kinds"] == {"other": 6} and manifest["videos"] == 3
     opened = shards.open_shards(tmp_path / "out")
     for i, record in enumerate(opened):
         path = world[1] / f"{i // 2}.mp4"
         _, times, duration = read_frames(path, "uniform", 4)
-        assert record.frames == (path.read_bytes(),)
+        assert record.video_digest == opened.videos.names()[f"{i // 2}.mp4"]
         assert record.timestamps == tuple(times) and record.duration == duration
         assert (record.question, record.chosen) == (f"Who {i}?", f"A cat {i}.")
-    assert not (tmp_path / "out.partial").exists()
+        for rule, n in (("uniform", 4), ("fps", 3), ("uniform", 30)):
+            expected = sample_frames(path, rule, n)
+            found = sample_frames(opened.videos.video(record.video_digest), rule, n)
+            assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert len(opened.videos) == 3 and not (tmp_path / "out.partial").exists()
 
 
 @pytest.mark.parametrize("encoding", ["png", "jpeg"])
 def test_stored_frames_are_those_of_the_video(world, tmp_path, encoding):
     prepare(*world, tmp_path / "out", Settings("uniform", 4, encoding))
     record = shards.open_shards(tmp_path / "out")[2]
-    stored = np.stack(
-        [cv2.imdecode(np.frombuffer(f, np.uint8), 1)[..., ::-1] for f in record.frames]
-    )
+    images = shards.open_shards(tmp_path / "out").videos.images(record.video_digest)
+    stored = np.stack([cv2.imdecode(np.frombuffer(f, np.uint8), 1)[..., ::-1] for f in images])
     frames = read_frames(world[1] / "1.mp4", "uniform", 4)[0]
     worst = np.abs(stored.astype(int) - frames).max()
     assert worst == 0 if encoding == "png" else 0 < worst < 64
@@ -105,8 +110,9 @@ def test_bad_videos_are_rejected_and_no_neighbour_takes_their_place(world, tmp_p
 
 
 def test_workers_change_nothing(world, tmp_path):
-    prepare(*world, tmp_path / "one", SETTINGS, Work(num_shards=3))
-    prepare(*world, tmp_path / "two", SETTINGS, Work(num_shards=3, workers=2))
+    for name, workers in (("one", 1), ("two", 2)):
+        prepare(*world, tmp_path / name, SETTINGS, Work(3, workers, shard_mb=0))
+    assert len(list((tmp_path / "one/videos").glob("*of-00003"))) == 3
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
@@ -115,35 +121,86 @@ class Interrupt(BaseException):
 
 
 def test_an_interrupted_run_is_continued(world, tmp_path, monkeypatch):
-    prepare(*world, tmp_path / "whole", SETTINGS, Work(num_shards=3))
-    real = shards.write_shard
-    written = []
+    work = Work(shard_mb=0)  # a shard for every video
+    prepare(*world, tmp_path / "whole", SETTINGS, work)
+    real, written = storing.write_videos, []
 
-    def failing(path, records):
+    def failing(folder, root, block, settings):
         if len(written) == 2:
             raise Interrupt
-        written.append(path.name)
-        return real(path, records)
+        written.append(block[0][0])
+        return real(folder, root, block, settings)
 
-    monkeypatch.setattr(shards, "write_shard", failing)
+    monkeypatch.setattr(storing, "write_videos", failing)
     with pytest.raises(Interrupt):
-        prepare(*world, tmp_path / "out", SETTINGS, Work(num_shards=3))
+        prepare(*world, tmp_path / "out", SETTINGS, work)
     assert not (tmp_path / "out").exists()
-    checked = []
-    check = checks.check_video
-    monkeypatch.setattr(
-        checks, "check_video", lambda *args: (checked.append(args[0]), check(*args))[1]
-    )
     written.clear()
-    # A video that changed meanwhile is checked again, and only its shard is written again.
+    # Only the shard of a video that changed meanwhile is written again.
     os.utime(world[1] / "0.mp4", (1, 1))
-    prepare(*world, tmp_path / "out", SETTINGS, Work(num_shards=3))
-    names = shards.shard_names(3)
-    assert checked == ["0.mp4"] and written == [names[0], names[2]]
+    prepare(*world, tmp_path / "out", SETTINGS, work)
+    assert written == ["0.mp4", "2.mp4"]
     whole, again = contents(tmp_path / "whole"), contents(tmp_path / "out")
     assert {n: c for n, c in again.items() if n != "manifest.json"} == {
         n: c for n, c in whole.items() if n != "manifest.json"
     }
+
+
+def test_a_full_disk_in_the_middle_leaves_what_was_finished(world, tmp_path, monkeypatch):
+    real = array_records.ArrayRecordWriter
+
+    class Full:
+        def __init__(self, *arguments):
+            self._writer = real(*arguments)
+
+        def write(self, data):
+            if b"2.mp4" in data:
+                raise RuntimeError("No space left\non device")
+            self._writer.write(data)
+
+        def close(self):
+            self._writer.close()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(array_records, "ArrayRecordWriter", Full)
+        with pytest.raises(InputError, match="cannot be written: No space left on device; run"):
+            prepare(*world, tmp_path / "out", SETTINGS, Work(shard_mb=0))
+    left = sorted(path.suffix for path in (tmp_path / "out.partial/videos").iterdir())
+    assert left == ["", "", ".json", ".json"] and not (tmp_path / "out").exists()
+    prepare(*world, tmp_path / "out", SETTINGS, Work(shard_mb=0))
+    assert len(shards.open_shards(tmp_path / "out", verify=True)) == 6
+
+
+def test_frames_are_read_back_and_compared(world, tmp_path, monkeypatch):
+    """A video whose packets do not give the frames of the file is refused, with its pairs."""
+    real = storing.dissect
+
+    def other(video):
+        *parts, header = real(video)
+        if video.reader.name.endswith("1.mp4"):
+            header = header._replace(turns=1)
+        yield from (*parts, header)
+
+    monkeypatch.setattr(storing, "dissect", other)
+    manifest = prepare(*world, tmp_path / "out", SETTINGS)
+    assert (manifest["pairs"], manifest["rejected"]) == (4, 2)
+    assert "not those of the file" in (tmp_path / "out/rejected.jsonl").read_text()
+    assert list(shards.open_shards(tmp_path / "out").videos.names()) == ["0.mp4", "2.mp4"]
+
+
+def test_a_proxy_is_smaller_and_keeps_every_frame_and_time(world, tmp_path):
+    render(world[1] / "0.mp4", 0, size=(160, 96), frames=40)
+    prepare(*world, tmp_path / "out", Settings(num_frames=4, proxy=48))
+    opened = shards.open_shards(tmp_path / "out")
+    source = world[1] / "0.mp4"
+    with (
+        video.opened(source) as file,
+        video.opened(opened.videos.video(opened[0].video_digest)) as v,
+    ):
+        assert (v.info.num_frames, v.info.fps) == (file.info.num_frames, file.info.fps)
+        np.testing.assert_allclose(v.timestamps, file.timestamps, atol=1e-3)
+        assert (v.info.width, v.info.height) == (80, 48)
+        assert np.diff(v.timeline.keys).max() == 8  # a key frame a second
 
 
 def test_what_is_finished_is_left_alone(world, tmp_path):
@@ -166,15 +223,16 @@ def test_what_is_finished_is_left_alone(world, tmp_path):
 
 def test_a_segment_that_the_video_does_not_have_is_rejected(world, tmp_path):
     """12 frames at 8 a second; a frame lasts until the next one, so that 1.6 is a rounded end."""
-    segments = [[0.5, 1.5], [0.5, 1.6], [0.5, 1.7], [1.5, 9.0], None, None]
+    segments = [[0.5, 1.5], [0.5, 1.6], [0.5, 1.7], [1.5, 9.0], [1.5, 1.6], None]
     records = json.loads(world[0].read_text())
     records = [r | {"segment": s} for r, s in zip(records, segments, strict=True)]
     world[0].write_text(json.dumps(records))
     manifest = prepare(*world, tmp_path / "out", SETTINGS)
-    assert (manifest["pairs"], manifest["rejected"]) == (4, 2)
+    assert (manifest["pairs"], manifest["rejected"]) == (3, 3)
     lines = (tmp_path / "out/rejected.jsonl").read_text().splitlines()
     assert [json.loads(line)["reason"] for line in lines] == [
         "segment ends at 1.7 s of a video of 1.50 s",
+        "segment starts at 1.5 s of a video of 1.50 s",
         "segment starts at 1.5 s of a video of 1.50 s",
     ]
 
@@ -195,10 +253,11 @@ def test_one_answer_on_two_videos(world, tmp_path, encoding):
     manifest = prepare(*world, tmp_path / "out", settings)
     assert manifest["kinds"] == {"other": 6, "video": 1} and manifest["rejected"] == len(bad)
     opened = shards.open_shards(tmp_path / "out")
-    record, singles = opened[6], {r.video_id: r.frames for r in list(opened)[:6]}
+    record, names = opened[6], opened.videos.names()
     assert (record.video_id, record.rejected_video_id) == ("0.mp4", "1.mp4")
     assert (record.kind, record.chosen, record.rejected) == ("video", "A cat.", "A cat.")
-    assert record.frames == singles["0.mp4"] + singles["1.mp4"]
+    assert record.video_digest == names["0.mp4"]
+    assert record.rejected_video_digest == names["1.mp4"]
     # The train step's rows hold one video: they are refused by number, or left out by the mixing.
     with pytest.raises(InputError, match="1 of 7 pairs are one answer on two videos"):
         select(opened.index)

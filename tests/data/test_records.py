@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpo_jax.data.records import FRAME_ENCODINGS, KINDS, PairRecord, Provenance
+from tpo_jax.data.records import KINDS, PairRecord, Provenance
 
 times = st.floats(allow_nan=False, allow_infinity=False)
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -16,14 +16,14 @@ records = st.builds(
     question=text,
     chosen=text,
     rejected=text,
-    frame_encoding=st.sampled_from(FRAME_ENCODINGS),
-    frames=st.lists(st.binary(max_size=40), max_size=4).map(tuple),
+    video_digest=text,
     timestamps=st.lists(times, max_size=5).map(tuple),
     duration=times,
     fps=times,
     segment=st.none() | st.tuples(times, times),
     provenance=st.builds(Provenance, text, text, text),
     rejected_video_id=text,
+    rejected_video_digest=text,
 )
 
 
@@ -34,7 +34,7 @@ def test_round_trip_is_exact(record):
 
 
 def test_records_are_frozen():
-    record = PairRecord("a", "v", "other", "q", "c", "r", "clip", (b"x",), (0.0,), 1.0, 25.0)
+    record = PairRecord("a", "v", "other", "q", "c", "r", "d", (0.0,), 1.0, 25.0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         record.chosen = "other"
 

@@ -147,6 +147,15 @@ def test_packets_are_those_of_the_file(clip):  # noqa: F811
         assert stored.header.sizes.sum() == sum(map(len, packets))
 
 
+@pytest.mark.parametrize("name", ["broadcast.ts", "stream.h264", "mpeg2.mpg"])
+def test_a_video_cut_off_inside_a_group(clip, tmp_path, name):  # noqa: F811
+    """Containers that do not tell their length."""
+    data = clip(name).read_bytes()
+    path = tmp_path / name
+    path.write_bytes(data[: len(data) * 2 // 3 + 77])
+    assert_same_frames(path, Parts(path).video)
+
+
 def test_parameters_that_change_in_the_middle(tmp_path):
     """Told by the stream they are the decoder's; another size of the pictures is an error."""
     for size, same in (((128, 96), True), ((64, 48), False)):

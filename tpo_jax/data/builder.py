@@ -1,7 +1,7 @@
-"""`prepare` on many machines: Apache Beam checks the videos and, through a TFDS builder, writes the
-shards. Beam is optional: `pip install -e ".[beam]"`.
+"""`prepare` on many machines: Apache Beam checks the videos and writes their shards. Beam is
+optional: `pip install -e ".[beam]"`.
 
-The workers call the functions that `prepare` calls without Beam, so the shards are the same to the
+The workers call the function that `prepare` calls without Beam, so the shards are the same to the
 byte. They read the videos and write the shards under paths that the launching machine sees, too, or
 in a bucket: `--videos=gs://…`, and `--temp_location=gs://…` among the options of the pipeline.
 """
@@ -10,57 +10,21 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import shlex
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import tensorflow_datasets as tfds
-from tensorflow_datasets.core.writer import ExampleWriter
-
-from tpo_jax.data import shards
-from tpo_jax.data.records import PairRecord, features
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import write_json
 from tpo_jax.io.paths import Place, place
 
-Records = Callable[[], Iterator[PairRecord]]
+RESULTS = "results.json"
 
 
-class _Writer(ExampleWriter):
-    """Writes a shard as `shards.write_shard` does, and beside it its index and its entry of the
-    manifest.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(file_format=tfds.core.FileFormat.ARRAY_RECORD)
-
-    def write(self, path: Any, examples: Any) -> None:
-        index = []
-
-        def records() -> Iterator[PairRecord]:
-            # TFDS writes the fields of an example in any order, `write_shard` does not.
-            for _, data in examples:
-                record = PairRecord.from_bytes(data)
-                index.append(record.to_json())
-                yield record
-
-        target = place(os.fspath(path))
-        entry = shards.write_shard(target, records())
-        note = {"shard": entry, "index": index}
-        write_json(note_of(target), note)
-
-
-def note_of(shard: Place) -> Place:
-    """Return where the index of a shard and its entry of the manifest lie until all are done."""
-    return shard.parent / (shard.name + ".json")
-
-
-def _call(function: Callable, job: tuple) -> Any:
-    return function(*job)
+def _call(function: Callable, folder: Place, job: tuple) -> Any:
+    return function(folder, *job)
 
 
 def _save(path: Place, results: list[Any]) -> None:
@@ -83,39 +47,8 @@ def _reported() -> Iterator[None]:
         raise InputError(f"--beam: the pipeline failed: {reason}") from error
 
 
-def _examples(records: Records) -> Iterator[tuple[str, dict[str, Any]]]:
-    for record in records():
-        yield record.id, record.to_example()
-
-
-class PairBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """The TFDS builder of pair records.
-
-    Args:
-        parts: Functions that yield the records of each shard, in order; picklable.
-        data_dir: TFDS makes `<data_dir>/tpo_pairs/<version>`.
-    """
-
-    name = shards.NAME
-    VERSION = tfds.core.Version(shards.VERSION)
-    code_path = None  # where checksums of downloads would be; TFDS finds it by an extra package
-
-    def __init__(self, parts: Sequence[Records], data_dir: Place):
-        self._parts = parts
-        super().__init__(data_dir=str(data_dir), file_format="array_record")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(builder=self, features=features(), disable_shuffling=True)
-
-    def _shard_iterators_per_split(self, dl_manager):
-        return {shards.SPLIT: [functools.partial(_examples, part) for part in self._parts]}
-
-    def _example_writer(self) -> ExampleWriter:
-        return _Writer()
-
-
 class Beam:
-    """Runs the two steps of `prepare` on a Beam runner.
+    """Runs the work of `prepare` on a Beam runner.
 
     Args:
         options: Command line of the pipeline, as `--runner=DataflowRunner --project=…`.
@@ -145,50 +78,35 @@ class Beam:
         self._runner = self._options.view_as(StandardOptions).runner or "DirectRunner"
 
     def map(self, function: Callable, jobs: Sequence[tuple], folder: Path) -> list[Any]:
-        """Return the results of `function(*job)`, which JSON can hold, in any order.
+        """Call `function(place, *job)` for every job, then move what was written to `place`.
 
         Args:
-            function: Defined in a module, so that workers can import it.
+            function: Defined in a module, so that workers can import it. It returns what JSON can
+                hold.
             jobs: Arguments of every call.
-            folder: For what the workers write if the options do not name a bucket.
+            folder: Where the files end; workers write there if the options do not name a bucket.
+
+        Returns:
+            The results, in any order.
         """
         if not jobs:
             return []
         beam, scratch = self._beam, self._scratch(folder)
         with _reported(), beam.Pipeline(runner=self._runner, options=self._options) as pipeline:
             results = pipeline | beam.Create(jobs) | beam.Reshuffle()
-            results |= beam.Map(functools.partial(_call, function))
+            results |= beam.Map(functools.partial(_call, function, scratch))
             results |= beam.combiners.ToList()
-            _ = results | "write" >> beam.Map(functools.partial(_save, scratch / "results.json"))
-        found = json.loads((scratch / "results.json").read_text())
+            _ = results | "write" >> beam.Map(functools.partial(_save, scratch / RESULTS))
+        found = json.loads((scratch / RESULTS).read_text())
+        for made in scratch.iterdir():
+            if made.name == RESULTS:
+                continue
+            if isinstance(made, Path):
+                made.replace(folder / made.name)
+            else:
+                made.copy(folder / made.name, overwrite=True)
         _remove(scratch)
         return found
-
-    def write(self, parts: Sequence[Records], folder: Path) -> list[dict[str, Any]]:
-        """Write shards into `folder`; return index and entry of the manifest of each, in order.
-
-        Args:
-            parts: As for `PairBuilder`.
-            folder: As for `map`.
-        """
-        scratch = self._scratch(folder)
-        builder = PairBuilder(parts, scratch)
-        config = tfds.download.DownloadConfig(
-            beam_runner=self._runner, beam_options=self._options, try_download_gcs=False
-        )
-        # TFDS prints where it writes.
-        with _reported(), contextlib.redirect_stdout(sys.stderr):
-            builder.download_and_prepare(download_config=config)
-        notes = []
-        for name in shards.shard_names(len(parts)):
-            made = scratch / shards.NAME / shards.VERSION / name
-            notes.append(json.loads(note_of(made).read_text()))
-            if isinstance(made, Path):
-                made.replace(folder / name)
-            else:
-                made.copy(folder / name, overwrite=True)
-        _remove(scratch)
-        return notes
 
     def _scratch(self, folder: Path) -> Place:
         """Make and return an empty folder that all workers see."""

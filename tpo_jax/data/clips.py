@@ -9,7 +9,6 @@ import numpy as np
 from tpo_jax.data.shards import Shards
 from tpo_jax.errors import InputError
 from tpo_jax.video import sampling
-from tpo_jax.video.decode import VideoError
 
 
 class Clip(NamedTuple):
@@ -44,22 +43,26 @@ def read_clip(shards: Shards, position: int, rule: str, num_frames: int) -> Clip
     Args:
         shards: The shards of the pair.
         position: Of the pair in the shards.
-        rule: How frames are sampled from a stored clip; stored frames are taken as they are.
-        num_frames: How many are sampled from a stored clip.
+        rule: How frames are sampled from a stored video; stored frames are taken as they are.
+        num_frames: How many are sampled from a stored video.
 
     Raises:
-        InputError: The record is damaged or its video cannot be decoded; names file or pair.
+        InputError: A record is damaged or the video cannot be decoded; names file or pair.
     """
-    record = shards[position]
+    pair = shards.index[position]
     try:
-        if record.frame_encoding != "clip":
-            clip = np.stack([_decode_image(frame) for frame in record.frames])
-            return Clip(clip, record.timestamps, record.duration)
-        clip, times, duration = sampling.read_frames(record.frames[0], rule, num_frames)
-    except (VideoError, ValueError) as error:
-        reason = error.reason if isinstance(error, VideoError) else error
-        name = f"{shards.directory}: pair {record.id!r} ({record.video_id})"
-        raise InputError(f"{name}: {reason}; run prepare again") from error
+        if shards.manifest["frames"] != "clip":
+            images = shards.videos.images(pair.video_digest)
+            clip = np.stack([_decode_image(image) for image in images])
+            return Clip(clip, pair.timestamps, pair.duration)
+        video = shards.videos.video(pair.video_digest)
+        clip, times, duration = sampling.read_frames(video, rule, num_frames)
+    except ValueError as error:
+        reason = str(error)
+        if not isinstance(error, InputError):
+            reason = f"{getattr(error, 'reason', error)}; run prepare again"
+        name = f"{shards.directory}: pair {pair.id!r} ({pair.video_id})"
+        raise InputError(f"{name}: {reason}") from error
     return Clip(clip, times.tolist(), duration)
 
 

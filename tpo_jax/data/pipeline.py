@@ -220,7 +220,8 @@ class Pipeline:
         cached = self._cached  # read once: threads of two epochs may be here
         if cached[0] != epoch:
             cached = self._cached = (epoch, self.order(epoch))
-        rows = [self._row(positions, k) for positions in cached[1][step, self._local]]
+        clips: dict[str, Clip] = {}  # pairs of one video share it
+        rows = [self._row(positions, k, clips) for positions in cached[1][step, self._local]]
         texts, frames, index = zip(*rows, strict=True)
         batch = collate(self.model, texts, frames, self.shape)
         return dataclasses.replace(batch, pair_index=np.stack(index))
@@ -242,13 +243,18 @@ class Pipeline:
             phrases=config.phrases,
         )
 
-    def _row(self, positions: np.ndarray, k: int) -> tuple[Row | None, np.ndarray, np.ndarray]:
-        """Return texts, frames and `pair_index` of one row of batch `k`; None: no pair in it."""
+    def _row(
+        self, positions: np.ndarray, k: int, clips: dict[str, Clip]
+    ) -> tuple[Row | None, np.ndarray, np.ndarray]:
+        """Return texts, frames and `pair_index` of one row of batch `k`; None: no pair in it.
+
+        `clips` holds those of the batch that are decoded already, and gets the row's.
+        """
         skipping = self.config.on_error == "skip_and_count"
         used, skipped = positions[positions >= 0].tolist(), 0
         for position in used:  # the pairs of a row have the same video
             try:
-                clip = self._clip(position)
+                clip = self._clip(position, clips)
                 break
             except InputError as error:
                 if not skipping:
@@ -267,14 +273,17 @@ class Pipeline:
                 values[:skipped] = 0
         return texts, clip.frames, index
 
-    def _clip(self, position: int) -> Clip:
+    def _clip(self, position: int, clips: dict[str, Clip]) -> Clip:
         """Of the pair at a position, as the model takes it."""
 
         def read() -> Clip:
             clip = read_clip(self.shards, position, self.config.sampling, self.config.num_frames)
             return clip._replace(frames=self.processor.resize(clip.frames))
 
-        return self._clips.get(self.shards.index[position].video_id, read)
+        digest = self.shards.index[position].video_digest
+        if digest not in clips:
+            clips[digest] = self._clips.get(digest, read)
+        return clips[digest]
 
     def _texts(self, pairs: Sequence[PairRecord], clip: Clip, size: Size) -> Row:
         try:
@@ -341,7 +350,7 @@ class Pipeline:
 
 
 def _check_stored_frames(shards: Shards, config: DataConfig) -> None:
-    """Stored images are what they are; a stored clip is good for any number of frames."""
+    """Stored images are what they are; stored packets are good for any number of frames."""
     manifest = shards.manifest
     stored = manifest["sampling"]
     wanted = {"rule": config.sampling, "num_frames": config.num_frames}

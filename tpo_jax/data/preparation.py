@@ -1,7 +1,7 @@
-"""Pairs and videos to a shard directory: check every video, then write every shard, then rename.
+"""Pairs and videos to a shard directory: first the videos, then the pairs that can be used.
 
-Work happens in `<output>.partial`: a journal of checked videos and finished shards, each beside a
-note of what it was made of. A second run resumes there and repeats what a changed input affects.
+Work happens in `<output>.partial`: every finished shard of videos beside a note of what it was made
+of. A second run resumes there and repeats what a changed input affects.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import importlib.metadata
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +19,27 @@ import numpy as np
 from tqdm import tqdm
 
 import tpo_jax
-from tpo_jax.data import checks, shards
+from tpo_jax.data import checks, shards, store, storing
 from tpo_jax.data.checks import Settings
 from tpo_jax.data.pairs import Pair, Rejection, read_pairs
 from tpo_jax.data.records import PairRecord
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import read_json, write_json, write_lines
-from tpo_jax.io.paths import Place, fetched, is_folder, place
-from tpo_jax.video import sampling
+from tpo_jax.io.paths import Place, is_folder, place
 
-PAIRS_PER_SHARD = 64
-REJECTED, JOURNAL = "rejected.jsonl", "checked.jsonl"
+PAIRS_PER_SHARD = 10_000
+REJECTED = "rejected.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """How the pairs are split up, and who does the work; no record depends on it."""
+    """How pairs and videos are split up, and who does the work; no record depends on it."""
 
-    num_shards: int = 0  # 0: one for every 64 pairs
+    num_shards: int = 0  # of pairs; 0: one for every 10,000
     workers: int = 1  # processes; 1: only this one
     strict: bool = False  # stop at the first bad pair instead of listing it in `rejected.jsonl`
     beam: str | None = None  # options of an Apache Beam pipeline that does it; may be empty
+    shard_mb: int = 256  # a shard of videos is full at so many megabytes of files
 
 
 def prepare(
@@ -58,7 +58,7 @@ def prepare(
         pairs_file: A list for `read_pairs`.
         videos: The folder that `video` fields are relative to; may be in a bucket, `gs://…`.
         output: Must not exist, be empty, or be the result of the same inputs.
-        settings: What of a video goes into a record.
+        settings: What of a video is stored.
         work: How it is done.
         columns: Of the list, as `read_pairs` takes them.
         excluded: File of ids, one a line, of pairs that are left out.
@@ -74,60 +74,153 @@ def prepare(
     if excluded is not None:
         pairs = _without(pairs, excluded)
     names = dict.fromkeys(v for p in pairs for v in p.videos)
-    identities = {video: checks.identity(root / video) for video in names}
-    settled = [dataclasses.asdict(settings), work.num_shards, pairs, rejections, identities]
-    inputs = checks.hash_of(settled)
+    videos_of = {video: checks.identity(root / video) for video in names}
+    settled = [dataclasses.asdict(settings), work.num_shards, work.shard_mb, pairs, rejections]
+    inputs = checks.hash_of([*settled, videos_of])
     if (done := _finished(output, inputs)) is not None:
         return done
     if work.strict and rejections:
         raise InputError(f"{rejections[0].where}: {rejections[0].reason}")
     partial = Path(os.path.abspath(output) + ".partial")
     try:
-        partial.mkdir(parents=True, exist_ok=True)
+        (partial / store.FOLDER).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{partial}: cannot be made: {error.strerror}") from error
 
-    if beam is None:
-        map_jobs: Callable = functools.partial(checks.run_jobs, workers=work.workers)
-    else:
-        map_jobs = functools.partial(beam.map, folder=partial)
-    found: dict[str, dict] = {}
-    for name, check in checks.check_videos(root, partial / JOURNAL, identities, settings, map_jobs):
-        found[name] = check
-        if work.strict and "error" in check:
+    blocks = _blocks(videos_of, work.shard_mb * 10**6)
+    jobs = [(root, block, settings) for block in blocks]
+    notes = {}
+    for note in _stored(partial / store.FOLDER, jobs, work, beam):
+        notes[note["key"]] = note
+        if work.strict and any("error" in facts for facts in note["videos"].values()):
             break
-    good: list[Pair] = []
-    for pair in pairs:
-        if found.keys() >= set(pair.videos) and (reason := checks.complaint(pair, found)):
-            rejections.append(Rejection(pair.where, reason, dataclasses.asdict(pair)))
-        else:
-            good.append(pair)
+    found = {name: facts for note in notes.values() for name, facts in note["videos"].items()}
+    good = _usable(pairs, found, rejections)
     if rejections and (work.strict or not good):
         shutil.rmtree(partial)
         some = (
             "" if work.strict else f"none of the {len(rejections)} pairs can be used, the first: "
         )
         raise InputError(f"{some}{rejections[0].where}: {rejections[0].reason}")
-
-    count = min(work.num_shards or -(-len(good) // PAIRS_PER_SHARD), len(good))
-    items = [(p, found[p.video], tuple(identities[v] for v in p.videos)) for p in good]
-    blocks = [[items[i] for i in block] for block in np.array_split(np.arange(len(good)), count)]
-    if beam is not None:
-        notes = beam.write(
-            [functools.partial(_records, root, settings, b) for b in blocks], partial
-        )
-    else:
-        notes = _write_shards(partial, root, settings, blocks, work.workers)
-    kept = {note["shard"]["name"] for note in notes}
-    for path in partial.iterdir():
-        if path.name not in kept:
-            path.unlink()
+    manifest = _manifest(good, settings) | {"rejected": len(rejections), "inputs": inputs}
+    ordered = [notes[storing.key_of(block, settings)] for block in blocks]
+    manifest["store"] = _name_videos(partial / store.FOLDER, ordered)
+    records = [_record(pair, found) for pair in good]
+    manifest["shards"] = _write_pairs(partial, records, work.num_shards)
     if rejections:
         write_lines(partial / REJECTED, map(dataclasses.asdict, rejections))
-    manifest = _manifest(good, settings, notes) | {"rejected": len(rejections), "inputs": inputs}
-    shards.write_metadata(partial, (entry for note in notes for entry in note["index"]), manifest)
+    shards.write_metadata(partial, map(PairRecord.to_json, records), manifest)
     os.replace(partial, output)
     return manifest
+
+
+def _usable(
+    pairs: Sequence[Pair], found: Mapping[str, dict], rejections: list[Rejection]
+) -> list[Pair]:
+    """Return the pairs without a complaint, or whose videos are not checked; add the others to the
+    rejections.
+    """
+    good: list[Pair] = []
+    for pair in pairs:
+        if found.keys() >= set(pair.videos) and (reason := checks.complaint(pair, found)):
+            rejections.append(Rejection(pair.where, reason, dataclasses.asdict(pair)))
+        else:
+            good.append(pair)
+    return good
+
+
+def _write_pairs(folder: Path, records: Sequence[PairRecord], count: int) -> list[dict[str, Any]]:
+    """Write the shards of pairs, so many of them, 0: as they need; return their entries."""
+    count = min(count or -(-len(records) // PAIRS_PER_SHARD), len(records))
+    parts = np.array_split(np.arange(len(records)), count)
+    return [
+        shards.write_shard(folder / name, (records[i] for i in part))
+        for name, part in zip(shards.shard_names(count), parts, strict=True)
+    ]
+
+
+def _blocks(videos: Mapping[str, tuple[str, int]], size: int) -> Sequence[storing.Block]:
+    """Divide videos, in order, into blocks that are full at `size` bytes; with their identities."""
+    blocks: list[list[tuple[str, str]]] = []
+    filled = size
+    for name, (identity, num_bytes) in videos.items():
+        if filled >= size:
+            blocks.append([])
+            filled = 0
+        blocks[-1].append((name, identity))
+        filled += num_bytes
+    return blocks
+
+
+def _stored(folder: Path, jobs: list[tuple], work: Work, beam: Any) -> Iterator[dict[str, Any]]:
+    """Yield the notes of all blocks, those first that an earlier run wrote."""
+    total = sum(len(block) for _, block, _ in jobs)
+    with tqdm(total=total, desc="videos", unit="video", disable=None) as bar:
+        left = []
+        for job in jobs:
+            if (note := _noted(folder / storing.key_of(*job[1:]))) is None:
+                left.append(job)
+            else:
+                bar.update(len(note["videos"]))
+                yield note
+        if beam is not None:
+            notes = beam.map(storing.write_videos, left, folder)
+        else:
+            write = functools.partial(storing.write_videos, folder)
+            notes = checks.run_jobs(write, left, work.workers)
+        for note in notes:
+            write_json(_note(folder / note["key"]), note)
+            bar.update(len(note["videos"]))
+            yield note
+
+
+def _note(shard: Path) -> Path:
+    return shard.with_name(shard.name + ".json")
+
+
+def _noted(shard: Path) -> dict[str, Any] | None:
+    """Return the note of a shard that an earlier run finished with all of its videos usable."""
+    if not _note(shard).exists():
+        return None
+    note = read_json(_note(shard))
+    bad = any("error" in facts for facts in note["videos"].values())
+    whole = shard.exists() and shard.stat().st_size == (note["shard"] or {}).get("bytes")
+    return note if whole and not bad else None
+
+
+def _name_videos(folder: Path, notes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Give the shards of videos their names, remove what is no part of them, write their index."""
+    made = [note for note in notes if note["shard"]]
+    entries, listed = [], []
+    for number, (note, name) in enumerate(zip(made, store.store_names(len(made)), strict=True)):
+        (folder / note["key"]).replace(folder / name)
+        entries.append(note["shard"] | {"name": name})
+        listed += [
+            store.Entry(video, facts["digest"], number, facts["first"], facts["records"])
+            for video, facts in note["videos"].items()
+            if "error" not in facts
+        ]
+    named = {entry["name"] for entry in entries}
+    for path in folder.iterdir():
+        if path.name not in named:
+            path.unlink()
+    return store.write_store(folder, entries, listed)
+
+
+def _record(pair: Pair, found: Mapping[str, dict[str, Any]]) -> PairRecord:
+    check = found[pair.video]
+    rejected = found[pair.rejected_video]["digest"] if pair.rejected_video else ""
+    return PairRecord(
+        **pair.texts(),
+        video_digest=check["digest"],
+        timestamps=tuple(check["timestamps"]),
+        duration=check["duration"],
+        fps=check["fps"],
+        segment=pair.segment,
+        provenance=pair.provenance,
+        rejected_video_id=pair.rejected_video,
+        rejected_video_digest=rejected,
+    )
 
 
 def _beam(options: str) -> Any:
@@ -162,7 +255,7 @@ def _finished(output: Path, inputs: str) -> dict[str, Any] | None:
     return manifest
 
 
-def _manifest(pairs: Sequence[Pair], settings: Settings, notes: Sequence[dict]) -> dict[str, Any]:
+def _manifest(pairs: Sequence[Pair], settings: Settings) -> dict[str, Any]:
     libraries = ("av", "array_record", "tensorflow_datasets")
     return {
         "pairs": len(pairs),
@@ -171,7 +264,9 @@ def _manifest(pairs: Sequence[Pair], settings: Settings, notes: Sequence[dict]) 
         "kinds": dict(sorted(Counter(pair.kind for pair in pairs).items())),
         "sampling": {"rule": settings.sampling, "num_frames": settings.num_frames},
         "frames": settings.frames,
-        "shards": [note["shard"] for note in notes],
+        "proxy": settings.proxy,
+        "shards": [],
+        "store": {},
         "inputs": "",
         "versions": {
             "tpo_jax": tpo_jax.__version__,
@@ -179,73 +274,3 @@ def _manifest(pairs: Sequence[Pair], settings: Settings, notes: Sequence[dict]) 
             **{name: importlib.metadata.version(name) for name in libraries},
         },
     }
-
-
-Item = tuple[Pair, dict, tuple[str, ...]]  # with the check of its video, identities of its videos
-
-
-def _write_shards(
-    folder: Path, root: Place, settings: Settings, blocks: list[list[Item]], workers: int
-) -> list[dict]:
-    """Write one shard for every block; return their notes in order."""
-    names = shards.shard_names(len(blocks))
-    jobs = [(folder / n, root, settings, block) for n, block in zip(names, blocks, strict=True)]
-    total = sum(map(len, blocks))
-    with tqdm(total=total, desc="pairs", unit="pair", disable=None) as bar:
-        for note in checks.run_jobs(_write_shard, jobs, workers):
-            bar.update(note["shard"]["pairs"])
-    return [read_json(_note(folder / name)) for name in names]
-
-
-def _note(shard: Path) -> Path:
-    return shard.with_name(shard.name + ".json")
-
-
-def _write_shard(path: Path, root: Place, settings: Settings, items: Sequence[Item]) -> dict:
-    """Write one shard and the note of what it was made of, unless they are there already."""
-    made_of = checks.hash_of([dataclasses.asdict(settings), items])
-    if path.exists() and _note(path).exists():
-        note = read_json(_note(path))
-        if note["made_of"] == made_of and note["shard"]["bytes"] == path.stat().st_size:
-            return note
-    index = []
-
-    def noted() -> Iterator[PairRecord]:
-        for record in _records(root, settings, items):
-            index.append(record.to_json())
-            yield record
-
-    note = {"made_of": made_of, "shard": shards.write_shard(path, noted()), "index": index}
-    write_json(_note(path), note)
-    return note
-
-
-def _records(root: Place, settings: Settings, items: Sequence[Item]) -> Iterator[PairRecord]:
-    read: tuple[tuple[str, ...], tuple[bytes, ...]] = ((), ())
-    for pair, check, identities in items:
-        sources = [root / video for video in pair.videos]
-        for source, identity in zip(sources, identities, strict=True):
-            if checks.identity(source) != identity:
-                raise InputError(f"{source}: changed while it was read; run again")
-        if read[0] != pair.videos:
-            read = pair.videos, tuple(f for source in sources for f in _payload(source, settings))
-        yield PairRecord(
-            **pair.texts(),
-            frame_encoding=settings.frames,
-            frames=read[1],
-            timestamps=tuple(check["timestamps"]),
-            duration=check["duration"],
-            fps=check["fps"],
-            segment=pair.segment,
-            provenance=pair.provenance,
-            rejected_video_id=pair.rejected_video,
-        )
-
-
-def _payload(path: Place, settings: Settings) -> tuple[bytes, ...]:
-    if settings.frames == "clip":
-        return (path.read_bytes(),)
-    with fetched(path) as here:
-        frames = sampling.read_frames(here, settings.sampling, settings.num_frames)[0]
-    images = (cv2.imencode(f".{settings.frames}", frame[..., ::-1]) for frame in frames)
-    return tuple(image.tobytes() for _, image in images)

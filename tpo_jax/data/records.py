@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 KINDS = ("localized", "comprehensive", "other", "video")
-FRAME_ENCODINGS = ("clip", "png", "jpeg")
 Span = tuple[float, float]  # start and end in seconds
 
 
@@ -52,23 +51,23 @@ class PairTexts:
 class PairRecord(PairTexts):
     """One preference pair. Times are in seconds from the start of the video.
 
-    `frames` holds the encoded clip (one item, the bytes of the video file) or the sampled frames,
-    one PNG or JPEG each. `timestamps` are those of the frames sampled when the record was made;
-    `duration` is the number of frames over `fps`, the average frame rate.
+    `video_digest` names the video in the store beside the pairs (`data/store.py`). `timestamps` are
+    those of the frames sampled when the record was made; `duration` is the number of frames over
+    `fps`, the average frame rate.
 
     A pair of kind `video` is one answer and two videos, with `rejected` the same text as `chosen`:
-    the answer is better on `video_id` than on `rejected_video_id`, whose clip or frames follow
-    those of the first in `frames`. Its two sides share no prefix, so the train step refuses it.
+    the answer is better on `video_id` than on `rejected_video_id`. Its two sides share no prefix,
+    so the train step refuses it.
     """
 
-    frame_encoding: str
-    frames: tuple[bytes, ...]
+    video_digest: str
     timestamps: tuple[float, ...]
     duration: float
     fps: float
     segment: Span | None = None
     provenance: Provenance = Provenance()
     rejected_video_id: str = ""
+    rejected_video_digest: str = ""
 
     def to_bytes(self) -> bytes:
         """Return a `tf.train.Example` of `features()`; equal records are equal bytes."""
@@ -93,12 +92,12 @@ class PairRecord(PairTexts):
         return cls(**{name: form.from_example(example[name]) for name, form in _forms().items()})
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything but the frames, as JSON can hold it: a line of `index.jsonl`."""
-        return {**vars(self), "frames": (), "provenance": vars(self.provenance)}
+        """Return the record as JSON can hold it: a line of `index.jsonl`."""
+        return {**vars(self), "provenance": vars(self.provenance)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "PairRecord":
-        """Return the record of a line of `index.jsonl`, without frames.
+        """Return the record of a line of `index.jsonl`.
 
         Raises:
             TypeError, KeyError: A field is missing, unknown, or of another type.
@@ -106,7 +105,7 @@ class PairRecord(PairTexts):
         read = {
             name: form.from_json(values[name]) for name, form in _forms().items() if name in values
         }
-        return cls(**{**values, **read, "frames": ()})
+        return cls(**{**values, **read})
 
 
 class _Form(NamedTuple):
@@ -157,12 +156,6 @@ _FORMS: dict[Any, _Form] = {
     tuple[float, ...]: _Form(_numbers(None), _array, lambda x: tuple(x.tolist()), _times),
     Span | None: _Form(
         _numbers(None), _array, lambda x: tuple(x.tolist()) or None, lambda v: v and _times(v)
-    ),
-    tuple[bytes, ...]: _Form(
-        lambda tfds: tfds.features.Sequence(tfds.features.Tensor(shape=(), dtype=np.object_)),
-        list,
-        tuple,
-        tuple,
     ),
     Provenance: _Form(
         lambda tfds: {field.name: _text(tfds) for field in dataclasses.fields(Provenance)},

@@ -1,8 +1,9 @@
-"""A directory of pairs: ArrayRecord shards in TFDS naming, `index.jsonl` and `manifest.json`.
+"""A directory of pairs and their videos: ArrayRecord shards in TFDS naming, `index.jsonl`,
+`manifest.json`, and the videos in `videos/` (`data/store.py`).
 
 `tfds.builder_from_directory(dir).as_data_source()` and `grain.sources.ArrayRecordDataSource` open
-it too. `index.jsonl` repeats every record without its frames, so that ordering, mixing and
-measuring prompts never read a clip.
+both. `index.jsonl` repeats every pair, so that ordering, mixing and measuring prompts read one
+file.
 """
 
 import dataclasses
@@ -15,47 +16,41 @@ from typing import Any
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter
 
+from tpo_jax.data import array_records, store
+from tpo_jax.data.array_records import check_shard, check_sum, write_info
 from tpo_jax.data.records import PairRecord, features
+from tpo_jax.data.store import VideoStore, open_store
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import replacing_file, write_json, write_lines
-from tpo_jax.io.paths import Place
 
-FORMAT = 1
-NAME, SPLIT, VERSION = "tpo_pairs", "train", "1.1.0"
+FORMAT = 2
+NAME = "tpo_pairs"
 MANIFEST, INDEX = "manifest.json", "index.jsonl"
+FRAME_ENCODINGS = ("clip", "png", "jpeg")  # how videos are stored: packets, or sampled frames
 # Fields that readers count on, and their JSON types.
-_FIELDS: dict[str, Any] = {"format": int, "frames": str, "sampling": dict, "shards": list}
+_FIELDS: dict[str, Any] = {
+    "frames": str,
+    "sampling": dict,
+    "shards": list,
+    "index": dict,
+    "store": dict,
+}
 _SAMPLING_FIELDS: dict[str, Any] = {"rule": str, "num_frames": int}
-_SHARD_FIELDS: dict[str, Any] = {"name": str, "pairs": int, "bytes": int, "sha256": str}
+_SHARD_FIELDS: dict[str, Any] = {"name": str, "records": int, "bytes": int, "sha256": str}
+_STORE_FIELDS: dict[str, Any] = {"shards": list, "index": dict}
+_INDEX_FIELDS: dict[str, Any] = {"name": str, "sha256": str}
+
+
+def write_shard(path: Path, records: Iterable[PairRecord]) -> dict[str, Any]:
+    """Write a shard of pairs, whole or not at all; return its entry of the manifest."""
+    with replacing_file(path) as temporary:
+        return array_records.write_records(temporary, records, path.name)
 
 
 def shard_names(count: int) -> list[str]:
-    """Return the file names of `count` shards, as TFDS expects them."""
-    return [f"{NAME}-{SPLIT}.array_record-{i:05d}-of-{count:05d}" for i in range(count)]
-
-
-def write_shard(path: Place, records: Iterable[PairRecord]) -> dict[str, Any]:
-    """Write a shard, whole or not at all; return its entry of the manifest."""
-    count = 0
-    try:
-        with replacing_file(path) as temporary:
-            writer = ArrayRecordWriter(str(temporary), "group_size:1")
-            for record in records:
-                writer.write(record.to_bytes())
-                count += 1
-            writer.close()
-            size, digest = temporary.stat().st_size, _sha256(temporary)
-    except RuntimeError as error:  # a full disk, for one
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be written: {reason}; run again to resume") from error
-    return {"name": path.name, "pairs": count, "bytes": size, "sha256": digest}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the file names of `count` shards of pairs."""
+    return array_records.shard_names(NAME, count)
 
 
 def write_metadata(directory: Path, index: Iterable[dict], manifest: dict[str, Any]) -> None:
@@ -67,16 +62,8 @@ def write_metadata(directory: Path, index: Iterable[dict], manifest: dict[str, A
         manifest: What `open_shards` reads, and more for people.
     """
     write_lines(directory / INDEX, index)
-    features().save_config(str(directory))
-    split = {
-        "name": SPLIT,
-        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-        "shardLengths": [str(shard["pairs"]) for shard in manifest["shards"]],
-        "numBytes": str(sum(shard["bytes"] for shard in manifest["shards"])),
-    }
-    info = {"name": NAME, "version": VERSION, "fileFormat": "array_record", "splits": [split]}
-    write_json(directory / "dataset_info.json", info)
-    index_entry = {"name": INDEX, "sha256": _sha256(directory / INDEX)}
+    write_info(directory, NAME, features(), manifest["shards"])
+    index_entry = {"name": INDEX, "sha256": array_records.sha256(directory / INDEX)}
     write_json(directory / MANIFEST, {"format": FORMAT, **manifest, "index": index_entry})
 
 
@@ -86,7 +73,8 @@ class Shards:
 
     directory: Path
     manifest: dict[str, Any]
-    index: tuple[PairRecord, ...]  # without frames
+    index: tuple[PairRecord, ...]
+    videos: VideoStore
 
     def __len__(self) -> int:
         return len(self.index)
@@ -99,7 +87,7 @@ class Shards:
         """
         if not 0 <= position < len(self):
             raise IndexError(f"position {position} of {len(self)} pairs")
-        ends = np.cumsum([shard["pairs"] for shard in self.manifest["shards"]])
+        ends = np.cumsum([shard["records"] for shard in self.manifest["shards"]])
         path = self._paths[int(np.searchsorted(ends, position, side="right"))]
         try:
             record = PairRecord.from_bytes(self._source[position])
@@ -112,7 +100,9 @@ class Shards:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the content of all shards, the same wherever the directory lies."""
+        """Hash of the content of all pairs, which name their videos by the hash of their content;
+        the same wherever the directory lies.
+        """
         digests = "".join(shard["sha256"] for shard in self.manifest["shards"])
         return hashlib.sha256(digests.encode()).hexdigest()
 
@@ -125,7 +115,7 @@ class Shards:
         return ArrayRecordDataSource(self._paths)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("directory", "manifest", "index")}
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 def open_shards(directory: str | Path, *, verify: bool = False) -> Shards:
@@ -139,58 +129,53 @@ def open_shards(directory: str | Path, *, verify: bool = False) -> Shards:
         InputError: Manifest, index or a shard is missing, damaged or does not match the others.
     """
     directory = Path(directory)
-    path = directory / MANIFEST
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; make the shards with python -m tpo_jax.prepare")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        _check_fields(manifest, _FIELDS)
-        _check_fields(manifest["sampling"], _SAMPLING_FIELDS)
-        for shard in manifest["shards"]:
-            _check_fields(shard, _SHARD_FIELDS)
-        shards = [(s["name"], s["pairs"], s["bytes"]) for s in manifest["shards"]]
-        version = manifest["format"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: not a manifest of shards: {error!r}") from error
-    if version != FORMAT:
-        raise InputError(f"{path}: format {version} is not {FORMAT}; run prepare again")
-    for name, count, size in shards:
-        _check_shard(directory / name, count, size)
+    manifest = _read_manifest(directory / MANIFEST)
+    for entry in manifest["shards"]:
+        check_shard(directory / entry["name"], entry)
     if verify:
-        for entry in (*manifest["shards"], manifest.get("index", {"name": INDEX})):
-            _verify(directory / entry["name"], entry.get("sha256"))
+        _verify_all(directory, manifest)
     path = directory / INDEX
     try:
         with path.open(encoding="utf-8") as file:
             index = tuple(PairRecord.from_json(json.loads(line)) for line in file)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read: {error!r}; run prepare again") from error
-    if len(index) != (total := sum(count for _, count, _ in shards)):
+    if len(index) != (total := sum(shard["records"] for shard in manifest["shards"])):
         raise InputError(f"{path}: has {len(index)} pairs, the shards {total}; run prepare again")
-    return Shards(directory, manifest, index)
+    videos = open_store(directory / store.FOLDER, manifest["store"]["shards"])
+    return Shards(directory, manifest, index, videos)
 
 
-def _verify(path: Path, expected: str | None) -> None:
-    if expected is None:
-        raise InputError(
-            f"{path}: cannot be verified, an older prepare noted no checksum of it in {MANIFEST}; "
-            "run prepare again or do not ask for it"
-        )
-    if _sha256(path) != expected:
-        raise InputError(f"{path}: changed since it was written; run prepare again")
-
-
-def _check_shard(path: Path, count: int, size: int) -> None:
+def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise InputError(f"{path}: no such file, but the manifest names it; run prepare again")
-    if (actual := path.stat().st_size) != size:
-        raise InputError(f"{path}: is cut off or changed, {actual} bytes instead of {size}")
+        raise InputError(f"{path}: no such file; make the shards with python -m tpo_jax.prepare")
     try:
-        found = len(ArrayRecordDataSource([str(path)]))
-    except RuntimeError as error:
-        raise InputError(f"{path}: not an ArrayRecord file; run prepare again") from error
-    if found != count:
-        raise InputError(f"{path}: holds {found} records, {count} expected; run prepare again")
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        _check_fields(manifest, {"format": int})
+        if (version := manifest["format"]) == FORMAT:
+            _check_fields(manifest, _FIELDS)
+            _check_fields(manifest["sampling"], _SAMPLING_FIELDS)
+            videos = manifest["store"]
+            _check_fields(videos, _STORE_FIELDS)
+            for shard in (*manifest["shards"], *videos["shards"]):
+                _check_fields(shard, _SHARD_FIELDS)
+            for index in (manifest["index"], videos["index"]):
+                _check_fields(index, _INDEX_FIELDS)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: not a manifest of shards: {error!r}") from error
+    if version != FORMAT:
+        raise InputError(
+            f"{path}: shards of format {version}; this version reads format {FORMAT}, which holds "
+            "each video once: run prepare again with another --output"
+        )
+    return manifest
+
+
+def _verify_all(directory: Path, manifest: dict[str, Any]) -> None:
+    videos = manifest["store"]
+    for folder, described in ((directory, manifest), (directory / store.FOLDER, videos)):
+        for entry in (*described["shards"], described["index"]):
+            check_sum(folder / entry["name"], entry["sha256"])
 
 
 def _check_fields(value: Any, kinds: Mapping[str, Any]) -> None:

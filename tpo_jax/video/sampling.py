@@ -22,6 +22,7 @@ from tpo_jax.video.decode import Source, Video, VideoError, name_of, opened
 from tpo_jax.video.packets import StoredVideo
 
 Span = tuple[float, float]  # start and end in seconds, the end not included
+Choice = Callable[[np.ndarray, float], np.ndarray]  # of time stamps and frames per second
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 # Directories of frames in the originals' training data hold two frames of every second.
@@ -123,17 +124,27 @@ def sample_frames(
         ValueError: An argument is wrong.
     """
 
+    return select_frames(source, _choice(rule, num_frames, segment, exclude, name_of(source)))
+
+
+def sample_video(video: Video, rule: str, num_frames: int) -> Sample:
+    """Sample and decode an open video; see `sample_frames`."""
+    return _selected(video, _choice(rule, num_frames, None, None, video.reader.name))
+
+
+def _choice(
+    rule: str, num_frames: int, segment: Span | None, exclude: Span | None, name: str
+) -> Choice:
     def choose(timestamps: np.ndarray, fps: float) -> np.ndarray:
         candidates = within(timestamps, segment, exclude)
         if not len(candidates):
-            reason = f"no frame left by segment={segment}, exclude={exclude}"
-            raise VideoError(name_of(source), reason)
+            raise VideoError(name, f"no frame left by segment={segment}, exclude={exclude}")
         return candidates[sample(rule, len(candidates), fps, num_frames)]
 
-    return select_frames(source, choose)
+    return choose
 
 
-def select_frames(source: Source, choose: Callable[[np.ndarray, float], np.ndarray]) -> Sample:
+def select_frames(source: Source, choose: Choice) -> Sample:
     """Decode the frames at the indices `choose(timestamps of all frames, frames per second)`."""
     if not isinstance(source, bytes | StoredVideo) and Path(source).is_dir():
         files = sorted(p for p in Path(source).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -145,12 +156,13 @@ def select_frames(source: Source, choose: Callable[[np.ndarray, float], np.ndarr
         frames, duration = _read_images(files, indices), len(files) / DIRECTORY_FPS
         return Sample(frames, timestamps[indices], duration, DIRECTORY_FPS)
 
-    def chosen(video: Video) -> np.ndarray:
-        return choose(video.timestamps, video.info.fps)
-
     with opened(source) as video:
-        indices, frames = video.select(chosen)
-        return Sample(frames, video.timestamps[indices], video.info.duration, video.info.fps)
+        return _selected(video, choose)
+
+
+def _selected(video: Video, choose: Choice) -> Sample:
+    indices, frames = video.select(lambda video: choose(video.timestamps, video.info.fps))
+    return Sample(frames, video.timestamps[indices], video.info.duration, video.info.fps)
 
 
 def _read_images(files: list[Path], indices: np.ndarray) -> np.ndarray:
