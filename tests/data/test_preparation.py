@@ -184,7 +184,7 @@ def test_frames_are_read_back_and_compared(world, tmp_path, monkeypatch):
     monkeypatch.setattr(storing, "dissect", other)
     manifest = prepare(*world, tmp_path / "out", SETTINGS)
     assert (manifest["pairs"], manifest["rejected"]) == (4, 2)
-    assert "not those of the file" in (tmp_path / "out/rejected.jsonl").read_text()
+    assert "do not give the frames of the file" in (tmp_path / "out/rejected.jsonl").read_text()
     assert list(shards.open_shards(tmp_path / "out").videos.names()) == ["0.mp4", "2.mp4"]
 
 

@@ -149,11 +149,17 @@ def test_packets_are_those_of_the_file(clip):  # noqa: F811
 
 @pytest.mark.parametrize("name", ["broadcast.ts", "stream.h264", "mpeg2.mpg"])
 def test_a_video_cut_off_inside_a_group(clip, tmp_path, name):  # noqa: F811
-    """Containers that do not tell their length."""
+    """Containers do not tell it. The picture of a packet that is cut off is what the decoder makes of
+    it, which depends on where decoding began, in the file as well.
+    """
     data = clip(name).read_bytes()
     path = tmp_path / name
     path.write_bytes(data[: len(data) * 2 // 3 + 77])
-    assert_same_frames(path, Parts(path).video)
+    with opened(path) as file, opened(Parts(path).video) as video:
+        assert video.info == file.info and 40 < file.info.num_frames < 75
+        indices = np.arange(file.info.num_frames - 1)
+        one, other = (v.select(lambda _: indices)[1] for v in (file, video))
+        assert np.array_equal(one, other)
 
 
 def test_parameters_that_change_in_the_middle(tmp_path):

@@ -162,7 +162,10 @@ class _Shard:
             except VideoError as error:
                 raise _Unusable(place.video, error.reason) from error
             if same != self._frames[place.video]:
-                reason = "the frames of its packets are not those of the file; use --frames=png"
+                reason = (
+                    "its packets do not give the frames of the file, is it damaged? repair it or "
+                )
+                reason += "use --frames=png"
                 raise _Unusable(place.video, reason)
 
 
