@@ -392,3 +392,43 @@ def test_a_pair_that_cannot_be_decoded_stops_without_the_policy(config, damaged,
             pipeline[k]
     with pytest.raises(InputError, match="data.on_error='skip' must be error or skip_and_count"):
         make(config, tokenizer, on_error="skip")
+
+
+def test_lengths_are_measured_once_for_the_same_settings(
+    config, world, tokenizer, tmp_path, monkeypatch
+):
+    """A large data set is opened without tokenizing; what the lengths depend on is in the key."""
+    monkeypatch.setattr("tpo_jax.data.lengths._FEW", 0)
+    shards = shutil.copytree(world / "clip", tmp_path / "shards")
+    counted, built = [], Pipeline._of_pair
+    monkeypatch.setattr(Pipeline, "_of_pair", lambda *a: counted.append(a[1]) or built(*a))
+
+    def opened(**changes):
+        counted.clear()
+        made = make(config, tokenizer, shards=str(shards), **changes)
+        return (made.max_prefix, made.max_response), len(counted)
+
+    plain = make(config, tokenizer)
+    sizes = plain.max_prefix, plain.max_response
+    assert [opened(limit=3)[1] for _ in range(2)] == [3, 0]
+    assert opened() == (sizes, 4) and opened() == (sizes, 0)
+    for changes in ({"num_frames": 3}, {"time_instruction": "inline"}, {"answers": 1}):
+        assert opened(**changes)[1] == 7
+    with pytest.raises(InputError, match="would fit"):
+        opened(max_prefix=sizes[0] // 2)
+    for path in shards.glob("lengths-*.npz"):
+        path.write_bytes(b"damaged")
+    assert opened() == (sizes, 7) and opened() == (sizes, 0)
+
+
+def test_read_ahead_is_bounded_in_bytes(config, tokenizer, monkeypatch):
+    pipeline = make(config, tokenizer)
+    size = sum(values.nbytes for values in vars(pipeline[0]).values() if values is not None)
+    assert pipeline.shape.num_bytes == size
+    expected = [pipeline[k] for k in range(3)]
+    for room, ahead in ((2 * size, 2), (2 * size - 1, 1)):
+        monkeypatch.setattr("tpo_jax.data.batches.READ_AHEAD", room)
+        batches = iter(pipeline)
+        assert batches._ahead == ahead
+        assert all(equal(next(batches), batch) for batch in expected)
+        batches.close()

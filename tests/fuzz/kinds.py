@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import yaml
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
@@ -24,7 +25,6 @@ from tests.video import clips
 from tpo_jax import families
 from tpo_jax.checkpoints.huggingface_export import export_model
 from tpo_jax.data import preparation, shards
-from tpo_jax.data.records import FRAME_ENCODINGS
 from tpo_jax.training.experiment import base
 from tpo_jax.video import sampling
 from tpo_jax.video.decode import probe
@@ -96,11 +96,15 @@ def make_cache(cache: Path) -> None:
     Image.new("RGB", (32, 24), "red").save(small / "frames/0.png")
     save_tokenizer(train_tokenizer([str(PAIRS)] * 3, vocab_size=300), cache / "tokenizer")
     (cache / "pairs.json").write_text(json.dumps(PAIRS))
-    for encoding in FRAME_ENCODINGS:
+    for encoding in shards.FRAME_ENCODINGS:
         settings = preparation.Settings(num_frames=2, frames=encoding)
         output = cache / f"shards_{encoding}"
         preparation.prepare(
-            cache / "pairs.json", small, output, settings, preparation.Work(num_shards=2)
+            cache / "pairs.json",
+            small,
+            output,
+            settings,
+            preparation.Work(num_shards=2, shard_mb=0),
         )
     paths = [small / name for name in _SMALL[:3]]
     make_folders(cache, paths, [probe(path).duration for path in paths])
@@ -184,7 +188,7 @@ def videos(rng, cache, folder):
         f"--output={folder}/out",
         f"--num_frames={rng.integers(1, 17)}",
         f"--sampling={_pick(rng, sampling.RULES)}",
-        f"--frames={_pick(rng, FRAME_ENCODINGS)}",
+        f"--frames={_pick(rng, shards.FRAME_ENCODINGS)}",
         "--workers=1",
     ]
 
@@ -244,43 +248,44 @@ def lists(rng, cache, folder):
 
 
 def records(rng, cache, folder):
-    """Make shards with broken files, notes or records."""
-    source = cache / f"shards_{_pick(rng, FRAME_ENCODINGS)}"
+    """Make shards with broken files, notes or records, of pairs or of videos."""
+    source = cache / f"shards_{_pick(rng, shards.FRAME_ENCODINGS)}"
     target = _linked(source, folder / "shards")
-    opened = shards.open_shards(source)
-    name = opened.manifest["shards"][int(rng.integers(2))]["name"]
-    path = target / name
+    manifest = shards.open_shards(source).manifest
+    of_videos = bool(rng.integers(2))
+    part, place = (manifest["store"], target / "videos") if of_videos else (manifest, target)
+    path = place / part["shards"][int(rng.integers(len(part["shards"])))]["name"]
     match int(rng.integers(5)):
         case 0:  # the file, and a manifest that believes it
             _replace(path, mutate.data(rng, path.read_bytes()))
-            _believe(target, name)
+            _believe(target, path)
         case 1:
-            file = target / _pick(rng, (shards.MANIFEST, shards.INDEX))
+            file = _pick(rng, (target / shards.MANIFEST, place / shards.INDEX))
             _replace(file, mutate.text(rng, file.read_text()))
         case 2:
             file = target / shards.MANIFEST
             _replace(file, mutate.nested(rng, json.loads(file.read_text())))
         case 3:
-            file = target / shards.INDEX
+            file = place / shards.INDEX
             lines = [json.loads(line) for line in file.read_text().splitlines()]
             _replace(file, b"\n".join(mutate.nested(rng, line) for line in lines))
         case _:  # a record, in a file that is whole
+            found = list(ArrayRecordDataSource([str(path)]))
             path.unlink()
             writer = ArrayRecordWriter(str(path), "group_size:1")
-            first = 0 if name == opened.manifest["shards"][0]["name"] else 2
-            for i in range(first, first + 2):
-                writer.write(mutate.data(rng, opened[i].to_bytes()))
+            for record in found:
+                writer.write(mutate.data(rng, record))
             writer.close()
-            _believe(target, name)
+            _believe(target, path)
     return ["records", f"--input={target}", f"--tokenizer={cache}/tokenizer"]
 
 
-def _believe(folder: Path, name: str) -> None:
+def _believe(folder: Path, changed: Path) -> None:
     path = folder / shards.MANIFEST
     manifest = json.loads(path.read_text())
-    for shard in manifest["shards"]:
-        if shard["name"] == name:
-            shard["bytes"] = (folder / name).stat().st_size
+    for shard in (*manifest["shards"], *manifest["store"]["shards"]):
+        if shard["name"] == changed.name:
+            shard["bytes"] = changed.stat().st_size
     _replace(path, json.dumps(manifest).encode())
 
 

@@ -149,8 +149,8 @@ def test_packets_are_those_of_the_file(clip):  # noqa: F811
 
 @pytest.mark.parametrize("name", ["broadcast.ts", "stream.h264", "mpeg2.mpg"])
 def test_a_video_cut_off_inside_a_group(clip, tmp_path, name):  # noqa: F811
-    """Containers do not tell it. The picture of a packet that is cut off is what the decoder makes of
-    it, which depends on where decoding began, in the file as well.
+    """Containers do not tell. What a decoder makes of the packet that is cut off depends on where
+    decoding began, in the file as well.
     """
     data = clip(name).read_bytes()
     path = tmp_path / name

@@ -10,6 +10,8 @@ from absl import flags
 from tpo_jax.io.processes import end_with_parent
 from tpo_jax.models.batch import Batch
 
+READ_AHEAD = 1 << 30  # bytes of decoded batches that a process reads ahead
+
 
 class BatchIterator(Iterator[Batch]):
     """Batches in order, decoded ahead; its state is the same on every host.
@@ -17,9 +19,19 @@ class BatchIterator(Iterator[Batch]):
     The training loop counts skipped pairs of all hosts in `skipped`, which is part of the state.
     """
 
-    def __init__(self, batches: grain.sources.RandomAccessDataSource, workers: int):
-        """Iterate over a `Pipeline`, decoding in so many processes; 0: in threads of this one."""
+    def __init__(
+        self, batches: grain.sources.RandomAccessDataSource, workers: int, batch_bytes: int
+    ):
+        """Iterate over a `Pipeline`.
+
+        Args:
+            batches: The pipeline.
+            workers: Processes that decode; 0: threads of this one. Each holds the batch it makes,
+                one that is handed over, and those it has read ahead.
+            batch_bytes: Size of a batch: two are read ahead, one if two take over `READ_AHEAD`.
+        """
         self._source, self._workers, self.skipped = batches, workers, 0
+        self._ahead = 2 if 2 * batch_bytes <= READ_AHEAD else 1
         self._next_batch = 0
         self._batches: Any = None
 
@@ -48,8 +60,9 @@ class BatchIterator(Iterator[Batch]):
     def _start(self) -> grain.DatasetIterator:
         workers = self._workers
         batches = grain.MapDataset.source(self._source)[self._next_batch :]
-        # Batches are large: two are read ahead, not Grain's 500.
-        ahead = grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=2)
+        # Batches are large: a few are read ahead, not Grain's 500.
+        threads = 1 if workers else self._ahead
+        ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=self._ahead)
         dataset = batches.to_iter_dataset(ahead)
         if workers:
             if not flags.FLAGS.is_parsed():

@@ -7,6 +7,7 @@ only carries batches over from worker processes ahead of time.
 
 import copy
 import dataclasses
+import hashlib
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer
 from tpo_jax.data.batches import BatchIterator
 from tpo_jax.data.clips import Clip, ClipCache, read_clip
 from tpo_jax.data.collate import collate
+from tpo_jax.data.lengths import measured
 from tpo_jax.data.order import epoch_order, held_out_videos, select
 from tpo_jax.data.processor import NO_FRAMES, Processor
 from tpo_jax.data.records import PairRecord
@@ -196,7 +198,7 @@ class Pipeline:
         return self.batches_per_epoch * self.config.num_epochs or 2**40
 
     def __iter__(self) -> BatchIterator:
-        return BatchIterator(self, self.config.workers)
+        return BatchIterator(self, self.config.workers, self.shape.num_bytes)
 
     def order(self, epoch: int) -> np.ndarray:
         """Positions of the pairs of an epoch: int64 `[batches, B, Q]` of all hosts, -1: none."""
@@ -319,14 +321,12 @@ class Pipeline:
         """P and R, as given or as the longest pair needs, within the model's context."""
         config, context = self.config, self.model.max_length
         prefix, response = config.max_prefix, config.max_response
-        longest_prefix = longest_response = 0
         positions = np.concatenate([self.pairs, held_out])
-        for position in positions:
-            pair = self.shards.index[position]
-            clip = _without_frames(pair, self.shards.manifest["sampling"], config)
-            texts = self._texts([pair], clip, Size(prefix, response))
-            longest_prefix = max(longest_prefix, texts.prefix_ids.shape[-1])
-            longest_response = max(longest_response, texts.input_ids.shape[-1])
+        lengths = self._lengths(positions)
+        limits = [limit or context + 1 for limit in (prefix, response)]
+        for position in positions[(lengths > limits).any(axis=1)][:1]:
+            self._of_pair(int(position), Size(prefix, response))  # says which limit, and what fits
+        longest_prefix, longest_response = lengths.max(axis=0, initial=0).tolist()
         response = response or _round_up(longest_response, config.response_multiple)
         if not prefix:
             # Rounding up must not cross the model's context where the pairs themselves do not.
@@ -340,13 +340,45 @@ class Pipeline:
             if config.max_prefix:
                 raise InputError(f"{text}; lower data.max_prefix or data.max_response")
             fit, limit = config.num_frames, context - response
-            for position in positions:
+            for position in positions[lengths[:, 0] > limit]:
                 pair = self.shards.index[position]
-                clip = _without_frames(pair, self.shards.manifest["sampling"], config)
-                if self._built([pair], clip).prefix_ids.size > limit:
-                    fit = min(fit, self._frames_that_fit([pair], clip, limit))
+                fit = min(fit, self._frames_that_fit([pair], self._without_frames(pair), limit))
             raise InputError(f"{text}; {fit} frames fit instead of {config.num_frames}")
         return prefix, response
+
+    def _lengths(self, positions: np.ndarray) -> np.ndarray:
+        """Return the tokens of prefix and continuation of the pairs: int64 `[n, 2]`."""
+        config, processor = self.config, self.processor
+        key = {
+            "shards": self.shards.fingerprint,
+            "model": dataclasses.asdict(self.model),
+            "tokenizer": hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest(),
+            "template": [processor.time_instruction, processor.prompt_style],
+            "sampling": [config.sampling, config.num_frames],
+            "answers": [config.answers, config.pairs_per_row > 1],
+        }
+
+        def measure(position: int) -> tuple[int, int]:
+            row = self._of_pair(position, Size())
+            return row.prefix_ids.shape[-1], row.input_ids.shape[-1]
+
+        directory = self.shards.directory
+        return measured(directory, key, positions, len(self.shards), measure)
+
+    def _of_pair(self, position: int, size: Size) -> Row:
+        """Return the texts of a pair with the times that its frames will have."""
+        pair = self.shards.index[position]
+        return self._texts([pair], self._without_frames(pair), size)
+
+    def _without_frames(self, pair: PairRecord) -> Clip:
+        """The times that training will see; approximate where the rate varies."""
+        config = self.config
+        wanted = {"rule": config.sampling, "num_frames": config.num_frames}
+        if self.shards.manifest["sampling"] == wanted:
+            return Clip(NO_FRAMES, pair.timestamps, pair.duration)
+        length = max(1, round(pair.duration * pair.fps))
+        indices = sampling.sample(config.sampling, length, pair.fps, config.num_frames)
+        return Clip(NO_FRAMES, (indices / pair.fps).tolist(), pair.duration)
 
 
 def _check_stored_frames(shards: Shards, config: DataConfig) -> None:
@@ -359,15 +391,6 @@ def _check_stored_frames(shards: Shards, config: DataConfig) -> None:
             f"{shards.directory / MANIFEST}: holds {stored['num_frames']} frames by "
             f"{stored['rule']}, not {config.num_frames} by {config.sampling}; run prepare again"
         )
-
-
-def _without_frames(pair: PairRecord, stored: dict, config: DataConfig) -> Clip:
-    """The times that training will see; those of a clip with a varying rate are approximate."""
-    if stored == {"rule": config.sampling, "num_frames": config.num_frames}:
-        return Clip(NO_FRAMES, pair.timestamps, pair.duration)
-    length = max(1, round(pair.duration * pair.fps))
-    indices = sampling.sample(config.sampling, length, pair.fps, config.num_frames)
-    return Clip(NO_FRAMES, (indices / pair.fps).tolist(), pair.duration)
 
 
 def _round_up(value: int, multiple: int) -> int:

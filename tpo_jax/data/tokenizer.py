@@ -5,8 +5,9 @@ of it but takes six seconds more, most of them to import, in every command that 
 loads only directories without that file.
 """
 
+import contextlib
 import json
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
@@ -28,11 +29,11 @@ def load_tokenizer(directory: str | Path, config: ModelConfig | None = None) -> 
     It is `tokenizer.json` or, if absent, `vocab.json` and `merges.txt`, split as Qwen2 does, with
     the added tokens of `tokenizer_config.json` and `added_tokens.json`.
 
-    Args:
-        config: Of the model that reads its ids; None: whether they fit is not checked.
-
     Added tokens without an embedding row, such as a placeholder that inference splits prompts at,
     are left out, so that their text never becomes such an id; a note says so.
+
+    Args:
+        config: Of the model that reads its ids; None: whether they fit is not checked.
 
     Raises:
         InputError: The files are missing or not a tokenizer; a token of the model's template is
@@ -45,25 +46,35 @@ def load_tokenizer(directory: str | Path, config: ModelConfig | None = None) -> 
         path = directory / "vocab.json"
     if not path.is_file():
         raise InputError(f"{path}: no such file; the directory must hold the tokenizer")
-    try:
+    with _refused(path):
         if path.name == "tokenizer.json":
             tokenizer = Tokenizer.from_file(str(path))
         else:
             tokenizer = _from_merges(directory)
             tokenizer.add_tokens([added[id_] for id_ in sorted(added)])
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode("A word, two words.", add_special_tokens=False)
+        for id_, token in added.items():
+            if (found := tokenizer.token_to_id(token.content)) != id_:
+                raise InputError(
+                    f"{path}: {token.content!r} is id {found}, the added tokens beside it say {id_}"
+                )
+        return _of_model(path, tokenizer, config) if config else tokenizer
+
+
+@contextlib.contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Turn what the library raises of a damaged file into an `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
     except BaseException as error:  # also the library's PanicException, which is no Exception
-        if isinstance(error, KeyboardInterrupt | SystemExit):
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: not a tokenizer: {reason}") from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    for id_, token in added.items():
-        if (found := tokenizer.token_to_id(token.content)) != id_:
-            raise InputError(
-                f"{path}: {token.content!r} is id {found}, the added tokens beside it say {id_}"
-            )
-    return _of_model(path, tokenizer, config) if config else tokenizer
 
 
 def _of_model(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> Tokenizer:

@@ -101,6 +101,12 @@ class BatchShape:
             fields["patch_weight"] = array("float32", *prefix, 4)
         return Batch(**fields)
 
+    @property
+    def num_bytes(self) -> int:
+        """What the arrays of the batch take."""
+        arrays = jax.tree.leaves(self.abstract())
+        return sum(array.size * array.dtype.itemsize for array in arrays)
+
     def empty(self) -> Batch:
         """Return NumPy arrays of a batch of empty rows.
 

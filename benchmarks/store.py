@@ -1,0 +1,281 @@
+"""Long videos: what it costs to store them for training and to read n frames of one.
+
+    python benchmarks/store.py [--cache=DIR] [--minutes=30 --minutes=120] [--output=FILE.md]
+
+Generates H.264 of 854x480 pixels, 30 frames/s and 2.6 Mbit/s with a key frame every 2, 5 or 10
+seconds, prepares it with four pairs, and reads evenly spaced frames: of the shards; of the layout
+of format 1, one record with the whole file; of the file with our reader, PyAV and decord. Every
+reading is a process of its own, after the files were read once. Prints a Markdown table: bytes read
+(`/proc/self/io`), also relative to the groups of pictures that hold the frames, wall and CPU
+seconds without the start of Python, peak resident memory with it, and whether the frames are those
+of the file.
+"""
+
+import hashlib
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from absl import app, flags
+
+CACHE = flags.DEFINE_string(
+    "cache", str(Path(tempfile.gettempdir()) / "tpo_jax_store"), "Folder of what is generated."
+)
+MINUTES = flags.DEFINE_multi_integer("minutes", [30, 120], "Lengths of the videos.")
+GROUPS = flags.DEFINE_multi_integer("groups", [2, 5, 10], "Seconds between key frames.")
+FRAMES = flags.DEFINE_multi_integer("frames", [8, 32, 128, 1024], "Frames to read.")
+READERS = flags.DEFINE_multi_string(
+    "readers", ["store", "format 1", "file", "PyAV", "decord"], "Readers to compare."
+)
+OUTPUT = flags.DEFINE_string("output", None, "File for the table, besides standard output.")
+CASE = flags.DEFINE_string("case", None, "One reading, as JSON: reader, video, num_frames.")
+
+RATE, SIZE, BITS = 30, (854, 480), 2_600_000
+
+
+def generate(path: Path, minutes: int, seconds: int) -> Path:
+    """Encode a minute of a moving texture and repeat its packets to the length asked for."""
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng, part = np.random.default_rng(0), io.BytesIO()
+    width, height = SIZE
+    texture = rng.integers(0, 256, (height // 2, width // 2, 3), np.uint8).repeat(2, 0).repeat(2, 1)
+    with av.open(part, "w", format="mp4") as out:
+        options = {"preset": "ultrafast", "x264-params": "scenecut=0"}
+        stream = out.add_stream("libx264", rate=RATE, options=options)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = *SIZE, "yuv420p", BITS
+        stream.codec_context.gop_size = seconds * RATE
+        for i in range(60 * RATE):
+            picture = np.roll(texture, (i, 2 * i), (0, 1)) // 2
+            picture[i % height // 2 :][:80] = rng.integers(0, 64, (1, width, 3), np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode())
+    unfinished = path.with_suffix(".part.mp4")
+    with av.open(str(unfinished), "w") as out:
+        target: Any = None
+        for minute in range(minutes):
+            part.seek(0)
+            with av.open(part) as source:
+                target = target or out.add_stream_from_template(source.streams.video[0])
+                shift = int(minute * 60 / source.streams.video[0].time_base)
+                for packet in source.demux(video=0):
+                    if packet.dts is not None:
+                        packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                        packet.stream = target
+                        out.mux(packet)
+    unfinished.rename(path)
+    return path
+
+
+def prepare(video: Path) -> tuple[Path, list[str]]:
+    """Prepare four pairs of a video; return the shards, and size, seconds and memory of it."""
+    folder = video.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    pairs = folder / "pairs.json"
+    fields = {
+        "video": video.name,
+        "prompt": "What is it?",
+        "chosen": "Noise.",
+        "rejected": "A cat.",
+    }
+    pairs.write_text(json.dumps([fields | {"id": str(i)} for i in range(4)]))
+    output = folder / "shards"
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "tpo_jax.prepare", f"--pairs={pairs}", "--workers=1"]
+    command += [f"--videos={video.parent}", f"--output={output}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed")
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    seconds = time.perf_counter() - start
+    return output, [
+        video.name,
+        f"{video.stat().st_size / 1e6:.0f}",
+        f"{size / video.stat().st_size:.4f}",
+        f"{seconds:.0f}",
+        f"{usage.ru_maxrss / 1e3:.0f}",
+    ]
+
+
+def whole_record(video: Path) -> Path:
+    """Write the record of a pair as format 1 had it: the bytes of the whole file."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    path = video.with_suffix(".format1")
+    if not path.exists() and video.stat().st_size < 2**31:
+        example = tf_example_pb2.Example()
+        example.features.feature["frames"].bytes_list.value.append(video.read_bytes())
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        writer.write(example.SerializeToString())
+        writer.close()
+    return path
+
+
+def from_store(video: Path, num_frames: int) -> np.ndarray:
+    """Read the first pair's frames as `train` does."""
+    from tpo_jax.data.clips import read_clip
+    from tpo_jax.data.shards import open_shards
+
+    return read_clip(open_shards(video.with_suffix("") / "shards"), 0, "uniform", num_frames).frames
+
+
+def from_format_1(video: Path, num_frames: int) -> np.ndarray:
+    """Read the whole file out of its record, as format 1 did, and decode it."""
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    from tpo_jax.video.sampling import read_frames
+
+    (record,) = ArrayRecordDataSource([str(video.with_suffix(".format1"))])
+    example = tf_example_pb2.Example.FromString(record)
+    (data,) = example.features.feature["frames"].bytes_list.value
+    return read_frames(data, "uniform", num_frames)[0]
+
+
+def from_file(video: Path, num_frames: int) -> np.ndarray:
+    """Read the file with our reader."""
+    from tpo_jax.video.sampling import read_frames
+
+    return read_frames(video, "uniform", num_frames)[0]
+
+
+def _indices(video: Path, num_frames: int) -> np.ndarray:
+    with av.open(str(video)) as container:
+        return np.linspace(0, container.streams.video[0].frames - 1, num_frames, dtype=int)
+
+
+def from_pyav(video: Path, num_frames: int) -> np.ndarray:
+    """Read the file with PyAV, seeking where a frame lies over a second ahead."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    from decode import pyav
+
+    return pyav(str(video), _indices(video, num_frames))
+
+
+def from_decord(video: Path, num_frames: int) -> np.ndarray:
+    """Read the file with decord's `get_batch`."""
+    import decord
+
+    return decord.VideoReader(str(video)).get_batch(_indices(video, num_frames)).asnumpy()
+
+
+READ: dict[str, Callable[[Path, int], np.ndarray]] = {
+    "store": from_store,
+    "format 1": from_format_1,
+    "file": from_file,
+    "PyAV": from_pyav,
+    "decord": from_decord,
+}
+
+
+def read_once(reader: str, video: Path, num_frames: int) -> dict[str, Any]:
+    """Read in this process; return bytes, seconds, memory and a hash of the frames."""
+    READ[reader](video, 1)  # what it imports, and its threads
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    read, start, cpu = _bytes_read(), time.perf_counter(), time.process_time()
+    frames = READ[reader](video, num_frames)
+    return {
+        "bytes": _bytes_read() - read,
+        "wall": time.perf_counter() - start,
+        "cpu": time.process_time() - cpu,
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "memory before": before / 1e3,
+        "hash": hashlib.sha256(np.ascontiguousarray(frames).data).hexdigest(),
+    }
+
+
+def _bytes_read() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def needed(video: Path, num_frames: int) -> int:
+    """Return the bytes of the groups of pictures that hold the frames."""
+    groups, key = [0], []
+    with av.open(str(video)) as container:
+        for packet in container.demux(video=0):
+            if packet.size and packet.is_keyframe:
+                groups.append(0)
+                key.append(packet.pts)
+            groups[-1] += packet.size
+        stream = container.streams.video[0]
+        times = _indices(video, num_frames) / RATE / float(stream.time_base) + key[0]
+    return sum(groups[1 + i] for i in set(np.searchsorted(key, times + 0.5, side="right") - 1))
+
+
+def measure(video: Path, num_frames: int) -> list[list[str]]:
+    """Return rows of the table for one video."""
+    rows, frames, least = [], "", needed(video, num_frames)
+    for reader in READERS.value:
+        case = json.dumps({"reader": reader, "video": str(video), "num_frames": num_frames})
+        done = subprocess.run(
+            [sys.executable, __file__, f"--case={case}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        row = [video.stem, str(num_frames), reader]
+        if done.returncode:
+            rows.append([*row, *["–"] * 5, "cannot"])
+        else:
+            found = json.loads(done.stdout)
+            frames = frames or found["hash"]
+            rows.append(
+                [
+                    *row,
+                    f"{found['bytes'] / 1e6:.1f}",
+                    f"{found['bytes'] / least:.2f}",
+                    f"{found['wall']:.2f}",
+                    f"{found['cpu']:.2f}",
+                    f"{found['memory']:.0f}",
+                    "yes" if found["hash"] == frames else "NO",
+                ]
+            )
+        print(" ".join(rows[-1]), file=sys.stderr, flush=True)
+    return rows
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def main(_) -> None:
+    """Measure every video and print the tables."""
+    if CASE.value:
+        case = json.loads(CASE.value)
+        print(json.dumps(read_once(case["reader"], Path(case["video"]), case["num_frames"])))
+        return
+    prepared, rows = [], []
+    for minutes in MINUTES.value:
+        for seconds in GROUPS.value:
+            name = f"{minutes}_minutes_groups_of_{seconds}_s.mp4"
+            video = generate(Path(CACHE.value) / name, minutes, seconds)
+            prepared.append(prepare(video)[1])
+            print(" ".join(prepared[-1]), file=sys.stderr, flush=True)
+            whole_record(video)
+            for num_frames in FRAMES.value:
+                rows += measure(video, num_frames)
+    made = ["video", "MB", "shards / video", "prepare, s", "prepare, MB of memory"]
+    read = ["video", "frames", "reader", "MB read", "read / groups needed", "wall s", "CPU s"]
+    text = table(made, prepared) + "\n" + table([*read, "peak MB", "the file's frames"], rows)
+    print(text)
+    if OUTPUT.value:
+        Path(OUTPUT.value).write_text(text)
+
+
+if __name__ == "__main__":
+    app.run(main)
