@@ -14,8 +14,6 @@ of the file.
 import hashlib
 import io
 import json
-import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -78,50 +76,49 @@ def generate(path: Path, minutes: int, seconds: int) -> Path:
     return path
 
 
-def prepare(video: Path) -> tuple[Path, list[str]]:
-    """Prepare four pairs of a video; return the shards, and size, seconds and memory of it."""
+def prepare(video: Path) -> None:
+    """Prepare four pairs of a video in this process."""
+    from tpo_jax.data import preparation
+
     folder = video.with_suffix("")
     folder.mkdir(exist_ok=True)
     pairs = folder / "pairs.json"
-    fields = {
-        "video": video.name,
-        "prompt": "What is it?",
-        "chosen": "Noise.",
-        "rejected": "A cat.",
-    }
+    fields = {"video": video.name, "prompt": "What is it?", "chosen": "Noise.", "rejected": "A cat"}
     pairs.write_text(json.dumps([fields | {"id": str(i)} for i in range(4)]))
-    output = folder / "shards"
-    start = time.perf_counter()
-    command = [sys.executable, "-m", "tpo_jax.prepare", f"--pairs={pairs}", "--workers=1"]
-    command += [f"--videos={video.parent}", f"--output={output}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed")
-    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    seconds = time.perf_counter() - start
-    return output, [
-        video.name,
-        f"{video.stat().st_size / 1e6:.0f}",
-        f"{size / video.stat().st_size:.4f}",
-        f"{seconds:.0f}",
-        f"{usage.ru_maxrss / 1e3:.0f}",
-    ]
+    settings = preparation.Settings(num_frames=32)
+    preparation.prepare(pairs, video.parent, folder / "shards", settings)
 
 
-def whole_record(video: Path) -> Path:
+def made(video: Path) -> list[str]:
+    """Prepare a video in another process; return a row of the table of that."""
+    found = json.loads(run_case("prepare", video, 0) or "{}")
+    shards = video.with_suffix("") / "shards"
+    size = sum(path.stat().st_size for path in shards.rglob("*") if path.is_file())
+    length = video.stat().st_size
+    numbers = f"{found['wall']:.0f}", f"{found['cpu']:.0f}", f"{found['memory']:.0f}"
+    return [video.stem, f"{length / 1e6:.0f}", f"{size / length:.4f}", *numbers]
+
+
+def run_case(name: str, video: Path, num_frames: int) -> str:
+    """Run a reader, or what makes a file, in a process of its own; return what it printed."""
+    case = json.dumps({"name": name, "video": str(video), "num_frames": num_frames})
+    command = [sys.executable, __file__, f"--case={case}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(done.stderr[-500:], file=sys.stderr)
+    return done.stdout if not done.returncode else ""
+
+
+def write_format_1(video: Path) -> None:
     """Write the record of a pair as format 1 had it: the bytes of the whole file."""
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
 
-    path = video.with_suffix(".format1")
-    if not path.exists() and video.stat().st_size < 2**31:
-        example = tf_example_pb2.Example()
-        example.features.feature["frames"].bytes_list.value.append(video.read_bytes())
-        writer = ArrayRecordWriter(str(path), "group_size:1")
-        writer.write(example.SerializeToString())
-        writer.close()
-    return path
+    example = tf_example_pb2.Example()
+    example.features.feature["frames"].bytes_list.value.append(video.read_bytes())
+    writer = ArrayRecordWriter(str(video.with_suffix(".format1")), "group_size:1")
+    writer.write(example.SerializeToString())
+    writer.close()
 
 
 def from_store(video: Path, num_frames: int) -> np.ndarray:
@@ -159,10 +156,20 @@ def _indices(video: Path, num_frames: int) -> np.ndarray:
 
 def from_pyav(video: Path, num_frames: int) -> np.ndarray:
     """Read the file with PyAV, seeking where a frame lies over a second ahead."""
-    sys.path.insert(0, str(Path(__file__).parent))
-    from decode import pyav
-
-    return pyav(str(video), _indices(video, num_frames))
+    frames, position = [], -1
+    with av.open(str(video)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        decoded = container.decode(stream)
+        for index in np.linspace(0, stream.frames - 1, num_frames, dtype=int).tolist():
+            if index - position > RATE:
+                container.seek(int(index / RATE / stream.time_base), stream=stream)
+                decoded = container.decode(stream)
+            while position != index:
+                frame = next(decoded)
+                position = round(frame.time * RATE)
+            frames.append(frame.to_ndarray(format="rgb24"))
+    return np.stack(frames)
 
 
 def from_decord(video: Path, num_frames: int) -> np.ndarray:
@@ -179,22 +186,32 @@ READ: dict[str, Callable[[Path, int], np.ndarray]] = {
     "PyAV": from_pyav,
     "decord": from_decord,
 }
+MAKE: dict[str, Callable[[Path], None]] = {"prepare": prepare, "write format 1": write_format_1}
 
 
-def read_once(reader: str, video: Path, num_frames: int) -> dict[str, Any]:
-    """Read in this process; return bytes, seconds, memory and a hash of the frames."""
-    READ[reader](video, 1)  # what it imports, and its threads
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def once(name: str, video: Path, num_frames: int) -> dict[str, Any]:
+    """Do it in this process; return bytes read, seconds, memory and a hash of the frames."""
+    frames = np.zeros(0)
+    if name in READ:
+        READ[name](video, 1)  # what it imports, and its threads
     read, start, cpu = _bytes_read(), time.perf_counter(), time.process_time()
-    frames = READ[reader](video, num_frames)
+    if name in READ:
+        frames = READ[name](video, num_frames)
+    else:
+        MAKE[name](video)
     return {
         "bytes": _bytes_read() - read,
         "wall": time.perf_counter() - start,
         "cpu": time.process_time() - cpu,
-        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
-        "memory before": before / 1e3,
+        "memory": _peak_memory(),
         "hash": hashlib.sha256(np.ascontiguousarray(frames).data).hexdigest(),
     }
+
+
+def _peak_memory() -> float:
+    """Return the most memory that this process had, MB; `getrusage` counts its parent's, too."""
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
+    return int(line.split()[1]) / 1e3
 
 
 def _bytes_read() -> int:
@@ -219,30 +236,20 @@ def measure(video: Path, num_frames: int) -> list[list[str]]:
     """Return rows of the table for one video."""
     rows, frames, least = [], "", needed(video, num_frames)
     for reader in READERS.value:
-        case = json.dumps({"reader": reader, "video": str(video), "num_frames": num_frames})
-        done = subprocess.run(
-            [sys.executable, __file__, f"--case={case}"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
         row = [video.stem, str(num_frames), reader]
-        if done.returncode:
+        if not (printed := run_case(reader, video, num_frames)):
             rows.append([*row, *["–"] * 5, "cannot"])
-        else:
-            found = json.loads(done.stdout)
-            frames = frames or found["hash"]
-            rows.append(
-                [
-                    *row,
-                    f"{found['bytes'] / 1e6:.1f}",
-                    f"{found['bytes'] / least:.2f}",
-                    f"{found['wall']:.2f}",
-                    f"{found['cpu']:.2f}",
-                    f"{found['memory']:.0f}",
-                    "yes" if found["hash"] == frames else "NO",
-                ]
-            )
+            continue
+        found = json.loads(printed)
+        frames = frames or found["hash"]
+        numbers = (
+            f"{found['bytes'] / 1e6:.1f}",
+            f"{found['bytes'] / least:.2f}",
+            f"{found['wall']:.2f}",
+            f"{found['cpu']:.2f}",
+            f"{found['memory']:.0f}",
+        )
+        rows.append([*row, *numbers, "yes" if found["hash"] == frames else "NO"])
         print(" ".join(rows[-1]), file=sys.stderr, flush=True)
     return rows
 
@@ -257,21 +264,22 @@ def main(_) -> None:
     """Measure every video and print the tables."""
     if CASE.value:
         case = json.loads(CASE.value)
-        print(json.dumps(read_once(case["reader"], Path(case["video"]), case["num_frames"])))
+        print(json.dumps(once(case["name"], Path(case["video"]), case["num_frames"])))
         return
     prepared, rows = [], []
     for minutes in MINUTES.value:
         for seconds in GROUPS.value:
             name = f"{minutes}_minutes_groups_of_{seconds}_s.mp4"
             video = generate(Path(CACHE.value) / name, minutes, seconds)
-            prepared.append(prepare(video)[1])
+            prepared.append(made(video))
             print(" ".join(prepared[-1]), file=sys.stderr, flush=True)
-            whole_record(video)
+            if "format 1" in READERS.value:
+                run_case("write format 1", video, 0)  # fails from 2 GB on
             for num_frames in FRAMES.value:
                 rows += measure(video, num_frames)
-    made = ["video", "MB", "shards / video", "prepare, s", "prepare, MB of memory"]
+    head = ["video", "MB", "shards / video", "prepare, s", "CPU s", "peak MB"]
     read = ["video", "frames", "reader", "MB read", "read / groups needed", "wall s", "CPU s"]
-    text = table(made, prepared) + "\n" + table([*read, "peak MB", "the file's frames"], rows)
+    text = table(head, prepared) + "\n" + table([*read, "peak MB", "the file's frames"], rows)
     print(text)
     if OUTPUT.value:
         Path(OUTPUT.value).write_text(text)

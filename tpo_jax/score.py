@@ -33,7 +33,12 @@ _TOWER = define_path(
 _PAIRS = define_path(
     "pairs", None, "List of pairs: .jsonl, .json, .csv, .yaml or .yml.", required=True
 )
-_VIDEOS = define_path("videos", None, "Folder the pairs' videos and images lie in.", required=True)
+_VIDEOS = define_path(
+    "videos",
+    None,
+    "Folder the pairs' videos and images lie in, or a directory of shards that holds the videos.",
+    required=True,
+)
 _OUTPUT = define_path("output", None, "JSON Lines file to write.", required=True)
 _NUM_FRAMES = flags.DEFINE_integer("num_frames", 32, "Frames sampled per video.", lower_bound=1)
 _SAMPLING = flags.DEFINE_enum("sampling", "uniform", sampling.RULES, "Which frames are sampled.")

@@ -165,7 +165,7 @@ class Model:
         Args:
             pairs: records as in a file of pairs (`docs/data.md`), or `Pair`s. A pair may have
                 `image` or `images` in place of `video`, or none of them.
-            videos: folder of the pairs' videos and images.
+            videos: folder of the pairs' videos and images, or a directory of shards.
             num_frames: frames sampled from a video.
             rule: which frames, one of `video.sampling.RULES`.
             batch_size: pairs at a time, rounded up to a multiple of the devices.

@@ -15,6 +15,7 @@ from tpo_jax.data.collate import collate, visual_sizes
 from tpo_jax.data.pairs import Pair, Rejection, read_pairs
 from tpo_jax.data.processor import Processor
 from tpo_jax.data.rows import Row
+from tpo_jax.data.shards import video_in
 from tpo_jax.errors import InputError
 from tpo_jax.inference.generator import round_up
 from tpo_jax.models.batch import Batch, BatchShape
@@ -34,7 +35,7 @@ RESPONSE_MULTIPLE = 16
 class FrameSource(NamedTuple):
     """Where the videos and images of pairs lie, and which frames of a video are seen."""
 
-    folder: Path
+    folder: Path  # or a directory of shards
     num_frames: int
     rule: str  # one of `video.sampling.RULES`
 
@@ -95,7 +96,8 @@ def read_row(processor: Processor, pair: Pair, source: FrameSource) -> PairRow:
     answers = pair.answers
     try:
         if pair.video:
-            clip = processor.video(source.folder / pair.video, source.num_frames, source.rule)
+            video = video_in(source.folder, pair.video)
+            clip = processor.video(video, source.num_frames, source.rule)
             return PairRow(processor.scored(pair.question, answers, clip), clip.frames)
         pictures = processor.pictures([source.folder / image for image in pair.images])
         return PairRow(processor.scored(pair.question, answers, pictures), pictures)
