@@ -12,6 +12,7 @@ from typing import Any
 from tpo_jax.data.pairs import Pair
 from tpo_jax.errors import InputError
 from tpo_jax.io.paths import Place, version_of
+from tpo_jax.io.processes import end_with_parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ def run_jobs(function: Callable, jobs: list[tuple], workers: int) -> Iterator[An
         yield from (function(*job) for job in jobs)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context)
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, end_with_parent)
     try:
         futures: list[Future] = [pool.submit(function, *job) for job in jobs]
         yield from (future.result() for future in as_completed(futures))

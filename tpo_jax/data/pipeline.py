@@ -66,7 +66,7 @@ class DataConfig:
     eval_shards: str = ""  # directory of held-out pairs
     eval_share: float = 0.0  # or the share of the videos in `shards` whose pairs are held out
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("num_frames", "batch_size", "pairs_per_row"):
             if getattr(self, name) < 1:
                 raise InputError(f"data.{name}={getattr(self, name)} must be at least 1")
@@ -116,7 +116,7 @@ class Pipeline:
         process_index: int = 0,
         process_count: int = 1,
     ):
-        """Opens the shards, and measures the texts where P or R is not given.
+        """Open the shards, and measure the texts where P or R is not given.
 
         Raises:
             InputError: the shards are damaged or hold too few pairs, a row is longer than P, R or
@@ -186,7 +186,7 @@ class Pipeline:
         return other.once()
 
     def _held_out_pairs(self) -> np.ndarray:
-        """Positions of the pairs of held-out videos; a row holds one video, so none of two."""
+        """Return the positions of pairs of held-out videos; a row holds one video, none of two."""
         index = enumerate(self.shards.index)
         pairs = [i for i, p in index if p.video_id in self._videos and p.kind != "video"]
         if self._videos and not pairs:
@@ -194,14 +194,14 @@ class Pipeline:
         return np.array(pairs, np.int64)
 
     def __len__(self) -> int:
-        """Batches of the run; 2**40 where it has no end."""
+        """Return the number of batches of the run; 2**40 where it has no end."""
         return self.batches_per_epoch * self.config.num_epochs or 2**40
 
     def __iter__(self) -> BatchIterator:
         return BatchIterator(self, self.config.workers, self.shape.num_bytes)
 
     def order(self, epoch: int) -> np.ndarray:
-        """Positions of the pairs of an epoch: int64 `[batches, B, Q]` of all hosts, -1: none."""
+        """Return the pairs of an epoch: int64 `[batches, B, Q]` of all hosts, positions or -1."""
         config = self.config
         return epoch_order(
             self.shards.index,
@@ -230,7 +230,7 @@ class Pipeline:
 
     @property
     def shape(self) -> BatchShape:
-        """The shape of this host's part of a batch."""
+        """Return the shape of this host's part of a batch."""
         config = self.config
         return BatchShape(
             rows=self._local.stop - self._local.start,
@@ -276,7 +276,7 @@ class Pipeline:
         return texts, clip.frames, index
 
     def _clip(self, position: int, clips: dict[str, Clip]) -> Clip:
-        """Of the pair at a position, as the model takes it."""
+        """Return the clip of the pair at a position, as the model takes it."""
 
         def read() -> Clip:
             clip = read_clip(self.shards, position, self.config.sampling, self.config.num_frames)
@@ -313,12 +313,12 @@ class Pipeline:
         )
 
     def _frames_that_fit(self, pairs: Sequence[PairRecord], clip: Clip, limit: int) -> int:
-        """The most frames with which the prefix takes at most `limit` tokens."""
+        """Return the most frames with which the prefix takes at most `limit` tokens."""
         fits = lambda clip: self._built(pairs, clip).prefix_ids.size <= limit  # noqa: E731
         return self.processor.most_frames(clip, fits)
 
     def _measure(self, held_out: np.ndarray) -> tuple[int, int]:
-        """P and R, as given or as the longest pair needs, within the model's context."""
+        """Return P and R, as given or as the longest pair needs, within the model's context."""
         config, context = self.config, self.model.max_length
         prefix, response = config.max_prefix, config.max_response
         positions = np.concatenate([self.pairs, held_out])
@@ -371,7 +371,7 @@ class Pipeline:
         return self._texts([pair], self._without_frames(pair), size)
 
     def _without_frames(self, pair: PairRecord) -> Clip:
-        """The times that training will see; approximate where the rate varies."""
+        """Return the times that training will see; approximate where the rate varies."""
         config = self.config
         wanted = {"rule": config.sampling, "num_frames": config.num_frames}
         if self.shards.manifest["sampling"] == wanted:
