@@ -11,6 +11,7 @@ machine; a model of 7B parameters takes a minute or more. Exit code 1: it does n
 
 import dataclasses
 import json
+import os
 import sys
 
 from absl import flags
@@ -136,6 +137,8 @@ def search_topology(config: ConfigDict, kind: str) -> Plan:
 
 def main() -> int:
     """Plan or search, and print the result."""
+    # A flag of another compiler there would end the process; those of libtpu are LIBTPU_INIT_ARGS.
+    os.environ.pop("XLA_FLAGS", None)
     search = {"": planned, "frames": search_frames, "topology": search_topology}[_SEARCH.value]
     plan = search(_CONFIG.value, _TOPOLOGY.value)
     print(json.dumps(dataclasses.asdict(plan), indent=2) if _JSON.value else report(plan))

@@ -221,7 +221,7 @@ def test_a_full_disk(finished, world_config, small_disk):
         curate(world_config, disk / "run")
     assert (disk / "run/segments.jsonl").exists() and not (disk / "run/pairs.jsonl").exists()
     journals = sum(p.stat().st_size for p in finished[0].iterdir() if p.is_file())
-    mount(f"remount,size={journals + 150_000}")
+    mount(f"remount,size={journals + 50_000}")
     with pytest.raises(InputError, match="array_record.* cannot be written: .*No space left"):
         curate(world_config, disk / "run")
     assert not (disk / "run/shards").exists()

@@ -66,8 +66,6 @@ def devices_of(topology: str, slices: int = 1) -> list[jax.Device]:
     # Nothing runs here: libtpu must not search for a TPU, which takes minutes, nor lock itself.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    # A flag of another compiler there ends the process; those of libtpu are LIBTPU_INIT_ARGS.
-    os.environ.pop("XLA_FLAGS", None)
     megacore = topology.partition(":")[0] in ("v4", "v5p")
     options: dict = {"chip_config_name": "megacore"} if megacore else {}
     if slices > 1:
