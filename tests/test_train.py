@@ -402,12 +402,11 @@ def test_a_file_with_the_name_of_the_working_directory_is_named(config, tmp_path
     assert (tmp_path / "work").read_text() == "mine"
 
 
-def test_a_truncated_shard_is_named(config, tiny_world, tmp_path):
+@pytest.mark.parametrize("kind", ["pairs", "videos"])
+def test_a_truncated_shard_is_named(config, tiny_world, tmp_path, kind):
     shards = tmp_path / "shards"
-    shards.mkdir()
-    for path in (tiny_world / "shards").iterdir():
-        (shards / path.name).write_bytes(path.read_bytes())
-    damaged = sorted(shards.glob("*array_record*"))[1]
+    shutil.copytree(tiny_world / "shards", shards)
+    damaged = next(shards.rglob(f"tpo_{kind}-*array_record*"))
     damaged.write_bytes(damaged.read_bytes()[:-100])
     config.data.shards = str(shards)
     with pytest.raises(InputError, match=damaged.name) as error:
