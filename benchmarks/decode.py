@@ -19,6 +19,9 @@ import cv2
 import numpy as np
 from absl import app, flags
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.long_videos import write_repeated
 from tpo_jax.video import decode as video
 
 MEDIA = flags.DEFINE_string("media", "../shared/media", "Folder of real clips; skipped if absent.")
@@ -109,21 +112,7 @@ def generate(path: Path, seconds: int, gop: int, size: tuple[int, int], minute: 
             picture = np.roll(texture, (i, 2 * i), (0, 1))
             out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         out.mux(stream.encode())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part.mp4")
-    with av.open(str(unfinished), "w") as out:
-        stream = None
-        for start in range(0, seconds, minute):
-            part.seek(0)
-            with av.open(part) as source:
-                stream = stream or out.add_stream_from_template(source.streams.video[0])
-                shift = int(start / source.streams.video[0].time_base)
-                for packet in source.demux(video=0):
-                    if packet.dts is not None:
-                        packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
-                        packet.stream = stream
-                        out.mux(packet)
-    unfinished.rename(path)
+    write_repeated(part, minute, seconds, path)
     return path
 
 

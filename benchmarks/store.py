@@ -26,6 +26,10 @@ import av
 import numpy as np
 from absl import app, flags
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.long_videos import write_repeated
+
 CACHE = flags.DEFINE_string(
     "cache", str(Path(tempfile.gettempdir()) / "tpo_jax_store"), "Folder of what is generated."
 )
@@ -45,7 +49,6 @@ def generate(path: Path, minutes: int, seconds: int) -> Path:
     """Encode a minute of a moving texture and repeat its packets to the length asked for."""
     if path.exists():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
     rng, part = np.random.default_rng(0), io.BytesIO()
     width, height = SIZE
     texture = rng.integers(0, 256, (height // 2, width // 2, 3), np.uint8).repeat(2, 0).repeat(2, 1)
@@ -59,20 +62,7 @@ def generate(path: Path, minutes: int, seconds: int) -> Path:
             picture[i % height // 2 :][:80] = rng.integers(0, 64, (1, width, 3), np.uint8)
             out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         out.mux(stream.encode())
-    unfinished = path.with_suffix(".part.mp4")
-    with av.open(str(unfinished), "w") as out:
-        target: Any = None
-        for minute in range(minutes):
-            part.seek(0)
-            with av.open(part) as source:
-                target = target or out.add_stream_from_template(source.streams.video[0])
-                shift = int(minute * 60 / source.streams.video[0].time_base)
-                for packet in source.demux(video=0):
-                    if packet.dts is not None:
-                        packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
-                        packet.stream = target
-                        out.mux(packet)
-    unfinished.rename(path)
+    write_repeated(part, 60, 60 * minutes, path)
     return path
 
 
