@@ -34,7 +34,8 @@ fi
 
 lint=0 tests=0
 bash launch/lint.sh </dev/null || lint=$?
-# Two processes; tests/conftest.py says which tests stay together and in which order.
-python -m pytest -n 2 --no-loadscope-reorder "$@" </dev/null || tests=$?
+# Two processes; tests/conftest.py says which tests stay together and in which order. One that dies
+# is not replaced: pytest-xdist then waits forever where tests are given out by file.
+python -m pytest -n 2 --no-loadscope-reorder --max-worker-restart=0 "$@" </dev/null || tests=$?
 [ "$lint" = 0 ] || echo "launch/test.sh: the linters failed, see above pytest's output" >&2
 exit $((lint || tests))

@@ -87,12 +87,8 @@ def _of_model(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> Tokenize
     other = "the tokenizer belongs to another model"
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     rowless = {token: id_ for token, id_ in vocabulary.items() if id_ >= vocab_size}
-    needed = [
-        token
-        for token in rowless
-        if token in tokenizer.get_vocab(with_added_tokens=False) or token in template.tokens
-    ]
-    if needed:
+    needed = {*tokenizer.get_vocab(with_added_tokens=False), *template.tokens}
+    if not needed.isdisjoint(rowless):
         largest = max(rowless.values())
         raise InputError(f"{path}: id {largest} exceeds the {vocab_size} embedding rows; {other}")
     if rowless:
