@@ -3,6 +3,7 @@
 import struct
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -44,6 +45,20 @@ def write(
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
     return path
+
+
+class Stream(NamedTuple):
+    """What a clip of 30 frames a second is, apart from its picture."""
+
+    num_frames: int
+    gop: int
+    b_frames: int
+    suffix: str
+
+    def write(self, folder: Path) -> Path:
+        """Write it to a folder."""
+        path = folder / f"clip.{self.suffix}"
+        return write(path, self.num_frames, gop=self.gop, b_frames=self.b_frames)
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:

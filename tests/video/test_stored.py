@@ -5,11 +5,11 @@ import dataclasses
 import av
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.video import clips
-from tests.video.test_video import clip, some_indices  # noqa: F401
+from tests.video.test_video import clip, some_indices, streams  # noqa: F401
 from tpo_jax.video import dissection
 from tpo_jax.video.decode import VideoError, opened
 from tpo_jax.video.dissection import dissect
@@ -66,17 +66,16 @@ def test_more_real_clips(shared_cases, name):
 
 @settings(max_examples=12)
 @given(
-    num_frames=st.integers(1, 120),
-    gop=st.integers(1, 60),
-    b_frames=st.integers(0, 5),
-    suffix=st.sampled_from(["mp4", "mkv", "ts", "avi", "flv"]),
+    stream=streams,
     small=st.integers(1, 40_000),
     span=st.tuples(st.floats(0, 2), st.floats(0.1, 2)),
 )
-def test_any_frames_of_any_stream(tmp_path_factory, num_frames, gop, b_frames, suffix, small, span):
+@example(  # the times say that the last two frames come in the order in which they are stored
+    stream=clips.Stream(num_frames=3, gop=3, b_frames=1, suffix="avi"), small=1, span=(0.0625, 1.0)
+)
+def test_any_frames_of_any_stream(tmp_path_factory, stream, small, span):
     """By every rule, of the whole video, of a segment and of what is left without it."""
-    path = tmp_path_factory.mktemp("any") / f"clip.{suffix}"
-    clips.write(path, num_frames, gop=gop, b_frames=b_frames)
+    path = stream.write(tmp_path_factory.mktemp("any"))
     stored = Parts(path, small).video
     segment = (span[0], span[0] + span[1])
     for rule in RULES:

@@ -84,17 +84,20 @@ def test_real_clips_are_those_of_decord(shared_media, name):
     np.testing.assert_array_equal(decode(path, indices), expected)
 
 
-@settings(max_examples=12)
-@given(
+streams = st.builds(
+    clips.Stream,
     num_frames=st.integers(1, 120),
     gop=st.integers(1, 60),
     b_frames=st.integers(0, 5),
     suffix=st.sampled_from(["mp4", "mkv", "ts", "avi", "flv"]),
-    data=st.data(),
 )
-def test_any_frames_of_any_stream(tmp_path_factory, num_frames, gop, b_frames, suffix, data):
-    path = tmp_path_factory.mktemp("any") / f"clip.{suffix}"
-    clips.write(path, num_frames, gop=gop, b_frames=b_frames)
+
+
+@settings(max_examples=12)
+@given(stream=streams, data=st.data())
+def test_any_frames_of_any_stream(tmp_path_factory, stream, data):
+    path = stream.write(tmp_path_factory.mktemp("any"))
+    num_frames = stream.num_frames
     indices = data.draw(st.lists(st.integers(0, num_frames - 1), max_size=5))
     frames, _ = clips.read(path)
     assert probe(path).num_frames == len(frames) == num_frames

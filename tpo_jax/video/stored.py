@@ -18,7 +18,9 @@ class StoredReader(Reader):
     """Reads a `StoredVideo` as `FileReader` reads the file it was made of.
 
     Where the last frame wanted of a stretch is known, decoding ends with its packet: the decoder
-    is emptied, so that no later part is read for its delay.
+    is emptied, so that no later part is read for its delay. Not where the decoder reorders frames
+    and their times do not, as in an AVI, whose times FFmpeg makes up in decoding order: only the
+    packets behind show which frame comes next.
     """
 
     started = False  # every stretch of frames begins with a seek
@@ -29,6 +31,7 @@ class StoredReader(Reader):
         self._parts: dict[int, Part] = {}
         self._wanted: deque[int] = deque()  # parts that are not read yet, ascending
         self._ends: dict[int, int] = {}  # last packet wanted of a stretch, by its first one
+        self._in_order = bool(np.all(np.diff(self._header.packet_of) > 0))
         self.restart()
 
     def timeline(self) -> Timeline:
@@ -96,7 +99,8 @@ class StoredReader(Reader):
 
     def _decode(self) -> list[av.VideoFrame]:
         """Decode the next packet, or what is left in the decoder."""
-        if self._next > self._end:
+        reordered = self._in_order and self._decoder.reorder_depth > 0
+        if self._next > (self._header.num_packets - 1 if reordered else self._end):
             self._emptied = True
             return self._decoder.decode(None)
         index = self._part_of(self._next)
