@@ -138,6 +138,29 @@ def test_a_stream_joins_to_the_answer(chain, tokenizer, videos, max_new_tokens) 
     assert len(pieces) > 1 or max_new_tokens == 5
 
 
+def test_a_stop_string_ends_an_answer(chain, tokenizer, videos) -> None:
+    """Its characters come in several tokens, and no state of the answer shows part of it."""
+    config, params = chain
+    row, whole = ask(tokenizer, config, QUESTIONS[:1]), tokenizer.encode(ANSWER).ids
+    generator = generator_of(config, params, tokenizer)
+
+    def states(stop):
+        return [a for [[a]] in generator.steps([videos[0]], [row], [(0, 0)], stop=[[stop]])]
+
+    for stop, text in ((["é <"], "日🙂"), (["b", "🙂"], "日"), ([" <c"], ANSWER), (["日"], "")):
+        answers = states(stop)
+        last = answers[-1]
+        assert (last.text, last.finished, last.cut_off) == (text, True, False)
+        assert all(text.startswith(answer.text) for answer in answers)
+        ended = [s for s in stop if s in ANSWER]
+        end = ANSWER.index(ended[-1]) + len(ended[-1]) if ended else len(ANSWER)
+        assert last.tokens == len(tokenizer.encode(ANSWER[:end]).ids)
+    assert last.tokens < len(whole)
+    short = generator_of(config, params, tokenizer, 3)
+    [*_, [[answer]]] = short.steps([videos[0]], [row], [(0, 0)])
+    assert answer == ("日", 3, True, True)
+
+
 def test_a_stream_of_random_bytes_joins_to_the_answer(longva, tokenizer, videos, prompt) -> None:
     generator = generator_of(*longva, tokenizer, sampling=Sampling(2.0))
     row = prompt(QUESTIONS[:1])

@@ -33,7 +33,7 @@ class Echo:
         }
         return SimpleNamespace(questions=questions, **masks)
 
-    def answers(self, visuals, rows, seeds, sampling, new_tokens, dropped):
+    def answers(self, visuals, rows, seeds, sampling, new_tokens, dropped, stop):
         assert len(visuals) == len(rows) == len(seeds) <= new_tokens.shape[0]
         assert max(len(row.questions) for row in rows) <= new_tokens.shape[1]
         self.batches.append([(row.questions, sampling) for row in rows])
@@ -56,7 +56,7 @@ def make_job(model, question, visual, temperature=0.0, seed=0):
     shown = Visual((visual,), np.zeros((2, 4, 4, 3), np.uint8), (0.0, 1.0), 2.0)
     row = model.row([question], shown)
     sampling = Sampling(temperature)
-    return Job(model, shown, question, row, sampling, seed, 9, states.put), states
+    return Job(model, shown, question, row, sampling, seed, 9, (), states.put), states
 
 
 def last(states):

@@ -116,6 +116,15 @@ def test_the_parts_of_a_reply(client, server, folder) -> None:
     assert (last.choices, last.usage) == ([], whole.usage)
 
 
+def test_a_stop_string_ends_an_answer(ask) -> None:
+    whole = ask(QUESTIONS[0])
+    for found in (whole[3:6], whole[-3:]):
+        expected = whole[: whole.index(found)].strip()
+        for stop in (found, ["nothing of it", found]):
+            assert ask(QUESTIONS[0], stop=stop) == expected
+            assert ask(QUESTIONS[0], stop=stop, stream=True) == expected
+
+
 def test_errors_have_openais_format(server, folder) -> None:
     media = folder / "media"
     question = {"type": "text", "text": "Why?"}
@@ -147,6 +156,8 @@ def test_errors_have_openais_format(server, folder) -> None:
         (404, about(video_part("upload:nothing"))),
         (404, about(fine, model="gpt")),
         (400, about(fine, n=2)),
+        (400, about(fine, min_p=0.1)),
+        (400, about(fine, temprature=0.1)),
         (400, about(fine, temperature=-1)),
         (400, about(fine, temperature=float("nan"))),
         (400, about(fine, top_p="all")),

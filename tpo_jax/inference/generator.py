@@ -1,5 +1,6 @@
 """Answers to batches of prepared rows: whole, or step by step as they grow."""
 
+import bisect
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,6 +14,7 @@ from tpo_jax.data.rows import Row
 from tpo_jax.errors import InputError
 from tpo_jax.generation.decode import Limits, Prefix, State, decode, prefill
 from tpo_jax.generation.sampling import Sampling
+from tpo_jax.generation.stopping import first_stop, held_back
 from tpo_jax.models.batch import Batch, BatchShape
 from tpo_jax.models.pictures import Pictures
 from tpo_jax.parallel.attention import prefix_multiple
@@ -27,11 +29,12 @@ STREAM_STEPS = 4
 
 
 class Answer(NamedTuple):
-    """An answer so far; its text never ends inside a character."""
+    """An answer so far; its text never ends inside a character, nor with part of a stop string."""
 
     text: str
-    tokens: int  # without the one that stopped it
+    tokens: int  # without the stop token; with those of a stop string
     finished: bool
+    cut_off: bool = False  # finished by the limit on tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +124,7 @@ class Generator:
             tokens, counts = (to_local(x, self.model.mesh) for x in (state.tokens, state.counts))
             for row, row_tokens, row_counts in zip(rows[part], tokens, counts, strict=False):
                 ids = [t[:n] for t, n in zip(row_tokens, row_counts, strict=True)]
-                answers.append([self._text(i) for i in ids[: len(row.input_ids)]])
+                answers.append([self._decode(i).strip() for i in ids[: len(row.input_ids)]])
         return answers
 
     def stream(self, visual: np.ndarray | Pictures, row: Row, seed: int = 0) -> Iterator[str]:
@@ -144,6 +147,7 @@ class Generator:
         new_tokens: np.ndarray | None = None,
         shape: tuple[int, int] | None = None,
         dropped: Callable[[], np.ndarray] | None = None,
+        stop: Sequence[Sequence[Sequence[str]]] | None = None,
     ) -> Iterator[list[list[Answer]]]:
         """Yield the answers of one batch as they grow, every few tokens, until all have finished.
 
@@ -156,32 +160,59 @@ class Generator:
             shape: B and Q to pad to; as small as the rows allow by default.
             dropped: called between the steps for a bool `[B, Q]`: answers that are no longer
                 wanted, which then count as finished.
+            stop: `[n][Q]`, the stop strings of every question; see `generation.stopping`.
         """
         sizes, _ = self._sizes(visuals, rows)
         size, questions = shape or (round_up(len(rows), self._parts), sizes.questions)
         batch = self._batch(visuals, rows, draws, sizes._replace(questions=questions), size)
         most = self.decoding.max_new_tokens if new_tokens is None else new_tokens
         prefix, state, limits = self._begin(batch, most)
+        longest = np.asarray(limits.new_tokens)
         while True:
-            tokens, counts, finished = map(np.asarray, (state.tokens, state.counts, state.finished))
-            yield [
-                [self._answer(tokens[b, q], counts[b, q], finished[b, q]) for q in range(n)]
-                for b, n in enumerate(len(row.input_ids) for row in rows)
-            ]
+            tokens, counts, finished = map(np.array, (state.tokens, state.counts, state.finished))
+            answers: list[list[Answer]] = []
+            for b, row in enumerate(rows):
+                answers.append([])
+                for q in range(len(row.input_ids)):
+                    ids, stops = tokens[b, q, : counts[b, q]], stop[b][q] if stop else ()
+                    answer = self._answer(ids, finished[b, q], longest[b, q], stops)
+                    finished[b, q] = answer.finished
+                    answers[b].append(answer)
+            yield answers
             if finished.all():
                 return
             if dropped:
-                state = state._replace(finished=state.finished | dropped())
+                finished |= dropped()
+            state = state._replace(finished=state.finished | finished)
             state = self._more(prefix, state, batch, limits, STREAM_STEPS)
 
-    def _answer(self, tokens: np.ndarray, count: np.ndarray, finished: np.ndarray) -> Answer:
-        text = self._text(tokens[:count])
-        # A character of several tokens decodes to a replacement character until it is whole.
-        whole = text if finished else text.rstrip("\ufffd").rstrip()
-        return Answer(whole, int(count), bool(finished))
+    def _answer(self, ids: np.ndarray, finished: bool, longest: int, stop: Sequence[str]) -> Answer:
+        """Return the state of an answer of these tokens.
 
-    def _text(self, ids: np.ndarray) -> str:
-        return self.model.tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()
+        Args:
+            finished: Whether a stop token or the limit `longest` ended it.
+            stop: Stop strings.
+        """
+
+        def text(count: int) -> str:
+            decoded = self._decode(ids[:count])
+            # A character of several tokens decodes to a replacement character until it is whole.
+            return decoded if finished and count == len(ids) else decoded.rstrip("\ufffd")
+
+        whole = text(len(ids))
+        if (end := first_stop(whole, stop)) is not None:
+            # The model may have gone on behind it.
+            used = bisect.bisect_left(
+                range(len(ids)), True, key=lambda n: first_stop(text(n), stop) is not None
+            )
+            return Answer(whole[:end].strip(), used, True)
+        if not finished:
+            shown = whole[: len(whole) - held_back(whole, stop)].strip()
+            return Answer(shown, len(ids), False)
+        return Answer(whole.strip(), len(ids), True, cut_off=bool(len(ids) >= longest))
+
+    def _decode(self, ids: np.ndarray) -> str:
+        return self.model.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
 
     def _sizes(
         self, visuals: Sequence[np.ndarray | Pictures], rows: Sequence[Row]

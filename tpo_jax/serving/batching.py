@@ -37,6 +37,7 @@ class Job:
         sampling: Settings.
         seed: Of its random draws.
         max_tokens: Longest answer.
+        stop: Texts that end it.
         deliver: Called from the engine's thread with every state of the answer, or an error.
         wanted: Set to False when the client no longer waits.
         arrived: Seconds of `time.monotonic`.
@@ -50,6 +51,7 @@ class Job:
     sampling: Sampling
     seed: int
     max_tokens: int
+    stop: tuple[str, ...]
     deliver: Callable[[Answer | ApiError], None]
     wanted: bool = True
     arrived: float = dataclasses.field(default_factory=time.monotonic)
@@ -180,6 +182,7 @@ class Engine:
             jobs[0].sampling,
             new_tokens,
             dropped,
+            [[job.stop for job in group] for group in groups],
         )
         for answers in steps:
             for group, row in zip(groups, answers, strict=True):

@@ -90,20 +90,20 @@ async def _events(listener: Listener, reply: Reply, include_usage: bool) -> Asyn
         return f"data: {json.dumps(value)}\n\n"
 
     yield event(reply.chunk({"role": "assistant", "content": ""}))
-    sent, tokens = "", 0
+    sent, answer = "", None
     try:
         async with aclosing(listener.answers()) as answers:
             async for answer in answers:
-                tokens = answer.tokens
                 if len(answer.text) > len(sent):
                     yield event(reply.chunk({"content": answer.text[len(sent) :]}))
                     sent = answer.text
     except ApiError as error:
         yield event(error.body())
     else:
-        yield event(reply.chunk({}, tokens))
+        assert answer
+        yield event(reply.chunk({}, answer))
         if include_usage:
-            yield event(reply.usage_chunk(tokens))
+            yield event(reply.usage_chunk(answer.tokens))
     yield "data: [DONE]\n\n"
 
 
@@ -147,14 +147,14 @@ class Chat:
         listener = Listener(self.engine, self.metrics, time.monotonic())
         job, asked = await self._prepare(request, listener)
         listener.ask(job)
-        reply = Reply(asked.model, job.prompt_tokens, asked.max_tokens)
+        reply = Reply(asked.model, job.prompt_tokens)
         if asked.stream:
             return Events(listener, reply, asked.include_usage)
         try:
             whole = await unless_gone(request, listener.last())
         finally:
             listener.close()
-        return JSONResponse(reply.whole(whole.text, whole.tokens))
+        return JSONResponse(reply.whole(whole))
 
     async def _prepare(self, request: Request, listener: Listener) -> tuple[Job, ChatRequest]:
         """Return the question with everything it names decoded.
@@ -171,7 +171,7 @@ class Chat:
             raise ApiError(400, str(error), "invalid_value", "messages") from error
         job = Job(
             *(model, visual, asked.question, row, asked.sampling, asked.seed, asked.max_tokens),
-            listener.deliver,
+            *(asked.stop, listener.deliver),
         )
         return job, asked
 

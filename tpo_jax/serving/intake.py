@@ -12,9 +12,10 @@ from tpo_jax import families
 from tpo_jax.models.pictures import Pictures
 from tpo_jax.serving.decoder import Cache, Decoder
 from tpo_jax.serving.errors import ApiError
+from tpo_jax.serving.fields import parse_json
 from tpo_jax.serving.media import Media
+from tpo_jax.serving.messages import Part
 from tpo_jax.serving.models import Model, Visual
-from tpo_jax.serving.protocol import Part, parse_json
 from tpo_jax.serving.settings import MB, Settings
 
 BODIES_OVER_ONE = 4  # bytes of all large bodies in flight, in units of the largest allowed

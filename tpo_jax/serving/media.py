@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.fetching import fetch
-from tpo_jax.serving.protocol import Part
+from tpo_jax.serving.messages import Part
 from tpo_jax.serving.settings import MB, Settings
 
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".ts", ".ogv", ".flv"}

@@ -75,6 +75,7 @@ class Model:
         sampling: Sampling,
         new_tokens: np.ndarray,
         dropped: Callable[[], np.ndarray],
+        stop: Sequence[Sequence[Sequence[str]]],
     ) -> Iterator[list[list[Answer]]]:
         """Yield the answers of a batch as they grow; arguments are those of `Generator.steps`."""
         decoding = Decoding(self.max_new_tokens, sampling, question_multiple=QUESTION_MULTIPLE)
@@ -85,6 +86,7 @@ class Model:
             new_tokens=new_tokens,
             shape=new_tokens.shape,
             dropped=dropped,
+            stop=stop,
         )
 
 

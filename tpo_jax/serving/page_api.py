@@ -12,9 +12,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from tpo_jax.serving import protocol
+from tpo_jax.serving import fields
 from tpo_jax.serving.chat import find_model
 from tpo_jax.serving.intake import Intake, need_type
+from tpo_jax.serving.messages import Part
 from tpo_jax.serving.models import Model
 from tpo_jax.serving.settings import Settings
 
@@ -68,10 +69,10 @@ class PageApi:
         """Send the frames that a model would see of a video, with their times."""
         with self.intake.reserved(request):
             body = await self.intake.json(request)
-            model = find_model(self.models, protocol.text(body, "model"))
-            part = protocol.Part("video", protocol.text(body, "url"), "url")
+            model = find_model(self.models, fields.text(body, "model"))
+            part = Part("video", fields.text(body, "url"), "url")
             default, most = self.settings.num_frames, self.settings.max_frames
-            count = protocol.number(body, "num_frames", default, 1, most)
+            count = fields.number(body, "num_frames", default, 1, most)
             visual = await self.intake.look(model, (part,), count)
         sources = await asyncio.to_thread(lambda: [*map(_data_url, visual.frames)])
         frames = [
