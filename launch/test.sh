@@ -17,7 +17,7 @@ optional() { # DISTRIBUTION VERSION
 optional torch 2.13.0
 optional libtpu 0.0.51
 
-# The scorers are compared with the published lmms-eval of two eras, whose task files are read from
+# The scorers are compared with the published lmms-eval of three eras, whose task files are read from
 # folders of their own: nothing of what the package depends on is needed.
 published() { # VERSION -> its folder
   local folder="$VIRTUAL_ENV/lmms-eval-$1"
@@ -26,8 +26,11 @@ published() { # VERSION -> its folder
       "lmms-eval==$1" </dev/null >&2 || return
   echo "$folder"
 }
-if today="$(published 0.7.3)" && first="$(published 0.3.0)" && before="$(published 0.7.1)"; then
-  export LMMS_EVAL="${LMMS_EVAL:-$today}" LMMS_EVAL_PAPER_ERA="${LMMS_EVAL_PAPER_ERA:-$first:$before}"
+if today="$(published 0.7.3)" && last="$(published 0.7.1)" && between="$(published 0.3.5)" &&
+  first="$(published 0.3.0)"; then
+  export LMMS_EVAL="${LMMS_EVAL:-$today}"
+  export LMMS_EVAL_0_3_2="${LMMS_EVAL_0_3_2:-$between:$last:$today}"
+  export LMMS_EVAL_PAPER_ERA="${LMMS_EVAL_PAPER_ERA:-$first:$last:$today}"
 else
   echo "launch: WARNING: lmms-eval could not be installed; the tests that need it will skip" >&2
 fi

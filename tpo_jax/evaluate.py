@@ -41,7 +41,7 @@ for _values in (_RUN, _SCORE):
         "scorer",
         scorers.ERAS[0],
         scorers.ERAS,
-        "Rules of lmms-eval today or at the paper's time.",
+        "Rules of lmms-eval today, before 0.7.2, or at the paper's time.",
         _values,
     )
     flags.DEFINE_integer("seed", 0, "Of LongVideoBench's random guesses.", 0, flag_values=_values)

@@ -2,9 +2,9 @@
 
     python tests/evaluation/agreement.py
 
-writes docs/results/evaluation.md. `LMMS_EVAL` and `LMMS_EVAL_PAPER_ERA` name the folders of the
-extracted packages, `pip install --no-deps --target=DIR lmms-eval==VERSION`; several folders of one
-era are separated by a colon.
+writes docs/results/evaluation.md. `LMMS_EVAL`, `LMMS_EVAL_0_3_2` and `LMMS_EVAL_PAPER_ERA` name
+the folders of the extracted packages, `pip install --no-deps --target=DIR lmms-eval==VERSION`;
+several folders of one era are separated by a colon, and a task is taken from the first that has it.
 """
 
 import json
@@ -18,12 +18,13 @@ from pathlib import Path
 
 import pytest
 
-from tpo_jax.evaluation.scorers import BENCHMARKS, ERAS, Scorer
+from tpo_jax.evaluation.scorers import BENCHMARKS, Scorer
 from tpo_jax.evaluation.scoring_rules import MLVU_TASKS
+from tpo_jax.evaluation.verdicts import ERAS
 
 HERE = Path(__file__).resolve().parent
 TABLE = HERE.parents[1] / "docs/results/evaluation.md"
-VARIABLES = dict(zip(ERAS, ("LMMS_EVAL", "LMMS_EVAL_PAPER_ERA"), strict=True))
+VARIABLES = dict(zip(ERAS, ("LMMS_EVAL", "LMMS_EVAL_0_3_2", "LMMS_EVAL_PAPER_ERA"), strict=True))
 
 PIECES = (
     *("A", "B", "C", "D", "E", "F", "a", "b", "(A)", "(B)", "(C)", "(D)", "(E)", "(b)", "B)"),

@@ -49,17 +49,23 @@ class _Absent:
 def load(directories: tuple[Path, ...], task: str):
     """Return the `utils` module of a task and the folder of its package."""
     folder = next(name for name in MODULES if task.startswith(name))
-    root = next(d for d in directories if (d / "lmms_eval/tasks" / folder / "utils.py").is_file())
-    for name in [name for name in sys.modules if name.partition(".")[0] == "lmms_eval"]:
-        del sys.modules[name]
-    for name in ("lmms_eval", "lmms_eval.tasks", "lmms_eval.tasks._task_utils"):
-        package = types.ModuleType(name)
-        package.__path__ = [str(root / name.replace(".", "/"))]
-        sys.modules[name] = package
-    paths = types.ModuleType("lmms_eval.utils")  # the real one imports far too much
-    paths.resolve_cache_dir = lambda cache_dir, base_dir: os.path.join(base_dir, cache_dir)
-    sys.modules["lmms_eval.utils"] = sys.modules["lmms_eval"].utils = paths
-    return importlib.import_module(f"lmms_eval.tasks.{folder}.utils"), root
+    for root in directories:
+        if not (root / "lmms_eval/tasks" / folder / "utils.py").is_file():
+            continue
+        for name in [name for name in sys.modules if name.partition(".")[0] == "lmms_eval"]:
+            del sys.modules[name]
+        for name in ("lmms_eval", "lmms_eval.tasks", "lmms_eval.tasks._task_utils"):
+            package = types.ModuleType(name)
+            package.__path__ = [str(root / name.replace(".", "/"))]
+            sys.modules[name] = package
+        paths = types.ModuleType("lmms_eval.utils")  # the real one imports far too much
+        paths.resolve_cache_dir = lambda cache_dir, base_dir: os.path.join(base_dir, cache_dir)
+        sys.modules["lmms_eval.utils"] = sys.modules["lmms_eval"].utils = paths
+        try:
+            return importlib.import_module(f"lmms_eval.tasks.{folder}.utils"), root
+        except FileNotFoundError:  # 0.7.1 was published without the templates of some tasks
+            continue
+    raise LookupError(task)
 
 
 def settings(root: Path, task: str) -> dict:
@@ -134,7 +140,8 @@ def prompt(module, root: Path, task: str, docs: list[dict]) -> list[str]:
     if hasattr(module, "mlvu_aggregate_results"):
         task = "mlvu"  # one task in 0.3.0
     function, arguments = getattr(module, name), settings(root, task)
-    return [function(doc, arguments) for doc in docs]
+    # With None for none MLVU's function crashes from 0.3.3 to 0.5.
+    return [function(doc, arguments or {}) for doc in docs]
 
 
 def video(module, task: str, docs: list[dict]) -> list[str]:

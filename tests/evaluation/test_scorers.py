@@ -8,7 +8,8 @@ import pytest
 from tests.evaluation.agreement import Oracle, differences, generate, make_docs
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import extraction
-from tpo_jax.evaluation.scorers import BENCHMARKS, ERAS, Scorer
+from tpo_jax.evaluation.scorers import BENCHMARKS, Scorer
+from tpo_jax.evaluation.verdicts import ERAS
 
 
 @pytest.fixture(scope="module", params=ERAS)
@@ -27,7 +28,7 @@ def test_agrees_with_lmms_eval(oracle, benchmark) -> None:
 
 
 @pytest.mark.parametrize(
-    "benchmark", ["videomme", "longvideobench_val_v", "tempcompass_multi_choice"]
+    "benchmark", ["mlvu_dev", "longvideobench_val_v", "tempcompass_multi_choice"]
 )
 def test_agrees_on_any_text(oracle, benchmark) -> None:
     era, ask = oracle
@@ -94,7 +95,22 @@ def test_mlvu_averages_tasks_now_and_questions_in_the_paper_era() -> None:
         scorer = Scorer("mlvu_dev", era)
         verdicts = [scorer.judge(doc, text) for doc, text in zip(docs, "AAB", strict=True)]
         scores[era] = scorer.summary(docs, verdicts)["score"]
-    assert scores == {"lmms_eval_0.7": 100 / 7, "paper_era": pytest.approx(200 / 3)}
+    tasks, questions = 100 / 7, pytest.approx(200 / 3)
+    assert scores == {"lmms_eval_0.7": tasks, "lmms_eval_0.3.2": tasks, "paper_era": questions}
+
+
+def test_mlvu_took_whole_answers_for_letters() -> None:
+    """And any letter counted, also those of the test set's six options that today's rule lacks."""
+    for text, between, today in (
+        *(("B", "B", "B"), ("B.", "B.", "B"), ("(B) a dog", "B", "B"), ("E", "E", "")),
+        *(("A dog (or B)", "B", "A"), (") A", "", "A"), ("", "", "")),
+    ):
+        doc = {"question": "Q", "task_type": "order", "answer": "B"}
+        verdict = Scorer("mlvu_test", "lmms_eval_0.3.2").judge(doc, text)
+        assert verdict.extracted == between
+        assert verdict.score == (between == "B")
+        assert verdict.answered == (between in ("B", "E"))
+        assert Scorer("mlvu_test").judge(doc, text).extracted == today
 
 
 def test_breakdown_and_errors_by_hand() -> None:

@@ -25,6 +25,7 @@ from tests.video import clips
 from tpo_jax import families
 from tpo_jax.checkpoints.huggingface_export import export_model
 from tpo_jax.data import preparation, shards
+from tpo_jax.evaluation.verdicts import ERAS
 from tpo_jax.training.experiment import base
 from tpo_jax.video import sampling
 from tpo_jax.video.decode import probe
@@ -352,7 +353,7 @@ def predictions(rng, cache, folder):
         f"--benchmark={benchmark}",
         f"--predictions={folder}/predictions.jsonl",
         f"--output={folder}/out.jsonl",
-        f"--scorer={_pick(rng, ('lmms_eval_0.7', 'paper_era'))}",
+        f"--scorer={_pick(rng, ERAS)}",
     ]
 
 

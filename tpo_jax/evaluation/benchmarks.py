@@ -1,4 +1,4 @@
-"""Find the rows, videos and subtitles of a benchmark and build its prompts, as lmms-eval does.
+"""Find the rows, videos and subtitles of a benchmark and ask its questions as lmms-eval does.
 
 The layouts are those of the published data sets with their archives extracted:
 
@@ -26,19 +26,12 @@ from PIL import Image
 
 from tpo_jax.data.prompts import check_text
 from tpo_jax.errors import InputError
-from tpo_jax.evaluation import layouts, subtitles
-from tpo_jax.evaluation.scorers import ERAS, Scorer
+from tpo_jax.evaluation import layouts, prompts
+from tpo_jax.evaluation.scorers import Scorer
+from tpo_jax.evaluation.verdicts import TODAY
 from tpo_jax.families.template import IMAGE
 from tpo_jax.io.files import read_json, read_lines
 from tpo_jax.video.decode import Video, opened
-
-INTERLEAVED_FRAMES = 16
-
-_VIDEOMME = (
-    "Select the best answer to the following multiple-choice question based on the video and the "
-    "subtitles. Respond with only the letter (A, B, C, or D) of the correct option."
-)
-_DIRECTLY = "Answer with the option's letter from the given choices directly."
 
 
 class Question(NamedTuple):
@@ -86,7 +79,7 @@ class Benchmark(NamedTuple):
     @property
     def interleaved(self) -> bool:
         """Whether frames are images between subtitles, not one video before the text."""
-        return self.prompt is _longvideobench_interleaved
+        return self.prompt is prompts.longvideobench_interleaved
 
 
 def read_rows(folder: Path, benchmark: str) -> list[dict[str, Any]]:
@@ -141,7 +134,7 @@ def complete(row: dict) -> dict:
 
 
 def ask(
-    folder: Path, benchmark: str, era: str = ERAS[0], limit: int = 0
+    folder: Path, benchmark: str, era: str = TODAY, limit: int = 0
 ) -> tuple[list[Question], list[str]]:
     """Return the questions of a benchmark, and one line for each row that cannot be asked.
 
@@ -156,7 +149,7 @@ def ask(
     """
     spec, scorer = BENCHMARKS[benchmark], Scorer(benchmark, era)
     questions, problems = [], []
-    if spec.prompt is _videomme_subtitled and not any((folder / "subtitle").glob("*.srt")):
+    if spec.prompt is prompts.videomme_subtitled and not any((folder / "subtitle").glob("*.srt")):
         raise InputError(f"{folder / 'subtitle'}: no subtitles there (*.srt)")
     for doc_id, doc in enumerate(read_rows(folder, benchmark)[: limit or None]):
         try:
@@ -180,7 +173,7 @@ def ask(
 
 
 def spaced_frames(
-    video: Path, duration: float, num_frames: int = INTERLEAVED_FRAMES
+    video: Path, duration: float, num_frames: int = prompts.INTERLEAVED_FRAMES
 ) -> list[Image.Image]:
     """Return the frames between LongVideoBench's subtitles: one per whole second.
 
@@ -201,104 +194,27 @@ def spaced_frames(
         return [Image.fromarray(frame) for frame in file.select(choose)[1]]
 
 
-def _videomme(doc: dict, folder: Path, era: str) -> str:
-    options = "\n".join(doc["options"])
-    return f"{_VIDEOMME}\n{doc['question']}\n{options}\n\n{_DIRECTLY}"
-
-
-def _videomme_subtitled(doc: dict, folder: Path, era: str) -> str:
-    path = folder / "subtitle" / f"{doc['videoID']}.srt"
-    lines = ["No subtitles available"]
-    if path.is_file():
-        lines = subtitles.shown_lines(path, folder / "data" / f"{doc['videoID']}.mp4")
-    return "\n".join(
-        (
-            "This video's subtitles are listed below: ",
-            *("\n".join(lines), _VIDEOMME, doc["question"]),
-            *("\n".join(doc["options"]), "The best answer is:"),
-        )
-    )
-
-
-def _mlvu_dev(doc: dict, folder: Path, era: str) -> str:
-    if era == ERAS[0]:
-        return f"{doc['question']}\nOnly give the best option.\nBest option: ("
-    return f"\n{doc['question']}\nOnly give the best option.\n\nBest option: ("
-
-
-def _mlvu_test(doc: dict, folder: Path, era: str) -> str:
-    return doc["question"] if era == ERAS[0] else _mlvu_dev(doc, folder, era)
-
-
-def _longvideobench(doc: dict, folder: Path, era: str) -> str:
-    texts = [doc[f"option{i}"] for i in range(5)]
-    options = [text for text in texts if text != "N/A"]
-    lines = [". ".join(pair) for pair in zip("ABCDE", options, strict=False)]
-    return "\n".join((doc["question"], *lines, _DIRECTLY, ""))
-
-
-def _longvideobench_interleaved(doc: dict, folder: Path, era: str) -> str:
-    if doc["duration"] < 1:
-        raise InputError(f"a video of {doc['duration']} seconds has no frame per second")
-    text = subtitles.interleave(
-        folder / "subtitles" / doc["subtitle_path"],
-        doc["duration"],
-        doc["starting_timestamp_for_subtitles"],
-        INTERLEAVED_FRAMES,
-    )
-    return f"{text}\n{_longvideobench(doc, folder, era)}"
-
-
-def _lvbench(doc: dict, folder: Path, era: str) -> str:
-    options = doc.get("options") or [] if era == ERAS[0] else []
-    letters = (chr(ord("A") + i) for i in range(len(options)))
-    lines = [f"({letter}) {text}" for letter, text in zip(letters, options, strict=True)]
-    return "\n".join((doc["question"], *lines, "Answer the question with the option letter"))
-
-
-def _tempcompass(doc: dict, folder: Path, era: str) -> str:
-    return f"{doc['question']}\nPlease directly give the best option:"
-
-
-def _videomme_files(doc: dict) -> list[str]:
-    return [f"data/{doc['videoID']}.{suffix}" for suffix in ("mp4", "MP4", "mkv")]
-
-
-def _mlvu_files(doc: dict) -> list[str]:
-    # Some names of the published rows lack the suffix.
-    return [doc["video_name"], f"{doc['video_name']}.mp4"]
-
-
-def _longvideobench_files(doc: dict) -> list[str]:
-    return [f"videos/{doc['video_path']}"]
-
-
-def _lvbench_files(doc: dict) -> list[str]:
-    return [doc["video_path"]]
-
-
-def _tempcompass_files(doc: dict) -> list[str]:
-    return [f"videos/{doc['video_id']}.mp4"]
-
-
-_SUBTITLED = Benchmark("test", "videomme", _videomme_subtitled, _videomme_files, num_frames=96)
+_SUBTITLED = Benchmark(
+    "test", "videomme", prompts.videomme_subtitled, prompts.videomme_files, num_frames=96
+)
 _LONGVIDEOBENCH = Benchmark(
-    *("validation", "", _longvideobench, _longvideobench_files, "correct_choice"),
+    *("validation", "", prompts.longvideobench, prompts.longvideobench_files, "correct_choice"),
     max_new_tokens=32,
 )
 BENCHMARKS: dict[str, Benchmark] = {
-    "videomme": _SUBTITLED._replace(prompt=_videomme, num_frames=128),
+    "videomme": _SUBTITLED._replace(prompt=prompts.videomme, num_frames=128),
     "videomme_w_subtitle": _SUBTITLED,
     "videomme_long_w_subtitle": _SUBTITLED._replace(keep=lambda doc: doc.get("duration") == "long"),
-    "mlvu_dev": Benchmark("test", "", _mlvu_dev, _mlvu_files),
-    "mlvu_test": Benchmark("test", "", _mlvu_test, _mlvu_files),
+    "mlvu_dev": Benchmark("test", "", prompts.mlvu_dev, prompts.mlvu_files),
+    "mlvu_test": Benchmark("test", "", prompts.mlvu_test, prompts.mlvu_files),
     "longvideobench_val_v": _LONGVIDEOBENCH,
     "longvideobench_val_i": _LONGVIDEOBENCH._replace(
-        prompt=_longvideobench_interleaved, num_frames=INTERLEAVED_FRAMES
+        prompt=prompts.longvideobench_interleaved, num_frames=prompts.INTERLEAVED_FRAMES
     ),
-    "lvbench": Benchmark("train", "", _lvbench, _lvbench_files),
+    "lvbench": Benchmark("train", "", prompts.lvbench, prompts.lvbench_files),
     # Its task sets no length; lmms-eval's wrapper of LongVA then allows this many tokens.
     "tempcompass_multi_choice": Benchmark(
-        *("test", "multi-choice", _tempcompass, _tempcompass_files), max_new_tokens=1024
+        *("test", "multi-choice", prompts.tempcompass, prompts.tempcompass_files),
+        max_new_tokens=1024,
     ),
 }

@@ -1,7 +1,7 @@
 """Extract the letter of an answer by the rules of lmms-eval, from any string.
 
-lmms-eval 0.7.2 changed the rule for all benchmarks but LongVideoBench and TempCompass: `ranked` is
-the new rule, `first` the old one, which LongVideoBench still uses.
+lmms-eval 0.7.2 changed the rule for Video-MME, MLVU and LVBench: `ranked` is the new rule, `first`
+the old one, which LongVideoBench still uses.
 """
 
 import re
@@ -76,6 +76,16 @@ def first(text: str, letters: str, openings: Sequence[str]) -> str:
         text = text.replace(opening, "")
     match = re.search(f"[{letters}]", text)
     return match[0] if match else ""
+
+
+def before_parenthesis(text: str) -> str:
+    """Return the character before the first `)`, or "" if there is none; without `)` all the text.
+
+    MLVU's rule in lmms-eval 0.3.2 to 0.7.1: any letter counts, `B.` and `The answer is B` are no
+    letters.
+    """
+    end = text.find(")")
+    return text[max(end - 1, 0) : end] if end >= 0 else text
 
 
 def tempcompass(text: str, answer: str) -> str:

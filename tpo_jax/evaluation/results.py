@@ -9,7 +9,8 @@ from typing import Any
 
 from tpo_jax.evaluation import extraction
 from tpo_jax.evaluation.benchmarks import BENCHMARKS, Question
-from tpo_jax.evaluation.scorers import ERAS, Scorer, Verdict
+from tpo_jax.evaluation.scorers import Scorer
+from tpo_jax.evaluation.verdicts import TODAY, Verdict
 from tpo_jax.io.files import write_json, write_lines
 
 
@@ -35,7 +36,7 @@ def write_results(
     verdicts, lines = [], []
     for question, raw in answered:
         # The command line of lmms-eval takes reasoning out since there are tags for it.
-        text = extraction.without_reasoning(raw) if scorer.era == ERAS[0] else raw
+        text = extraction.without_reasoning(raw) if scorer.era == TODAY else raw
         verdicts.append(scorer.judge(question.doc, text))
         lines.append(_sample(question, raw, text, verdicts[-1], target))
     summary = scorer.summary([question.doc for question, _ in answered], verdicts)

@@ -1,8 +1,9 @@
 """Score predictions as lmms-eval does: letters, scores, means, standard errors.
 
-Two eras of its rules: `lmms_eval_0.7` is lmms-eval 0.7.2 and later; `paper_era` is 0.3.0, of early
-2025, which extracts other letters and averages MLVU over questions, not over tasks. LVBench was
-added later; its first version shared Video-MME's extraction.
+Three eras of its rules: `lmms_eval_0.7` is lmms-eval 0.7.2 and later; `paper_era` is 0.3.0, of
+early 2025, which extracts other letters and averages MLVU over questions, not over tasks; between
+them, `lmms_eval_0.3.2` has the rules of 0.3.0 but for MLVU. LVBench was added then; its first
+version shared Video-MME's extraction.
 """
 
 import math
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from tpo_jax.errors import InputError
-from tpo_jax.evaluation.scoring_rules import BENCHMARKS, ERAS, LONGVIDEOBENCH, Verdict
+from tpo_jax.evaluation.scoring_rules import BENCHMARKS, LONGVIDEOBENCH
+from tpo_jax.evaluation.verdicts import ERAS, TODAY, Verdict
 
 # Columns that samples are grouped by when they are aggregated.
 _NAMES = ("id", "videoID", "task_type", "duration_group", "question_category")
@@ -33,7 +35,7 @@ class Scorer:
         InputError: The benchmark or era is unknown.
     """
 
-    def __init__(self, benchmark: str, era: str = ERAS[0], seed: int = 0):
+    def __init__(self, benchmark: str, era: str = TODAY, seed: int = 0):
         for name, value, known in (
             ("benchmark", benchmark, BENCHMARKS),
             ("scorer", era, ERAS),
@@ -75,7 +77,7 @@ class Scorer:
             raise InputError(f"{self.benchmark}: no prediction to score")
         metric = self.rule.metric[self.era]
         values = [v.metrics[metric] for v in verdicts]
-        score = self.rule.aggregate(self.benchmark, self.era, values)
+        score = self.rule.aggregate(self.benchmark, metric, values)
         summary: dict[str, Any] = {
             "benchmark": self.benchmark,
             "scorer": self.era,
@@ -93,7 +95,7 @@ class Scorer:
             if name == "submission":
                 continue
             items = [v.metrics[name] for v in verdicts if name in v.metrics]
-            results[f"{name},none"] = self.rule.aggregate(self.benchmark, self.era, items)
+            results[f"{name},none"] = self.rule.aggregate(self.benchmark, name, items)
             # Of Video-MME's tasks only this one names a cluster column.
             results |= _errors(name, items, self.era, self.benchmark == "videomme")
         summary["results"] = {self.benchmark: results}
@@ -135,7 +137,7 @@ def _errors(name: str, items: list, era: str, by_video: bool) -> dict[str, Any]:
         if len({video for video in videos if video is not None}) > 1:
             clustered = _clustered(numbers, videos)
     errors = {"_stderr": clt if plain else "N/A"}
-    if era == ERAS[0]:
+    if era == TODAY:
         errors |= {"_stderr_clt": clt, "_stderr_clustered": clustered}
     return {f"{name}{kind},none": value for kind, value in errors.items()}
 

@@ -5,13 +5,10 @@ The functions keep the names and the shapes of what lmms-eval logs (`lmms_eval/t
 
 import random
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import extraction
-
-ERAS = ("lmms_eval_0.7", "paper_era")
+from tpo_jax.evaluation.verdicts import ERAS, MIDDLE, PAPER, TODAY, ScoringRule, Verdict, need
 
 MLVU_TASKS = {
     "mlvu_dev": ("anomaly_reco", "count", "ego", "needle", "order", "plotQA", "topic_reasoning"),
@@ -22,52 +19,14 @@ MLVU_TASKS = {
 }  # fmt: skip
 
 
-class Verdict(NamedTuple):
-    """The score of one prediction.
-
-    Attributes:
-        extracted: The letter that was extracted, or guessed.
-        score: 1.0 or 0.0.
-        answered: Whether a letter was found without guessing.
-        metrics: What lmms-eval logs, by metric name.
-    """
-
-    extracted: str
-    score: float
-    answered: bool
-    metrics: dict[str, Any]
-
-
-class ScoringRule(NamedTuple):
-    """How one group of benchmarks is scored.
-
-    Attributes:
-        judge: Maps a row, a stripped prediction, an era and a random state to a verdict.
-        aggregate: Maps benchmark, era and the logged values of a metric to the metric's value.
-        metric: Name of the main metric, by era.
-        breakdown: Columns by which accuracies are reported.
-    """
-
-    judge: Callable[[dict, str, str, random.Random], Verdict]
-    aggregate: Callable[[str, str, list], float]
-    metric: dict[str, str]
-    breakdown: tuple[str, ...]
-
-
-def _need(doc: dict, key: str, kind: type) -> Any:
-    if not isinstance(value := doc.get(key), kind) or isinstance(value, bool):
-        raise InputError(f"the doc's {key!r} must be a {kind.__name__}, not {value!r}")
-    return value
-
-
 def _letter(text: str, era: str) -> str:
-    if era == ERAS[0]:
+    if era == TODAY:
         return extraction.ranked(text)
     return extraction.first(text, "ABCD", extraction.PAPER_ERA_OPENINGS)
 
 
 def _videomme(doc: dict, text: str, era: str, _: random.Random) -> Verdict:
-    letter, answer = _letter(text, era), _need(doc, "answer", str)
+    letter, answer = _letter(text, era), need(doc, "answer", str)
     value = {
         "question_id": doc.get("question_id"),
         "duration": doc.get("duration"),
@@ -78,7 +37,7 @@ def _videomme(doc: dict, text: str, era: str, _: random.Random) -> Verdict:
         "answer": answer,
     }
     score = float(letter == answer)
-    if era == ERAS[0]:
+    if era == TODAY:
         # A question's score ignores the case of the gold letter; the mean does not.
         score = float(letter.lower() == answer.lower())
         value |= {"score": score, "videoID": doc.get("videoID")}
@@ -86,14 +45,16 @@ def _videomme(doc: dict, text: str, era: str, _: random.Random) -> Verdict:
 
 
 def _mlvu(doc: dict, text: str, era: str, _: random.Random) -> Verdict:
-    letter, answer = _letter(text, era), _need(doc, "answer", str)
+    letter = extraction.before_parenthesis(text) if era == MIDDLE else _letter(text, era)
+    answer = need(doc, "answer", str)
     value = {
         "question_id": doc.get("question"),
         "task_type": doc.get("task_type"),
         "pred_answer": letter,
         "answer": answer,
     }
-    return Verdict(letter, float(letter == answer), bool(letter), {_MLVU.metric[era]: value})
+    answered = letter in tuple("ABCDEF")
+    return Verdict(letter, float(letter == answer), answered, {_MLVU.metric[era]: value})
 
 
 def _longvideobench(doc: dict, text: str, era: str, draws: random.Random) -> Verdict:
@@ -104,7 +65,7 @@ def _longvideobench(doc: dict, text: str, era: str, draws: random.Random) -> Ver
         raise InputError("the doc's 'option0' must be an option")
     letter = extraction.first(text, "ABCDE", extraction.LONGVIDEOBENCH_OPENINGS)
     parsed = letter or draws.choice("ABCDE"[:options])
-    if not 0 <= (choice := _need(doc, "correct_choice", int)) < 26:
+    if not 0 <= (choice := need(doc, "correct_choice", int)) < 26:
         raise InputError(f"the doc's 'correct_choice' must number an option, not be {choice}")
     answer = chr(ord("A") + choice)
     value = {
@@ -119,12 +80,12 @@ def _longvideobench(doc: dict, text: str, era: str, draws: random.Random) -> Ver
 
 
 def _lvbench(doc: dict, text: str, era: str, _: random.Random) -> Verdict:
-    letter, right = _letter(text, era), _need(doc, "answer", str)
+    letter, right = _letter(text, era), need(doc, "answer", str)
     return Verdict(letter, float(letter == right), bool(letter), {"lvbench_score": letter == right})
 
 
 def _tempcompass(doc: dict, text: str, era: str, _: random.Random) -> Verdict:
-    answer, dim = _need(doc, "answer", str), _need(doc, "dim", str)
+    answer, dim = need(doc, "answer", str), need(doc, "dim", str)
     letter = extraction.tempcompass(text, answer)
     rating = int(text == answer or letter != "" and letter == answer[:1])
     value = {
@@ -144,14 +105,17 @@ def _right(values: list[dict]) -> list[bool]:
     return [value["pred_answer"] == value["answer"] for value in values]
 
 
-def _percent(benchmark: str, era: str, values: list[dict]) -> float:
+def _percent(benchmark: str, metric: str, values: list[dict]) -> float:
     return 100 * sum(_right(values)) / len(values)
 
 
-def _mean_of_tasks(benchmark: str, era: str, values: list[dict]) -> float:
-    """Return the unweighted mean over MLVU's tasks; as in lmms-eval, an empty task counts 0."""
-    if era != ERAS[0]:
-        return _percent(benchmark, era, values)
+def _mean_of_tasks(benchmark: str, metric: str, values: list[dict]) -> float:
+    """Return the unweighted mean over MLVU's tasks, in the paper's era the mean over questions.
+
+    As in lmms-eval, a task without a question counts 0.
+    """
+    if metric == _MLVU.metric[PAPER]:
+        return _percent(benchmark, metric, values)
     tasks: dict[str, list[bool]] = {task: [] for task in MLVU_TASKS[benchmark]}
     for value, right in zip(values, _right(values), strict=True):
         if value["task_type"] not in tasks:
@@ -162,7 +126,7 @@ def _mean_of_tasks(benchmark: str, era: str, values: list[dict]) -> float:
     return sum(100 * sum(t) / len(t) for t in tasks.values() if t) / len(tasks)
 
 
-def _fraction(benchmark: str, era: str, values: list[dict]) -> float:
+def _fraction(benchmark: str, metric: str, values: list[dict]) -> float:
     """Return the accuracy, rounded to five decimals.
 
     As in lmms-eval, each question counts once in its duration group and once in its category.
@@ -175,11 +139,11 @@ def _fraction(benchmark: str, era: str, values: list[dict]) -> float:
     return round(total / (2 * len(values)), 5)
 
 
-def _mean(benchmark: str, era: str, values: list[bool]) -> float:
+def _mean(benchmark: str, metric: str, values: list[bool]) -> float:
     return sum(values) / len(values)
 
 
-def _ratings(benchmark: str, era: str, values: list[dict]) -> float:
+def _ratings(benchmark: str, metric: str, values: list[dict]) -> float:
     return sum(value["rating"] == 1 for value in values) / len(values) * 100
 
 
@@ -196,8 +160,8 @@ _VIDEOMME = ScoringRule(
 _MLVU = ScoringRule(
     _mlvu,
     _mean_of_tasks,
-    # lmms-eval's current name has a typo.
-    {"lmms_eval_0.7": "mlvu_percetion_score", "paper_era": "mlvu_perception_score"},
+    # lmms-eval's name has had a typo since it has been averaging over tasks.
+    _always("mlvu_percetion_score") | {PAPER: "mlvu_perception_score"},
     ("task_type",),
 )
 LONGVIDEOBENCH = ScoringRule(

@@ -1,0 +1,111 @@
+"""Turn the rows of benchmarks into lmms-eval's prompts and the names of their videos.
+
+A prompt is a function of a row, the benchmark's folder and an era of the rules (`verdicts.ERAS`);
+the names of a row's video are relative to the folder, and the first one found counts.
+"""
+
+from pathlib import Path
+
+from tpo_jax.errors import InputError
+from tpo_jax.evaluation import subtitles
+from tpo_jax.evaluation.verdicts import PAPER, TODAY
+
+INTERLEAVED_FRAMES = 16
+
+_VIDEOMME = (
+    "Select the best answer to the following multiple-choice question based on the video and the "
+    "subtitles. Respond with only the letter (A, B, C, or D) of the correct option."
+)
+_DIRECTLY = "Answer with the option's letter from the given choices directly."
+
+
+def videomme(doc: dict, folder: Path, era: str) -> str:
+    """Return question and options between Video-MME's two instructions."""
+    options = "\n".join(doc["options"])
+    return f"{_VIDEOMME}\n{doc['question']}\n{options}\n\n{_DIRECTLY}"
+
+
+def videomme_subtitled(doc: dict, folder: Path, era: str) -> str:
+    """Return the subtitles of the frames that lmms-eval looks at, then question and options."""
+    path = folder / "subtitle" / f"{doc['videoID']}.srt"
+    lines = ["No subtitles available"]
+    if path.is_file():
+        lines = subtitles.shown_lines(path, folder / "data" / f"{doc['videoID']}.mp4")
+    return "\n".join(
+        (
+            "This video's subtitles are listed below: ",
+            *("\n".join(lines), _VIDEOMME, doc["question"]),
+            *("\n".join(doc["options"]), "The best answer is:"),
+        )
+    )
+
+
+def mlvu_dev(doc: dict, folder: Path, era: str) -> str:
+    """Return the question, which holds the options, and an opened bracket for the letter."""
+    if era == PAPER:
+        return f"\n{doc['question']}\nOnly give the best option.\n\nBest option: ("
+    return f"{doc['question']}\nOnly give the best option.\nBest option: ("
+
+
+def mlvu_test(doc: dict, folder: Path, era: str) -> str:
+    """Return the question alone; in the paper's era the dev set's prompt."""
+    return mlvu_dev(doc, folder, era) if era == PAPER else doc["question"]
+
+
+def longvideobench(doc: dict, folder: Path, era: str) -> str:
+    """Return question, options and the instruction."""
+    texts = [doc[f"option{i}"] for i in range(5)]
+    options = [text for text in texts if text != "N/A"]
+    lines = [". ".join(pair) for pair in zip("ABCDE", options, strict=False)]
+    return "\n".join((doc["question"], *lines, _DIRECTLY, ""))
+
+
+def longvideobench_interleaved(doc: dict, folder: Path, era: str) -> str:
+    """Return subtitles with the frames' places between them, then `longvideobench`."""
+    if doc["duration"] < 1:
+        raise InputError(f"a video of {doc['duration']} seconds has no frame per second")
+    text = subtitles.interleave(
+        folder / "subtitles" / doc["subtitle_path"],
+        doc["duration"],
+        doc["starting_timestamp_for_subtitles"],
+        INTERLEAVED_FRAMES,
+    )
+    return f"{text}\n{longvideobench(doc, folder, era)}"
+
+
+def lvbench(doc: dict, folder: Path, era: str) -> str:
+    """Return question and instruction, today with the column of options where there is one."""
+    options = doc.get("options") or [] if era == TODAY else []
+    letters = (chr(ord("A") + i) for i in range(len(options)))
+    lines = [f"({letter}) {text}" for letter, text in zip(letters, options, strict=True)]
+    return "\n".join((doc["question"], *lines, "Answer the question with the option letter"))
+
+
+def tempcompass(doc: dict, folder: Path, era: str) -> str:
+    """Return the question, which holds the options, and the instruction."""
+    return f"{doc['question']}\nPlease directly give the best option:"
+
+
+def videomme_files(doc: dict) -> list[str]:
+    """Return names of Video-MME's videos."""
+    return [f"data/{doc['videoID']}.{suffix}" for suffix in ("mp4", "MP4", "mkv")]
+
+
+def mlvu_files(doc: dict) -> list[str]:
+    """Return names of MLVU's videos; some of the published rows lack the suffix."""
+    return [doc["video_name"], f"{doc['video_name']}.mp4"]
+
+
+def longvideobench_files(doc: dict) -> list[str]:
+    """Return the name of LongVideoBench's video."""
+    return [f"videos/{doc['video_path']}"]
+
+
+def lvbench_files(doc: dict) -> list[str]:
+    """Return the name of LVBench's video."""
+    return [doc["video_path"]]
+
+
+def tempcompass_files(doc: dict) -> list[str]:
+    """Return the name of TempCompass' video."""
+    return [f"videos/{doc['video_id']}.mp4"]
