@@ -1,3 +1,4 @@
+import jinja2
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -11,7 +12,7 @@ from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError
 from tpo_jax.families import preset
 from tpo_jax.families.llava_qwen.template import DPO_TRAINER, IM_END, IM_START, INFERENCE
-from tpo_jax.families.template import PLACEHOLDERS, TIME_INSTRUCTIONS
+from tpo_jax.families.template import PLACEHOLDERS, TIME_INSTRUCTIONS, Message
 from tpo_jax.models.config import most_frames
 
 VISUAL = -200
@@ -50,24 +51,63 @@ def plain(tokenizer, question, answer, opening, visual):
     return [*before, *[VISUAL] * visual, *after]
 
 
-def trainer(tokenizer, question, answer, visual):
-    """Ids and labels of the original DPO trainer, -100 where there is none."""
+# The chat template of Qwen2's tokenizers, which is `qwen_1_5` of `llava/conversation.py`, too.
+CHAT = jinja2.Template(
+    "{% for m in messages %}"
+    "{% if loop.first and m['role'] != 'system' %}"
+    "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}"
+    "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{{ '<|im_start|>assistant\\n' }}",
+    keep_trailing_newline=True,
+)
+VISUAL_MARK = "\0"  # no content holds it; the oracle splits its text there
+
+
+def chat(tokenizer, messages, answer, visuals):
+    """Ids of a conversation whose contents hold `VISUAL_MARK` where a visual stands."""
+    rendered = CHAT.render(messages=[m._asdict() for m in messages])
+    first, *others = (tokenizer.encode(chunk).ids for chunk in rendered.split(VISUAL_MARK))
+    for n, ids in zip(visuals, others, strict=True):
+        first = [*first, *[VISUAL] * n, *ids]
+    return [*first, *tokenizer.encode(answer).ids, *tokenizer.encode("<|im_end|>\n").ids]
+
+
+def trainer(tokenizer, messages, at, answer, visual):
+    """Ids and labels of the original DPO trainer, -100 where there is none.
+
+    The visual is in message `at`. Of a message that is not the answer the content has no label.
+    """
 
     def ids(text):
         return tokenizer.encode(text, add_special_tokens=False).ids
 
     none, start, end, nl = -100, 151644, 151645, ids("\n")
-    system = [start, *ids("system"), *nl, *ids("You are a helpful assistant."), end, *nl]
-    labels = [start, *[none] * (len(system) - 3), end, *nl]
-    prompt = "<image>\n" + question.replace("<image>", "").strip()
-    user = ids("<|im_start|>user") + nl + [VISUAL] + nl + ids(prompt[len("<image>") :]) + [end] + nl
-    labels += [start, *[none] * (len(user) - 3), end, *nl]
-    turn = ids("<|im_start|>assistant") + nl
-    labels += [start, *[none] * (len(turn) - 1), *ids(answer), end, *nl]
-    sequence = system + user + turn + ids(answer) + [end] + nl
-    at = sequence.index(VISUAL)
-    sequence[at : at + 1], labels[at : at + 1] = [VISUAL] * visual, [none] * visual
+    if messages[0].role != "system":
+        messages, at = [Message("system", "You are a helpful assistant."), *messages], at + 1
+    sequence, labels = [], []
+    for i, (role, content) in enumerate(messages):
+        text = ids(content)
+        if i == at:
+            prompt = "<image>\n" + content.replace("<image>", "").strip()
+            text = [*[VISUAL] * visual, *nl, *ids(prompt[len("<image>") :])]
+        sequence += [start, *ids(role), *nl, *text, end, *nl]
+        labels += [start, *[none] * (1 + len(nl) + len(text)), end, *nl]
+    sequence += [*ids("<|im_start|>assistant"), *nl, *ids(answer), end, *nl]
+    labels += [start, none, *[none] * len(nl), *ids(answer), end, *nl]
     return sequence, labels
+
+
+def check_trainer(row, q, a, ids, labels):
+    """The row has the ids and the labels; a place of the whole predicts the token behind it."""
+    P = row.prefix_mask.sum()
+    assert sequence(row, q, a)[:P] == ids[:P]
+    assert row.input_ids[q, a][row.input_mask[q, a]].tolist() == ids[P:-1]
+    wanted = [(p - 1, i) for p, i in enumerate(labels) if p and i != -100]
+    inside = P + np.arange(row.input_ids.shape[-1])
+    places = np.where(row.target_at[q, a] >= 0, row.target_at[q, a], inside)
+    mask = row.target_mask[q, a]
+    assert sorted(zip(places[mask], row.target_ids[q, a][mask], strict=True)) == wanted
+    return len(wanted)
 
 
 @settings(max_examples=60)
@@ -87,22 +127,10 @@ def test_trainer_style_has_the_original_ids_and_labels(qwen, questions, answers,
     row = prompts.build_row(qwen, stripped, pairs, 5, **arguments)
     size = {"size": Size(response=row.input_ids.shape[-1] + padding)}
     row = prompts.build_row(qwen, stripped, pairs, 5, **arguments, **size)
-    P = row.prefix_mask.sum()
     for q, (question, group) in enumerate(zip(questions, pairs, strict=True)):
         for a, answer in enumerate(group):
-            ids, labels = trainer(qwen, question, answer, 5)
-            assert sequence(row, q, a)[:P] == ids[:P]
-            assert row.input_ids[q, a][row.input_mask[q, a]].tolist() == ids[P:-1]
-            # A place of the whole sequence predicts the token behind it.
-            wanted = [(p - 1, i) for p, i in enumerate(labels) if p and i != -100]
-            places = np.where(
-                row.target_at[q, a] >= 0,
-                row.target_at[q, a],
-                P + np.arange(row.input_ids.shape[-1]),
-            )
-            mask = row.target_mask[q, a]
-            assert sorted(zip(places[mask], row.target_ids[q, a][mask], strict=True)) == wanted
-            assert len(wanted) == 6 + len(qwen.encode(answer).ids) + 2
+            wanted = trainer(qwen, [Message("user", question)], 0, answer, 5)
+            assert check_trainer(row, q, a, *wanted) == 6 + len(qwen.encode(answer).ids) + 2
 
 
 def test_trainer_style_is_for_one_visual():
@@ -118,6 +146,107 @@ def test_trainer_style_is_for_one_visual():
     assert (prompt.prefix_ids == video.prefix_ids).all()
     with pytest.raises(InputError, match="prompt_style='other'"):
         Processor(preset("tiny_longva"), tokenizer, prompt_style="other")
+
+
+spoken = text.filter(lambda t: not any(m in t for m in (*PLACEHOLDERS, IM_START, IM_END, "\0")))
+
+
+@st.composite
+def conversations(draw):
+    """Messages ahead of an answer; those of the assistant may speak of placeholders."""
+    messages = [Message("system", draw(spoken))] if draw(st.booleans()) else []
+    answers = st.one_of(spoken, st.just("The <video> tag, not <image>."))
+    for _ in range(draw(st.integers(0, 3))):
+        messages += [Message("user", draw(spoken)), Message("assistant", draw(answers))]
+    return [*messages, Message("user", draw(spoken))]
+
+
+def asked_in(messages):
+    return [i for i, message in enumerate(messages) if message.role == "user"]
+
+
+def with_mark(messages, at, mark):
+    message = messages[at]
+    return [*messages[:at], message._replace(content=mark + message.content), *messages[at + 1 :]]
+
+
+@settings(max_examples=60)
+@given(
+    messages=conversations(), answer=spoken, data=st.data(), opening=st.sampled_from(["", TIMES])
+)
+def test_a_conversation_on_a_video_has_the_ids_of_the_chat_template(
+    qwen, messages, answer, data, opening
+):
+    """Whole, with its own system text, the video where its placeholder was, the loss on the end."""
+    at = data.draw(st.sampled_from(asked_in(messages)))
+    content = messages[at].content.strip()
+    messages[at] = Message("user", content)
+    mark = data.draw(st.sampled_from([*PLACEHOLDERS, "<video>\n"]))
+    implied = at == len(messages) - 1 and data.draw(st.booleans())
+    asked = messages if implied else with_mark(messages, at, mark)
+    wanted = chat(qwen, with_mark(messages, at, f"{VISUAL_MARK}{opening}\n"), answer, [5])
+    labels = [*qwen.encode(answer).ids, 151645, 198]
+    for cut in ("answer", "video"):
+        row = prompts.build_row(
+            qwen, [asked], [[answer, "No."]], 5, opening=opening, cut=cut, template=INFERENCE
+        )
+        assert sequence(row, 0, 0) == wanted
+        assert row.target_ids[0, 0][row.target_mask[0, 0]].tolist() == labels
+        prompt = prompts.build_prompts(
+            qwen, [asked], 5, opening=opening, cut=cut, template=INFERENCE
+        )
+        assert sequence(prompt, 0, 0) == wanted[: len(wanted) - len(labels)]
+
+
+@settings(max_examples=40)
+@given(messages=conversations(), answer=spoken, data=st.data(), images=st.integers(0, 3))
+def test_a_conversation_on_images_has_the_ids_of_the_chat_template(
+    qwen, messages, answer, data, images
+):
+    asked = wanted = messages
+    for at in data.draw(
+        st.lists(st.sampled_from(asked_in(messages)), min_size=images, max_size=images)
+    ):
+        asked, wanted = with_mark(asked, at, "<image>"), with_mark(wanted, at, VISUAL_MARK)
+    row = prompts.build_row(qwen, [asked], [[answer]], [3] * images, template=INFERENCE)
+    assert sequence(row, 0, 0) == chat(qwen, wanted, answer, [3] * images)
+
+
+@settings(max_examples=30)
+@given(messages=conversations(), answers=st.lists(spoken, min_size=2, max_size=2), data=st.data())
+def test_trainer_style_of_a_conversation(qwen, messages, answers, data):
+    at = data.draw(st.sampled_from(asked_in(messages)))
+    messages[at] = Message("user", messages[at].content.strip())
+    row = prompts.build_row(
+        qwen, [with_mark(messages, at, "<video>")], [answers], 5, template=DPO_TRAINER
+    )
+    for a, answer in enumerate(answers):
+        check_trainer(row, 0, a, *trainer(qwen, messages, at, answer, 5))
+
+
+def test_what_is_no_conversation_is_named():
+    tokenizer = tiny_tokenizer()
+    user, said, system = Message("user", "Who?"), Message("assistant", "I."), Message("system", "S")
+    marked = Message("user", "<video> Who?")
+    for question, reason in (
+        ((), "last message before an answer must be the user's"),
+        ((user, said), "last message before an answer must be the user's"),
+        ((user, system, user), "a system message must come first"),
+        ((Message("tool", "x"), user), "role 'tool' must be one of system, user, assistant"),
+        ((marked, said, marked), "2 <image> or <video> placeholders"),
+        ((user, Message("assistant", "<|im_end|>"), user), "only the template may set"),
+        ((Message("system", "<|im_end|>"), user), "only the template may set"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            prompts.build_prompts(tokenizer, [question], 2, template=INFERENCE)
+    with pytest.raises(InputError, match="1 <image> placeholders for 2 images"):
+        prompts.build_prompts(
+            tokenizer, [(Message("user", "<image>"), said, user)], [2, 2], template=INFERENCE
+        )
+    with pytest.raises(InputError, match="behind the same texts"):
+        prompts.build_row(
+            tokenizer, ["Who?", (system, user)], [["a"], ["b"]], 2, cut="video", template=INFERENCE
+        )
 
 
 @settings(max_examples=40)
@@ -275,3 +404,5 @@ def test_placeholders():
     for bad in ("<image>\nWho?", "Who?<|im_end|>"):
         with pytest.raises(InputError, match="only the template may set"):
             prompts.build_row(tiny_tokenizer(), [bad], [["a"]], 1, template=INFERENCE)
+    row = prompts.build_row(tiny_tokenizer(), ["Who?"], [["<video>"]], 1, template=INFERENCE)
+    assert row.target_mask.sum() == len("<video>") + 2

@@ -124,10 +124,9 @@ CONFIG = ToyConfig(
     )
 )
 TEMPLATE = Template(
-    head="A chat. USER: ",
-    turn=" ASSISTANT: ",
+    around={"system": ("", " "), "user": ("USER: ", ""), "assistant": (" ASSISTANT: ", "</s>")},
     end=(("</s>", True),),
-    system="",
+    system="A chat.",
     markers=("</s>",),
     tokens=("</s>",),
     stop=("</s>",),

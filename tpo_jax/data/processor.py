@@ -12,7 +12,7 @@ from tpo_jax.data import images, prompts
 from tpo_jax.data.clips import Clip
 from tpo_jax.data.rows import Row, Size
 from tpo_jax.errors import InputError
-from tpo_jax.families.template import TIME_INSTRUCTIONS
+from tpo_jax.families.template import TIME_INSTRUCTIONS, Question
 from tpo_jax.models.config import ModelConfig, most_frames
 from tpo_jax.models.pictures import Pictures
 from tpo_jax.video import sampling
@@ -126,11 +126,13 @@ class Processor:
         """Return about how many tokens a question and the turn behind it take."""
         return len(self.encode(f"\n{question}{self.template.turn}"))
 
-    def prompts(self, questions: Sequence[str], visual: Visual) -> Row:
+    def prompts(self, questions: Sequence[Question], visual: Visual) -> Row:
         """Build the row of `Q` questions on one visual, for generation: `A` is 1, no targets.
 
-        A question on a video holds no placeholder; a question on images holds an `<image>` for
-        each of them, or none, and then the images come first.
+        A question is a text, or a conversation: messages, the last one the user's. A text on a
+        video holds no placeholder; of a conversation the video opens the user's message that holds
+        one, else the last. A question on images holds an `<image>` for each of them, or none, and
+        then the images open its last message.
 
         Raises:
             InputError: a text the template cannot hold, or a prompt that leaves no space for an
@@ -161,7 +163,7 @@ class Processor:
 
     def answers(
         self,
-        questions: Sequence[str],
+        questions: Sequence[Question],
         answers: Sequence[Sequence[str]],
         visual: Visual,
         *,
@@ -193,7 +195,7 @@ class Processor:
             size=size,
         )
 
-    def scored(self, question: str, answers: Sequence[str], visual: Visual) -> Row:
+    def scored(self, question: Question, answers: Sequence[str], visual: Visual) -> Row:
         """Build the row of one question with `A` answers that the model's context holds.
 
         Raises:

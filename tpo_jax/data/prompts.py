@@ -4,14 +4,22 @@ As in the original code the text before a visual, the text behind it and the ans
 independently.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tokenizers import Tokenizer
 
 from tpo_jax import families
 from tpo_jax.data.rows import Row, Size, Text, joined, pack
 from tpo_jax.errors import InputError
-from tpo_jax.families.template import IMAGE, PLACEHOLDERS, Pieces, Template
+from tpo_jax.families.template import (
+    IMAGE,
+    PLACEHOLDERS,
+    Message,
+    Pieces,
+    Question,
+    Template,
+    conversation_of,
+)
 
 
 def strip_placeholder(question: str) -> str:
@@ -27,12 +35,34 @@ def strip_placeholder(question: str) -> str:
     return question.strip()
 
 
-def check_placeholders(question: str, images: int) -> None:
-    """Raise `InputError` unless a question has an `<image>` for every image, or none."""
-    for text in question.split(IMAGE):
+def check_placeholders(question: Question, images: int) -> None:
+    """Raise `InputError` unless the user's messages have an `<image>` for every image, or none."""
+    asked = [m.content for m in conversation_of(question) if m.role == "user"]
+    for text in (chunk for content in asked for chunk in content.split(IMAGE)):
         check_text(text)
-    if (given := question.count(IMAGE)) not in (0, images):
+    if (given := sum(content.count(IMAGE) for content in asked)) not in (0, images):
         raise InputError(f"{given} <image> placeholders for {images} images")
+
+
+def place_visual(question: Question) -> tuple[tuple[Message, ...], int]:
+    """Return the messages of a question on a video without their placeholder, and which message it
+    was in: there the video stands. Without a placeholder it is the last one.
+
+    Raises:
+        InputError: more than one placeholder, one in a question that is a text alone, or a text
+            that no template can hold.
+    """
+    messages = list(conversation_of(question))
+    if isinstance(question, str):
+        check_text(question)
+    asked = [i for i, message in enumerate(messages) if message.role == "user"]
+    strip_placeholder("\n".join(messages[i].content for i in asked))
+    marked = [i for i in asked if any(p in messages[i].content for p in PLACEHOLDERS)]
+    for i in marked:
+        messages[i] = Message("user", strip_placeholder(messages[i].content))
+    for message in messages:
+        check_answer(message.content)
+    return tuple(messages), (marked or [len(messages) - 1])[0]
 
 
 def is_unicode(text: str) -> bool:
@@ -44,13 +74,22 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def check_text(text: str) -> str:
+def check_answer(text: str) -> str:
     """Return the text; raise `InputError` if it is not valid Unicode or holds a marker that only a
-    template may set.
+    template may set. A placeholder in an answer is text.
     """
     if not is_unicode(text):
         raise InputError("the text is no valid Unicode")
-    for marker in (*PLACEHOLDERS, *families.markers()):
+    return _without(families.markers(), text)
+
+
+def check_text(text: str) -> str:
+    """Return the text of a question; raise `InputError` as `check_answer`, or for a placeholder."""
+    return _without(PLACEHOLDERS, check_answer(text))
+
+
+def _without(markers: Iterable[str], text: str) -> str:
+    for marker in markers:
         if marker in text:
             raise InputError(f"the text holds {marker}, which only the template may set")
     return text
@@ -58,7 +97,7 @@ def check_text(text: str) -> str:
 
 def build_row(
     tokenizer: Tokenizer,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     answers: Sequence[Sequence[str]],
     visuals: int | Sequence[int],
     *,
@@ -72,8 +111,9 @@ def build_row(
 
     Args:
         tokenizer: of `data.tokenizer.load_tokenizer`.
-        questions: `Q` questions. A question on a video has no placeholder; one on images has as
-            many `<image>` as there are images, or none: then the images come first.
+        questions: `Q` questions, texts or conversations. A text on a video has no placeholder, a
+            conversation one at most (`place_visual`). A question on images has as many `<image>` as
+            there are images, or none: then the images open its last message.
         answers: `[Q][A]` texts; labelled are their tokens and what the template labels behind them.
         visuals: visual tokens of the video, or a sequence of those of every image; `()` for text.
         template: how prompt and answer are written.
@@ -90,14 +130,14 @@ def build_row(
     end = _text(tokenizer, template.end)
     continuations = []
     for tail, group in zip(tails, answers, strict=True):
-        texts = [_text(tokenizer, [(check_text(answer), True)]) for answer in group]
+        texts = [_text(tokenizer, [(check_answer(answer), True)]) for answer in group]
         continuations.append([joined([tail, text, end]) for text in texts])
     return pack(prefix, continuations, _each(visuals), labelled=True, size=size)
 
 
 def build_prompts(
     tokenizer: Tokenizer,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     visuals: int | Sequence[int],
     *,
     template: Template,
@@ -128,7 +168,7 @@ def _text(tokenizer: Tokenizer, pieces: Pieces) -> Text:
 
 def _prompts(
     tokenizer: Tokenizer,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     visuals: int | Sequence[int],
     template: Template,
     opening: str,
@@ -141,16 +181,13 @@ def _prompts(
         raise InputError(f"cut={cut!r} must be 'answer' or 'video'")
     if cut == "answer" and len(questions) != 1:
         raise InputError(f"cut='answer' is for one question, not {len(questions)}")
-    if isinstance(visuals, int):
-        prompts = [template.around_visual(opening, check_text(q)) for q in questions]
-    else:
-        for question in questions:
-            check_placeholders(question, len(visuals))
-        prompts = [template.around_images(question, len(visuals)) for question in questions]
+    prompts = [_around(question, visuals, template, opening) for question in questions]
     texts = [[_text(tokenizer, pieces) for pieces in prompt] for prompt in prompts]
     *before, beginning, _ = texts[0]
     if any(prompt[:-2] != before for prompt in texts):
-        raise InputError("questions of one row must put the images in the same places")
+        raise InputError(
+            "questions of one row must put the images in the same places, behind the same texts"
+        )
     tails = [prompt[-1] for prompt in texts]
     if cut == "answer":
         shared = len(tails[0].ids) - 1
@@ -158,6 +195,18 @@ def _prompts(
         # The last token of the opening may have swallowed the newline behind it.
         shared = _common([beginning.ids, *(tail.ids for tail in tails)])
     return [*before, tails[0].split(shared)[0]], [tail.split(shared)[1] for tail in tails]
+
+
+def _around(
+    question: Question, visuals: int | Sequence[int], template: Template, opening: str
+) -> list[Pieces]:
+    if isinstance(visuals, int):
+        return template.around_visual(opening, *place_visual(question))
+    check_placeholders(question, len(visuals))
+    messages = conversation_of(question)
+    for message in messages:
+        check_answer(message.content)
+    return template.around_images(messages, len(visuals))
 
 
 def _common(sequences: list[list[int]]) -> int:

@@ -1,7 +1,8 @@
-"""Prompt templates: the text around a row's visuals, and which of it is labelled."""
+"""Prompt templates: how a conversation on visuals is written, and which of it is labelled."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from tpo_jax.errors import InputError
 
@@ -12,45 +13,114 @@ PLACEHOLDERS = (IMAGE, "<video>")
 STYLES = ("inference", "dpo_trainer")
 TIME_INSTRUCTIONS = ("none", "inline", "newline")
 
+ROLES = ("system", "user", "assistant")
+
 # Texts that are tokenised one by one, and whether their tokens are labelled.
 Pieces = Sequence[tuple[str, bool]]
 
 
+class Message(NamedTuple):
+    """One message of a conversation; a placeholder in it is a visual only where it is a user's."""
+
+    role: str  # one of `ROLES`; a system message comes first
+    content: str
+
+
+# What a model is asked: a text, or a conversation that ends with the message to be answered.
+Question = str | Sequence[Message]
+
+
+def conversation_of(question: Question) -> tuple[Message, ...]:
+    """Return the messages of a question.
+
+    Raises:
+        InputError: An unknown role, a system message behind the first, or an end that is no user's.
+    """
+    if isinstance(question, str):
+        return (Message("user", question),)
+    roles = [message.role for message in question]
+    if unknown := set(roles) - set(ROLES):
+        raise InputError(f"role {min(unknown)!r} must be one of {', '.join(ROLES)}")
+    if "system" in roles[1:]:
+        raise InputError("a system message must come first")
+    if roles[-1:] != ["user"]:
+        raise InputError("the last message before an answer must be the user's")
+    return tuple(question)
+
+
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """A prompt and its answer: `[head][visual][opening]\\n[question][turn][answer][end]`.
+    """How a conversation on visuals is written; a visual stands at the head of a user's message.
 
-    The opening is the sentence on frame times. A family with another order overrides
-    `around_visual` or `around_images`.
+    `[system][user: [visual][opening]\\n[question]][assistant: [answer]][user: [question]]…`. The
+    opening is the sentence on frame times. A family with another order overrides `around_visual`
+    or `around_images`.
     """
 
-    head: str  # system message and beginning of the user's turn
-    turn: str  # end of the user's turn and beginning of the answer
-    end: Pieces  # behind the answer; labelled tokens are learned
-    system: str  # the system message that the head holds; "": none
-    markers: tuple[str, ...]  # texts that no question or answer may hold
+    around: Mapping[str, tuple[str, str]]  # by role, the texts before and behind a message
+    end: Pieces  # behind the last answer; labelled tokens are learned
+    system: str  # of a conversation without a system message; "": none is written
+    markers: tuple[str, ...]  # texts that no message may hold
     tokens: tuple[str, ...]  # texts that are one token each
     stop: tuple[str, ...]  # tokens that end an answer
     token_ids: Mapping[str, int]  # published ids of tokens, where a vocabulary is large enough
 
-    def around_visual(self, opening: str, question: str) -> list[Pieces]:
+    @property
+    def head(self) -> str:
+        """Return what stands before the visual of a question without earlier messages."""
+        return self.written(self.with_system(())) + self.around["user"][0]
+
+    @property
+    def turn(self) -> str:
+        """Return what stands between a question and its answer."""
+        return self.around["user"][1] + self.around["assistant"][0]
+
+    def with_system(self, conversation: Sequence[Message]) -> tuple[Message, ...]:
+        """Return a conversation with the template's own system message if it has none."""
+        if not self.system or [m.role for m in conversation[:1]] == ["system"]:
+            return tuple(conversation)
+        return (Message("system", self.system), *conversation)
+
+    def written(self, messages: Sequence[Message]) -> str:
+        """Return whole messages as text."""
+        return "".join(m.content.join(self.around[m.role]) for m in messages)
+
+    def around_visual(self, opening: str, conversation: Sequence[Message], at: int) -> list[Pieces]:
         """Return the texts around one visual: before it, the part behind it that all questions on
         it share, and all that is behind it.
-        """
-        behind = f"{opening}\n{question}{self.turn}"
-        return [[(self.head, False)], [(opening, False)], [(behind, False)]]
 
-    def around_images(self, question: str, images: int) -> list[Pieces]:
+        Args:
+            opening: of `time_opening`.
+            conversation: messages without placeholders, the last one to be answered.
+            at: which message, a user's, the visual opens.
+        """
+        before, after = self.with_system(conversation[:at]), conversation[at + 1 :]
+        begin, end = self.around["user"]
+        behind = f"{opening}\n{conversation[at].content}{end}{self.written(after)}"
+        behind += self.around["assistant"][0]
+        return [[(self.written(before) + begin, False)], [(opening, False)], [(behind, False)]]
+
+    def around_images(self, conversation: Sequence[Message], images: int) -> list[Pieces]:
         """Return the texts before, between and behind images, the last two as `around_visual`.
 
-        Images without a placeholder come first, one blank between them, as in lmms-eval.
+        Images stand at the placeholders of users' messages. Without a placeholder they come first
+        in the last message, one blank between them, as in lmms-eval.
 
         Raises:
-            InputError: placeholders that do not fit the images, or a marker in the question.
+            InputError: placeholders that do not fit the images.
         """
-        if images and IMAGE not in question:
-            question = " ".join([IMAGE] * images) + "\n" + question
-        chunks = (self.head + question + self.turn).split(IMAGE)
+        asked = "".join(m.content for m in conversation if m.role == "user")
+        if images and IMAGE not in asked:
+            content = " ".join([IMAGE] * images) + "\n" + conversation[-1].content
+            conversation = (*conversation[:-1], Message("user", content))
+        chunks = [""]
+        for role, content in self.with_system(conversation):
+            begin, end = self.around[role]
+            first, *others = content.split(IMAGE) if role == "user" else [content]
+            chunks[-1] += begin + first
+            chunks += others
+            chunks[-1] += end
+        chunks[-1] += self.around["assistant"][0]
         shared = self.head if not images else ""
         return [[(text, False)] for text in (*chunks[:-1], shared, chunks[-1])]
 

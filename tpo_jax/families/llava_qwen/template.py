@@ -3,6 +3,7 @@
     <|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n<|im_start|>user\\n
     [visual tokens][opening]\\n[question]<|im_end|>\\n<|im_start|>assistant\\n[answer]<|im_end|>\\n
 
+Every further message is written as these are; a system message takes the place of that sentence.
 As in the originals the text before a placeholder, the text behind it and the answer are tokenised
 independently. `INFERENCE` has one newline before the question and labels nothing in the prompt.
 `DPO_TRAINER` gives the sequences and labels of their preference trainer (`preprocess_qwen` in
@@ -13,7 +14,14 @@ the answer.
 from collections.abc import Sequence
 
 from tpo_jax.errors import InputError
-from tpo_jax.families.template import IMAGE, TIME_INSTRUCTIONS, Pieces, Template
+from tpo_jax.families.template import (
+    IMAGE,
+    ROLES,
+    TIME_INSTRUCTIONS,
+    Message,
+    Pieces,
+    Template,
+)
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 SYSTEM = "You are a helpful assistant."
@@ -42,29 +50,44 @@ class QwenTemplate(Template):
         return text if mode == "inline" else "\n" + text
 
 
-class TrainerTemplate(QwenTemplate):
-    """`qwen_1_5` as the preference trainer writes and labels it; one visual only."""
+def _labelled(message: Message) -> list[tuple[str, bool]]:
+    """Return a message that is not answered as the trainer writes it; its content is no target."""
+    content = [("\n", False), (message.content, False), (IM_END, True), ("\n", True)]
+    return [(IM_START, True), (message.role, False), *content]
 
-    def around_visual(self, opening: str, question: str) -> list[Pieces]:
+
+class TrainerTemplate(QwenTemplate):
+    """`qwen_1_5` as the preference trainer writes and labels it; one visual only.
+
+    Earlier messages are labelled like the prompt. The trainer has a function for them, too, but its
+    labels of earlier answers are left out: the loss is on the last answer.
+    """
+
+    def around_visual(self, opening: str, conversation: Sequence[Message], at: int) -> list[Pieces]:
         """Return the texts around one visual, with the trainer's labels."""
-        head = [(IM_START, True), ("system", False), ("\n", False), (SYSTEM, False)]
-        head += [(IM_END, True), ("\n", True), (IM_START, True), ("user", False), ("\n", False)]
-        tail = [("\n", False), (f"{opening}\n{question}", False), (IM_END, True), ("\n", True)]
+        head = [piece for m in self.with_system(conversation[:at]) for piece in _labelled(m)]
+        head += [(IM_START, True), ("user", False), ("\n", False)]
+        tail = [("\n", False), (f"{opening}\n{conversation[at].content}", False)]
+        tail += [(IM_END, True), ("\n", True)]
+        tail += [piece for m in conversation[at + 1 :] for piece in _labelled(m)]
         tail += [(IM_START, True), ("assistant", False), ("\n", False)]
         return [head, [("\n", False), (opening, False)], tail]
 
-    def around_images(self, question: str, images: int) -> list[Pieces]:
+    def around_images(self, conversation: Sequence[Message], images: int) -> list[Pieces]:
         """Return the texts around one image; the trainer knows rows of one image only."""
         if images != 1:
             raise InputError(
                 f"prompt_style=dpo_trainer is for one video or one image, not for {images} images"
             )
-        return self.around_visual("", question.replace(IMAGE, "").strip())
+        asked = [i for i, m in enumerate(conversation) if m.role == "user" and IMAGE in m.content]
+        at = asked[0] if asked else len(conversation) - 1
+        content = conversation[at].content.replace(IMAGE, "").strip()
+        messages = (*conversation[:at], Message("user", content), *conversation[at + 1 :])
+        return self.around_visual("", messages, at)
 
 
 INFERENCE = QwenTemplate(
-    head=f"{IM_START}system\n{SYSTEM}{IM_END}\n{IM_START}user\n",
-    turn=f"{IM_END}\n{IM_START}assistant\n",
+    around={role: (f"{IM_START}{role}\n", f"{IM_END}\n") for role in ROLES},
     end=((IM_END, True), ("\n", True)),
     system=SYSTEM,
     markers=(IM_START, IM_END),
