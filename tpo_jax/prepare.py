@@ -108,6 +108,11 @@ def main() -> None:
         f"{len(manifest['shards']) + len(manifest['store']['shards'])} shards; "
         f"{manifest['rejected']} pairs rejected"
         + (f", see {preparation.REJECTED}" if manifest["rejected"] else "")
+        + (
+            f"; {count} repeated ids got a suffix"
+            if (count := manifest.get("repeated_ids"))
+            else ""
+        )
     )
 
 

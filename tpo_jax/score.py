@@ -63,7 +63,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute
 
 def main() -> None:
     """Score the list and print where the results are."""
-    output, pairs = output_file(_OUTPUT.value), read_list(_PAIRS.value)
+    output, pairs = output_file(_OUTPUT.value), read_list(_PAIRS.value, _VIDEOS.value)
     processor = load_processor(
         _CHECKPOINT.value,
         time_instruction=_TIME.value,
@@ -83,7 +83,11 @@ def main() -> None:
     with replacing(output) as file:
         for result in score(model, pairs, source, _BATCH_SIZE.value):
             file.write(json.dumps(dataclasses.asdict(result)) + "\n")
-    print(f"{_OUTPUT.value}: {len(pairs)} pairs")
+    repeated = sum(bool(pair.repeated_id) for pair in pairs)
+    print(
+        f"{_OUTPUT.value}: {len(pairs)} pairs"
+        + (f"; {repeated} repeated ids got a suffix" if repeated else "")
+    )
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tpo_jax.data.columns import parse_columns
-from tpo_jax.data.formats import adapt
+from tpo_jax.data.conversations import adapt
 from tpo_jax.data.pairs import read_pairs
 from tpo_jax.errors import InputError
+from tpo_jax.families.template import Message
 
 GOOD = {"video": "a.mp4", "prompt": "Who?", "chosen": "A cat.", "rejected": "A dog."}
 QUESTIONS = [
@@ -175,6 +176,161 @@ def test_shapes_of_records(tmp_path, shape):
     assert read(path) == [tuple(GOOD.values())]
 
 
+SYSTEM, FIRST, SAID = turn("system", "Be brief."), turn("user", "Who?"), turn("assistant", "A man.")
+NEXT, CHOSEN, REJECTED = (
+    turn("user", "Where?"),
+    turn("assistant", "Here."),
+    turn("assistant", "No."),
+)
+SHAREGPT = {
+    "video": "a.mp4",
+    "system": "Be brief.",
+    "conversations": [
+        {"from": "human", "value": "<video>\nWho?"},
+        {"from": "gpt", "value": "A man."},
+        {"from": "human", "value": "Where?"},
+    ],
+    "chosen": {"from": "gpt", "value": "Here."},
+    "rejected": {"from": "gpt", "value": "No."},
+}
+CONVERSATIONS = {
+    "sharegpt": SHAREGPT,
+    "an answer already": {
+        **SHAREGPT,
+        "conversations": [*SHAREGPT["conversations"], {"from": "gpt", "value": "There."}],
+    },
+    "swift response": {
+        "messages": [SYSTEM, turn("user", "<video>Who?"), SAID, NEXT, CHOSEN],
+        "rejected_response": "No.",
+        "videos": ["a.mp4"],
+    },
+    "swift messages": {
+        "messages": [SYSTEM, FIRST, SAID, NEXT, CHOSEN],
+        "rejected_messages": [SYSTEM, FIRST, SAID, NEXT, REJECTED],
+        "videos": ["a.mp4"],
+        "rejected_videos": ["a.mp4"],
+    },
+    "trl": {
+        "video": "a.mp4",
+        "prompt": [SYSTEM, FIRST, SAID, NEXT],
+        "chosen": [CHOSEN],
+        "rejected": [REJECTED],
+    },
+    "trl, turns in the answers": {
+        "videos": ["a.mp4"],
+        "prompt": [SYSTEM, turn("user", [{"type": "video"}, {"type": "text", "text": "Who?"}])],
+        "chosen": [SAID, NEXT, CHOSEN],
+        "rejected": [SAID, NEXT, REJECTED],
+    },
+    "trl implicit": {
+        "video": "a.mp4",
+        "chosen": [SYSTEM, FIRST, SAID, NEXT, CHOSEN],
+        "rejected": [SYSTEM, FIRST, SAID, NEXT, REJECTED],
+    },
+    "trl, and the prompt as a text": {
+        "video": "a.mp4",
+        "prompt": "Where?",
+        "chosen": [SYSTEM, FIRST, SAID, NEXT, CHOSEN],
+        "rejected": [SYSTEM, FIRST, SAID, NEXT, REJECTED],
+    },
+    "alpaca": {
+        **GOOD,
+        "prompt": "Where?",
+        "system": "Be brief.",
+        "history": [["Who?", "A man."]],
+        "chosen": "Here.",
+        "rejected": "No.",
+    },
+}
+
+
+@pytest.mark.parametrize("shape", CONVERSATIONS)
+@pytest.mark.parametrize("suffix", ["json", "parquet"])
+def test_conversations_are_kept_whole(tmp_path, shape, suffix):
+    path = tmp_path / f"p.{suffix}"
+    if suffix == "json":
+        path.write_text(json.dumps([CONVERSATIONS[shape]]))
+    else:
+        if shape == "trl, turns in the answers":
+            pytest.skip("a column of a table holds texts or lists of parts, not both")
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([CONVERSATIONS[shape]]), path)
+    ((pair,), rejections) = read_pairs(path)
+    assert not rejections
+    assert pair.history == (
+        Message("system", "Be brief."),
+        Message("user", "<video>\nWho?"),  # the first turn, where no other is named
+        Message("assistant", "A man."),
+    )
+    assert (pair.video, pair.question, pair.answers) == ("a.mp4", "Where?", ("Here.", "No."))
+    assert pair.kind == "other" and not pair.rejected_video
+
+
+def test_a_video_in_a_later_turn_stays_there(tmp_path):
+    path = tmp_path / "p.json"
+    messages = [FIRST, SAID, turn("user", "<video> Where?"), CHOSEN]
+    record = {"messages": messages, "rejected_response": "No.", "video": "a.mp4"}
+    path.write_text(json.dumps([record]))
+    ((pair,), _) = read_pairs(path)
+    assert pair.history == (Message("user", "Who?"), Message("assistant", "A man."))
+    assert pair.question == "Where?"
+
+
+def test_two_videos_of_swift(tmp_path):
+    path = tmp_path / "p.json"
+    record = {
+        "messages": [FIRST, CHOSEN],
+        "rejected_response": "Here.",
+        "videos": ["a.mp4"],
+        "rejected_videos": ["b.mp4"],
+    }
+    path.write_text(json.dumps([record]))
+    ((pair,), _) = read_pairs(path)
+    assert (pair.kind, pair.videos) == ("video", ("a.mp4", "b.mp4"))
+
+
+SWIFT = CONVERSATIONS["swift response"]
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (SWIFT | {"tools": "[{}]"}, "has tools, which no prompt template here can hold"),
+        (SWIFT | {"audios": ["a.wav"]}, "has audios"),
+        (SWIFT | {"videos": ["a.mp4", "b.mp4"]}, "2 videos, one is needed"),
+        (SWIFT | {"videos": [], "rejected_images": ["a.png"]}, "rejected_images; both answers"),
+        (SWIFT | {"rejected_messages": [CHOSEN]}, "one of rejected_response and rejected_messages"),
+        (SWIFT | {"chosen": "Here."}, "has messages and chosen, which name the same texts"),
+        (SWIFT | {"messages": []}, "messages must be a list of messages"),
+        (SWIFT | {"system": "Be long."}, "has a system text and another one in its messages"),
+        (SWIFT | {"messages": [SAID, CHOSEN]}, "last message before an answer must be the user's"),
+        (SWIFT | {"messages": [FIRST, SYSTEM, NEXT, SAID]}, "a system message must come first"),
+        (SWIFT | {"messages": [FIRST, NEXT]}, "chosen must end with a message of the assistant"),
+        (
+            SWIFT | {"messages": [FIRST, turn("tool", "{}"), NEXT, CHOSEN]},
+            "chosen has a message of 'tool', which no template here can hold",
+        ),
+        (
+            CONVERSATIONS["trl implicit"] | {"rejected": [FIRST, SAID, NEXT, REJECTED]},
+            "chosen and rejected follow different messages",
+        ),
+        (
+            CONVERSATIONS["trl, and the prompt as a text"] | {"prompt": "Why?"},
+            "chosen does not repeat the prompt that stands beside it",
+        ),
+        (SHAREGPT | {"prompt": "Why?"}, "conversations does not end with the prompt"),
+        (
+            SHAREGPT | {"chosen": [turn("assistant", [{"type": "audio"}])]},
+            "chosen has a part of type 'audio'",
+        ),
+    ],
+)
+def test_what_cannot_be_kept_whole_is_refused(tmp_path, record, reason):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    pairs, (rejection,) = read_pairs(path)
+    assert not pairs and reason in rejection.reason
+
+
 @pytest.mark.parametrize("saved", ["parquet", "hub", "disk", "dict"])
 def test_folders_of_datasets(tmp_path, saved):
     records = [
@@ -229,7 +385,10 @@ JSON = st.recursive(
     ),
     max_leaves=8,
 )
-FIELDS = ["video", "videos", "prompt", "question", "conversations", "chosen", "rejected", "answer"]
+FIELDS = [
+    *("video", "videos", "prompt", "question", "conversations", "chosen", "rejected", "answer"),
+    *("messages", "rejected_response", "rejected_messages", "rejected_videos", "system", "history"),
+]
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON))

@@ -66,10 +66,13 @@ def test_every_format_says_the_same(tmp_path, suffix):
         ({"segment": [0, float("nan")]}, "segment must be [start, end]"),
         ({"provenance": {"who": "me"}}, "provenance must be"),
         ({"video": "../a.mp4"}, "inside the video folder"),
-        ({"id": "1"}, "id '1' is already that of"),
         ({"video_id": "a.mp4", "video": "b.mp4"}, "video_id 'a.mp4' is already that of video"),
         ({"chosen": "\ud800"}, "not valid Unicode"),
         ({"rejected": "A \x1b[31mdog."}, "rejected holds the control character '\\x1b'"),
+        ({"system": "\x00", "history": [["a", "b"]]}, "history holds the control character"),
+        ({"history": [["<|im_end|>", "b"]]}, "prompt: the text holds <|im_end|>"),
+        ({"history": [["<video>", "b"]], "prompt": "<image> Who?"}, "2 <image> or <video>"),
+        ({"video": "/elsewhere/a.mp4"}, "inside the video folder"),
     ],
 )
 def test_bad_pairs_are_named_and_good_ones_kept(tmp_path, change, reason):
@@ -84,6 +87,67 @@ def test_placeholder_and_alias(tmp_path):
     del records[1]["prompt"]
     pairs, _ = read_pairs(write(tmp_path / "p.json", records))
     assert [p.question for p in pairs] == ["Who?", "Who?"]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_any_white_space_survives(tmp_path, suffix):
+    """Among it what `str.splitlines` takes for the end of a line."""
+    answer = "One.\u2028Two.\u2029Three.\x85Four.\vFive.\fSix.\nSeven.\tEight."
+    record = {name: f"{text}{answer}" for name, text in GOOD.items() if name != "video"}
+    path = write(tmp_path / f"p.{suffix}", [{**record, "video": "a\u2028.mp4"}])
+    ((pair,), rejections) = read_pairs(path)
+    assert not rejections and pair.video == "a\u2028.mp4"
+    assert (pair.question, pair.chosen, pair.rejected) == tuple(record.values())
+
+
+def test_placeholders_in_answers_are_text(tmp_path):
+    answers = {"chosen": "With the <video> tag.", "rejected": "With <image>, <image>."}
+    ((pair,), _) = read_pairs(write(tmp_path / "p.json", [{**GOOD, **answers}]))
+    assert pair.answers == tuple(answers.values())
+
+
+def test_json_lines_under_the_suffix_of_a_list(tmp_path):
+    write(tmp_path / "p.jsonl", [{**GOOD, "id": f"{i}"} for i in range(3)])
+    for lines in (1, 3):
+        path = tmp_path / "p.json"
+        path.write_text("\n".join((tmp_path / "p.jsonl").read_text().split("\n")[:lines]))
+        assert [pair.id for pair in read_pairs(path)[0]] == ["0", "1", "2"][:lines]
+
+
+@given(st.lists(st.sampled_from(["a", "a-2", "a-3", "b", None]), min_size=1, max_size=12))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+def test_repeated_ids_get_a_suffix(tmp_path, ids):
+    records = [{**GOOD, **({"id": id_} if id_ else {})} for id_ in ids]
+    pairs, rejections = read_pairs(write(tmp_path / "p.json", records))
+    assert not rejections and len({pair.id for pair in pairs}) == len(ids)
+    given_ids = [id_ or f"{number}" for number, id_ in enumerate(ids, 1)]
+    for i, (pair, id_) in enumerate(zip(pairs, given_ids, strict=True)):
+        repeated = id_ in given_ids[:i]
+        assert pair.repeated_id == (id_ if repeated else "")
+        assert pair.id.startswith(f"{id_}-") if repeated else pair.id == id_
+
+
+def test_absolute_paths_below_the_folder(tmp_path):
+    """As the folder is named, or as its links lead; a link in it may lead out of it."""
+    folder, elsewhere = tmp_path / "videos", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    (folder / "out").symlink_to(elsewhere)
+    for given_folder in (folder, tmp_path / "link"):
+        for path, name in (
+            (folder / "a.mp4", "a.mp4"),
+            (tmp_path / "link/b/a.mp4", "b/a.mp4"),
+            (folder / "../videos/a.mp4", "a.mp4"),
+            (given_folder / "out/a.mp4", "out/a.mp4"),
+        ):
+            listed = write(tmp_path / "p.json", [{**GOOD, "video": str(path)}])
+            ((pair,), _) = read_pairs(listed, videos=given_folder)
+            assert (pair.video, pair.video_id) == (name, name)
+        for path in (elsewhere / "a.mp4", folder / "../a.mp4", tmp_path / "videos2/a.mp4"):
+            listed = write(tmp_path / "p.json", [{**GOOD, "video": str(path)}])
+            _, (rejection,) = read_pairs(listed, videos=given_folder)
+            assert "inside the video folder" in rejection.reason
 
 
 def test_broken_lines_are_rejections(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tpo_jax import families
-from tpo_jax.data import clips, preparation, prompts
+from tpo_jax.data import clips, preparation, prompts, shards
 from tpo_jax.data import pipeline as pipeline_module
 from tpo_jax.data.phrases import phrase_mask
 from tpo_jax.data.pipeline import DataConfig, Pipeline
@@ -19,7 +19,7 @@ from tpo_jax.data.shards import open_shards, shard_names, write_metadata, write_
 from tpo_jax.errors import InputError
 from tpo_jax.families.llava_qwen.config import PRESETS
 from tpo_jax.families.llava_qwen.template import IM_END, IM_START, INFERENCE
-from tpo_jax.families.template import TIME_INSTRUCTIONS
+from tpo_jax.families.template import TIME_INSTRUCTIONS, Message
 from tpo_jax.video import sampling
 
 MODEL = families.preset("tiny_llava_video")
@@ -171,6 +171,77 @@ def test_what_is_missing_has_no_target(config, tokenizer):
         assert (batch.target_mask.any((2, 3)) == ~none).all()
         assert batch.prefix_mask.any(1).all()
     assert none.any()
+
+
+TURNS = [Message("user", "<video> Who?"), Message("assistant", "A man.")]
+CONTEXTS = [[], [Message("system", "Brief.")], TURNS, [Message("system", "Brief."), *TURNS]]
+
+
+@pytest.fixture(scope="module")
+def conversations(world):
+    """A data set of two pairs for each of four contexts, all on one video."""
+    records = [
+        {
+            "video": "0.mp4",
+            "prompt": [*(m._asdict() for m in context), {"role": "user", "content": f"{i}?"}],
+            "chosen": f"It is {i}.",
+            "rejected": "<video> is a tag.",
+        }
+        for i, context in enumerate(CONTEXTS * 2)
+    ]
+    path = world / "conversations.json"
+    path.write_text(json.dumps(records))
+    settings = preparation.Settings("uniform", FRAMES, "clip")
+    preparation.prepare(path, world, world / "conversations", settings)
+    return world / "conversations"
+
+
+@pytest.mark.parametrize("style", ["inference", "dpo_trainer"])
+@pytest.mark.parametrize("q", [1, 2])
+def test_conversations_are_rendered_whole(config, tokenizer, conversations, style, q):
+    """In rows of one pair and in rows of several, which have the same messages before the video."""
+    changes = {"shards": str(conversations), "batch_size": 2 * q, "pairs_per_row": q}
+    pipeline = make(config, tokenizer, **changes, prompt_style=style, time_instruction="none")
+    index, seen = pipeline.shards.index, set()
+    for k in range(pipeline.batches_per_epoch):
+        batch = pipeline[k]
+        for row, positions in enumerate(batch.pair_index.tolist()):
+            if not (used := [i for i in positions if i >= 0]):
+                continue
+            seen |= {*used}
+            assert len({index[i].before_video for i in used}) == 1
+            texts = prompts.build_row(
+                tokenizer,
+                [(*CONTEXTS[i % 4], Message("user", f"{i}?")) for i in used],
+                [(f"It is {i}.", "<video> is a tag.") for i in used],
+                MODEL.visual_tokens(FRAMES),
+                template=families.of(MODEL).templates[style],
+                cut="answer" if q == 1 else "video",
+                size=Size(pipeline.max_prefix, pipeline.max_response),
+            )
+            for name, values in texts.arrays().items():
+                found = getattr(batch, name)[row]
+                assert (found[: len(used)] == values if values.ndim > 1 else found == values).all()
+    assert seen == set(range(8))
+
+
+def test_shards_with_conversations_are_of_the_next_format(world, conversations):
+    formats = [
+        json.loads((d / "manifest.json").read_text())["format"]
+        for d in (world / "clip", conversations)
+    ]
+    assert formats == [shards.FORMAT, shards.FORMAT_WITH_HISTORY]
+    opened = open_shards(conversations, verify=True)
+    contexts = [(*context[:-1], context[-1]) if context else () for context in CONTEXTS * 2]
+    assert [opened[i].history for i in range(8)] == [
+        tuple(m._replace(content=m.content.replace("<video> ", "<video>\n")) for m in context)
+        for context in contexts
+    ]
+    tfds = pytest.importorskip("tensorflow_datasets", reason="TFDS opens what it describes")
+    source = tfds.builder_from_directory(str(conversations)).as_data_source(split="train")
+    assert [[role.decode() for role in pair["history"]["role"]] for pair in source] == [
+        [m.role for m in context] for context in contexts
+    ]
 
 
 @pytest.mark.parametrize("q", [1, 2])

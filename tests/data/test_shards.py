@@ -205,7 +205,9 @@ def rewritten(directory, change):
     raw = grain.sources.ArrayRecordDataSource([str(path)])
     records = [VideoRecord.from_bytes(raw[i]) for i in range(len(raw))]
     manifest = json.loads((directory / "manifest.json").read_text())
-    manifest["store"]["shards"] = [write_records(path, change(records), path.name)]
+    manifest["store"]["shards"] = [
+        write_records(path, [r.to_bytes() for r in change(records)], path.name)
+    ]
     (directory / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -14,24 +14,17 @@ from tpo_jax.io.files import write_json
 SPLIT, VERSION = "train", "2.0.0"
 
 
-class Record(Protocol):
-    """What a file holds."""
-
-    def to_bytes(self) -> bytes:
-        """Return the record as a `tf.train.Example`."""
-
-
 def shard_names(name: str, count: int) -> list[str]:
     """Return the file names of the `count` shards of a data set, as TFDS expects them."""
     return [f"{name}-{SPLIT}.array_record-{i:05d}-of-{count:05d}" for i in range(count)]
 
 
-def write_records(path: Path, records: Iterable[Record], name: str) -> dict[str, Any]:
+def write_records(path: Path, records: Iterable[bytes], name: str) -> dict[str, Any]:
     """Write a shard; return its entry of the manifest.
 
     Args:
         path: A temporary file; see `io.files.replacing_file`.
-        records: One by one, so that few are in memory.
+        records: `tf.train.Example`s, one by one, so that few are in memory.
         name: Of the finished file, for the entry and for messages.
 
     Raises:
@@ -42,7 +35,7 @@ def write_records(path: Path, records: Iterable[Record], name: str) -> dict[str,
         # Texts are short and videos are compressed already; chunks are written as they come.
         writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed,max_parallelism:1")
         for record in records:
-            writer.write(record.to_bytes())
+            writer.write(record)
             count += 1
         writer.close()
     except RuntimeError as error:  # a full disk, for one

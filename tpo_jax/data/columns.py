@@ -63,6 +63,11 @@ def renamed(
     if not there:
         yield from rows
         return
+    swift = "messages" in there and {"rejected_response", "rejected_messages"} & {*there}
+    first = next(record for *_, record in rows if isinstance(record, dict))
+    if swift or ("prompt" not in there and isinstance(first.get("chosen"), list)):
+        yield from rows  # whole conversations, whose names `data/conversations.py` knows
+        return
     roles = _roles(path, there, columns, stills)
     for i, (number, where, record) in enumerate(rows):
         if isinstance(record, dict):

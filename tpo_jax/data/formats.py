@@ -5,8 +5,7 @@
 | `.jsonl`, `.json`, `.csv`, `.yaml`, `.parquet` | the suffix |
 | a LLaVA-NeXT mixture | YAML with `datasets`, each `json_path` and `sampling_strategy` |
 | a folder of Hugging Face `datasets` | Parquet files, or what `save_to_disk` leaves |
-| LLaVA's turns | a record with `conversations`: the first human turn is the prompt |
-| TRL's preference format | `prompt`, `chosen`, `rejected` as texts or lists of messages; `videos` |
+| conversations of ms-swift, LlamaFactory, LLaVA, TRL | `data/conversations.py` |
 | columns of other names, one row per pair | `data/columns.py`, or `--column role=name` |
 | one row per answer | roles `answer` and `preferred`; rows of one video and prompt become pairs |
 
@@ -14,6 +13,7 @@ LLaVA-Hound's `sft_dpo_17k.jsonl` is read as it is: its `video` is a folder of f
 """
 
 import csv
+import io
 import json
 import math
 import random
@@ -27,6 +27,7 @@ import pyarrow.parquet
 import yaml
 
 from tpo_jax.data.columns import Record, renamed
+from tpo_jax.data.conversations import adapt
 from tpo_jax.errors import InputError
 
 
@@ -54,7 +55,7 @@ def read_records(path: Path, columns: Mapping[str, str], stills: bool) -> Iterat
 def _raw(path: Path) -> Iterator[Record]:
     readers: dict[str, Callable[[Path], Iterator[Record]]] = {
         ".jsonl": _json_lines,
-        ".json": lambda p: _listed(p, json.loads(p.read_text(encoding="utf-8-sig"))),
+        ".json": _json_file,
         ".csv": _csv,
         ".parquet": lambda p: _rows(p.name, pyarrow.parquet.ParquetFile(p).iter_batches(256)),
     }
@@ -69,6 +70,19 @@ def _raw(path: Path) -> Iterator[Record]:
             raise
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise InputError(f"{path}: cannot be read: {reason}") from error
+
+
+def _json_file(path: Path) -> Iterator[Record]:
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        records = json.loads(text)
+    except ValueError:
+        first = next((line for line in text.split("\n") if line.strip()), "")
+        if not isinstance(_json(first), dict):
+            raise
+        return _json_lines(path)  # under the suffix of a list
+    one = isinstance(records, dict) and records
+    return _listed(path, [records] if one else records)
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
@@ -94,7 +108,8 @@ def _listed(path: Path, records: Any) -> Iterator[Record]:
 
 def _csv(path: Path) -> Iterator[Record]:
     text = path.read_text(encoding="utf-8-sig")
-    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    # Not `splitlines`: characters such as U+2028, which end a line there, are text in a cell.
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     for row in reader:
         yield reader.line_num, f"{path.name}:{reader.line_num}", _cells(row)
 
@@ -188,62 +203,3 @@ def _sampled(path: str, strategy: str, records: list[Record]) -> list[Record]:
     if how == "random":
         return random.Random(0).sample(records, min(count, len(records)))
     return records[:count] if how == "first" else records[max(0, len(records) - count) :]
-
-
-def adapt(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record in LLaVA's or TRL's form with `video`, `prompt`, `chosen` and `rejected` as
-    texts; any other one as it is.
-
-    Raises:
-        ValueError: The turns or videos are malformed.
-    """
-    new = dict(record)
-    if "conversations" in new and "prompt" not in new:
-        turns = _messages(new.pop("conversations"), "conversations")
-        new["prompt"] = next((text for who, text, _ in turns if who == "user"), "")
-    found: list[str] = []
-    if isinstance(new.get("prompt"), list):
-        turns = _messages(new["prompt"], "prompt")
-        new["prompt"] = "\n".join(text for who, text, _ in turns if who == "user")
-        found += [video for *_, videos in turns for video in videos]
-    implicit = "prompt" not in new and "question" not in new
-    for name in ("chosen", "rejected"):
-        if isinstance(new.get(name), dict):  # one message
-            new[name] = [new[name]]
-        if isinstance(new.get(name), list):
-            turns = _messages(new[name], name)
-            new[name] = "\n".join(text for who, text, _ in turns if who == "assistant")
-            if implicit:
-                new["prompt"] = "\n".join(text for who, text, _ in turns if who == "user")
-                found += [video for *_, videos in turns for video in videos]
-    if "videos" in new and "video" not in new:
-        videos = new.pop("videos")
-        found = list(videos) if isinstance(videos, list) else [videos]
-    if found and "video" not in new:
-        if len(set(map(str, found))) != 1:
-            raise ValueError(f"{len(found)} videos, one is needed")
-        new["video"] = found[0]
-    if isinstance(new.get("video"), list) and len(new["video"]) == 1:
-        new["video"] = new["video"][0]
-    if isinstance(new.get("video"), dict):  # a video or image feature of `datasets`
-        if not new["video"].get("path"):
-            raise ValueError("video is embedded, without a path; save it as a file")
-        new["video"] = new["video"]["path"]
-    return new
-
-
-def _messages(turns: Any, name: str) -> list[tuple[str, str, list[Any]]]:
-    """Return (user or assistant, text, videos) of every turn, in LLaVA's or OpenAI's form."""
-    result = []
-    for turn in turns if isinstance(turns, list) else [turns]:
-        who = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
-        content = turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
-        videos: list[Any] = []
-        if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-            videos = [p["video"] for p in content if p.get("type") == "video" and p.get("video")]
-            content = "\n".join(str(p["text"]) for p in content if p.get("text"))
-        if not isinstance(who, str) or not isinstance(content, str):
-            raise ValueError(f"{name} must be a text or a list of messages")
-        role = {"human": "user", "gpt": "assistant"}.get(who, who)
-        result.append((role, content, videos))
-    return result

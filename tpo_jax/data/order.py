@@ -88,9 +88,10 @@ def epoch_order(
 ) -> np.ndarray:
     """Return the pairs of an epoch, every one once: int64 `[batches, B, Q]` positions, -1: none.
 
-    Pairs of one video fill rows of `Q`; its last row and the last batch may stay incomplete. With
-    `curriculum` rows come from easy to hard: by falling magnitude of the manipulation that made the
-    rejected answer (TEMPLE, arXiv 2503.16929); pairs without one are spread over all magnitudes.
+    Pairs of one video, and of the same messages before it, fill rows of `Q`; their last row and the
+    last batch may stay incomplete. With `curriculum` rows come from easy to hard: by falling
+    magnitude of the manipulation that made the rejected answer (TEMPLE, arXiv 2503.16929); pairs
+    without one are spread over all magnitudes.
     """
     rng = np.random.default_rng([seed, epoch])
     pairs = rng.permutation(pairs) if shuffle else pairs
@@ -99,9 +100,10 @@ def epoch_order(
     if q == 1:
         rows = [[position] for position in pairs.tolist()]
     else:
-        videos: dict[tuple[str, int], list[int]] = defaultdict(list)
+        videos: dict[tuple, list[int]] = defaultdict(list)
         for position in pairs.tolist():
-            videos[index[position].video_id, level[position]].append(position)
+            pair = index[position]
+            videos[pair.video_id, pair.before_video, level[position]].append(position)
         rows = [same[i : i + q] for same in videos.values() for i in range(0, len(same), q)]
         rows = [rows[i] for i in rng.permutation(len(rows))] if shuffle else rows
     rows.sort(key=lambda row: -level[row[0]])  # keeps the order of equals

@@ -1,20 +1,28 @@
 """Read lists of preference pairs: validated pairs, and what is not one with the reason."""
 
+import dataclasses
+import itertools
 import logging
 import math
-import unicodedata
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from tpo_jax.data.conversations import adapt, check_characters, place_visuals
 from tpo_jax.data.formats import read_records
-from tpo_jax.data.prompts import check_placeholders, check_text, is_unicode, strip_placeholder
+from tpo_jax.data.prompts import check_answer, is_unicode
 from tpo_jax.data.records import KINDS, PairTexts, Provenance, Span
 from tpo_jax.errors import InputError
+from tpo_jax.families.template import Message
+from tpo_jax.io.paths import Place, relative_to
 
 REQUIRED = ("video", "prompt", "chosen", "rejected")
-OPTIONAL = ("question", "id", "video_id", "kind", "segment", "provenance", "rejected_video")
+OPTIONAL = (
+    *("question", "id", "video_id", "kind", "segment", "provenance", "rejected_video"),
+    *("history", "system", "conversations", "messages", "rejected_response", "rejected_messages"),
+)
 STILLS = ("image", "images")
 
 
@@ -32,6 +40,13 @@ class Pair(PairTexts):
     provenance: Provenance = Provenance()
     images: tuple[str, ...] = ()  # paths inside the video folder
     rejected_video: str = ""  # a path inside the video folder, too
+    repeated_id: str = ""  # of the list, where an earlier pair has it and this one a suffix
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the pair as JSON can hold it, without fields that are rare and empty."""
+        values = dataclasses.asdict(self) | {"history": [m._asdict() for m in self.history]}
+        rare = ("history", "repeated_id")
+        return {name: value for name, value in values.items() if value or name not in rare}
 
     @property
     def videos(self) -> tuple[str, ...]:
@@ -62,14 +77,18 @@ def _as_json(value: Any) -> Any:
 
 
 def read_pairs(
-    path: str | Path, stills: bool = False, columns: Mapping[str, str] | None = None
+    path: str | Path,
+    stills: bool = False,
+    columns: Mapping[str, str] | None = None,
+    videos: Place | None = None,
 ) -> tuple[list[Pair], list[Rejection]]:
     """Read the pairs of a list in any form that `data/formats.py` knows, and the rejections.
 
     A record has `video`, `prompt` (or `question`), `chosen` and `rejected`, and may have `id` (else
     its number), `video_id` (else `video`), `kind`, `segment` as [start, end] in seconds, and
     `provenance` with `model`, `manipulation` and `verdict`; in CSV the last two are JSON. A single
-    `<image>` or `<video>` in the prompt is taken out, as the originals do before they prepend it.
+    `<image>` or `<video>` in the prompt is taken out, as the originals do before they prepend it;
+    with earlier turns the video stands in the turn that has it, or in the first one.
     A pair with `rejected_video`, another path, is of kind `video`: one answer, better on `video`;
     `rejected` is `chosen` or left out. With `stills` it may have, in place of `video`, `image` or
     `images`, a path or a list of paths (in CSV a path), or nothing at all; its prompt then keeps an
@@ -79,6 +98,7 @@ def read_pairs(
         path: A file, or a folder of Hugging Face `datasets`.
         stills: Whether pairs without a video are valid.
         columns: Role to name, for fields with other names.
+        videos: Folder of videos and images; absolute paths below it are taken as relative ones.
 
     Raises:
         InputError: The file is missing, empty, of another kind, or cannot be parsed.
@@ -86,47 +106,73 @@ def read_pairs(
     path = Path(path)
     pairs: list[Pair] = []
     rejections: list[Rejection] = []
-    ids: dict[str, str] = {}
-    videos: dict[str, str] = {}
+    named: dict[str, str] = {}
     unknown: set[str] = set()
     for number, where, record in read_records(path, columns or {}, stills):
         try:
             if isinstance(record, Exception):
                 raise record
-            pair = _pair(record, number, where, stills)
-            if pair.id in ids:
-                raise ValueError(f"id {pair.id!r} is already that of {ids[pair.id]}")
-            if pair.video and videos.get(pair.video_id, pair.video) != pair.video:
-                other = videos[pair.video_id]
+            pair = _pair(_inside(record, videos), number, where, stills)
+            if pair.video and named.get(pair.video_id, pair.video) != pair.video:
+                other = named[pair.video_id]
                 raise ValueError(f"video_id {pair.video_id!r} is already that of video {other!r}")
         except ValueError as error:
             raw = None if isinstance(record, Exception) else _as_json(record)
             rejections.append(Rejection(where, str(error), raw))
             continue
-        ids[pair.id] = where
-        videos[pair.video_id] = pair.video
+        named[pair.video_id] = pair.video
         unknown |= set(record) - {*REQUIRED, *OPTIONAL, *STILLS}
         pairs.append(pair)
     if not pairs and not rejections:
         raise InputError(f"{path}: holds no pair")
     if unknown:
         logging.warning("%s: fields ignored: %s", path, ", ".join(sorted(map(str, unknown))))
-    return pairs, rejections
+    return _with_own_ids(pairs), rejections
 
 
-def pair_of(record: Mapping[str, Any], number: int) -> Pair:
+def _with_own_ids(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs with an id each: `-2`, `-3`, … behind one that an earlier pair has."""
+    taken, seen = {pair.id for pair in pairs}, set[str]()
+    numbers: dict[str, Iterator[int]] = defaultdict(lambda: itertools.count(2))
+    result = []
+    for pair in pairs:
+        if pair.id in seen:
+            number = next(n for n in numbers[pair.id] if f"{pair.id}-{n}" not in taken)
+            pair = dataclasses.replace(pair, id=f"{pair.id}-{number}", repeated_id=pair.id)
+            taken.add(pair.id)
+        seen.add(pair.id)
+        result.append(pair)
+    return result
+
+
+def _inside(record: Any, folder: Place | None) -> Any:
+    """Return a record whose absolute paths below the folder of videos are relative to it."""
+    if folder is None or not isinstance(record, dict):
+        return record
+    new = dict(record)
+    for name in ("video", "rejected_video", *STILLS):
+        value = new.get(name)
+        if isinstance(value, str):
+            new[name] = relative_to(folder, value)
+        elif isinstance(value, list):
+            new[name] = [relative_to(folder, v) if isinstance(v, str) else v for v in value]
+    return new
+
+
+def pair_of(record: Mapping[str, Any], number: int, videos: Place | None = None) -> Pair:
     """Return the pair of one record, on a video, on images or on text alone.
 
     Args:
         record: the fields `read_pairs` reads.
         number: names the record in messages, and is its id where it has none.
+        videos: as `read_pairs` takes it.
 
     Raises:
         InputError: the record is not a valid pair.
     """
     where = f"pair {number}"
     try:
-        return _pair(dict(record), number, where, stills=True)
+        return _pair(_inside(adapt(record), videos), number, where, stills=True)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
 
@@ -161,21 +207,15 @@ def _pair(record: Any, number: int, where: str, stills: bool) -> Pair:
         raise ValueError("has rejected_video and two answers; a pair of two videos has one answer")
     if not second and chosen.strip() == rejected.strip():
         raise ValueError("chosen equals rejected")
-    try:
-        prompt = _text(record, "prompt")
-        question = check_text(strip_placeholder(prompt)) if video else prompt.strip()
-        if not video:
-            check_placeholders(question, len(images))
-    except InputError as error:
-        raise ValueError(f"prompt: {error}") from error
-    if not question:
-        raise ValueError("prompt is empty")
-    for name, text in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
-        if odd := [c for c in text if unicodedata.category(c) == "Cc" and c not in "\n\r\t"]:
-            raise ValueError(f"{name} holds the control character {odd[0]!r}")
+    history, question = place_visuals(
+        [*record.get("history", ()), Message("user", _text(record, "prompt"))],
+        bool(video),
+        len(images),
+    )
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        check_characters(name, answer)
         try:
-            check_text(answer)
+            check_answer(answer)
         except InputError as error:
             raise ValueError(f"{name}: {error}") from error
     kind = record.get("kind", "other")
@@ -190,6 +230,7 @@ def _pair(record: Any, number: int, where: str, stills: bool) -> Pair:
         video_id=_identifier(record, "video_id", video) if video else "",
         kind=kind,
         question=question,
+        history=history,
         chosen=chosen,
         rejected=rejected,
         segment=_segment(record.get("segment")),

@@ -305,7 +305,7 @@ class Pipeline:
         size: Size = Size(),  # noqa: B008, a constant
     ) -> Row:
         return self.processor.answers(
-            [pair.question for pair in pairs],
+            [pair.asked for pair in pairs],
             [pair.answers[: self.config.answers] for pair in pairs],
             clip,
             cut="answer" if self.config.pairs_per_row == 1 else "video",

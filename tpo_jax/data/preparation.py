@@ -70,12 +70,13 @@ def prepare(
     if not is_folder(root, "--videos="):
         raise InputError(f"--videos={root}: no such folder")
     beam = _beam(work.beam) if work.beam is not None else None
-    pairs, rejections = read_pairs(pairs_file, columns=columns)
+    pairs, rejections = read_pairs(pairs_file, columns=columns, videos=root)
     if excluded is not None:
         pairs = _without(pairs, excluded)
     names = dict.fromkeys(v for p in pairs for v in p.videos)
     videos_of = {video: checks.identity(root / video) for video in names}
-    settled = [dataclasses.asdict(settings), work.num_shards, work.shard_mb, pairs, rejections]
+    listed = [pair.to_json() for pair in pairs]
+    settled = [dataclasses.asdict(settings), work.num_shards, work.shard_mb, listed, rejections]
     inputs = checks.hash_of([*settled, videos_of])
     if (done := _finished(output, inputs)) is not None:
         return done
@@ -123,7 +124,7 @@ def _usable(
     good: list[Pair] = []
     for pair in pairs:
         if found.keys() >= set(pair.videos) and (reason := checks.complaint(pair, found)):
-            rejections.append(Rejection(pair.where, reason, dataclasses.asdict(pair)))
+            rejections.append(Rejection(pair.where, reason, pair.to_json()))
         else:
             good.append(pair)
     return good
@@ -132,9 +133,10 @@ def _usable(
 def _write_pairs(folder: Path, records: Sequence[PairRecord], count: int) -> list[dict[str, Any]]:
     """Write the shards of pairs, so many of them, 0: as they need; return their entries."""
     count = min(count or -(-len(records) // PAIRS_PER_SHARD), len(records))
+    history = any(record.history for record in records)
     parts = np.array_split(np.arange(len(records)), count)
     return [
-        shards.write_shard(folder / name, (records[i] for i in part))
+        shards.write_shard(folder / name, (records[i] for i in part), history)
         for name, part in zip(shards.shard_names(count), parts, strict=True)
     ]
 
@@ -261,6 +263,7 @@ def _manifest(pairs: Sequence[Pair], settings: Settings) -> dict[str, Any]:
         "pairs": len(pairs),
         "videos": len({v for pair in pairs for v in (pair.video_id, *pair.videos[1:])}),
         "rejected": 0,
+        "repeated_ids": sum(bool(pair.repeated_id) for pair in pairs),
         "kinds": dict(sorted(Counter(pair.kind for pair in pairs).items())),
         "sampling": {"rule": settings.sampling, "num_frames": settings.num_frames},
         "frames": settings.frames,

@@ -19,6 +19,7 @@ from tpo_jax.families.template import (
     Question,
     Template,
     conversation_of,
+    visual_at,
 )
 
 
@@ -55,14 +56,13 @@ def place_visual(question: Question) -> tuple[tuple[Message, ...], int]:
     messages = list(conversation_of(question))
     if isinstance(question, str):
         check_text(question)
-    asked = [i for i, message in enumerate(messages) if message.role == "user"]
-    strip_placeholder("\n".join(messages[i].content for i in asked))
-    marked = [i for i in asked if any(p in messages[i].content for p in PLACEHOLDERS)]
-    for i in marked:
-        messages[i] = Message("user", strip_placeholder(messages[i].content))
+    strip_placeholder("\n".join(m.content for m in messages if m.role == "user"))
+    at = visual_at(messages)
+    if any(placeholder in messages[at].content for placeholder in PLACEHOLDERS):
+        messages[at] = Message("user", strip_placeholder(messages[at].content))
     for message in messages:
         check_answer(message.content)
-    return tuple(messages), (marked or [len(messages) - 1])[0]
+    return tuple(messages), at
 
 
 def is_unicode(text: str) -> bool:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tpo_jax.families.template import Message, Question, visual_at
+
 KINDS = ("localized", "comprehensive", "other", "video")
 Span = tuple[float, float]  # start and end in seconds
 
@@ -36,13 +38,29 @@ class PairTexts:
     question: str
     chosen: str
     rejected: str
+    # The conversation that the question ends: system text and earlier turns. One of the user's may
+    # hold a placeholder for the video, which stands at the head of the question otherwise.
+    history: tuple[Message, ...] = dataclasses.field(default=(), kw_only=True)
+
+    @property
+    def asked(self) -> Question:
+        """The question with what was said before it, as `data/prompts.py` takes it."""
+        if not self.history:
+            return self.question
+        return (*self.history, Message("user", self.question))
+
+    @property
+    def before_video(self) -> tuple[Message, ...]:
+        """The messages that stand before the video: pairs of one row have the same ones."""
+        conversation = (*self.history, Message("user", self.question))
+        return conversation[: visual_at(conversation)]
 
     @property
     def answers(self) -> tuple[str, str]:
         """Both answers, in the order of the axis `A` of a batch: chosen, rejected."""
         return self.chosen, self.rejected
 
-    def texts(self) -> dict[str, str]:
+    def texts(self) -> dict[str, Any]:
         """Return the fields of this class, for the constructor of another one."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(PairTexts)}
 
@@ -69,31 +87,42 @@ class PairRecord(PairTexts):
     rejected_video_id: str = ""
     rejected_video_digest: str = ""
 
-    def to_bytes(self) -> bytes:
-        """Return a `tf.train.Example` of `features()`; equal records are equal bytes."""
-        message = _serializer().get_tf_example(features().encode_example(self.to_example()))
+    def to_bytes(self, history: bool = False) -> bytes:
+        """Return a `tf.train.Example` of `features(history)`; equal records are equal bytes.
+
+        Raises:
+            ValueError: The record has a history that is not to be stored.
+        """
+        if self.history and not history:
+            raise ValueError(f"pair {self.id!r} has a history")
+        example = features(history).encode_example(self.to_example(history))
+        message = _serializer(history).get_tf_example(example)
         # TFDS' own `serialize_example` writes the fields in any order.
         return message.SerializeToString(deterministic=True)
 
-    def to_example(self) -> dict[str, Any]:
-        """Return what `features()` encodes."""
-        return {name: form.to_example(getattr(self, name)) for name, form in _forms().items()}
+    def to_example(self, history: bool = False) -> dict[str, Any]:
+        """Return what `features(history)` encodes."""
+        forms = _forms(history).items()
+        return {name: form.to_example(getattr(self, name)) for name, form in forms}
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "PairRecord":
+    def from_bytes(cls, data: bytes, history: bool = False) -> "PairRecord":
         """Return the record in `to_bytes`' result; `ValueError` if the bytes are no record."""
-        known = features()
+        known = features(history)
         from google.protobuf.message import DecodeError
 
         try:
             example = known.deserialize_example_np(data)
         except (DecodeError, KeyError, ValueError) as error:
             raise ValueError(f"not a pair record: {error}") from error
-        return cls(**{name: form.from_example(example[name]) for name, form in _forms().items()})
+        forms = _forms(history).items()
+        return cls(**{name: form.from_example(example[name]) for name, form in forms})
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON can hold it: a line of `index.jsonl`."""
-        return {**vars(self), "provenance": vars(self.provenance)}
+        values = {**vars(self), "provenance": vars(self.provenance)}
+        history = [message._asdict() for message in values.pop("history")]
+        return values | ({"history": history} if history else {})
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "PairRecord":
@@ -102,9 +131,8 @@ class PairRecord(PairTexts):
         Raises:
             TypeError, KeyError: A field is missing, unknown, or of another type.
         """
-        read = {
-            name: form.from_json(values[name]) for name, form in _forms().items() if name in values
-        }
+        forms = _forms(history=True).items()
+        read = {name: form.from_json(values[name]) for name, form in forms if name in values}
         return cls(**{**values, **read})
 
 
@@ -123,6 +151,19 @@ def _same(value: Any) -> Any:
 
 def _text(tfds: Any) -> Any:
     return tfds.features.Text()
+
+
+def _messages(tfds: Any) -> Any:
+    return tfds.features.Sequence({name: _text(tfds) for name in Message._fields})
+
+
+def _columns(messages: tuple[Message, ...]) -> dict[str, list[str]]:
+    return {name: [getattr(m, name) for m in messages] for name in Message._fields}
+
+
+def _rows(columns: Mapping[str, Any]) -> tuple[Message, ...]:
+    texts = [[text.decode() for text in columns[name]] for name in Message._fields]
+    return tuple(Message(*values) for values in zip(*texts, strict=True))
 
 
 def _numbers(*shape: None) -> Callable[[Any], Any]:
@@ -157,6 +198,15 @@ _FORMS: dict[Any, _Form] = {
     Span | None: _Form(
         _numbers(None), _array, lambda x: tuple(x.tolist()) or None, lambda v: v and _times(v)
     ),
+    tuple[Message, ...]: _Form(
+        _messages,
+        _columns,
+        _rows,
+        lambda v: tuple(
+            Message(**{name: _checked(str)(text) for name, text in _checked(dict)(m).items()})
+            for m in _checked(list)(v)
+        ),
+    ),
     Provenance: _Form(
         lambda tfds: {field.name: _text(tfds) for field in dataclasses.fields(Provenance)},
         vars,
@@ -167,31 +217,33 @@ _FORMS: dict[Any, _Form] = {
 
 
 @functools.cache
-def _forms() -> dict[str, _Form]:
+def _forms(history: bool) -> dict[str, _Form]:
     """Return how each field of a record is stored, by the type of the dataclass."""
-    return {field.name: _FORMS[field.type] for field in dataclasses.fields(PairRecord)}
+    names = {field.name: field.type for field in dataclasses.fields(PairRecord)}
+    return {name: _FORMS[kind] for name, kind in names.items() if history or name != "history"}
 
 
 # TFDS imports its parts on first use; two threads doing so may wait for each other for ever.
 _IMPORTING = threading.Lock()
 
 
-def features() -> Any:
-    """Return the `tfds.features.FeaturesDict` of a pair record."""
+def features(history: bool = False) -> Any:
+    """Return the `tfds.features.FeaturesDict` of a pair record, with conversations or without."""
     with _IMPORTING:
-        return _features()
+        return _features(history)
 
 
 @functools.cache
-def _features() -> Any:
+def _features(history: bool) -> Any:
     import tensorflow_datasets as tfds  # half a second: only where records are read or written
 
-    return tfds.features.FeaturesDict({name: form.feature(tfds) for name, form in _forms().items()})
+    forms = _forms(history).items()
+    return tfds.features.FeaturesDict({name: form.feature(tfds) for name, form in forms})
 
 
 @functools.cache
-def _serializer() -> Any:
-    info = features().get_serialized_info()
+def _serializer(history: bool) -> Any:
+    info = features(history).get_serialized_info()
     from tensorflow_datasets.core import example_serializer
 
     return example_serializer.ExampleSerializer(info)

@@ -25,7 +25,8 @@ from tpo_jax.errors import InputError
 from tpo_jax.io.files import replacing_file, write_json, write_lines
 from tpo_jax.video.decode import Source
 
-FORMAT = 2
+# Of shards of questions alone, and of shards with conversations: the same and a field more.
+FORMAT, FORMAT_WITH_HISTORY = 2, 3
 NAME = "tpo_pairs"
 MANIFEST, INDEX = "manifest.json", "index.jsonl"
 FRAME_ENCODINGS = ("clip", "png", "jpeg")  # how videos are stored: packets, or sampled frames
@@ -43,10 +44,17 @@ _STORE_FIELDS: dict[str, Any] = {"shards": list, "index": dict}
 _INDEX_FIELDS: dict[str, Any] = {"name": str, "sha256": str}
 
 
-def write_shard(path: Path, records: Iterable[PairRecord]) -> dict[str, Any]:
-    """Write a shard of pairs, whole or not at all; return its entry of the manifest."""
+def write_shard(path: Path, records: Iterable[PairRecord], history: bool = False) -> dict[str, Any]:
+    """Write a shard of pairs, whole or not at all; return its entry of the manifest.
+
+    Args:
+        path: Of the shard.
+        records: Its pairs.
+        history: Whether any pair of the directory has a history.
+    """
     with replacing_file(path) as temporary:
-        return array_records.write_records(temporary, records, path.name)
+        examples = (record.to_bytes(history) for record in records)
+        return array_records.write_records(temporary, examples, path.name)
 
 
 def shard_names(count: int) -> list[str]:
@@ -62,10 +70,13 @@ def write_metadata(directory: Path, index: Iterable[dict], manifest: dict[str, A
         index: `PairRecord.to_json` of every pair, in the order of the shards.
         manifest: What `open_shards` reads, and more for people.
     """
-    write_lines(directory / INDEX, index)
-    write_info(directory, NAME, features(), manifest["shards"])
+    lines = list(index)
+    history = any("history" in line for line in lines)
+    write_lines(directory / INDEX, lines)
+    write_info(directory, NAME, features(history), manifest["shards"])
     index_entry = {"name": INDEX, "sha256": array_records.sha256(directory / INDEX)}
-    write_json(directory / MANIFEST, {"format": FORMAT, **manifest, "index": index_entry})
+    version = FORMAT_WITH_HISTORY if history else FORMAT
+    write_json(directory / MANIFEST, {"format": version, **manifest, "index": index_entry})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +102,8 @@ class Shards:
         ends = np.cumsum([shard["records"] for shard in self.manifest["shards"]])
         path = self._paths[int(np.searchsorted(ends, position, side="right"))]
         try:
-            record = PairRecord.from_bytes(self._source[position])
+            history = self.manifest["format"] == FORMAT_WITH_HISTORY
+            record = PairRecord.from_bytes(self._source[position], history)
         except (RuntimeError, ValueError) as error:
             reason = f"record {position} cannot be read: {' '.join(str(error).split())}"
             raise InputError(f"{path}: {reason}; run prepare again") from error
@@ -176,7 +188,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         _check_fields(manifest, {"format": int})
-        if (version := manifest["format"]) == FORMAT:
+        if (version := manifest["format"]) in (FORMAT, FORMAT_WITH_HISTORY):
             _check_fields(manifest, _FIELDS)
             _check_fields(manifest["sampling"], _SAMPLING_FIELDS)
             videos = manifest["store"]
@@ -187,10 +199,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
                 _check_fields(index, _INDEX_FIELDS)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a manifest of shards: {error!r}") from error
-    if version != FORMAT:
+    if version not in (FORMAT, FORMAT_WITH_HISTORY):
         raise InputError(
-            f"{path}: shards of format {version}; this version reads format {FORMAT}, which holds "
-            "each video once: run prepare again with another --output"
+            f"{path}: shards of format {version}; this version reads formats {FORMAT} and "
+            f"{FORMAT_WITH_HISTORY}, which hold each video once: run prepare again with another "
+            "--output"
         )
     return manifest
 

@@ -62,7 +62,7 @@ def write_videos(folder: Place, root: Place, block: Block, settings: Settings) -
         shard = _Shard(root, usable, settings)
         try:
             with replacing_file(target) as temporary:
-                entry = write_records(temporary, shard.records(), key)
+                entry = write_records(temporary, map(VideoRecord.to_bytes, shard.records()), key)
                 shard.read_back(temporary, entry)
             break
         except _Unusable as error:  # seldom, so that writing the others again does not matter

@@ -48,6 +48,14 @@ def conversation_of(question: Question) -> tuple[Message, ...]:
     return tuple(question)
 
 
+def visual_at(conversation: Sequence[Message]) -> int:
+    """Return which message a visual opens: the user's with a placeholder, else the last."""
+    for i, (role, content) in enumerate(conversation):
+        if role == "user" and any(placeholder in content for placeholder in PLACEHOLDERS):
+            return i
+    return len(conversation) - 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Template:
     """How a conversation on visuals is written; a visual stands at the head of a user's message.

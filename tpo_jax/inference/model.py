@@ -177,7 +177,7 @@ class Model:
             InputError: a pair that is not valid or cannot be read; the message names it.
         """
         checked = [
-            pair if isinstance(pair, Pair) else pair_of(pair, number)
+            pair if isinstance(pair, Pair) else pair_of(pair, number, Path(videos))
             for number, pair in enumerate(pairs)
         ]
         return score(self, checked, FrameSource(Path(videos), num_frames, rule), batch_size)

@@ -69,13 +69,17 @@ def _sums(config: ModelConfig, params: dict, batch: Batch) -> jax.Array:
     return logps.sum(axis=(1, 3), dtype=np.float32)
 
 
-def read_list(path: Path) -> list[Pair]:
+def read_list(path: Path, videos: Path) -> list[Pair]:
     """Read a list of pairs of two answers each, on a video, on images or on text alone.
+
+    Args:
+        path: Of the list.
+        videos: Folder of the pairs' videos and images, for absolute paths.
 
     Raises:
         InputError: the first record that is not such a pair, and how many more there are.
     """
-    pairs, rejections = read_pairs(path, stills=True)
+    pairs, rejections = read_pairs(path, stills=True, videos=videos)
     rejections += [
         Rejection(pair.where, "is one answer on two videos; score takes two answers on one", None)
         for pair in pairs
@@ -98,9 +102,9 @@ def read_row(processor: Processor, pair: Pair, source: FrameSource) -> PairRow:
         if pair.video:
             video = video_in(source.folder, pair.video)
             clip = processor.video(video, source.num_frames, source.rule)
-            return PairRow(processor.scored(pair.question, answers, clip), clip.frames)
+            return PairRow(processor.scored(pair.asked, answers, clip), clip.frames)
         pictures = processor.pictures([source.folder / image for image in pair.images])
-        return PairRow(processor.scored(pair.question, answers, pictures), pictures)
+        return PairRow(processor.scored(pair.asked, answers, pictures), pictures)
     except InputError as error:
         raise InputError(f"{pair.where}: {error}") from error
 

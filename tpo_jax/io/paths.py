@@ -42,6 +42,24 @@ def place(path: str | Place) -> Place:
     return epath.Path(path)
 
 
+def relative_to(folder: Place, path: str) -> str:
+    """Return an absolute path as one relative to a folder that it lies in, also through links;
+    any other path as it is.
+    """
+    absolute = Path(path)
+    if in_bucket(path):
+        return path.removeprefix(f"{folder}/")
+    if not absolute.is_absolute() or in_bucket(folder):
+        return path
+    inside = Path(folder).absolute()
+    # As it is written first, for a link in the folder may lead out of it.
+    if absolute.is_relative_to(inside) and ".." not in absolute.parts:
+        return str(absolute.relative_to(inside))
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        return str(absolute.resolve().relative_to(inside.resolve()))
+    return path
+
+
 def local_path(name: str, path: str | Place) -> Path:
     """Return a path of this machine.
 

@@ -21,6 +21,7 @@ from tpo_jax.families.template import (
     Message,
     Pieces,
     Template,
+    visual_at,
 )
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
@@ -79,8 +80,7 @@ class TrainerTemplate(QwenTemplate):
             raise InputError(
                 f"prompt_style=dpo_trainer is for one video or one image, not for {images} images"
             )
-        asked = [i for i, m in enumerate(conversation) if m.role == "user" and IMAGE in m.content]
-        at = asked[0] if asked else len(conversation) - 1
+        at = visual_at(conversation)
         content = conversation[at].content.replace(IMAGE, "").strip()
         messages = (*conversation[:at], Message("user", content), *conversation[at + 1 :])
         return self.around_visual("", messages, at)

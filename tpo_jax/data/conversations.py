@@ -1,0 +1,262 @@
+"""Conversations of published formats as the fields of a pair: history, prompt and two answers.
+
+| format | what is asked | answers |
+|---|---|---|
+| ms-swift | `messages` | its last, and `rejected_response` or `rejected_messages` |
+| ShareGPT, LLaVA | `conversations`, `system` | `chosen` and `rejected`, texts or messages |
+| TRL | `prompt`, a list of messages | `chosen` and `rejected`, lists of messages |
+| TRL, implicit | in both answers' lists | the last messages of `chosen` and `rejected` |
+| texts | `prompt`, `system`, `history` | `chosen` and `rejected` |
+
+Both answers must follow the same messages, which are all kept; what cannot be kept is refused.
+"""
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tpo_jax.data.prompts import check_answer, check_placeholders, place_visual
+from tpo_jax.errors import InputError
+from tpo_jax.families.template import IMAGE, PLACEHOLDERS, ROLES, Message
+
+_ROLES = {"human": "user", "gpt": "assistant"}
+# Fields that would change what a model is shown and that no template here can hold.
+_REFUSED = ("tools", "audios", "rejected_audios", "tool_calls")
+
+
+def adapt(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record of a format above with `video`, `prompt`, `history`, `chosen` and `rejected`;
+    any other one as it is.
+
+    Raises:
+        ValueError: The turns or videos are malformed, or hold what cannot be rendered.
+    """
+    new = dict(record)
+    _refuse(new)
+    if "messages" in new and {"rejected_response", "rejected_messages"} & new.keys():
+        _from_swift(new)
+    names = [name for name in ("chosen", "rejected") if new.get(name)]
+    shapes = [type(new.get(name)) for name in ("prompt", *names)]
+    context = ("conversations", "system", "history")
+    videos: list[Any] = []
+    if names and ({list, dict} & {*shapes} or any(new.get(name) for name in context)):
+        asked = _asked(new)
+        sides = {name: _side(asked, name, new[name]) for name in names}
+        videos = [video for side in (asked, *sides.values()) for *_, video in side if video]
+        system, history = new.pop("system", None), new.pop("history", None)
+        whole = {n: _with_context(side, system, history) for n, side in sides.items()}
+        new |= _split({n: [Message(*turn[:2]) for turn in side] for n, side in whole.items()})
+    _one_video(new, "video", videos)
+    _one_video(new, "rejected_video", [])
+    if new.get("rejected_images") == new.get("images"):
+        new.pop("rejected_images", None)
+    if new.get("rejected_images"):
+        raise ValueError("has rejected_images; both answers must be on the same images")
+    return new
+
+
+def _refuse(fields: Mapping[str, Any]) -> None:
+    for name in _REFUSED:
+        if fields.get(name):
+            raise ValueError(f"has {name}, which no prompt template here can hold")
+
+
+def _from_swift(new: dict[str, Any]) -> None:
+    """Spell ms-swift's fields as TRL's implicit form: two whole conversations."""
+    messages, rejected = new.pop("messages"), new.pop("rejected_messages", None)
+    response = new.pop("rejected_response", None)
+    if clash := {"prompt", "question", "conversations", "chosen", "rejected"} & new.keys():
+        raise ValueError(f"has messages and {min(clash)}, which name the same texts")
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("messages must be a list of messages")
+    if (rejected is None) == (response is None):
+        raise ValueError("must have one of rejected_response and rejected_messages")
+    if rejected is None:
+        rejected = [*messages[:-1], {"role": "assistant", "content": response}]
+    if new.get("rejected_videos") == new.get("videos"):
+        new.pop("rejected_videos", None)
+    new["chosen"], new["rejected"] = messages, rejected
+
+
+_Turn = tuple[str, str, Any]  # role, content, and the video of a part of it
+
+
+def _asked(new: dict[str, Any]) -> list[_Turn]:
+    """Take out what is asked before both answers; nothing where their lists hold all."""
+    given = [new.pop(name) for name in ("prompt", "question") if name in new][:1]
+    turns = [turn for value in given for turn in _texts(value, "prompt")]
+    earlier = _turns(new.pop("conversations"), "conversations") if "conversations" in new else []
+    # The last one may be an answer already, which both answers take the place of.
+    if len(earlier) > 1 and earlier[-1][0] == "assistant":
+        earlier = earlier[:-1]
+    if not turns or not earlier:
+        return turns or earlier
+    if len(earlier) == 1:
+        return turns
+    if earlier[-1][1].strip() != turns[-1][1].strip():
+        raise ValueError("conversations does not end with the prompt that stands beside it")
+    return earlier
+
+
+def _side(asked: list[_Turn], name: str, value: Any) -> list[_Turn]:
+    """Return the conversation that ends with an answer."""
+    turns = _texts(value, name, "assistant")
+    if not asked or turns[0][0] == "assistant":
+        return asked + turns
+    # Such a list repeats what was asked and, where that is a text, may hold what came before it.
+    repeated = [(role, text.strip()) for role, text, _ in turns[:-1][-len(asked) :]]
+    if repeated != [(role, text.strip()) for role, text, _ in asked]:
+        raise ValueError(f"{name} does not repeat the prompt that stands beside it")
+    return turns
+
+
+def _with_context(side: list[_Turn], system: Any, history: Any) -> list[_Turn]:
+    """Return turns behind the fields `history`, messages or pairs of texts, and `system`."""
+    if history:
+        pairs = history if isinstance(history, list) else []
+        if pairs and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+            roles = ("user", "assistant")
+            history = [
+                {"role": role, "content": text}
+                for pair in pairs
+                for role, text in zip(roles, pair, strict=True)
+            ]
+        side = _turns(history, "history") + side
+    if not system:
+        return side
+    if not isinstance(system, str):
+        raise ValueError("system must be a text")
+    if side[0][0] == "system" and side[0][1] != system:
+        raise ValueError("has a system text and another one in its messages")
+    return side if side[0][0] == "system" else [("system", system, None), *side]
+
+
+def _split(sides: Mapping[str, Sequence[Message]]) -> dict[str, Any]:
+    """Return the fields of the messages that the sides share and of the answers behind them."""
+    for name, side in sides.items():
+        if side[-1].role != "assistant":
+            raise ValueError(f"{name} must end with a message of the assistant")
+    contexts = [list(side[:-1]) for side in sides.values()]
+    if any(context != contexts[0] for context in contexts):
+        raise ValueError("chosen and rejected follow different messages; they must share them")
+    answers: dict[str, Any] = {name: side[-1].content for name, side in sides.items()}
+    if not contexts[0]:
+        return answers
+    *history, question = contexts[0]
+    if question.role != "user":
+        raise ValueError("the last message before an answer must be the user's")
+    if "system" in [role for role, _ in contexts[0][1:]]:
+        raise ValueError("a system message must come first")
+    answers["prompt"] = question.content
+    return answers | ({"history": history} if history else {})
+
+
+def _texts(value: Any, name: str, role: str = "user") -> list[_Turn]:
+    return [(role, value, None)] if isinstance(value, str) else _turns(value, name)
+
+
+def _turns(messages: Any, name: str) -> list[_Turn]:
+    """Return the turns of a list of messages, in LLaVA's or OpenAI's form."""
+    result: list[_Turn] = []
+    for message in messages if isinstance(messages, list) else [messages]:
+        who = message.get("role", message.get("from")) if isinstance(message, dict) else None
+        content = (
+            message.get("content", message.get("value")) if isinstance(message, dict) else None
+        )
+        video = None
+        if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+            content, video = _of_parts(content, name)
+        if not isinstance(who, str) or not isinstance(content, str):
+            raise ValueError(f"{name} must be a text or a list of messages")
+        _refuse(message)
+        role = _ROLES.get(who, who)
+        if role not in ROLES:
+            raise ValueError(f"{name} has a message of {who!r}, which no template here can hold")
+        result.append((role, content, video))
+    if not result:
+        raise ValueError(f"{name} holds no message")
+    return result
+
+
+def _of_parts(parts: Sequence[Mapping[str, Any]], name: str) -> tuple[str, Any]:
+    """Return the text of a message's parts, a placeholder for each visual, and its last video."""
+    texts, video = [], None
+    for part in parts:
+        kind = part.get("type", "text")
+        if kind == "text":
+            texts.append(str(part.get("text") or ""))
+        elif kind in ("image", "video"):
+            texts.append(IMAGE if kind == "image" else "<video>")
+            video = part.get("video") or video
+        else:
+            raise ValueError(f"{name} has a part of type {kind!r}, which no template here can hold")
+    return "\n".join(text for text in texts if text), video
+
+
+def _one_video(new: dict[str, Any], name: str, found: list[Any]) -> None:
+    """Set the field `name` from its plural, or from what the messages named."""
+    if f"{name}s" in new and name not in new:
+        videos = new.pop(f"{name}s")
+        found = list(videos) if isinstance(videos, list) else [videos]
+        found = [video for video in found if video is not None]
+    if found and name not in new:
+        if len(set(map(str, found))) != 1:
+            raise ValueError(f"{len(found)} videos, one is needed")
+        new[name] = found[0]
+    if isinstance(new.get(name), list) and len(new[name]) == 1:
+        new[name] = new[name][0]
+    if isinstance(new.get(name), dict):  # a video or image feature of `datasets`
+        if not new[name].get("path"):
+            raise ValueError(f"{name} is embedded, without a path; save it as a file")
+        new[name] = new[name]["path"]
+
+
+def place_visuals(
+    messages: list[Message], video: bool, images: int
+) -> tuple[tuple[Message, ...], str]:
+    """Return what was said before the question, with a placeholder for a visual in it, and the
+    question.
+
+    Without a placeholder in several turns of the user the visual opens the first one, as ms-swift,
+    TRL and LLaVA have it.
+
+    Args:
+        messages: The question is the last one, and the user's.
+        video: Whether the visual is a video; else it is images, or none.
+        images: How many.
+
+    Raises:
+        ValueError: More or other placeholders than visuals, an empty question, or a text that no
+            template can hold.
+    """
+    for message in messages:
+        check_characters("prompt" if message is messages[-1] else "history", message.content)
+    asked = [i for i, message in enumerate(messages) if message.role == "user"]
+    marks = "<video>" if video else " ".join([IMAGE] * images)
+    marked = any(p in messages[i].content for i in asked for p in PLACEHOLDERS)
+    if marks and not marked and len(asked) > 1:
+        first = messages[asked[0]]
+        messages[asked[0]] = Message("user", f"{marks}\n{first.content}")
+    try:
+        if video:
+            shown, at = place_visual(messages)
+            messages = [*shown]
+            if at < len(messages) - 1:
+                messages[at] = Message("user", f"<video>\n{messages[at].content}")
+        else:
+            check_placeholders(messages, images)
+            for message in messages:
+                check_answer(message.content)
+    except InputError as error:
+        raise ValueError(f"prompt: {error}") from error
+    *history, question = messages
+    if not question.content.strip():
+        raise ValueError("prompt is empty")
+    return tuple(history), question.content.strip()
+
+
+def check_characters(name: str, text: str) -> None:
+    """Raise `ValueError` for a control character that is no white space."""
+    # Vertical tab, form feed and next line are breaks in what people write.
+    if odd := [c for c in text if unicodedata.category(c) == "Cc" and c not in "\n\r\t\v\f\x85"]:
+        raise ValueError(f"{name} holds the control character {odd[0]!r}")
