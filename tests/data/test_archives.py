@@ -72,6 +72,38 @@ def test_a_split_archive_is_extracted_completely_and_once(kind, tmp_path):
             unpack(tmp_path / "videos.part.", tmp_path / "new")
 
 
+@pytest.mark.parametrize("kind", ["", "gz", "bz2", "xz", "zip"])
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "zip", "mp4"])
+def test_archives_one_behind_the_other_are_read_to_the_end(kind, suffix, tmp_path):
+    """Whatever the suffix says."""
+    made = zipped if kind == "zip" else lambda members: tar(members, kind)
+    names = [f"{n}.mp4" for n in "abc"]
+    files = {name: os.urandom(3000) for name in names}
+    parts = [made([(name, files[name])]) for name in names]
+    path = tmp_path / f"videos.{suffix}"
+    path.write_bytes(b"".join(parts))
+    assert unpack(path, tmp_path / "out") == 3
+    assert contents(tmp_path / "out") == files
+    # A second archive that is cut off is no end.
+    path.write_bytes(parts[0] + parts[1][: len(parts[1]) // 3])
+    if kind != "zip":  # which ends with its list of files
+        with pytest.raises(InputError, match="damaged or cut off"):
+            unpack(path, tmp_path / "cut")
+
+
+def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path):
+    files = {"a.mp4": b"a" * 100, "b.zip": zipped([("inner.mp4", b"c")])}
+    (tmp_path / "videos.zip").write_bytes(tar(files.items()))
+    assert unpack(tmp_path / "videos.zip", tmp_path / "out") == 2
+    assert contents(tmp_path / "out") == files
+
+
+def test_a_program_in_front_of_a_zip_is_passed_over(tmp_path):
+    (tmp_path / "videos.exe").write_bytes(b"MZ program" * 9 + zipped(FILES.items()))
+    assert unpack(tmp_path / "videos.exe", tmp_path / "out") == 3
+    assert contents(tmp_path / "out") == FILES
+
+
 LINKED = zipfile.ZipInfo("l")
 LINKED.external_attr = (stat.S_IFLNK | 0o777) << 16
 DEVICE = tarfile.TarInfo("d")

@@ -1,5 +1,7 @@
 """Archives of videos, whole or split into parts: joined as a stream, extracted safely."""
 
+import bz2
+import gzip
 import io
 import lzma
 import os
@@ -8,7 +10,7 @@ import tarfile
 import zipfile
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, Self, cast
@@ -22,17 +24,23 @@ MOST_FILES, CHUNK = 1_000_000, 1 << 20
 
 
 class Joined(io.RawIOBase):
-    """Several files read as one without a copy: seekable, one file open at a time."""
+    """Several files read as one without a copy: seekable, one file open at a time.
 
-    def __init__(self, paths: list[Path]):
+    Args:
+        paths: In their order.
+        size: Bytes to read at most; None: all.
+    """
+
+    def __init__(self, paths: list[Path], size: int | None = None):
         self._paths = paths
-        self._starts = [0, *accumulate(path.stat().st_size for path in paths)]
+        starts = [0, *accumulate(path.stat().st_size for path in paths)]
+        self._starts = starts if size is None else [min(start, size) for start in starts]
         self._position = 0
         self._open: tuple[int, BinaryIO] | None = None
 
     @property
     def size(self) -> int:
-        """Size of all parts together, in bytes."""
+        """Size of what is read, in bytes."""
         return self._starts[-1]
 
     def readable(self) -> bool:
@@ -81,7 +89,17 @@ class Joined(io.RawIOBase):
         super().close()
 
 
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError)
+_DAMAGE = (
+    *(tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError),
+    gzip.BadGzipFile,
+)
+# By how their files begin. All of them read several streams one behind the other to the last one.
+_COMPRESSED: dict[tuple[bytes, ...], Callable[[BinaryIO], Any]] = {
+    (b"\x1f\x8b",): lambda file: gzip.GzipFile(fileobj=file),
+    (b"BZh",): bz2.BZ2File,
+    (b"\xfd7zXZ", b"\x5d\x00\x00\x80"): lzma.LZMAFile,
+}
+_TAR_MAGIC = slice(257, 262), b"ustar"  # of every tar but the oldest kind
 
 
 class _Member(NamedTuple):
@@ -91,18 +109,23 @@ class _Member(NamedTuple):
 
 
 class _Entry(tarfile.TarInfo):
-    """A tar's entry. A header that is cut off or garbled is an error; tarfile takes it for the end
-    of the archive.
+    """A tar's entry. A header that is cut off or garbled, or a file that ends without the zeros of
+    an archive's end, is an error; tarfile takes it for the end.
     """
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
         try:
-            return super().fromtarfile(archive)
+            entry = super().fromtarfile(archive)
         except tarfile.HeaderError as error:
-            if isinstance(error, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
+            zeros = isinstance(error, tarfile.EOFHeaderError)  # type: ignore[attr-defined]
+            nothing = isinstance(error, tarfile.EmptyHeaderError)  # type: ignore[attr-defined]
+            if zeros or (nothing and vars(archive).get("ended")):
+                vars(archive)["ended"] = True
                 raise
             raise tarfile.ReadError(f"{error} at byte {archive.offset}") from error
+        vars(archive)["ended"] = False
+        return entry
 
 
 def parts(archive: Path) -> list[Path]:
@@ -138,7 +161,8 @@ def unpack(archive: Path, folder: Path, limit: int = 0) -> int:
     """Extract the files of an archive that are not in the folder yet; return how many it has.
 
     Args:
-        archive: A tar (plain, gzip, bzip2, xz) or zip file, or how its parts' names begin.
+        archive: A tar (plain, gzip, bzip2, xz) or zip file, whatever its suffix, or several of a
+            kind one behind the other; or how its parts' names begin.
         folder: Created if absent; no file is written outside of it.
         limit: Most bytes to extract; 0: three times the size of the archive.
 
@@ -154,7 +178,7 @@ def unpack(archive: Path, folder: Path, limit: int = 0) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with joined, tqdm(total=joined.size, desc="unpack", unit="B", unit_scale=True) as bar:
-            for member in _members(archive, joined):
+            for member in _members(archive, paths, joined):
                 name = _checked(archive, folder, member.name)
                 if name in made:
                     raise InputError(f"{archive}: holds {name!r} twice")
@@ -168,8 +192,9 @@ def unpack(archive: Path, folder: Path, limit: int = 0) -> int:
                 if written > limit:
                     raise _too_much(archive, limit)
                 bar.update(joined.tell() - bar.n)
-    except (*_DAMAGE, ValueError, RuntimeError) as error:
-        if isinstance(error, InputError):
+    except (*_DAMAGE, OSError, ValueError, RuntimeError) as error:
+        # What the disk refuses has a number; bzip2 data that is none has not.
+        if isinstance(error, InputError) or (isinstance(error, OSError) and error.errno):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{archive}: damaged or cut off: {reason}") from error
@@ -178,20 +203,21 @@ def unpack(archive: Path, folder: Path, limit: int = 0) -> int:
     return len(made)
 
 
-def _members(archive: Path, joined: Joined) -> Iterator[_Member]:
-    buffered = io.BufferedReader(joined, CHUNK)
-    if zipfile.is_zipfile(buffered):
-        with zipfile.ZipFile(buffered) as packed:
-            for info in packed.infolist():
-                if stat.S_ISLNK(info.external_attr >> 16):
-                    raise InputError(f"{archive}: {info.filename!r} is a link")
-                if not info.is_dir():
-                    with packed.open(info) as file:
-                        yield _Member(info.filename, info.file_size, cast(BinaryIO, file))
+def _members(archive: Path, paths: list[Path], joined: Joined) -> Iterator[_Member]:
+    file: Any = io.BufferedReader(joined, CHUNK)
+    beginning = file.read(512)
+    compressed = next((f for b, f in _COMPRESSED.items() if beginning.startswith(b)), None)
+    # A tar whose last file is a zip ends like a zip.
+    place, magic = _TAR_MAGIC
+    is_tar = compressed is not None or beginning[place] == magic
+    if not is_tar and zipfile.is_zipfile(file):
+        yield from _of_zip(archive, paths, joined.size)
         return
-    buffered.seek(0)
+    file.seek(0)
+    file = file if compressed is None else compressed(file)
     try:
-        stream = tarfile.open(fileobj=buffered, mode="r|*", tarinfo=_Entry)  # noqa: SIM115, closed below
+        # Zeros end an archive; another one may follow, as `cat a.tar b.tar` makes it.
+        stream = tarfile.open(fileobj=file, mode="r|", tarinfo=_Entry, ignore_zeros=True)  # noqa: SIM115, closed below
     except tarfile.ReadError as error:
         raise InputError(f"{archive}: neither a tar nor a zip archive") from error
     with stream:
@@ -203,6 +229,26 @@ def _members(archive: Path, joined: Joined) -> Iterator[_Member]:
                 raise InputError(f"{archive}: {entry.name!r} is {kind}")
             if (content := stream.extractfile(entry)) is not None:
                 yield _Member(entry.name, entry.size, cast(BinaryIO, content))
+
+
+def _of_zip(archive: Path, paths: list[Path], size: int) -> Iterator[_Member]:
+    """Yield the members of the zip that ends at a byte, behind those of a zip in front of it."""
+    with (
+        io.BufferedReader(Joined(paths, size), CHUNK) as file,
+        zipfile.ZipFile(file) as packed,
+    ):
+        # Offsets of the members tell where this zip begins; before it may be a program, too.
+        first = min((info.header_offset for info in packed.infolist()), default=0)
+        with io.BufferedReader(Joined(paths, first)) as before:
+            several = first > 0 and zipfile.is_zipfile(before)
+        if several:
+            yield from _of_zip(archive, paths, first)
+        for info in packed.infolist():
+            if stat.S_ISLNK(info.external_attr >> 16):
+                raise InputError(f"{archive}: {info.filename!r} is a link")
+            if not info.is_dir():
+                with packed.open(info) as content:
+                    yield _Member(info.filename, info.file_size, cast(BinaryIO, content))
 
 
 def _checked(archive: Path, folder: Path, name: str) -> str:
