@@ -132,8 +132,13 @@ def test_av1(shared_cases):
 
 
 def test_the_cover_of_an_album_is_no_video(shared_cases):
-    with pytest.raises(VideoError, match="no video stream"):
+    with pytest.raises(VideoError, match="audio only: its picture is a cover"):
         probe(shared_cases / "videos/audio_with_cover.m4a")
+
+
+def test_pictures_and_sound_are_a_video(tmp_path):
+    album(tmp_path / "slides.mp4", frames=2)
+    assert probe(tmp_path / "slides.mp4").num_frames == 2
 
 
 def test_name_that_is_not_unicode(clip, tmp_path):
@@ -162,6 +167,19 @@ def audio_only(path):
         out.writeframes(bytes(16000))
 
 
+def album(path, frames=1):
+    """Sound, and a stream of pictures that does not say it is a cover."""
+    with av.open(str(path), "w") as out:
+        sound, pictures = out.add_stream("aac", rate=8000), out.add_stream("mjpeg", rate=25)
+        pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuvj420p"
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), "fltp", "mono")
+        samples.sample_rate = 8000
+        picture = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), "rgb24")
+        for stream, frame in [(sound, samples), *[(pictures, picture)] * frames]:
+            out.mux(stream.encode(frame))
+        out.mux([*sound.encode(), *pictures.encode()])
+
+
 def without_frames(path):
     with av.open(str(path), "w", format="mp4") as out:
         stream = out.add_stream("libx264", rate=30)
@@ -177,7 +195,10 @@ BROKEN = {
     "cut.mp4": (lambda path: cut(path, "mp4"), "truncated"),
     "cut.avi": (lambda path: cut(path, "avi"), "truncated"),
     "cut.webm": (lambda path: cut(path, "webm"), "truncated"),
-    "audio.wav": (audio_only, "no video stream"),
+    "audio.wav": (audio_only, "audio only: no picture"),
+    "album.mp4": (album, "audio only: its picture is a cover"),
+    # The rate of a container that knows none is that of its clock.
+    "clock.mp4": (lambda path: clips.write(path, 1, rate=90000), "no usable frame rate"),
     "without_frames.mp4": (without_frames, "no"),
 }
 

@@ -27,6 +27,8 @@ __all__ = ["Source", "Video", "VideoError", "VideoInfo", "decode", "name_of", "o
 
 Source = str | os.PathLike | bytes | StoredVideo  # a file, the bytes of one, or its packets
 
+# Containers that do not know a rate give that of their clock, such as 90,000.
+_MOST_FPS = 1000
 # What emptying and refilling the decoder costs, in decoded frames (measured: 12 to 15).
 _SEEK_COST = 14
 _LOST = -(10**9)  # the position before a seek, and after one that went wrong: far from every frame
@@ -222,6 +224,8 @@ class Video:
         # The container's rate is exact for a constant rate and a guess for a variable one.
         if n > 1 and abs((n - 1) / span / fps - 1) > 0.01:
             fps = float((n - 1) / span)
+        if fps > _MOST_FPS:
+            self.reader.fail(f"no usable frame rate ({fps:g} frames per second)")
         width, height = self.reader.size[:: -1 if self.reader.turns % 2 else 1]
         self.info = VideoInfo(n, fps, width, height, n / fps)
 

@@ -20,6 +20,9 @@ OPEN_OPTIONS = {"protocol_whitelist": "file"}
 MOST_ERRORS = 1000  # in a row: the rest of the file is unreadable
 _KEY, _DISCARDED = 1, 2  # flags of an entry of FFmpeg's index
 _NO_STREAM = "no video stream that can be read (not a video, audio only, or damaged)"
+_AUDIO_ONLY = "audio only: {}"
+# Codecs of the picture of an album, which some files hold as a video stream of one frame.
+_PICTURES = ("png", "mjpeg", "bmp", "gif", "webp", "tiff")
 # Alternate reference frames of VP8 are packets that show nothing.
 _PACKETS_ARE_NOT_FRAMES = ("vp8",)
 
@@ -202,9 +205,15 @@ class FileReader(Reader):
             raise
         except (av.FFmpegError, ValueError):
             self.fail(_NO_STREAM)
+        sound, pictures = bool(container.streams.audio), 0
         for stream in container.streams.video:
-            cover = stream.disposition & Disposition.attached_pic  # of an audio file
-            if not cover and stream.codec_context is not None:
+            single = stream.frames == 1 and stream.name in _PICTURES
+            if stream.disposition & Disposition.attached_pic or (sound and single):
+                pictures += 1
+            elif stream.codec_context is not None:
                 return container, stream
+        others = len(container.streams.video) - pictures
         container.close()
+        if sound and not others:
+            self.fail(_AUDIO_ONLY.format("its picture is a cover" if pictures else "no picture"))
         self.fail(_NO_STREAM)
