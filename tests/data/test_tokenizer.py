@@ -15,6 +15,7 @@ from tpo_jax import families
 from tpo_jax.data.tokenizer import has_tokenizer, load_tokenizer
 from tpo_jax.errors import InputError
 from tpo_jax.families.llava_qwen.template import IM_END, IM_START
+from tpo_jax.families.template import PLACEHOLDERS
 from tpo_jax.models.config import ModelConfig
 
 MARKERS = ("<|endoftext|>", IM_START, IM_END)
@@ -78,6 +79,15 @@ def tiny_tokenizer(specials) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens(list(specials))
     return tokenizer
+
+
+def test_placeholders_are_text(tmp_path):
+    """Also where a tokenizer has a token for each, as those of LLaVA-OneVision."""
+    tiny_tokenizer([IM_START, IM_END, *PLACEHOLDERS]).save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path, model(300))
+    text = "The <video> tag, not <image>."
+    assert len(tokenizer.encode(text).ids) == len(text)
+    assert tokenizer.token_to_id(IM_END) == 257
 
 
 def test_wrong_tokenizers_are_named(tmp_path):

@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from tpo_jax import families
 from tpo_jax.errors import InputError, note
+from tpo_jax.families.template import PLACEHOLDERS
 from tpo_jax.io.files import read_json_object
 from tpo_jax.models.config import ModelConfig
 
@@ -29,8 +30,8 @@ def load_tokenizer(directory: str | Path, config: ModelConfig | None = None) -> 
     It is `tokenizer.json` or, if absent, `vocab.json` and `merges.txt`, split as Qwen2 does, with
     the added tokens of `tokenizer_config.json` and `added_tokens.json`.
 
-    Added tokens without an embedding row, such as a placeholder that inference splits prompts at,
-    are left out, so that their text never becomes such an id; a note says so.
+    Added tokens without an embedding row are left out, so that their text never becomes such an id;
+    a note says so. So are those of placeholders, which are text in an answer.
 
     Args:
         config: Of the model that reads its ids; None: whether they fit is not checked.
@@ -78,7 +79,8 @@ def _refused(path: Path) -> Iterator[None]:
 
 
 def _of_model(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> Tokenizer:
-    """Return the tokenizer without added tokens that have no embedding row.
+    """Return the tokenizer without added tokens that have no embedding row, and without those of
+    placeholders.
 
     Raises:
         InputError: other ids have none; the template's tokens are not one id each.
@@ -91,8 +93,11 @@ def _of_model(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> Tokenize
     if not needed.isdisjoint(rowless):
         largest = max(rowless.values())
         raise InputError(f"{path}: id {largest} exceeds the {vocab_size} embedding rows; {other}")
+    # Visuals have no token in a row's texts, so that these are words of an answer like any other.
+    placeholders = set(PLACEHOLDERS) & vocabulary.keys() - needed
+    if rowless or placeholders:
+        tokenizer = _without(tokenizer, {*rowless, *placeholders})
     if rowless:
-        tokenizer = _without(tokenizer, rowless)
         first = min(rowless, key=lambda token: rowless[token])
         note(
             f"{path}: the {vocab_size} embedding rows have none for {len(rowless)} added tokens "
