@@ -56,6 +56,17 @@ _CONVERSATION = {
     ],
     "rejected": "A dog.",
 }
+_SWIFT = {
+    "videos": [_SMALL[0]],
+    "system": "Be brief.",
+    "messages": [
+        {"role": "user", "content": "<video>Who?"},
+        {"role": "assistant", "content": "A man."},
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": "Here."},
+    ],
+    "rejected_response": "There.",
+}
 _TRL = {
     "videos": [_SMALL[0]],
     "prompt": [{"role": "user", "content": [{"type": "text", "text": "Who?"}]}],
@@ -213,7 +224,7 @@ def lists(rng, cache, folder):
     flat = [{k: v for k, v in pair.items() if isinstance(v, str)} for pair in PAIRS]
     name = _pick(rng, ("jsonl", "json", "csv", "yaml", "parquet", "mixture.yaml", "jsonl", "json"))
     path = folder / f"pairs.{name}"
-    rows = _pick(rng, (PAIRS, [_CONVERSATION] * 2, [_TRL] * 2))
+    rows = _pick(rng, (PAIRS, [_CONVERSATION] * 2, [_TRL] * 2, [_SWIFT] * 2))
     if name in ("json", "jsonl") and rng.random() < 0.5:
         if name == "json":
             path.write_bytes(mutate.nested(rng, rows))

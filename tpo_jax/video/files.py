@@ -20,7 +20,6 @@ OPEN_OPTIONS = {"protocol_whitelist": "file"}
 MOST_ERRORS = 1000  # in a row: the rest of the file is unreadable
 _KEY, _DISCARDED = 1, 2  # flags of an entry of FFmpeg's index
 _NO_STREAM = "no video stream that can be read (not a video, audio only, or damaged)"
-_AUDIO_ONLY = "audio only: {}"
 # Codecs of the picture of an album, which some files hold as a video stream of one frame.
 _PICTURES = ("png", "mjpeg", "bmp", "gif", "webp", "tiff")
 # Alternate reference frames of VP8 are packets that show nothing.
@@ -215,5 +214,7 @@ class FileReader(Reader):
         others = len(container.streams.video) - pictures
         container.close()
         if sound and not others:
-            self.fail(_AUDIO_ONLY.format("its picture is a cover" if pictures else "no picture"))
+            self.fail(
+                "audio only: its picture is a cover" if pictures else "audio only: no picture"
+            )
         self.fail(_NO_STREAM)
