@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from tpo_jax.data import archives, preparation
+from tpo_jax.data import archives, exports, preparation
 from tpo_jax.data.columns import parse_columns
 from tpo_jax.data.shards import FRAME_ENCODINGS
 from tpo_jax.errors import InputError, run_command
@@ -72,6 +72,13 @@ _BEAM = flags.DEFINE_string(
     "Work as an Apache Beam pipeline with these options, as '--runner=DataflowRunner …'; empty: on "
     "Beam's local runner. Workers that do not see --output need a --temp_location in a bucket.",
 )
+_EXPORT = flags.DEFINE_multi_enum(
+    "export",
+    [],
+    list(exports.FORMATS),
+    "Write the pairs as ms-swift or TRL read them, too: pairs_swift.jsonl, pairs_trl.jsonl in "
+    "--output; repeatable.",
+)
 _STRICT = flags.DEFINE_bool("strict", False, "Stop at the first pair that cannot be used.")
 
 
@@ -97,6 +104,8 @@ def main() -> None:
             columns=columns,
             excluded=_STRUCK.value,
         )
+    if _EXPORT.value:
+        exports.export(_OUTPUT.value, _VIDEOS.value, _EXPORT.value)
     kinds = ", ".join(f"{count} {kind}" for kind, count in manifest["kinds"].items())
     if count := manifest["kinds"].get("video"):
         print(

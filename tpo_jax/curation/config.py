@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from tpo_jax.curation import templates
 from tpo_jax.curation.views import SPANS, parse
+from tpo_jax.data.exports import FORMATS
 from tpo_jax.errors import InputError
 
 ROLES = ("captioner", "questioner", "answerer", "judge")
@@ -120,6 +121,7 @@ class Shards:
     num_frames: int = 32
     frames: str = "clip"
     workers: int = 2
+    export: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +220,9 @@ def check(config: Config) -> None:
         )
     if not 0 <= config.balance.localized <= 1:
         raise InputError(f"balance.localized={config.balance.localized} must lie in [0, 1]")
+    if unknown := set(config.shards.export) - set(FORMATS):
+        known = ", ".join(FORMATS)
+        raise InputError(f"shards.export has {min(unknown)!r}; it must be some of {known}")
     if config.judge.asks not in JUDGES:
         raise InputError(f"judge.asks={config.judge.asks!r} must be one of {', '.join(JUDGES)}")
     if config.judge.asks == "question" and config.judge.backend == "rules":

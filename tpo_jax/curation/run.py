@@ -15,7 +15,7 @@ from tpo_jax.curation.ledger import Ledger
 from tpo_jax.curation.stages import make_stages
 from tpo_jax.curation.units import Unit
 from tpo_jax.curation.videos import list_videos
-from tpo_jax.data import preparation
+from tpo_jax.data import exports, preparation
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import write_json, write_lines
 from tpo_jax.io.paths import check_config
@@ -134,3 +134,4 @@ def _write_shards(config: Config, workdir: Path) -> None:
         preparation.Work(workers=config.shards.workers),
         excluded=excluded if excluded.exists() else None,
     )
+    exports.export(workdir / "shards", config.videos.folder, config.shards.export)

@@ -1,0 +1,62 @@
+"""Lists for other frameworks give the pairs again."""
+
+import json
+
+import pytest
+
+from tests.video import clips
+from tpo_jax.data.exports import FORMATS, export
+from tpo_jax.data.pairs import read_pairs
+from tpo_jax.data.preparation import Settings, prepare
+
+GOOD = {"video": "a.mp4", "prompt": "Who?", "chosen": "A cat.", "rejected": "A dog."}
+TURNS = [["Who?", "A man."], ["When?", "Now."]]
+RECORDS = [
+    GOOD,
+    {**GOOD, "system": "Be brief.", "history": TURNS, "prompt": "Where?"},
+    {**GOOD, "history": TURNS, "prompt": "<video> Where?"},
+    {**GOOD, "history": [TURNS[0], ["<image>\nWhen?", "Now."]], "video": "b.mp4"},
+    {**GOOD, "chosen": "The <video> tag."},
+    {k: v for k, v in GOOD.items() if k != "rejected"} | {"rejected_video": "b.mp4"},
+]
+LEFT_OUT = {"swift": [4], "trl": [5]}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exports")
+    for name in ("a.mp4", "b.mp4"):
+        clips.write(folder / name, 4 + len(name) * (name == "b.mp4"), gop=4)
+    (folder / "pairs.json").write_text(json.dumps(RECORDS))
+    prepare(folder / "pairs.json", folder, folder / "shards", Settings(num_frames=2))
+    return folder
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_lists_give_the_pairs_again(prepared, name, capsys):
+    export(prepared / "shards", prepared, [name])
+    assert "1 pairs are left out" in capsys.readouterr().err
+    written = prepared / f"shards/pairs_{name}.jsonl"
+    again, rejections = read_pairs(written, videos=prepared)
+    pairs, _ = read_pairs(prepared / "pairs.json")
+    wanted = [pair for i, pair in enumerate(pairs) if i not in LEFT_OUT[name]]
+    assert not rejections
+    assert [pair.texts() for pair in again] == [pair.texts() for pair in wanted]
+    assert [pair.videos for pair in again] == [pair.videos for pair in wanted]
+    # Absolute paths, which are valid without the folder.
+    records = [json.loads(line) for line in written.read_text().splitlines()]
+    assert {path for record in records for path in record["videos"]} == {
+        str(prepared / "a.mp4"),
+        str(prepared / "b.mp4"),
+    }
+
+
+def test_messages_of_trl_have_one_form(prepared):
+    """A table has one type a column: all contents are lists of parts."""
+    export(prepared / "shards", prepared, ["trl"])
+    for line in (prepared / "shards/pairs_trl.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        messages = [*record["prompt"], *record["chosen"], *record["rejected"]]
+        parts = [part for message in messages for part in message["content"]]
+        assert [part["type"] for part in parts].count("video") == 1
+        assert {part["type"] for part in parts} == {"text", "video"}

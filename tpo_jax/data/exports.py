@@ -1,0 +1,99 @@
+"""The pairs of shards as ms-swift and TRL read them: JSON Lines beside the shards.
+
+Videos are named by their absolute paths, as ms-swift advises. `data/conversations.py` reads both
+lists, which give the pairs again.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tpo_jax.data.records import PairRecord
+from tpo_jax.data.shards import open_shards
+from tpo_jax.errors import note
+from tpo_jax.families.template import PLACEHOLDERS, Message, conversation_of, visual_at
+from tpo_jax.io.files import write_lines
+from tpo_jax.io.paths import Place, in_bucket
+
+_LACKING = {
+    "swift": "ms-swift takes <video> and <image> in an answer for visuals",
+    "trl": "TRL has no pairs of two videos",
+}
+
+
+def export(shards: Path, videos: str | Place, formats: Sequence[str]) -> None:
+    """Write `pairs_<format>.jsonl` to a directory of shards for each format.
+
+    Pairs that a format cannot hold are left out, and a note says how many.
+
+    Args:
+        shards: The directory.
+        videos: The folder that the shards were prepared from.
+        formats: Names in `FORMATS`.
+    """
+    opened = open_shards(shards)
+    folder = videos if in_bucket(videos) else Path(videos).absolute()
+    paths = {digest: f"{folder}/{name}" for name, digest in opened.videos.names().items()}
+    for name in formats:
+        lines = [FORMATS[name](pair, paths) for pair in opened.index]
+        kept = [line for line in lines if line is not None]
+        path = shards / f"pairs_{name}.jsonl"
+        write_lines(path, kept)
+        if missing := len(lines) - len(kept):
+            note(f"{path}: {missing} pairs are left out: {_LACKING[name]}")
+
+
+def _swift(pair: PairRecord, paths: dict[str, str]) -> dict[str, Any] | None:
+    """Return a record of ms-swift, which takes a placeholder for a visual wherever it stands."""
+    messages = _marked(pair)
+    spoken = [m.content for m in messages if m.role != "user"] + [*pair.answers]
+    if any(placeholder in text for text in spoken for placeholder in PLACEHOLDERS):
+        return None
+    answer = Message("assistant", pair.chosen)
+    record = {
+        "id": pair.id,
+        "messages": [message._asdict() for message in (*messages, answer)],
+        "rejected_response": pair.rejected,
+        "videos": [paths[pair.video_digest]],
+    }
+    if pair.rejected_video_digest:
+        record["rejected_videos"] = [paths[pair.rejected_video_digest]]
+    return record
+
+
+def _trl(pair: PairRecord, paths: dict[str, str]) -> dict[str, Any] | None:
+    """Return a record of TRL, whose messages are lists of parts; it has no pairs of two videos."""
+    if pair.rejected_video_digest:
+        return None
+    messages = _marked(pair)
+    at = visual_at(messages)
+    prompt = [_parts(m.role, m.content) for m in messages]
+    text = messages[at].content.removeprefix("<video>").lstrip("\n")
+    prompt[at] = _parts("user", text)
+    prompt[at]["content"].insert(0, {"type": "video"})
+    return {
+        "id": pair.id,
+        "prompt": prompt,
+        "chosen": [_parts("assistant", pair.chosen)],
+        "rejected": [_parts("assistant", pair.rejected)],
+        "videos": [paths[pair.video_digest]],
+    }
+
+
+def _parts(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
+def _marked(pair: PairRecord) -> tuple[Message, ...]:
+    """Return the messages before the answers, `<video>` in front of the one that shows it."""
+    messages = list(conversation_of(pair.asked))
+    at = visual_at(messages)
+    if at == len(messages) - 1:
+        messages[at] = Message("user", f"<video>{messages[at].content}")
+    return tuple(messages)
+
+
+FORMATS: dict[str, Callable[[PairRecord, dict[str, str]], dict[str, Any] | None]] = {
+    "swift": _swift,
+    "trl": _trl,
+}
