@@ -6,6 +6,7 @@
 #   follow LINES                                  the log on standard error, until the command ends
 #   report                                        "running", "gone", or exit status and then its output
 #   stop                                          SIGTERM, then wait for the end
+#   users [FILE…]                                 the processes that have the TPU, or those files, open
 #   container [NAME=VALUE…] -- COMMAND [ARG…]     the command in the foreground (GKE)
 set -euo pipefail
 
@@ -60,13 +61,35 @@ install() { # COMMIT [BUCKET…]
   make_env tpu
 }
 
+# One line for every process that has one of the files open; patterns as find takes them.
+users() { # [FILE…]
+  local find=(find) names=() file link target pid
+  [ "$#" -gt 0 ] || set -- /tmp/libtpu_lockfile '/dev/accel[0-9]*' '/dev/vfio/[0-9]*'
+  for file; do names+=(-o -lname "$file"); done
+  ! sudo -n true 2>/dev/null || find=(sudo -n find) # those of other users, too
+  "${find[@]}" /proc/[0-9]*/fd -maxdepth 1 \( "${names[@]:1}" \) -printf '%p %l\n' 2>/dev/null |
+    while read -r link target; do
+      pid="${link#/proc/}" pid="${pid%%/*}"
+      echo "process $pid ($(tr '\0' ' ' <"/proc/$pid/cmdline")) has $target open"
+    done | awk '!seen[$2]++' || true # a process may end meanwhile
+}
+
 start() { # COMMIT [NAME=VALUE…] -- COMMAND [ARG…]
-  local job
+  local job found
   job="$(printf '%q ' "$@")"
   mkdir -p "$RUN"
   if running; then
     [ "$(cat "$RUN/job")" != "$job" ] || return 0
     echo "tpu_run: $(hostname) is busy with: $(cat "$RUN/job"). Wait, or end it with --stop" >&2
+    return 2
+  fi
+  for _ in {1..30}; do # a process that was killed keeps the chips for some seconds
+    found="$(users)"
+    [ -n "$found" ] || break
+    sleep 1
+  done
+  if [ -n "$found" ]; then
+    echo "tpu_run: $(hostname): the TPU is in use: $found. Wait, or end it there with sudo kill" >&2
     return 2
   fi
   rm -f "$RUN/status"
@@ -137,6 +160,7 @@ main() { # ACTION [ARG…]
     follow) follow "$@" ;;
     report) report ;;
     stop) stop ;;
+    users) users "$@" ;;
     container) run_command "$@" ;;
   esac
 }

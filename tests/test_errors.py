@@ -1,5 +1,7 @@
 """How commands report what is wrong with their flags."""
 
+import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import commands
-from tpo_jax.errors import LONGEST, printable
+from tpo_jax.errors import LONGEST, printable, run_command, tpu_reason
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,3 +40,65 @@ def test_a_config_that_cannot_be_loaded_names_the_flag(tmp_path, override) -> No
 def test_an_error_is_one_line_of_bounded_length() -> None:
     shown = printable("a\nb\x1b[31m" + "c" * 10 * LONGEST)
     assert shown.isprintable() and shown.startswith("a\\nb\\x1b") and len(shown) < LONGEST + 10
+
+
+def unable(said: str) -> RuntimeError:
+    return RuntimeError(
+        f"Unable to initialize backend 'tpu': {said} (set JAX_PLATFORMS='' to automatically "
+        "choose an available backend)"
+    )
+
+
+# As jax raises them with libtpu 0.0.51 and in reports of its users.
+IN_USE = [
+    "ABORTED: The TPU is already in use by process with pid 2718466. Not attempting to load "
+    "libtpu.so in this process.",
+    "ABORTED: The TPU is already in use by another process probably owned by another user. Run "
+    '"$ sudo lsof -w /dev/accel0" to figure out which process is using the TPU. If you still get '
+    'this message, run "$ sudo rm /tmp/libtpu_lockfile".',
+    "UNKNOWN: TPU initialization failed: open(/dev/vfio/1): Device or resource busy: Device or "
+    "resource busy; Couldn't open iommu group /dev/vfio/1",
+    "FAILED_PRECONDITION: open(/dev/vfio/0): Device or resource busy",
+    'INTERNAL: Internal error when accessing libtpu multi-process lockfile. Run "$ sudo rm '
+    '/tmp/libtpu_lockfile".',
+]
+HOLD = "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, 2); print(); sys.stdin.read()"
+
+
+@pytest.mark.parametrize("said", IN_USE)
+def test_who_has_the_tpu(said, tmp_path) -> None:
+    lock = tmp_path / "lockfile"
+    lock.touch()
+    nobody = tpu_reason(unable(said), [str(lock)])
+    assert f"sudo fuser -v {lock} names it" in nobody and said in nobody
+    assert "JAX_PLATFORMS=''" not in nobody
+
+
+def test_the_process_that_holds_the_lock_is_named(tmp_path, monkeypatch, capsys) -> None:
+    lock = tmp_path / "lockfile0"
+    lock.touch()
+    pattern = str(tmp_path / "lockfile[0-9]*")
+    command = [sys.executable, "-c", HOLD, str(lock)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        with lock.open() as mine, pytest.raises(BlockingIOError):  # it is held indeed
+            fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        reason = tpu_reason(unable(IN_USE[0]), [pattern])
+        holder.stdin.close()
+    assert f"process {holder.pid} ({sys.executable} -c " in reason
+    assert f"has {lock} open; wait for its end or kill it" in reason
+    assert f"process {os.getpid()} " not in reason
+    monkeypatch.setattr(sys, "argv", ["command"])
+
+    def main() -> None:
+        raise unable(IN_USE[0])
+
+    with pytest.raises(SystemExit) as end:
+        run_command(main)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and line.startswith("error: the TPU is in use")
+
+
+def test_other_errors_of_a_backend_keep_their_traceback() -> None:
+    assert not tpu_reason(unable("INTERNAL: Failed to open libtpu.so"))
+    assert not tpu_reason(RuntimeError("out of memory"))

@@ -185,6 +185,19 @@ def test_one_run_at_a_time_and_stop(project: Path, cloud: Cloud) -> None:
     assert len(seen(cloud)) == 1
 
 
+def test_a_worker_names_who_has_the_tpu(tmp_path: Path) -> None:
+    held = tmp_path / "lockfile0"
+    held.touch()
+    command = ["bash", str(ROOT / "launch/tpu_worker.sh"), "users", str(tmp_path / "lockfile[0-9]")]
+    with held.open(), held.open():  # once for each process
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        fds = found.stdout.splitlines()
+    assert len(fds) == 1 and fds[0].startswith(f"process {os.getpid()} (")
+    assert fds[0].endswith(f") has {held} open")
+    free = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert free.stdout == ""
+
+
 @pytest.mark.parametrize("failing", [False, True])
 def test_exit_code_and_deletion(project: Path, cloud: Cloud, failing: bool) -> None:
     job = ["generate", *["--fail"] * failing]

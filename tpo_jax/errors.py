@@ -1,14 +1,25 @@
 """The error of wrong input, and how a command reports it."""
 
+import fnmatch
 import functools
+import glob
+import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from absl import app, flags, logging
 
 LONGEST = 1000  # characters of an error; what it quotes may be a whole file
+# What a process that uses a TPU has open: libtpu's lock file and the chips.
+TPU_FILES = ("/tmp/libtpu_lockfile", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
+# What libtpu says when another process has it (docs/troubleshooting.md).
+_TPU_IN_USE = re.compile(
+    r"(TPU is|libtpu\.so) already in use|/dev/(vfio/|accel)\d+\)?: Device or resource busy"
+    r"|libtpu multi-process lockfile"
+)
 
 
 class InputError(ValueError):
@@ -48,6 +59,51 @@ def _file_reason(error: OSError) -> str:
     return f"--config: {line}" if re.search("config file|^Configuration", text) else line
 
 
+def tpu_reason(error: Exception, files: Sequence[str] = TPU_FILES) -> str:
+    """Return one line on a TPU that another process uses, or "" if the error says something else.
+
+    Args:
+        files: Patterns of what that process has open.
+    """
+    if not _TPU_IN_USE.search(str(error)):
+        return ""
+    users = _users(files)
+    if users:
+        return (
+            f"the TPU is in use: {'; '.join(users)}; wait for its end or kill it, or set "
+            "JAX_PLATFORMS=cpu if this command needs no TPU"
+        )
+    found = " ".join(path for pattern in files for path in sorted(glob.glob(pattern)))
+    there = f"sudo fuser -v {found}" if found else "a look outside this container"
+    said = str(error).partition(" (set JAX_PLATFORMS")[0]
+    return (
+        f"the TPU is in use, by no process that this user can see: {there} names it; if there is "
+        f"none, sudo rm -f /tmp/libtpu_lockfile and start again ({said})"
+    )
+
+
+def _users(files: Sequence[str]) -> list[str]:
+    """Return `process PID (COMMAND) has FILE open` for every other process, with all its files."""
+    users: dict[int, set[str]] = {}
+    for link in glob.glob("/proc/[0-9]*/fd/*"):
+        try:
+            target = os.readlink(link)
+        except OSError:  # closed meanwhile, or another user's
+            continue
+        pid = int(link.split("/")[2])
+        if pid != os.getpid() and any(fnmatch.fnmatchcase(target, file) for file in files):
+            users.setdefault(pid, set()).add(target)
+    lines = []
+    for pid, held in sorted(users.items()):
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+        except OSError:
+            continue
+        shown = command.replace("\0", " ").strip()[:200] or "ending"
+        lines.append(f"process {pid} ({shown}) has {', '.join(sorted(held))} open")
+    return lines
+
+
 class Subcommand(NamedTuple):
     """One of several commands of a program: its function, and the flags that it alone takes."""
 
@@ -80,6 +136,10 @@ def run_command(main: Callable[[], int | None] | Mapping[str, Subcommand]) -> No
             _report(str(error))
         except OSError as error:  # a file that cannot be read or written
             _report(_file_reason(error))
+        except RuntimeError as error:
+            if not (reason := tpu_reason(error)):
+                raise
+            _report(reason)
         return 2
 
     def parse(arguments: list[str]) -> list[str]:
