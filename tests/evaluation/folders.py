@@ -19,6 +19,11 @@ FOLDERS = {
     "longvideobench_val_i": "datasets/longvideobench",
     "lvbench": "lvbench",
     "tempcompass_multi_choice": "tempcompass",
+    "tvbench": "tvbench",
+    "temporalbench_short_qa": "temporalbench",
+    "videomme_v2": "videomme_v2",
+    "videomme_v2_w_subtitle": "videomme_v2",
+    "videomme_v2_reasoning": "videomme_v2",
 }
 OPTIONS = ["walk", "run", "sit", "lie"]
 
@@ -40,8 +45,10 @@ def make_folders(root: Path, videos: list[Path], durations: list[float], rows: i
             _complete(benchmark, folder, doc, i, videos[i // 3], durations[i // 3])
         table = pyarrow.Table.from_pylist(docs)
         half = max(1, rows // 2)
-        place = {"videomme": "videomme", "tempcompass": "multi-choice"}.get(name, "data")
-        split = {"datasets/longvideobench": "validation", "lvbench": "train"}.get(name, "test")
+        places = {"videomme": "videomme", "tempcompass": "multi-choice", "tvbench": "action_count"}
+        place = places.get(name, "data")
+        splits = {"datasets/longvideobench": "validation", "lvbench": "train", "tvbench": "train"}
+        split = (splits | {"temporalbench": "test_short_qa"}).get(name, "test")
         (folder / place).mkdir(exist_ok=True)
         for part, rest in enumerate((table.slice(0, half), table.slice(half))):
             file = folder / place / f"{split}-{part:05}-of-00002.parquet"
@@ -58,7 +65,22 @@ def _complete(benchmark, folder, doc, i, video, duration) -> None:
     """Add the columns that prompts read, and the files."""
     stem = f"v{i // 3}"
     listed = "\n".join(f"({x}) {text}" for x, text in zip("ABCD", OPTIONS, strict=True))
-    if benchmark.startswith("videomme"):
+    if benchmark.startswith("videomme_v2"):
+        doc |= {"video_id": stem, "question": f"What happens {i}?"}
+        _copy(video, folder / f"{stem}.mp4")
+        if i // 3 != 1:
+            (folder / "subtitle").mkdir(exist_ok=True)
+            spoken = [{"text": word, "start_time": 0.0, "end_time": 1.0} for word in ("so", "a b")]
+            lines = "\n\n".join(map(json.dumps, spoken))
+            (folder / f"subtitle/{stem}.jsonl").write_text(lines)
+    elif benchmark == "tvbench":
+        doc |= {"video": f"{stem}.mp4", "question": f" How often {i}? "}
+        doc["task"] = "action_count"
+        _copy(video, folder / ("action_antonym", "video/action_count")[i // 3 % 2] / f"{stem}.mp4")
+    elif benchmark.startswith("temporalbench"):
+        doc |= {"video_name": f"short_video/{stem}.mp4", "question": f"Which {i}?\nA. x\nB. y\n"}
+        _copy(video, folder / "short_video" / f"{stem}.mp4")
+    elif benchmark.startswith("videomme"):
         doc |= {"videoID": stem, "question": f"What happens {i}?"}
         doc["options"] = [f"{x}. {text}." for x, text in zip("ABCD", OPTIONS, strict=True)]
         doc["duration"] = ["long", "short"][i // 3 % 2]

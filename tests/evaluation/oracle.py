@@ -21,7 +21,10 @@ from unittest import mock
 
 import yaml
 
-MODULES = ("videomme", "mlvu", "longvideobench", "lvbench", "tempcompass")
+MODULES = (
+    *("videomme_v2", "videomme", "mlvu", "longvideobench", "lvbench", "tempcompass"),
+    *("tvbench", "temporalbench"),
+)
 UNUSED = ("datasets", "decord", "loguru", "openai", "requests", "torch", "tqdm")
 
 
@@ -99,6 +102,25 @@ def process(module, task: str, docs: list[dict], predictions: list[str]) -> dict
             lambda items: module.tempcompass_aggregate_rating(items, None),
         )
         aggregates = {f"{name}_accuracy": f for name, f in aggregates.items()}
+    elif task.startswith("videomme_v2"):
+        judge = module.videomme_v2_process_results
+        parts = ("overall", "relevance", "logic", "level_1", "level_2", "level_3")
+        aggregates = {
+            f"videomme_v2_{part}_{kind}": getattr(module, f"videomme_v2_aggregate_{part}_{kind}")
+            for part in parts
+            for kind in ("score", "acc")
+        }
+    elif task == "tvbench":
+        judge = module.tvbench_process_results
+        aggregates = {"tvbench_acc": lambda items: sum(items) / len(items)}
+    elif task.startswith("temporalbench"):
+        judge = module.temporalbench_process_results
+        aggregates = {
+            # It looks at the first character of an answer even where there is none.
+            "temporalbench_score": lambda items: module.temporalbench_aggregate_results(
+                [item | {"pred": item["pred"] or "-"} for item in items]
+            )
+        }
     elif task.startswith("videomme"):
         judge = module.videomme_process_results
         aggregates = {"videomme_perception_score": module.videomme_aggregate_results}
@@ -135,6 +157,10 @@ def prompt(module, root: Path, task: str, docs: list[dict]) -> list[str]:
     name = f"{family}_doc_to_text"
     if task.endswith("w_subtitle"):
         name += "_subtitle"
+    if task.endswith("reasoning"):
+        name += "_reasoning"
+    if family == "tvbench":
+        task = "tvbench_action_count"  # all ten tasks have the same settings
     if family == "tempcompass":
         name += "_multi_choice"
     if hasattr(module, "mlvu_aggregate_results"):
@@ -150,7 +176,8 @@ def video(module, task: str, docs: list[dict]) -> list[str]:
     suffix = {"longvideobench": "_v", "mlvu": task.removeprefix("mlvu")}.get(family, "")
     name = f"{family}_doc_to_visual"
     function = getattr(module, name + suffix, None) or getattr(module, name)
-    return [function(doc)[0] for doc in docs]
+    found = [function(doc) for doc in docs]
+    return [videos if isinstance(videos, str) else videos[0] for videos in found]
 
 
 def main() -> None:

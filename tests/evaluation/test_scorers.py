@@ -28,10 +28,13 @@ def test_agrees_with_lmms_eval(oracle, benchmark) -> None:
 
 
 @pytest.mark.parametrize(
-    "benchmark", ["mlvu_dev", "longvideobench_val_v", "tempcompass_multi_choice"]
+    "benchmark",
+    ["mlvu_dev", "longvideobench_val_v", "tempcompass_multi_choice", "tvbench", "videomme_v2"],
 )
 def test_agrees_on_any_text(oracle, benchmark) -> None:
     era, ask = oracle
+    if era != "lmms_eval_0.7" and benchmark in ("tvbench", "videomme_v2"):
+        return  # one rule only
     texts = st.text(st.sampled_from("ABCDEab().:; the answer is\n") | st.characters(), max_size=40)
 
     @hypothesis.given(st.lists(texts, min_size=1, max_size=20))
@@ -113,6 +116,53 @@ def test_mlvu_took_whole_answers_for_letters() -> None:
         assert Scorer("mlvu_test").judge(doc, text).extracted == today
 
 
+def test_digits_of_tvbench_number_an_option() -> None:
+    """As in lmms-eval, also where another option is the digit itself."""
+    doc = {"candidates": ["2", "3", "4"], "answer": "2", "task": "action_count"}
+    assert [Scorer("tvbench").judge(doc, text).score for text in ("A", "C", "(c) 4")] == [0, 1, 1]
+    assert Scorer("tvbench").judge(doc | {"answer": "4"}, "C").score == 1
+
+
+def test_temporalbench_counts_videos_with_right_answers_only() -> None:
+    docs = [
+        {"idx": i, "GT": "A", "video_name": f"{i // 2}.mp4", "dataset": "d", "category": "c"}
+        for i in range(6)
+    ]
+    scorer = Scorer("temporalbench_short_qa")
+    answers = ("A", "A", "a", "B", "", "A")
+    verdicts = [scorer.judge(doc, text) for doc, text in zip(docs, answers, strict=True)]
+    summary = scorer.summary(docs, verdicts)
+    assert summary["score"] == pytest.approx(100 * 4 / 6)
+    assert summary["multiple_binary_accuracy"] == pytest.approx(100 / 3)
+    assert summary["no_answer"] == 1
+
+
+@pytest.mark.parametrize(
+    ("structure", "right", "worth"),
+    [
+        ("relevance", "1010", 25),
+        ("[1, 2, 3, 4]", "1101", 25),
+        ("[1, [2, 3], 4]", "1011", 100 / 3),
+        ("[1, [2, 3], 4]", "1111", 100),
+        ("[[1, 2], 3, 4]", "0111", 10),
+        ("[[1,2],3,4]", "0000", 0),
+    ],
+)
+def test_groups_of_videomme_v2(structure, right, worth) -> None:
+    kind = "relevance" if structure == "relevance" else "logic"
+    docs = [
+        {"video_id": "1", "question_id": f"1-{i}", "group_type": kind, "options": "A. a\nB. b"}
+        | {"group_structure": structure, "answer": "A", "level": i}
+        for i in range(1, 5)
+    ]
+    scorer = Scorer("videomme_v2")
+    verdicts = [scorer.judge(doc, "AB"[x == "0"]) for doc, x in zip(docs, right, strict=True)]
+    summary = scorer.summary(docs[::-1], verdicts[::-1])
+    assert summary["score"] == pytest.approx(worth)
+    accuracy = summary["results"]["videomme_v2"]["videomme_v2_level_2_acc,none"]
+    assert accuracy == 100 * int(right[1])
+
+
 def test_breakdown_and_errors_by_hand() -> None:
     docs = make_docs("videomme", 0, 30)
     scorer = Scorer("videomme")
@@ -143,6 +193,15 @@ def test_breakdown_and_errors_by_hand() -> None:
         ("longvideobench_val_i", {"option0": "x", "correct_choice": "A"}, "'correct_choice'"),
         ("longvideobench_val_i", {"option0": "x", "correct_choice": -(2**70)}, "'correct_choice'"),
         ("tempcompass_multi_choice", {"answer": "A. x"}, "'dim'"),
+        ("tvbench", {"answer": "A"}, "'candidates'"),
+        ("tvbench", {"answer": "A", "candidates": []}, "'candidates'"),
+        ("temporalbench_long_qa", {"GT": "A", "video_name": "a.mp4"}, "'idx'"),
+        ("videomme_v2", {"options": "", "answer": "A", "group_type": "pair"}, "'group_type'"),
+        (
+            "videomme_v2",
+            {"options": "", "answer": "A", "group_type": "logic", "group_structure": "[4]"},
+            "'group_structure'",
+        ),
     ],
 )
 def test_rows_that_cannot_be_scored(benchmark, doc, message) -> None:

@@ -9,9 +9,12 @@ The layouts are those of the published data sets with their archives extracted:
 | LongVideoBench | `validation-*.parquet` or `lvb_val.json` | `videos/NAME` | `subtitles/NAME` |
 | LVBench | `data/train-*.parquet` | `NAME` | |
 | TempCompass | `multi-choice/test-*.parquet` | `videos/ID.mp4` | |
+| TVBench | `TASK/train-*.parquet`, ten tasks | `NAME` or `video/TASK/NAME` | |
+| TemporalBench | `data/test_short_qa-*.parquet` or `test_long_qa` | `NAME` | |
+| Video-MME-v2 | `test.parquet` | `ID.mp4` | `subtitle/ID.jsonl` |
 
 Rows may also be `.jsonl` or `.json`; if the table names no folder, they may be in any. The files
-that MLVU and TempCompass first published are read as well (`layouts.py`).
+that MLVU, TempCompass and TVBench first published are read as well (`layouts.py`).
 """
 
 import functools
@@ -58,13 +61,15 @@ class Benchmark(NamedTuple):
 
     Attributes:
         split: Of the rows; prefix of their files' names.
-        subset: Folder of the rows, if the data set has several.
+        subset: Folder of the rows, if the data set has several; `*`: all of them, and `task` names
+            a row's.
         prompt: Maps row, folder and era to the text after the video.
         files: Maps a row to the names that its video may have; the first one found counts.
         target: Column of the gold answer.
         num_frames: In the paper's evaluation, unless the model's family sets another number.
         max_new_tokens: Longest answer. All decoding is greedy.
         keep: Whether a row belongs to the benchmark.
+        subtitles: Pattern of its subtitles; there must be some.
     """
 
     split: str
@@ -75,6 +80,7 @@ class Benchmark(NamedTuple):
     num_frames: int = 128
     max_new_tokens: int = 16
     keep: Callable[[dict], bool] = lambda doc: True
+    subtitles: str = ""
 
     @property
     def interleaved(self) -> bool:
@@ -102,7 +108,11 @@ def read_rows(folder: Path, benchmark: str) -> list[dict[str, Any]]:
     for name in names:
         for place in places:
             if files := sorted(folder.glob(place + name)):
-                rows = [row for file in files for row in _read(file)]
+                rows = [
+                    row | ({"task": file.parent.name} if spec.subset == "*" else {})
+                    for file in files
+                    for row in _read(file)
+                ]
                 return [row for row in map(complete, rows) if spec.keep(row)]
     if rows := layouts.ORIGINALS.get(benchmark, lambda folder: [])(folder):
         return rows
@@ -149,8 +159,9 @@ def ask(
     """
     spec, scorer = BENCHMARKS[benchmark], Scorer(benchmark, era)
     questions, problems = [], []
-    if spec.prompt is prompts.videomme_subtitled and not any((folder / "subtitle").glob("*.srt")):
-        raise InputError(f"{folder / 'subtitle'}: no subtitles there (*.srt)")
+    if spec.subtitles and not any(folder.glob(spec.subtitles)):
+        place = folder / spec.subtitles
+        raise InputError(f"{place.parent}: no subtitles there ({place.name})")
     for doc_id, doc in enumerate(read_rows(folder, benchmark)[: limit or None]):
         try:
             candidates = [folder / name for name in spec.files(doc)]
@@ -195,14 +206,20 @@ def spaced_frames(
 
 
 _SUBTITLED = Benchmark(
-    "test", "videomme", prompts.videomme_subtitled, prompts.videomme_files, num_frames=96
+    *("test", "videomme", prompts.videomme_subtitled, prompts.videomme_files),
+    num_frames=96,
+    subtitles="subtitle/*.srt",
+)
+_V2 = Benchmark("test", "", prompts.videomme_v2, prompts.videomme_v2_files, max_new_tokens=64)
+_TEMPORALBENCH = Benchmark(
+    "test_short_qa", "", prompts.temporalbench, prompts.temporalbench_files, "GT"
 )
 _LONGVIDEOBENCH = Benchmark(
     *("validation", "", prompts.longvideobench, prompts.longvideobench_files, "correct_choice"),
     max_new_tokens=32,
 )
 BENCHMARKS: dict[str, Benchmark] = {
-    "videomme": _SUBTITLED._replace(prompt=prompts.videomme, num_frames=128),
+    "videomme": _SUBTITLED._replace(prompt=prompts.videomme, num_frames=128, subtitles=""),
     "videomme_w_subtitle": _SUBTITLED,
     "videomme_long_w_subtitle": _SUBTITLED._replace(keep=lambda doc: doc.get("duration") == "long"),
     "mlvu_dev": Benchmark("test", "", prompts.mlvu_dev, prompts.mlvu_files),
@@ -216,5 +233,15 @@ BENCHMARKS: dict[str, Benchmark] = {
     "tempcompass_multi_choice": Benchmark(
         *("test", "multi-choice", prompts.tempcompass, prompts.tempcompass_files),
         max_new_tokens=1024,
+    ),
+    "tvbench": Benchmark("train", "*", prompts.tvbench, prompts.tvbench_files, max_new_tokens=32),
+    "temporalbench_short_qa": _TEMPORALBENCH,
+    "temporalbench_long_qa": _TEMPORALBENCH._replace(split="test_long_qa"),
+    "videomme_v2": _V2,
+    "videomme_v2_w_subtitle": _V2._replace(
+        prompt=prompts.videomme_v2_subtitled, subtitles="subtitle/*.jsonl"
+    ),
+    "videomme_v2_reasoning": _V2._replace(
+        prompt=prompts.videomme_v2_reasoning, max_new_tokens=4096
     ),
 }

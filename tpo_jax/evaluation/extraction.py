@@ -5,6 +5,7 @@ the old one, which LongVideoBench still uses.
 """
 
 import re
+import string
 from collections.abc import Sequence
 
 # Phrases before the letter that lmms-eval 0.7 looks for in the lower-cased answer.
@@ -32,6 +33,20 @@ PAPER_ERA_OPENINGS = (
     *OPENINGS,
     *("The best option isThe correct option is", "Best answer:Best option:"),
 )
+_VIDEOMME_V2_OPENINGS = (
+    *OPENINGS,
+    *("The best option is", "The correct option is", "Final Answer:", "Best answer:"),
+    *("Best option:", "Answer:", "Option:"),
+)
+_BARE = r"[ \t]*(?:\*\*[ \t]*)?([A-H])(?:[ \t]*\*\*)?[ \t]*"  # bold or not
+_LAST_LINE = re.compile(rf"(?:^|\n){_BARE}[.)]?[ \t]*$", re.IGNORECASE)
+_OPENING = re.compile(rf"{_BARE}(?:[.)]|\r?\n|$)", re.IGNORECASE)
+_SAID = re.compile(
+    rf"(?:{'|'.join(map(re.escape, _VIDEOMME_V2_OPENINGS))}"
+    r"|\b(?:answer|option)(?:\s+(?:is|would\s+be)|\s*:))[\s:*]*([A-H])\b",
+    re.IGNORECASE,
+)
+_BOLD = re.compile(r"\*\*\s*([A-H])(?=\s*\*\*|[.)])", re.IGNORECASE)
 
 
 def ranked(text: str, letters: str = "ABCD") -> str:
@@ -98,6 +113,57 @@ def tempcompass(text: str, answer: str) -> str:
     if text in ("A", "B", "C", "D") or re.match(r"[ABCD][.)]", text):
         return text[0]
     return ""
+
+
+def tvbench(text: str, candidates: Sequence[str]) -> str:
+    """Return the letter of an option of TVBench, or "".
+
+    It is the first letter that stands alone, else the first character, else the letter of the one
+    option that the text holds; upper or lower case. What is no option's letter is passed over, but
+    with fewer than two options both A and B count.
+    """
+    letters = string.ascii_uppercase[: max(len(candidates), 2)]
+    upper = text.strip().upper()
+    for place in (re.search(r"\b([A-Z])\b", upper), re.match(r"\s*[(\[]?([A-Z])", upper)):
+        if place and place[1] in letters:
+            return place[1]
+    held = [
+        letter
+        for letter, option in zip(letters, map(words, candidates), strict=False)
+        if option and option in words(text)
+    ]
+    return held[0] if len(held) == 1 else ""
+
+
+def words(text: str) -> str:
+    """Return the text in lower case with single spaces."""
+    return " ".join(text.lower().split())
+
+
+def videomme_v2(text: str, options: str) -> str:
+    """Return the letter of an option of Video-MME-v2, or "Z".
+
+    It is the letter that is the last line, else the one that opens the text, else the last one
+    behind a phrase such as "the answer is", else the only one in bold, A to H in either case; else
+    that of the only option whose text the answer holds.
+
+    Args:
+        options: One on each line, `A. …`.
+    """
+    for place in (_LAST_LINE.search(text.strip()), _OPENING.match(text.strip())):
+        if place:
+            return place[1].upper()
+    if said := _SAID.findall(text.strip()):
+        return said[-1].upper()
+    if len(bold := {letter.upper() for letter in _BOLD.findall(text.strip())}) == 1:
+        return bold.pop()
+    held = []
+    for number, line in enumerate(options.split("\n")):
+        letter = chr(ord("A") + number)
+        _, dot, option = line.partition(f"{letter}.")
+        if dot and option.strip(". \n").lower() in text.lower():
+            held.append(letter)
+    return held[0] if len(held) == 1 else "Z"
 
 
 def without_reasoning(text: str) -> str:

@@ -1,10 +1,11 @@
-"""Read the JSON files that MLVU and TempCompass first published, as rows of lmms-eval's tables.
+"""Read the JSON files that MLVU, TempCompass and TVBench first published, as rows of their tables.
 
 | benchmark | rows | videos |
 |---|---|---|
 | MLVU dev | `json/1_plotQA.json` to `json/7_topic_reasoning.json` | `video/1_plotQA/NAME` … |
 | MLVU test | `test-ground-truth/test_mcq_gt.json` | `video/NAME` |
 | TempCompass | `questions/multi-choice.json` | `videos/ID.mp4` |
+| TVBench | `json/action_antonym.json` and so on, one for each task | `video/TASK/NAME` |
 
 MLVU's files have a list of options and the gold text; its tables have the options in the question
 and the gold letter. Its two tasks with free-form answers, `8_…` and `9_…`, are skipped.
@@ -68,10 +69,17 @@ def tempcompass(folder: Path) -> Rows:
     return rows
 
 
+def tvbench(folder: Path) -> Rows:
+    """Return the rows of a folder in TVBench's layout, as `mlvu_dev`."""
+    files = sorted(folder.glob("json/*.json"))
+    return [row | {"task": file.stem} for file in files for _, row in _listed(file)]
+
+
 ORIGINALS: dict[str, Callable[[Path], Rows]] = {
     "mlvu_dev": mlvu_dev,
     "mlvu_test": mlvu_test,
     "tempcompass_multi_choice": tempcompass,
+    "tvbench": tvbench,
 }
 
 

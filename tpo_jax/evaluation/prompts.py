@@ -5,16 +5,31 @@ the names of a row's video are relative to the folder, and the first one found c
 """
 
 from pathlib import Path
+from string import ascii_uppercase
 
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import subtitles
 from tpo_jax.evaluation.verdicts import PAPER, TODAY
 
 INTERLEAVED_FRAMES = 16
+TVBENCH_TASKS = (
+    *("action_antonym", "action_count", "action_localization", "action_sequence"),
+    *("egocentric_sequence", "moving_direction", "object_count", "object_shuffle"),
+    *("scene_transition", "unexpected_action"),
+)
 
 _VIDEOMME = (
     "Select the best answer to the following multiple-choice question based on the video and the "
     "subtitles. Respond with only the letter (A, B, C, or D) of the correct option."
+)
+_VIDEOMME_V2 = (
+    "Select the best answer to the following multiple-choice question based on the video. Respond "
+    "with only the letter (A, B, C, D, E, F, G, or H) of the correct option."
+)
+_REASONING = (  # the quotation mark is never closed
+    "Please perform a detailed reasoning based on the provided video frames to answer the "
+    "following multiple-choice question selecting the best option from A through H and providing "
+    "your final response strictly in the format: 'Final Answer: <letter>."
 )
 _DIRECTLY = "Answer with the option's letter from the given choices directly."
 
@@ -86,6 +101,37 @@ def tempcompass(doc: dict, folder: Path, era: str) -> str:
     return f"{doc['question']}\nPlease directly give the best option:"
 
 
+def tvbench(doc: dict, folder: Path, era: str) -> str:
+    """Return question, options and the instruction."""
+    lines = [f"{x}. {text}" for x, text in zip(ascii_uppercase, doc["candidates"], strict=False)]
+    question = [text] if (text := doc["question"].strip()) else []
+    return "\n".join((*question, *lines, "Answer with the option letter only."))
+
+
+def temporalbench(doc: dict, folder: Path, era: str) -> str:
+    """Return the question, which holds the options and the instruction."""
+    return doc["question"]
+
+
+def videomme_v2(doc: dict, folder: Path, era: str) -> str:
+    """Return question and options, then the instruction."""
+    return f"Question: {doc['question']}\n{doc['options']}\n{_VIDEOMME_V2}"
+
+
+def videomme_v2_subtitled(doc: dict, folder: Path, era: str) -> str:
+    """Return all subtitles as one text where the video has any, then `videomme_v2`."""
+    path, text = folder / "subtitle" / f"{doc['video_id']}.jsonl", ""
+    if path.is_file():
+        text = subtitles.spoken(path)
+    listed = f"This video's subtitles are listed below:\n{text}\n\n" if text else ""
+    return listed + videomme_v2(doc, folder, era)
+
+
+def videomme_v2_reasoning(doc: dict, folder: Path, era: str) -> str:
+    """Return question and options, then the wish for a detailed reasoning."""
+    return f"Question: {doc['question']}\n{doc['options']}\n{_REASONING}"
+
+
 def videomme_files(doc: dict) -> list[str]:
     """Return names of Video-MME's videos."""
     return [f"data/{doc['videoID']}.{suffix}" for suffix in ("mp4", "MP4", "mkv")]
@@ -109,3 +155,24 @@ def lvbench_files(doc: dict) -> list[str]:
 def tempcompass_files(doc: dict) -> list[str]:
     """Return the name of TempCompass' video."""
     return [f"videos/{doc['video_id']}.mp4"]
+
+
+def tvbench_files(doc: dict) -> list[str]:
+    """Return names of TVBench's video, in the order in which lmms-eval looks for it.
+
+    Of videos of two tasks with the same name, that of the first task counts for both.
+    """
+    name, places = doc["video"], ["", "video/", "videos/", "data/"]
+    for task in TVBENCH_TASKS:
+        places += [f"{task}/", f"video/{task}/", f"videos/{task}/"]
+    return [place + name for place in places]
+
+
+def temporalbench_files(doc: dict) -> list[str]:
+    """Return the name of TemporalBench's video."""
+    return [doc["video_name"]]
+
+
+def videomme_v2_files(doc: dict) -> list[str]:
+    """Return the name of Video-MME-v2's video."""
+    return [f"{doc['video_id']}.mp4"]

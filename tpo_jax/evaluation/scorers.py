@@ -16,10 +16,11 @@ import numpy as np
 
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.scoring_rules import BENCHMARKS, LONGVIDEOBENCH
+from tpo_jax.evaluation.temporal_rules import TEMPORALBENCH
 from tpo_jax.evaluation.verdicts import ERAS, TODAY, Verdict
 
 # Columns that samples are grouped by when they are aggregated.
-_NAMES = ("id", "videoID", "task_type", "duration_group", "question_category")
+_NAMES = ("id", "videoID", "video_id", "task_type", "duration_group", "question_category")
 
 
 class Scorer:
@@ -69,20 +70,25 @@ class Scorer:
     def summary(self, docs: Sequence[dict], verdicts: Sequence[Verdict]) -> dict[str, Any]:
         """Return score, counts, lmms-eval's `results` entry and accuracies per group.
 
-        `score` is on lmms-eval's scale: 0 to 1 for LongVideoBench and LVBench, 0 to 100 for the
-        others. `no_answer` counts predictions without a letter; for benchmarks that guess then,
-        `score_without_guessing` counts them as wrong.
+        `score` is on lmms-eval's scale: 0 to 1 for LongVideoBench, LVBench and TVBench, 0 to 100
+        for the others. `no_answer` counts predictions without a letter; for benchmarks that guess
+        then, `score_without_guessing` counts them as wrong. TemporalBench has `score` for its
+        questions and `multiple_binary_accuracy` for its videos.
         """
         if not verdicts:
             raise InputError(f"{self.benchmark}: no prediction to score")
         metric = self.rule.metric[self.era]
         values = [v.metrics[metric] for v in verdicts]
         score = self.rule.aggregate(self.benchmark, metric, values)
+        by_video = {}
+        if self.rule is TEMPORALBENCH:
+            score, by_video["multiple_binary_accuracy"] = score
         summary: dict[str, Any] = {
             "benchmark": self.benchmark,
             "scorer": self.era,
             "metric": metric,
             "score": score,
+            **by_video,
             "questions": len(verdicts),
             "no_answer": sum(not v.answered for v in verdicts),
         }
@@ -127,7 +133,7 @@ def _groups(column: str, docs: Sequence[dict], verdicts: Sequence[Verdict]) -> d
 
 def _errors(name: str, items: list, era: str, by_video: bool) -> dict[str, Any]:
     """Return lmms-eval's standard errors of a metric, plain and clustered by video."""
-    plain = isinstance(items[0], bool)
+    plain = isinstance(items[0], bool | float)
     numbers = items if plain else [x["score"] for x in items if "score" in x]
     videos = [x.get("videoID") for x in items] if by_video else []
     clt: float | str = "N/A"

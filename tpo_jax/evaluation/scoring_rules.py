@@ -1,5 +1,7 @@
 """The scoring rules of lmms-eval, one per group of benchmarks: judge a prediction, aggregate.
 
+Those of TVBench, TemporalBench and Video-MME-v2 have files of their own.
+
 The functions keep the names and the shapes of what lmms-eval logs (`lmms_eval/tasks/*/utils.py`).
 """
 
@@ -8,7 +10,9 @@ from collections import defaultdict
 
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import extraction
+from tpo_jax.evaluation.temporal_rules import TEMPORALBENCH, TVBENCH
 from tpo_jax.evaluation.verdicts import ERAS, MIDDLE, PAPER, TODAY, ScoringRule, Verdict, need
+from tpo_jax.evaluation.videomme_v2 import VIDEOMME_V2
 
 MLVU_TASKS = {
     "mlvu_dev": ("anomaly_reco", "count", "ego", "needle", "order", "plotQA", "topic_reasoning"),
@@ -183,4 +187,10 @@ BENCHMARKS: dict[str, ScoringRule] = {
     "longvideobench_val_i": LONGVIDEOBENCH,
     "lvbench": _LVBENCH,
     "tempcompass_multi_choice": _TEMPCOMPASS,
+    "tvbench": TVBENCH,
+    "temporalbench_short_qa": TEMPORALBENCH,
+    "temporalbench_long_qa": TEMPORALBENCH,
+    "videomme_v2": VIDEOMME_V2,
+    "videomme_v2_w_subtitle": VIDEOMME_V2,
+    "videomme_v2_reasoning": VIDEOMME_V2,
 }

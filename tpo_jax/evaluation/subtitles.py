@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from tpo_jax.errors import InputError
+from tpo_jax.io.files import read_lines
 
 # Evenly spaced frames that select Video-MME's lines, whatever number the model sees.
 FRAMES = 32
@@ -136,3 +137,20 @@ def _entry(subtitle: dict, duration: float) -> tuple[float, float, str]:
 def _clock(time: str) -> float:
     hours, minutes, seconds = time.split(":")
     return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+
+def spoken(path: Path) -> str:
+    """Return the words of a file of Video-MME-v2, joined by spaces.
+
+    Args:
+        path: JSON Lines; `text` is a word or several.
+
+    Raises:
+        InputError: A line has no text.
+    """
+    words = []
+    for where, line in read_lines(path):
+        if not isinstance(word := line.get("text"), str):
+            raise InputError(f"{where}: 'text' must be a text")
+        words.append(word)
+    return " ".join(words)

@@ -32,13 +32,14 @@ class ScoringRule(NamedTuple):
 
     Attributes:
         judge: Maps a row, a stripped prediction, an era and a random state to a verdict.
-        aggregate: Maps benchmark, name of a metric and its logged values to the metric's value.
+        aggregate: Maps benchmark, name of a metric and its logged values to the metric's value,
+            a number; two for TemporalBench.
         metric: Name of the main metric, by era.
         breakdown: Columns by which accuracies are reported.
     """
 
     judge: Callable[[dict, str, str, random.Random], Verdict]
-    aggregate: Callable[[str, str, list], float]
+    aggregate: Callable[[str, str, list], Any]
     metric: dict[str, str]
     breakdown: tuple[str, ...]
 
