@@ -185,3 +185,27 @@ def test_old_uploads_are_removed(tmp_path) -> None:
     assert found == urls[2:]
     assert sorted(f"upload:{name}" for name in left) == sorted(found)
     assert not there
+
+
+def test_visitors_see_names_and_get_listed_videos_only(tmp_path) -> None:
+    folders = tmp_path / "a/clips", tmp_path / "b/clips"
+    for folder in folders:
+        (folder / "deep").mkdir(parents=True)
+        (folder / "deep/x.mp4").write_bytes(str(folder).encode())
+        (folder / "notes.txt").write_text("private")
+    (tmp_path / "outside.mp4").touch()
+    (folders[0] / "link.mp4").symlink_to(tmp_path / "outside.mp4")
+    for given, names in (
+        (folders[:1], ["deep/x.mp4"]),
+        (folders, ["a/clips/deep/x.mp4", "b/clips/deep/x.mp4"]),
+    ):
+        media = Media(Settings(folders=given))
+        assert media.listed() == names
+        for name, folder in zip(names, given, strict=True):
+            assert media.video(name).read_bytes() == str(folder).encode()
+        prefix = names[0].removesuffix("deep/x.mp4")
+        for wrong in ("notes.txt", "link.mp4", "../../outside.mp4", "/etc/hostname", "deep", "\0"):
+            with pytest.raises(ApiError) as caught:
+                media.video(prefix + wrong)
+            assert caught.value.status in (403, 404) and str(tmp_path) not in caught.value.message
+        media.close()

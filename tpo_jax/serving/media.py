@@ -8,6 +8,7 @@ import asyncio
 import base64
 import binascii
 import hashlib
+import itertools
 import secrets
 import shutil
 import tempfile
@@ -21,10 +22,11 @@ from urllib.parse import unquote, urlsplit
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.fetching import fetch
 from tpo_jax.serving.messages import Part
+from tpo_jax.serving.models import names
 from tpo_jax.serving.settings import MB, Settings
 
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".ts", ".ogv", ".flv"}
-LISTED = 500
+LISTED = 5000
 UPLOADS_OVER_ONE = 4  # space for uploads, in units of the largest allowed
 
 
@@ -40,7 +42,11 @@ class Media:
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        self.folders = tuple(folder.resolve() for folder in settings.folders)
+        self.folders = tuple(dict.fromkeys(folder.resolve() for folder in settings.folders))
+        called = names([*map(str, self.folders)]) if len(self.folders) > 1 else [""]
+        self._called = dict(
+            zip((f"{name}/" if name else "" for name in called), self.folders, strict=False)
+        )
         self.temporary = Path(tempfile.mkdtemp(prefix="tpo_jax_serve_"))
         self._uploads: OrderedDict[str, File] = OrderedDict()
 
@@ -75,6 +81,8 @@ class Media:
                     404, "no such upload, or it was removed to free space; upload it again", "gone"
                 )
             return self._uploads[url]
+        if scheme == "media":
+            return self.named(url.partition(":")[2])
         if scheme in ("http", "https"):
             if not self.settings.allow_urls:
                 raise ApiError(403, "URLs are fetched only with --allow_urls", "not_allowed")
@@ -87,7 +95,7 @@ class Media:
         """Return a file or directory of frames in an allowed folder; raise `ApiError` otherwise."""
         try:
             resolved = Path(path).resolve()
-            allowed = any(resolved.is_relative_to(folder) for folder in self.folders)
+            allowed = self._is_inside(resolved)
         except (OSError, ValueError, RuntimeError):  # a null byte, a loop of links
             allowed = False
         # Before checking that it exists: that must not leak for files outside the folders.
@@ -99,16 +107,37 @@ class Media:
             raise ApiError(404, "no such file", "not_found") from error
         return File(("path", str(resolved), stat.st_mtime_ns, stat.st_size), resolved)
 
+    def named(self, name: str) -> File:
+        """Return the file that `listed` calls so; raise `ApiError` if there is none."""
+        for prefix, folder in self._called.items():
+            if name.startswith(prefix):
+                return self.local(str(folder / name.removeprefix(prefix)))
+        raise ApiError(404, "no such file", "not_found")
+
+    def video(self, name: str) -> Path:
+        """Return the path of a listed video; raise `ApiError` if there is none of that name."""
+        path = self.named(name).path
+        if path.suffix.lower() not in VIDEO_SUFFIXES or not path.is_file():
+            raise ApiError(404, "no such video", "not_found")
+        return path
+
     def listed(self) -> list[str]:
-        """Return paths of videos inside the allowed folders, at most `LISTED`."""
-        found: list[str] = []
-        for folder in self.folders:
-            for path in folder.rglob("*"):
-                if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
-                    found.append(str(path))
-                if len(found) >= LISTED:
-                    return sorted(found)
-        return sorted(found)
+        """Return names of videos inside the allowed folders, at most `LISTED`.
+
+        A name is the path inside its folder. Of several folders it begins with the folder's name,
+        so that no path of this machine shows.
+        """
+        found = (
+            f"{prefix}{path.relative_to(folder).as_posix()}"
+            for prefix, folder in self._called.items()
+            for path in folder.rglob("*")
+            if path.suffix.lower() in VIDEO_SUFFIXES
+            if path.is_file() and self._is_inside(path.resolve())
+        )
+        return sorted(itertools.islice(found, LISTED))
+
+    def _is_inside(self, path: Path) -> bool:
+        return any(path.is_relative_to(folder) for folder in self.folders)
 
     def _embedded(self, url: str, target: Path) -> File:
         head, comma, data = url.partition(",")

@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from tpo_jax.serving import fields
 from tpo_jax.serving.chat import find_model
+from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.intake import Intake, need_type
 from tpo_jax.serving.messages import Part
 from tpo_jax.serving.models import Model
@@ -21,10 +22,11 @@ from tpo_jax.serving.settings import Settings
 
 FOLDER = Path(__file__).parent / "page"
 ASSETS = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
-# The page runs this server's own files only, and no other page may frame it.
+# The page runs this server's own files only, and no other page may frame it or embed its videos.
 HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src 'self' data:; media-src blob:; "
+    "content-security-policy": "default-src 'self'; img-src 'self' data:; media-src 'self' blob:; "
     "frame-ancestors 'none'; form-action 'none'; base-uri 'none'",
+    "cross-origin-resource-policy": "same-origin",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
@@ -33,7 +35,7 @@ THUMBNAIL = 224  # pixels, at most
 
 
 class PageApi:
-    """Handlers of the page's files, settings, uploads and frames."""
+    """Handlers of the page's files, settings, videos, uploads and frames."""
 
     def __init__(self, models: Mapping[str, Model], settings: Settings, intake: Intake):
         self.models, self.settings, self.intake = models, settings, intake
@@ -43,6 +45,7 @@ class PageApi:
         return [
             Route("/page/settings", self.page_settings),
             Route("/page/uploads", self.upload, methods=["POST"]),
+            Route("/page/video", self.video),
             Route("/page/frames", self.frames, methods=["POST"]),
             *(Route(path, self.asset) for path in ASSETS),
         ]
@@ -55,8 +58,17 @@ class PageApi:
         """Send models, videos and limits."""
         names = ("num_frames", "max_frames", "max_new_tokens", "max_upload_mb")
         limits = {name: getattr(self.settings, name) for name in names}
-        videos = await asyncio.to_thread(self.intake.media.listed)
+        listed = await asyncio.to_thread(self.intake.media.listed)
+        videos = [{"name": name, "url": f"media:{name}"} for name in listed]
         return JSONResponse({"models": list(self.models), "videos": videos, **limits})
+
+    async def video(self, request: Request) -> Response:
+        """Send a listed video, whole or the range that a player asks for."""
+        scheme, _, name = request.query_params.get("url", "").partition(":")
+        if scheme != "media":
+            raise ApiError(404, "no such video", "not_found")
+        path = await asyncio.to_thread(self.intake.media.video, name)
+        return FileResponse(path, headers=HEADERS)
 
     async def upload(self, request: Request) -> Response:
         """Store an uploaded file; send its URL."""

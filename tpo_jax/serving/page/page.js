@@ -1,11 +1,19 @@
-// One video, one question, and the answers of every model of the server side by side.
+// One video, a conversation about it, and the answers of every model of the server side by side.
 
 const $ = (id) => document.getElementById(id);
-const state = { models: [], url: "", pending: null, stop: null };
+const KEPT = ["num_frames", "temperature", "top_p", "max_tokens", "system"]; // over a reload
+const state = { models: [], videos: [], url: "", past: [], pending: null, stop: null };
 
 function say(text, wrong = false) {
   $("status").textContent = text;
   $("status").classList.toggle("error", wrong);
+}
+
+function element(tag, text = "", name = "") {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  made.className = name;
+  return made;
 }
 
 // fetch with the API key; throws the message of an error in OpenAI's format.
@@ -31,65 +39,96 @@ const post = (path, body, signal) =>
 
 async function start() {
   const settings = await (await call("page/settings")).json();
-  state.models = settings.models;
-  state.limit = settings.max_upload_mb;
-  for (const video of settings.videos) $("videos").add(new Option(video.split("/").pop(), video));
+  Object.assign(state, { models: settings.models, videos: settings.videos, limit: settings.max_upload_mb });
   $("num_frames").value = settings.num_frames;
   $("num_frames").max = settings.max_frames;
   $("max_tokens").max = settings.max_new_tokens;
   $("max_tokens").value = Math.min(128, settings.max_new_tokens);
-  $("answers").replaceChildren(
-    ...state.models.map((name) => {
-      const article = document.createElement("article");
-      for (const tag of ["h2", "p", "small"]) article.append(document.createElement(tag));
-      article.firstChild.textContent = name;
-      return article;
-    }),
-  );
+  for (const id of KEPT) $(id).value = localStorage.getItem(id) ?? $(id).value;
+  for (const id of ["num_frames", "max_tokens"]) // another server may allow less
+    $(id).value = Math.min($(id).value, $(id).max);
+  $("search").placeholder = `Search ${state.videos.length} videos`;
+  search();
   say("Choose a video.");
+  const last = localStorage.getItem("video");
+  if (state.videos.some(({ url }) => url === last)) {
+    $("videos").value = last;
+    await choose();
+  }
+}
+
+// Lists the videos whose names hold every word of the search.
+function search() {
+  const words = $("search").value.toLowerCase().split(/\s+/);
+  const found = state.videos.filter(({ name }) => words.every((word) => name.toLowerCase().includes(word)));
+  $("videos").replaceChildren(...found.map(({ name, url }) => new Option(name, url)));
+  $("videos").value = state.url;
 }
 
 async function choose() {
   const file = $("file").files[0];
-  if ($("videos").value) {
-    state.url = $("videos").value;
+  state.url = $("videos").value;
+  restart();
+  if (state.url) {
+    localStorage.setItem("video", state.url);
   } else if (file) {
     if (file.size > state.limit * 2 ** 20) throw new Error(`larger than ${state.limit} MB`);
     say("Uploading …");
     const headers = { "content-type": "application/octet-stream" };
     const reply = await call("page/uploads", { method: "POST", headers, body: file });
     state.url = (await reply.json()).url;
-  } else {
-    state.url = "";
   }
+  await play(file);
   await showFrames();
 }
 
+// A video element sends no API key, so with one the file is fetched first.
+async function play(file) {
+  const player = $("player");
+  if (player.src.startsWith("blob:")) URL.revokeObjectURL(player.src);
+  player.removeAttribute("src");
+  player.hidden = !state.url;
+  $("still").hidden = true;
+  if (!state.url) return;
+  const path = `page/video?url=${encodeURIComponent(state.url)}`;
+  if (file) player.src = URL.createObjectURL(file);
+  else if ($("key").value) player.src = URL.createObjectURL(await (await call(path)).blob());
+  else player.src = path;
+}
+
 async function showFrames() {
-  $("timeline").replaceChildren();
-  $("start").textContent = $("duration").textContent = "";
+  $("strip").replaceChildren();
   if (!state.url) return say("Choose a video.");
   say("Reading frames …");
   const asked = { model: state.models[0], url: state.url, num_frames: Number($("num_frames").value) };
   const { frames, duration } = await (await post("page/frames", asked)).json();
-  const last = duration || frames.at(-1).time || 1;
-  $("timeline").append(
+  const digits = duration / frames.length < 0.2 ? 2 : 1;
+  $("strip").append(
     ...frames.map(({ time, src }) => {
-      const figure = document.createElement("figure");
-      const image = document.createElement("img");
-      const caption = document.createElement("figcaption");
+      const button = element("button");
+      const image = element("img");
       image.src = src;
-      image.alt = `Frame at ${time.toFixed(2)} seconds`;
-      caption.textContent = `${time.toFixed(1)} s`;
-      figure.tabIndex = 0;
-      figure.style.left = `calc((100% - 5.5rem) * ${Math.min(1, time / last)})`;
-      figure.append(image, caption);
-      return figure;
+      image.alt = "";
+      button.type = "button";
+      button.dataset.time = time;
+      button.title = `Go to ${time.toFixed(2)} s`;
+      button.append(image, `${time.toFixed(digits)} s`);
+      button.addEventListener("click", () => { $("player").currentTime = time; mark(time); });
+      return button;
     }),
   );
-  $("start").textContent = "0 s";
-  $("duration").textContent = `${duration.toFixed(1)} s`;
   say(`${frames.length} frames of ${duration.toFixed(1)} s`);
+  mark($("player").currentTime);
+}
+
+// Marks the frame that is shown, or was last; shows it where the browser cannot play the file.
+function mark(time) {
+  const buttons = [...$("strip").children];
+  const now = buttons.findLast((button) => Number(button.dataset.time) <= time + 0.01);
+  for (const button of buttons) button.classList.toggle("now", button === now);
+  const still = $("player").error && now;
+  $("still").hidden = !still;
+  if (still) $("still").src = now.firstChild.src;
 }
 
 // Yields the chunks of an answer from server-sent events.
@@ -111,13 +150,20 @@ async function* pieces(reply) {
   }
 }
 
-async function ask(article, model, signal) {
+// Returns the messages of a model's conversation; the video is in the first of the user's.
+function messages(past, question) {
+  const all = [...past, { role: "user", content: question }];
+  if (state.url) {
+    const video = { type: "video_url", video_url: { url: state.url } };
+    all[0] = { role: "user", content: [video, { type: "text", text: all[0].content }] };
+  }
+  const system = $("system").value.trim();
+  return system ? [{ role: "system", content: system }, ...all] : all;
+}
+
+async function ask(article, model, past, question, signal) {
   const [, text, note] = article.children;
-  text.textContent = note.textContent = "";
-  article.classList.add("busy");
-  const content = [{ type: "text", text: $("question").value }];
-  if (state.url) content.unshift({ type: "video_url", video_url: { url: state.url } });
-  const body = { model, messages: [{ role: "user", content }], stream: true };
+  const body = { model, messages: messages(past, question), stream: true };
   body.stream_options = { include_usage: true };
   for (const name of ["num_frames", "temperature", "top_p", "max_tokens"])
     body[name] = Number($(name).value);
@@ -132,21 +178,44 @@ async function ask(article, model, signal) {
     }
   } catch (error) {
     note.textContent = signal.aborted ? "stopped" : error.message;
+    note.className = signal.aborted ? "" : "error";
   } finally {
     article.classList.remove("busy");
   }
+  // A question without an answer is no part of the conversation.
+  if (text.textContent)
+    past.push({ role: "user", content: question }, { role: "assistant", content: text.textContent });
 }
 
 async function submit(event) {
   event.preventDefault();
+  const question = $("question").value.trim();
+  if (!question || $("ask").disabled) return;
   $("ask").disabled = true;
   await state.pending;
-  state.stop = new AbortController();
-  $("stop").disabled = false;
-  const articles = [...$("answers").children];
-  await Promise.all(articles.map((a, i) => ask(a, state.models[i], state.stop.signal)));
+  const { signal } = (state.stop = new AbortController());
+  const articles = state.models.map((name) => {
+    const article = element("article", "", "busy");
+    article.append(element("h2", name), element("p"), element("small"));
+    return article;
+  });
+  const answers = element("div", "", "answers");
+  answers.append(...articles);
+  $("thread").append(element("p", question, "question"), answers);
+  $("question").value = "";
+  $("stop").disabled = $("restart").disabled = false;
+  answers.scrollIntoView({ block: "nearest" });
+  const past = state.past;
+  await Promise.all(articles.map((a, i) => ask(a, state.models[i], past[i], question, signal)));
   $("ask").disabled = false;
   $("stop").disabled = true;
+}
+
+function restart() {
+  state.stop?.abort();
+  state.past = state.models.map(() => []);
+  $("thread").replaceChildren();
+  $("restart").disabled = true;
 }
 
 // Runs one after the other, so that a late reply cannot overwrite a newer one.
@@ -157,9 +226,19 @@ function then(work) {
 }
 
 $("form").addEventListener("submit", submit);
+$("question").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  $("form").requestSubmit();
+});
 $("stop").addEventListener("click", () => state.stop?.abort());
+$("restart").addEventListener("click", restart);
+$("search").addEventListener("input", search);
 $("videos").addEventListener("change", () => { $("file").value = ""; then(choose); });
 $("file").addEventListener("change", () => { $("videos").value = ""; then(choose); });
 $("num_frames").addEventListener("change", () => then(showFrames));
 $("key").addEventListener("change", () => then(start));
+$("player").addEventListener("timeupdate", () => mark($("player").currentTime));
+$("player").addEventListener("error", () => { $("player").hidden = true; mark(0); });
+for (const id of KEPT) $(id).addEventListener("change", () => localStorage.setItem(id, $(id).value));
 then(start);
