@@ -89,6 +89,12 @@ _MAX_WAITING = flags.DEFINE_integer(
     "max_waiting", _DEFAULT.max_waiting, "Longest queue of questions; more are refused.", 1
 )
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
+_WARM_UP = flags.DEFINE_boolean(
+    "warm_up",
+    None,
+    "Compile the programs of a question about a video before the server is ready. Default: where "
+    "there is a TPU or a GPU.",
+)
 KEY = "TPO_JAX_API_KEY"
 CONNECTIONS_OVER_WAITING = 4
 GRACE_SECONDS = 10
@@ -134,11 +140,12 @@ def listen() -> socket.socket:
 def main() -> None:
     """Serve until interrupted."""
     try:
+        import jax
         import uvicorn
 
         from tpo_jax.serving.app import build_app
         from tpo_jax.serving.connections import Connection
-        from tpo_jax.serving.models import Source, load, names
+        from tpo_jax.serving.models import Source, load, names, warm_up
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is not installed; pip install 'tpo_jax[serve]'") from error
     settings = read_settings()
@@ -155,6 +162,9 @@ def main() -> None:
             load(source, name, settings.max_new_tokens, _DTYPE.value)
             for source, name in zip(sources, called, strict=True)
         ]
+        if jax.default_backend() != "cpu" if _WARM_UP.value is None else _WARM_UP.value:
+            for model in models:
+                warm_up(model, settings.num_frames)
         app = build_app(models, settings)
         config = uvicorn.Config(
             app,

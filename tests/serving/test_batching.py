@@ -28,6 +28,8 @@ class Echo:
 
     def row(self, questions, visual):
         masks = {
+            "prefix_ids": np.arange(5),
+            "visual_index": np.full(5, -1),
             "prefix_mask": np.ones(5, bool),
             "input_mask": np.ones((len(questions), 1, 2), bool),
         }

@@ -1,20 +1,16 @@
 """The page in headless Chromium: search, choose, upload and play videos, ask both models."""
 
 import os
-import shutil
 
 import av
 import httpx
 import numpy as np
 import pytest
 
+from tests.browser import browser_page, fits
 from tests.serving.conftest import QUESTIONS
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.slow
-# Names on Debian and others; TPO_JAX_SCREENSHOT names a file for a screenshot.
-NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
-
 LOADED = """new Promise((resolve) => {
   const player = document.querySelector("#player");
   if (player.readyState) resolve(true);
@@ -25,17 +21,8 @@ LOADED = """new Promise((resolve) => {
 
 @pytest.fixture(scope="module")
 def page():
-    with playwright.sync_playwright() as browsers:
-        known = (browsers.chromium.executable_path, *map(shutil.which, NAMES))
-        found = [path for path in known if path and os.path.exists(path)]
-        if not found:
-            pytest.skip("no Chromium: run `playwright install chromium-headless-shell`")
-        # Its own sandbox does not work as root, in containers of CI for instance.
-        browser = browsers.chromium.launch(executable_path=found[0], args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1100, "height": 640})
-        page.set_default_timeout(60_000)
+    with browser_page() as page:
         yield page
-        browser.close()
 
 
 def expected(server, folder, model, *messages):
@@ -73,10 +60,6 @@ def clip(folder):
         file.mux(stream.encode())
     yield path.name
     path.unlink()
-
-
-def fits(page):
-    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_a_click_on_a_frame_goes_there(page, server, clip) -> None:
@@ -129,6 +112,13 @@ def test_ask_a_video_and_compare(page, server, folder) -> None:
 
     answers = asked(page, QUESTIONS[0])
     assert answers == [expected(server, folder, name, QUESTIONS[0]) for name in ("tpo", "base")]
+    # A model knows its own earlier answer.
+    followed = [
+        expected(server, folder, name, QUESTIONS[0], answer, QUESTIONS[1])
+        for name, answer in zip(("tpo", "base"), answers, strict=True)
+    ]
+    assert asked(page, QUESTIONS[1]) == followed
+    # TPO_JAX_SCREENSHOT names a file for a screenshot.
     if target := os.environ.get("TPO_JAX_SCREENSHOT"):
         page.screenshot(path=target)
 

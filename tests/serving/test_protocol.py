@@ -2,7 +2,9 @@
 
 import pytest
 
+from tpo_jax.families.template import Message
 from tpo_jax.serving.errors import ApiError
+from tpo_jax.serving.media import frame_urls
 from tpo_jax.serving.protocol import parse_chat
 from tpo_jax.serving.settings import Settings
 
@@ -10,7 +12,19 @@ ASKED = {"model": "tpo", "messages": [{"role": "user", "content": "Why?"}]}
 
 
 def parsed(**more):
-    return parse_chat(ASKED | more, Settings())
+    return parse_chat(ASKED | more, Settings(video_of_images=2))
+
+
+def said(role, *parts):
+    """A message of texts, images ("i") and videos ("v")."""
+    kinds = {"i": "image_url", "v": "video_url"}
+    content = [
+        {"type": kinds[part], kinds[part]: {"url": part}}
+        if part in kinds
+        else {"type": "text", "text": part}
+        for part in parts
+    ]
+    return {"role": role, "content": content}
 
 
 @pytest.mark.parametrize(
@@ -55,3 +69,62 @@ def test_stop_strings() -> None:
     for wrong in (["a"] * 5, [""], [1], 3, {"a": 1}):
         with pytest.raises(ApiError, match="stop"):
             parsed(stop=wrong)
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+def test_one_video_anywhere_in_a_conversation(turn) -> None:
+    messages = [said("user", "Who?"), said("assistant", "One <image>."), said("user", "Why?")]
+    messages[2 * turn] = said("user", "v", "What?")
+    asked = parsed(messages=[said("developer", "Be brief."), *messages])
+    assert asked.conversation[0] == Message("system", "Be brief.")
+    assert asked.conversation[2] == Message("assistant", "One <image>.")
+    assert asked.conversation[1 + 2 * turn] == Message("user", "<image>\nWhat?")
+    assert (asked.shown.kind, asked.shown.parts[0].param) == (
+        "video",
+        f"messages[{1 + 2 * turn}].content[0]",
+    )
+
+
+def test_images_stay_in_their_messages() -> None:
+    first, second = said("user", "i", "One?"), said("user", "<image> and <image>?", "i", "i")
+    asked = parsed(messages=[first, said("assistant", "Yes."), second])
+    assert [m.content for m in asked.conversation] == [
+        "<image>\nOne?",
+        "Yes.",
+        "<image> and <image>?",
+    ]
+    assert asked.shown.kind == "images"
+    # All of them in one message are a video's frames.
+    asked = parsed(messages=[said("user", "i", "i", "One?"), said("assistant", "Yes."), second])
+    assert asked.shown.kind == "images"
+    asked = parsed(messages=[said("user", "i", "i", "One?")])
+    assert asked.conversation[0].content == "<image>\nOne?" and asked.shown.kind == "frames"
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], "end with a user"),
+        ([said("user", "a"), said("assistant", "b")], "end with a user"),
+        ([said("user", "a"), said("system", "b"), said("user", "c")], "first place"),
+        ([said("tool", "a"), said("user", "b")], r"messages\[0\] must have a role"),
+        ([said("user", "a", "v"), said("user", "b", "i")], "one video"),
+        ([said("assistant", "v"), said("user", "b")], r"messages\[0\].content\[0\]"),
+        ([said("user", " ")], "text"),
+        ([{"role": "user", "content": None}], "content"),
+    ],
+)
+def test_conversations_that_are_refused(messages, message) -> None:
+    with pytest.raises(ApiError, match=message) as caught:
+        parsed(messages=messages)
+    assert caught.value.status == 400
+
+
+def test_frames_in_a_data_url() -> None:
+    url = "data:video/jpeg;base64,QQ==,Qg=="
+    assert frame_urls(url) == ["data:video/jpeg;base64,QQ==", "data:video/jpeg;base64,Qg=="]
+    for other in ("data:video/mp4;base64,QQ==", "a,b.mp4"):
+        assert frame_urls(other) == [other]
+    message = said("user", "v", "What?")
+    message["content"][0]["video_url"]["url"] = url
+    assert parsed(messages=[message]).shown.kind == "frames"

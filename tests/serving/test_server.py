@@ -13,6 +13,10 @@ import pytest
 
 from tests.commands import call
 from tests.serving.conftest import FLAGS, QUESTIONS
+from tpo_jax.data.processor import used_tokens
+from tpo_jax.families.template import Message
+from tpo_jax.inference.generator import Decoding
+from tpo_jax.inference.model import load
 
 TIMELESS = {"time_instruction": "none"}  # images have no times
 pytestmark = pytest.mark.slow
@@ -84,6 +88,41 @@ def test_answers_equal_generate(ask, folder) -> None:
     frames = sorted((folder / "media/frames").iterdir())
     images = [image_part(data_url(frame, "image/png")) for frame in frames]
     assert ask(QUESTIONS[0], images) == expected[4]
+    together = [part["image_url"]["url"].partition(",")[2] for part in images]
+    url = f"data:video/jpeg;base64,{','.join(together)}"
+    assert ask(QUESTIONS[0], video_part(url)) == expected[4]
+
+
+def test_a_conversation_of_three_turns(client, folder, server) -> None:
+    """The prompt is the template's; the client brings its system prompt and what was said."""
+    model = load(folder / "tpo")
+    clip = model.processor.video(folder / "media/video.mp4", FLAGS["num_frames"])
+    system = "Answer in one word."
+    messages, conversation = [{"role": "system", "content": system}], [Message("system", system)]
+    for turn, question in enumerate(QUESTIONS[:3]):
+        shown = [] if turn else [video_part(str(folder / "media/video.mp4"))]
+        content = [{"type": "text", "text": question}, *shown]
+        messages.append({"role": "user", "content": content})
+        conversation.append(Message("user", ("" if turn else "<image>") + question))
+        reply = client.chat.completions.create(model="tpo", messages=messages)
+        stream = client.chat.completions.create(model="tpo", messages=messages, stream=True)
+        answer = reply.choices[0].message.content
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == answer
+        row = model.processor.prompts([conversation], clip)
+        assert reply.usage.prompt_tokens == used_tokens(row)
+        messages.append({"role": "assistant", "content": answer})
+        conversation.append(Message("assistant", answer))
+    [[expected]] = model.generator(Decoding(FLAGS["max_new_tokens"])).answer([clip.frames], [row])
+    assert answer == expected
+
+
+def test_requests_of_ordinary_clients(server, folder, shared_cases) -> None:
+    requests = json.loads((shared_cases / "chat/requests.json").read_text())
+    for body in requests.values():
+        text = json.dumps(body | {"model": "tpo"})
+        text = text.replace("file:///PATH/clip.mp4", f"file://{folder}/media/video.mp4")
+        reply = httpx.post(f"{server.url}/v1/chat/completions", json=json.loads(text), timeout=120)
+        assert reply.json()["choices"][0]["message"]["content"]
 
 
 def test_each_of_many_clients_gets_its_own_answer(ask, server) -> None:
@@ -169,6 +208,8 @@ def test_errors_have_openais_format(server, folder) -> None:
         (400, about({"type": "text", "text": "long " * 2000})),
         (400, {"model": "tpo"}),
         (400, {"model": "tpo", "messages": [{"role": "system", "content": "Be a pirate."}]}),
+        (400, about(video_part("data:video/jpeg;base64,AAAA,AAAA"))),
+        (400, about(video_part("data:video/jpeg;base64" + ",AAAA" * 17))),
     ]
     url = f"{server.url}/v1/chat/completions"
     kind = {"content-type": "application/json"}

@@ -16,13 +16,12 @@ from collections.abc import Callable
 import numpy as np
 
 from tpo_jax.data.rows import Row
-from tpo_jax.families.template import IMAGE
+from tpo_jax.families.template import Question
 from tpo_jax.generation.sampling import Sampling
-from tpo_jax.inference.generator import Answer, round_up
-from tpo_jax.parallel.attention import prefix_multiple
+from tpo_jax.inference.generator import Answer
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.metrics import Metrics
-from tpo_jax.serving.models import Model, Visual
+from tpo_jax.serving.models import Model, Visual, prompt_length
 
 
 @dataclasses.dataclass(eq=False)
@@ -32,7 +31,7 @@ class Job:
     Attributes:
         model: Answers it.
         visual: The video or images it is about.
-        question: Its text.
+        question: The conversation up to it, or its text.
         row: The tokenized prompt of this question alone.
         sampling: Settings.
         seed: Of its random draws.
@@ -46,7 +45,7 @@ class Job:
 
     model: Model
     visual: Visual
-    question: str
+    question: Question
     row: Row
     sampling: Sampling
     seed: int
@@ -65,20 +64,22 @@ class Job:
     @property
     def bucket(self) -> tuple:
         """Key of what may run together: equal buckets have equal shapes and settings."""
-        length = round_up(int(self.row.prefix_mask.sum()), prefix_multiple(None))
-        return self.model.name, self.sampling, self.visual.shape, length
+        return self.model.name, self.sampling, self.visual.shape, prompt_length(self.row)
 
     @property
-    def shares_rows(self) -> bool:
-        """Whether other questions about the same visual may share its row."""
-        return self.sampling.temperature == 0 and IMAGE not in self.question
+    def place(self) -> object:
+        """Key of the questions that share a row: the same visual behind the same texts."""
+        if self.sampling.temperature:
+            return self
+        row = self.row
+        return self.visual.key, row.prefix_ids.tobytes(), row.visual_index.tobytes()
 
 
 def arrange(jobs: list[Job]) -> list[list[Job]]:
-    """Group jobs into the rows of a batch: those that share a visual and may share a row."""
+    """Group jobs into the rows of a batch."""
     rows: dict[object, list[Job]] = {}
     for job in jobs:
-        rows.setdefault(job.visual.key if job.shares_rows else job, []).append(job)
+        rows.setdefault(job.place, []).append(job)
     return list(rows.values())
 
 

@@ -164,14 +164,14 @@ class Chat:
         with self.intake.reserved(request):
             asked = parse_chat(await self.intake.json(request), self.settings)
             model = find_model(self.models, asked.model)
-            visual = await self.intake.look(model, asked.parts, asked.num_frames)
+            visual = await self.intake.look(model, asked.shown, asked.num_frames)
         try:
-            row = await asyncio.to_thread(model.row, [asked.question], visual)
+            row = await asyncio.to_thread(model.row, [asked.conversation], visual)
         except InputError as error:
             raise ApiError(400, str(error), "invalid_value", "messages") from error
         job = Job(
-            *(model, visual, asked.question, row, asked.sampling, asked.seed, asked.max_tokens),
-            *(asked.stop, listener.deliver),
+            *(model, visual, asked.conversation, row, asked.sampling, asked.seed),
+            *(asked.max_tokens, asked.stop, listener.deliver),
         )
         return job, asked
 

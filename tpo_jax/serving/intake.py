@@ -14,7 +14,7 @@ from tpo_jax.serving.decoder import Cache, Decoder
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.fields import parse_json
 from tpo_jax.serving.media import Media
-from tpo_jax.serving.messages import Part
+from tpo_jax.serving.messages import Shown
 from tpo_jax.serving.models import Model, Visual
 from tpo_jax.serving.settings import MB, Settings
 
@@ -102,22 +102,23 @@ class Intake:
     def _too_large(self) -> ApiError:
         return ApiError(413, f"larger than {self.settings.max_upload_mb} MB", "too_large")
 
-    async def look(self, model: Model, parts: tuple[Part, ...], num_frames: int) -> Visual:
-        """Return the parts of a message as the model sees them; equal ones are decoded once.
+    async def look(self, model: Model, shown: Shown, num_frames: int) -> Visual:
+        """Return the parts of a conversation as the model sees them; equal ones are decoded once.
 
         Args:
             model: Says how frames are resized.
-            parts: One video, or any number of images.
+            shown: One video, or any number of images.
             num_frames: Frames sampled from a video.
 
         Raises:
-            ApiError: A part cannot be found, fetched or decoded.
+            ApiError: A part cannot be found, fetched or decoded, or a video has too many frames.
         """
-        many = self.settings.video_of_images
-        kind = parts[0].kind if parts else "images"
-        if kind == "image":
-            kind = "frames" if many and len(parts) >= many else "images"
+        kind, parts = shown
         async with self.media.files(parts) as files:
+            if kind == "frames" and len(files) > (most := self.settings.max_frames):
+                raise ApiError(
+                    400, f"messages: {len(files)} frames, at most {most} are allowed", "too_large"
+                )
             asked = num_frames if kind == "video" else 0
             key = (kind, asked, model.name, *(file.key for file in files))
 

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.fetching import fetch
-from tpo_jax.serving.messages import Part
+from tpo_jax.serving.messages import FRAMES, Part
 from tpo_jax.serving.models import names
 from tpo_jax.serving.settings import MB, Settings
 
@@ -56,16 +56,17 @@ class Media:
 
     @asynccontextmanager
     async def files(self, parts: tuple[Part, ...]) -> AsyncIterator[list[File]]:
-        """Yield the parts as files, which exist until the block ends.
+        """Yield the parts as files, which exist until the block ends; frames are one file each.
 
         Raises:
             ApiError: A part is not found, not allowed or too large.
         """
         with tempfile.TemporaryDirectory(dir=self.temporary) as directory:
-            found = []
+            found: list[File] = []
             for i, part in enumerate(parts):
                 try:
-                    found.append(await self._file(part.url, Path(directory) / str(i)))
+                    for url in frame_urls(part.url):
+                        found.append(await self._file(url, Path(directory) / f"{i}_{len(found)}"))
                 except ApiError as error:
                     message = f"{part.param}: {error.message}"
                     raise ApiError(error.status, message, error.code, part.param) from error
@@ -171,6 +172,17 @@ class Media:
         while sum(file.path.stat().st_size for file in self._uploads.values()) > limit:
             self._uploads.popitem(last=False)[1].path.unlink(missing_ok=True)
         return url
+
+
+def frame_urls(url: str) -> list[str]:
+    """Return the URLs of a video's frames if a data URL holds frames, else the URL alone.
+
+    `data:video/jpeg;base64,A,B` holds the JPEG images A and B, as in vLLM's API.
+    """
+    if url[: len(FRAMES)].lower() != FRAMES:
+        return [url]
+    head, _, frames = url.partition(",")
+    return [f"{head},{frame}" for frame in frames.split(",")]
 
 
 def _hashed(path: Path) -> File:

@@ -1,12 +1,15 @@
-"""Messages of a chat: the texts, and the images or the video among them."""
+"""Messages of a chat: a conversation, and the images or the video in it."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from tpo_jax import families
-from tpo_jax.serving.fields import wrong
+from tpo_jax.families.template import IMAGE, PLACEHOLDERS, ROLES, Message
+from tpo_jax.serving.fields import check_keys, wrong
 
 PARTS = {"image_url": "image", "video_url": "video"}
+FRAMES = "data:video/jpeg;"  # of a URL that holds a video's frames
+RENAMED = {"developer": "system"}  # OpenAI's new name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,49 +27,89 @@ class Part:
     param: str
 
 
-def parse_messages(messages: Any) -> tuple[str, tuple[Part, ...]]:
-    """Return text and parts of the one user message that the model's template can hold."""
+class Shown(NamedTuple):
+    """What a conversation is about.
+
+    Attributes:
+        kind: "video"; "frames": a video given as its frames; "images": any number of them.
+        parts: One video, or the images.
+    """
+
+    kind: str
+    parts: tuple[Part, ...]
+
+
+def parse_messages(messages: Any, video_of_images: int) -> tuple[tuple[Message, ...], Shown]:
+    """Return the conversation, with placeholders for what it shows, and that.
+
+    Args:
+        messages: Of the request.
+        video_of_images: So many images in one message, if it has all of them, are frames; 0: never.
+
+    Raises:
+        ApiError: A message is wrong, or the parts are neither one video nor images.
+    """
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise wrong("messages", "must be a list of objects")
-    if messages and messages[0].get("role") == "system":
-        templates = [t for f in families.FAMILIES.values() for t in f.templates.values()]
-        known = sorted({template.system for template in templates})
-        if messages[0].get("content") not in known:
-            raise wrong(
-                "messages",
-                "must not have a system message other than the template's: "
-                + " or ".join(map(repr, known)),
-            )
-        messages = messages[1:]
-    if len(messages) != 1 or messages[0].get("role") != "user":
-        raise wrong(
-            "messages", "must have exactly one user message: only single-turn chats are supported"
-        )
-    content = messages[0].get("content")
+    read = [_parse_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    if not read or read[-1][0].role != "user":
+        raise wrong("messages", "must end with a user message")
+    if any(message.role == "system" for message, _ in read[1:]):
+        raise wrong("messages", "must have a system message only in the first place")
+    parts = tuple(part for _, found in read for part in found)
+    shown = Shown(_kind(parts, [len(found) for _, found in read], video_of_images), parts)
+    conversation = [
+        message._replace(content=_with_placeholders(message.content, len(found), shown.kind))
+        for message, found in read
+    ]
+    return tuple(conversation), shown
+
+
+def _kind(parts: Sequence[Part], counts: Sequence[int], video_of_images: int) -> str:
+    if any(part.kind == "video" for part in parts):
+        if len(parts) > 1:
+            raise wrong("messages", "must have either one video or images")
+        return "frames" if parts[0].url[: len(FRAMES)].lower() == FRAMES else "video"
+    together = bool(parts) and max(counts) == len(parts)
+    return "frames" if together and 0 < video_of_images <= len(parts) else "images"
+
+
+def _with_placeholders(text: str, parts: int, kind: str) -> str:
+    """Return a message's text with the places of its parts: before it, unless it names them."""
+    if not parts or any(placeholder in text for placeholder in PLACEHOLDERS):
+        return text  # what does not fit is found when the prompt is written
+    return " ".join([IMAGE] * (parts if kind == "images" else 1)) + "\n" + text
+
+
+def _parse_message(message: dict, where: str) -> tuple[Message, list[Part]]:
+    role = message.get("role")
+    role = RENAMED.get(role, role) if isinstance(role, str) else ""
+    if role not in ROLES:
+        raise wrong(where, f"must have a role: {', '.join(ROLES)}")
+    content = message.get("content")
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
-    if not isinstance(content, list) or not content:
-        raise wrong("messages", "must have content: a string or a list of parts")
-    texts, parts = [], []
-    for i, part in enumerate(content):
-        where = f"messages[0].content[{i}]"
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text":
-            if not isinstance(part.get("text"), str):
-                raise wrong(where, "must have a text string")
-            texts.append(part["text"])
-        elif kind in PARTS:
-            link = part.get(kind)
-            url = link.get("url") if isinstance(link, dict) else None
-            if not isinstance(url, str) or not url:
-                raise wrong(where, f"must have {kind}.url")
-            parts.append(Part(PARTS[kind], url, where))
-        else:
-            raise wrong(where, f"must be of type text, {' or '.join(PARTS)}")
-    kinds = [part.kind for part in parts]
-    if "video" in kinds and len(kinds) > 1:
-        raise wrong("messages", "must have either one video or images")
-    question = "\n".join(texts).strip()
-    if not question:
-        raise wrong("messages", "must have text")
-    return question, tuple(parts)
+    if not isinstance(content, list):
+        raise wrong(where, "must have content: a string or a list of parts")
+    read = [_parse_part(part, f"{where}.content[{i}]", role) for i, part in enumerate(content)]
+    text = "\n".join(part for part in read if isinstance(part, str)).strip()
+    if not text and role == "user":
+        raise wrong(where, "must have text")
+    return Message(role, text), [part for part in read if isinstance(part, Part)]
+
+
+def _parse_part(part: Any, where: str, role: str) -> str | Part:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text":
+        if not isinstance(part.get("text"), str):
+            raise wrong(where, "must have a text string")
+        return part["text"]
+    if kind not in PARTS or role != "user":
+        known = f"text, {' or '.join(PARTS)}" if role == "user" else "text"
+        raise wrong(where, f"must be of type {known}")
+    link = part.get(kind)
+    url = link.get("url") if isinstance(link, dict) else None
+    if not isinstance(url, str) or not url:
+        raise wrong(where, f"must have {kind}.url")
+    check_keys(link, ("url", "detail"), f"{where}.{kind}")
+    return Part(PARTS[kind], url, where)

@@ -9,14 +9,18 @@ import numpy as np
 
 from tpo_jax.data.clips import Clip
 from tpo_jax.data.rows import Row
+from tpo_jax.errors import InputError
+from tpo_jax.families.template import Question
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.inference import model as inference
-from tpo_jax.inference.generator import Answer, Decoding
+from tpo_jax.inference.generator import STREAM_STEPS, Answer, Decoding, round_up
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.pictures import Pictures
+from tpo_jax.parallel.attention import prefix_multiple
 
 # Coarser than `generate`'s: a server sees all lengths, and compiles for each new one.
 QUESTION_MULTIPLE = 64
+WARM_UP_SECONDS = (9.0, 99.0, 999.0, 9999.0)
 
 
 class Visual(NamedTuple):
@@ -53,8 +57,8 @@ class Model:
         """Return the shapes and settings of the model."""
         return self.model.config
 
-    def row(self, questions: Sequence[str], visual: Visual) -> Row:
-        """Return the tokenized questions about one visual.
+    def row(self, questions: Sequence[Question], visual: Visual) -> Row:
+        """Return the tokenized questions about one visual, texts or conversations.
 
         Raises:
             InputError: The template cannot hold a question, or a prompt is too long.
@@ -62,7 +66,6 @@ class Model:
         processor = self.model.processor
         if not isinstance(visual.frames, np.ndarray):
             return processor.prompts(questions, visual.frames)
-        questions = [processor.without_placeholder(question) for question in questions]
         # Without times the prompt has no time instruction.
         times = visual.times if visual.duration else ()
         return processor.prompts(questions, Clip(visual.frames, times, visual.duration))
@@ -88,6 +91,40 @@ class Model:
             dropped=dropped,
             stop=stop,
         )
+
+
+def warm_up(model: Model, num_frames: int) -> None:
+    """Compile the programs of a single question about a video of `num_frames` frames.
+
+    A longer video's times are longer numbers, so that its prompt may have another shape: the
+    programs are those of the usual lengths, seconds to hours.
+    """
+    height, width, channels = model.config.frame_shape
+    frames, shapes = np.zeros((num_frames, height, width, channels), np.uint8), set()
+    for duration in WARM_UP_SECONDS:
+        times = tuple(np.linspace(0, duration, num_frames).tolist())
+        visual = Visual(("warm-up", duration), frames, times, duration)
+        try:
+            row = model.row(["What happens in the video?"], visual)
+        except InputError:  # the model's context does not hold it
+            continue
+        length = prompt_length(row)
+        if length not in shapes:
+            shapes.add(length)
+            # Steps behind the first ones find a state laid out otherwise: one program more.
+            limit = np.full((1, 1), min(3 * STREAM_STEPS, model.max_new_tokens), np.int32)
+            steps = model.answers([visual], [row], [0], Sampling(), limit, _none, [[()]])
+            for _ in steps:
+                pass
+
+
+def _none() -> np.ndarray:
+    return np.zeros((1, 1), bool)
+
+
+def prompt_length(row: Row) -> int:
+    """Return the length P that a batch of rows like this one has."""
+    return round_up(int(row.prefix_mask.sum()), prefix_multiple(None))
 
 
 class Source(NamedTuple):

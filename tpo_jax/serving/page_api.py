@@ -16,7 +16,7 @@ from tpo_jax.serving import fields
 from tpo_jax.serving.chat import find_model
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.intake import Intake, need_type
-from tpo_jax.serving.messages import Part
+from tpo_jax.serving.messages import Part, Shown
 from tpo_jax.serving.models import Model
 from tpo_jax.serving.settings import Settings
 
@@ -85,7 +85,7 @@ class PageApi:
             part = Part("video", fields.text(body, "url"), "url")
             default, most = self.settings.num_frames, self.settings.max_frames
             count = fields.number(body, "num_frames", default, 1, most)
-            visual = await self.intake.look(model, (part,), count)
+            visual = await self.intake.look(model, Shown("video", (part,)), count)
         sources = await asyncio.to_thread(lambda: [*map(_data_url, visual.frames)])
         frames = [
             {"time": time, "src": src} for time, src in zip(visual.times, sources, strict=True)

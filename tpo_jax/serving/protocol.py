@@ -5,10 +5,11 @@ import time
 import uuid
 from typing import Any
 
+from tpo_jax.families.template import Message
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.inference.generator import Answer
 from tpo_jax.serving.fields import check_keys, check_names, flag, number, text, wrong
-from tpo_jax.serving.messages import Part, parse_messages
+from tpo_jax.serving.messages import Shown, parse_messages
 from tpo_jax.serving.settings import Settings
 
 MOST_STOPS = 4
@@ -16,11 +17,11 @@ MOST_STOPS = 4
 
 @dataclasses.dataclass(frozen=True)
 class ChatRequest:
-    """One question and how to answer it."""
+    """One question, with the messages before it, and how to answer it."""
 
     model: str
-    question: str
-    parts: tuple[Part, ...]
+    conversation: tuple[Message, ...]
+    shown: Shown
     num_frames: int
     sampling: Sampling
     seed: int
@@ -39,7 +40,7 @@ def parse_chat(body: dict, settings: Settings) -> ChatRequest:
         ApiError: A field is wrong or not supported.
     """
     check_names(body)
-    question, parts = parse_messages(body.get("messages"))
+    conversation, shown = parse_messages(body.get("messages"), settings.video_of_images)
     longest = settings.max_new_tokens
     asked = number(body, "max_tokens", longest, 1, 1 << 31)
     asked = number(body, "max_completion_tokens", asked, 1, 1 << 31)
@@ -56,8 +57,8 @@ def parse_chat(body: dict, settings: Settings) -> ChatRequest:
     drawn = uuid.uuid4().int % (1 << 32) if sampling.temperature else 0
     return ChatRequest(
         model=text(body, "model"),
-        question=question,
-        parts=parts,
+        conversation=conversation,
+        shown=shown,
         num_frames=number(body, "num_frames", settings.num_frames, 1, settings.max_frames),
         sampling=sampling,
         seed=number(body, "seed", drawn, 0, 1 << 63),

@@ -113,12 +113,19 @@ async function showFrames() {
       button.dataset.time = time;
       button.title = `Go to ${time.toFixed(2)} s`;
       button.append(image, `${time.toFixed(digits)} s`);
-      button.addEventListener("click", () => { $("player").currentTime = time; mark(time); });
+      button.addEventListener("click", () => seek(time));
       return button;
     }),
   );
   say(`${frames.length} frames of ${duration.toFixed(1)} s`);
   mark($("player").currentTime);
+}
+
+function seek(time) {
+  const player = $("player");
+  mark(time);
+  if (player.readyState) player.currentTime = time;
+  else player.addEventListener("loadedmetadata", () => { player.currentTime = time; }, { once: true });
 }
 
 // Marks the frame that is shown, or was last; shows it where the browser cannot play the file.
@@ -207,6 +214,7 @@ async function submit(event) {
   answers.scrollIntoView({ block: "nearest" });
   const past = state.past;
   await Promise.all(articles.map((a, i) => ask(a, state.models[i], past[i], question, signal)));
+  answers.scrollIntoView({ block: "nearest" });
   $("ask").disabled = false;
   $("stop").disabled = true;
 }
