@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,10 +174,10 @@ class VideoStore:
         """Return some records of a video, read at once."""
         positions = [entry.first + number for number in numbers]
         try:
-            records = [
-                VideoRecord.from_bytes(data)
-                for data in self._source(entry.shard).__getitems__(positions)
-            ]
+            encoded = deque(self._source(entry.shard).__getitems__(positions))
+            records = []
+            while encoded:  # so that records and their bytes are not all in memory together
+                records.append(VideoRecord.from_bytes(encoded.popleft()))
         except (RuntimeError, ValueError, OSError) as error:
             reason = f"records of {entry.video} cannot be read: {' '.join(str(error).split())}"
             raise InputError(f"{self._path(entry)}: {reason}; run prepare again") from error
