@@ -19,14 +19,15 @@ from tpo_jax.planning.plan import GIB, Plan, compile_step
 
 # What is kept where memory allows; everything else is recomputed.
 _KEPT, _MORE = "attention:save", "qkv:save,attention:save,residual:save"
-# family, frames, topology, (fsdp, context), prefix tokens come in multiples of, remat
+# model, frames, topology, (fsdp, context), prefix tokens come in multiples of, remat
 ROWS = (
-    ("llava_video", 32, "v5e:4x4", (16, 1), 512, _KEPT),
-    ("llava_video", 64, "v5e:4x4", (16, 1), 512, _KEPT),
-    ("llava_video", 128, "v5e:4x8", (16, 2), 1024, _KEPT),
-    ("llava_video", 512, "v5e:8x8", (4, 16), 8192, _MORE),
-    ("longva", 1024, "v5e:8x8", (2, 32), 16384, _MORE),
-    ("longva", 3000, "v5e:8x8", (1, 64), 32768, _MORE),
+    ("llava_onevision_0.5b", 32, "v5e:1x1", (1, 1), 512, _KEPT),  # the tests compile it, too
+    ("llava_video_7b", 32, "v5e:4x4", (16, 1), 512, _KEPT),
+    ("llava_video_7b", 64, "v5e:4x4", (16, 1), 512, _KEPT),
+    ("llava_video_7b", 128, "v5e:4x8", (16, 2), 1024, _KEPT),
+    ("llava_video_7b", 512, "v5e:8x8", (4, 16), 8192, _MORE),
+    ("longva_7b", 1024, "v5e:8x8", (2, 32), 16384, _MORE),
+    ("longva_7b", 3000, "v5e:8x8", (1, 64), 32768, _MORE),
 )
 HEAD = """# Which experiments fit which slice
 
@@ -54,21 +55,21 @@ Written by `python benchmarks/plan.py --output=docs/results/plan.md`; jax 0.10.2
 
 def compiled(row) -> Plan:
     """Return the plan of a row."""
-    family, frames, topology, (fsdp, context), unit, remat = row
-    config = load(f"{family}_tpo").get_config()
+    preset, frames, topology, (fsdp, context), unit, remat = row
+    config = load("longva_tpo" if preset == "longva_7b" else "llava_video_tpo").get_config()
     config.data.num_frames = frames
     config.data.prefix_multiple = unit
     config.mesh.fsdp, config.mesh.context = fsdp, context
     config.compute.remat = remat
     config.train.batch_size = fsdp
-    config.model.preset, config.model.max_length = f"{family}_7b", 2**20
+    config.model.preset, config.model.max_length = preset, 2**20
     return compile_step(config, model_of(config), topology)[0]
 
 
 def line(row, plan: Plan) -> str:
     """Return a row of the table."""
-    family, frames, topology, (fsdp, context), _, remat = row
-    cells = [f"{family}_7b", f"{frames:,}", topology, f"{fsdp} x {context}", f"{plan.prefix:,}"]
+    preset, frames, topology, (fsdp, context), _, remat = row
+    cells = [preset, f"{frames:,}", topology, f"{fsdp} x {context}", f"{plan.prefix:,}"]
     cells += [remat.replace(":save", "").replace(",", ", ")]
     cells += [f"{plan.peak / GIB:.2f}", f"{plan.limit / GIB:.2f}"]
     if plan.fits:
@@ -85,7 +86,7 @@ def main(_) -> None:
     old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     lines = {}
     for number, row in enumerate(ROWS):
-        start = f"| {row[0]} | {row[2]:,} | {row[3]} |"
+        start = f"| {row[0]} | {row[1]:,} | {row[2]} |"
         lines[number] = next((text for text in old if text.startswith(start)), None)
     for number in [int(n) for n in _WHICH.value] or range(len(ROWS)):
         plan = compiled(ROWS[number])

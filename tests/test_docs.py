@@ -271,12 +271,16 @@ def test_figures_of_memory_are_those_of_the_plans():
         lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
         return [re.split(r" *\| *", x.strip("| ")) for x in lines if re.match(rf"\| {kind} ", x)]
 
-    names = {"LLaVA-Video-7B": "llava_video_7b", "LongVA-7B": "longva_7b"}
+    names = {
+        "LLaVA-OneVision-0.5B": "llava_onevision_0.5b",
+        "LLaVA-Video-7B": "llava_video_7b",
+        "LongVA-7B": "longva_7b",
+    }
     told = [
         (names[model], frames, mesh, prefix, peak)
         for model, frames, prefix, _, mesh, peak in rows(
-            "docs/memory_and_speed.md", "(LongVA|LLaVA-Video)-7B"
+            "docs/memory_and_speed.md", rf"({'|'.join(names)})"
         )
     ]
-    compiled = rows("docs/results/plan.md", r"\w+_7b")
+    compiled = rows("docs/results/plan.md", rf"({'|'.join(names.values())})")
     assert told == [(row[0], row[1], row[3], row[4], row[6]) for row in compiled]
