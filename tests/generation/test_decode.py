@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -136,3 +137,20 @@ def test_sharded_equals_one_device(model, videos, prompt) -> None:
     ends = limits(batch, 300)
     _, state = prefill(config, sharded, batch, GREEDY, ends, new_tokens=NEW)
     assert state.cache[0].addressable_data(0).size * 8 == state.cache[0].size
+
+
+def test_layers_in_bfloat16_are_never_all_in_float32() -> None:
+    """A CPU multiplies them in float32, one layer of the eight at a time."""
+    config = families.preset("tiny_longva")
+    wide = dataclasses.replace(config.decoder, layers=8, width=256, mlp_width=1024, vocab_size=300)
+    config = dataclasses.replace(config, decoder=wide)
+    params = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), families.abstract_params(config)
+    )
+    sizes = {"prefix": 16, "questions": 1, "response": 8, "frames": 1}
+    shape = BatchShape(rows=1, answers=1, frame_shape=config.frame_shape, **sizes)
+    batch = dataclasses.replace(shape.abstract(), seeds=np.zeros(1, np.uint32))
+    ends = Limits(np.zeros((1, 1), np.int32), np.array([-1], np.int32), 300)
+    lowered = prefill.lower(config, params, batch, GREEDY, ends, new_tokens=2)
+    layers = 4 * sum(x.size for x in jax.tree.leaves(params["decoder"]["layers"]))  # float32
+    assert lowered.compile().memory_analysis().temp_size_in_bytes < layers / 4

@@ -17,6 +17,7 @@ from tpo_jax.models import vlm
 from tpo_jax.models.batch import Array, Batch
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.qwen2 import causal, continuation_positions
+from tpo_jax.parallel.programs import LayerwiseProgram
 
 
 class Prefix(NamedTuple):
@@ -78,7 +79,7 @@ def _take(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "new_tokens"))
+@functools.partial(LayerwiseProgram, static_argnames=("config", "new_tokens"))
 def prefill(
     config: ModelConfig,
     params: dict,
@@ -163,7 +164,7 @@ def advance(
     return _logits(model, hidden[:, :, 0]), state
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
+@functools.partial(LayerwiseProgram, static_argnames="config", donate_argnames="state")
 def decode(
     config: ModelConfig,
     params: dict,

@@ -22,6 +22,7 @@ from tpo_jax.models.batch import Batch, BatchShape
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.pictures import Pictures
 from tpo_jax.parallel.attention import prefix_multiple
+from tpo_jax.parallel.programs import LayerwiseProgram
 from tpo_jax.parallel.sharding import to_global
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class PairRow(NamedTuple):
     visual: np.ndarray | Pictures  # frames uint8 [n, S, S, 3], or images
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@functools.partial(LayerwiseProgram, static_argnames="config")
 def _sums(config: ModelConfig, params: dict, batch: Batch) -> jax.Array:
     """Return float32 `[B, 2]`: summed log-probabilities of the answers."""
     logps = families.bind(config, params).token_logps(batch, chunk=RESPONSE_MULTIPLE)
