@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import commands
-from tpo_jax.errors import LONGEST, printable, run_command, tpu_reason
+from tpo_jax.errors import LONGEST, printable, tpu_reason
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,7 +74,7 @@ def test_who_has_the_tpu(said, tmp_path) -> None:
     assert "JAX_PLATFORMS=''" not in nobody
 
 
-def test_the_process_that_holds_the_lock_is_named(tmp_path, monkeypatch, capsys) -> None:
+def test_the_process_that_holds_the_lock_is_named(tmp_path) -> None:
     lock = tmp_path / "lockfile0"
     lock.touch()
     pattern = str(tmp_path / "lockfile[0-9]*")
@@ -88,15 +88,12 @@ def test_the_process_that_holds_the_lock_is_named(tmp_path, monkeypatch, capsys)
     assert f"process {holder.pid} ({sys.executable} -c " in reason
     assert f"has {lock} open; wait for its end or kill it" in reason
     assert f"process {os.getpid()} " not in reason
-    monkeypatch.setattr(sys, "argv", ["command"])
-
-    def main() -> None:
-        raise unable(IN_USE[0])
-
-    with pytest.raises(SystemExit) as end:
-        run_command(main)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert end.value.code == 2 and line.startswith("error: the TPU is in use")
+    # In a process of its own: this one has the required flags of other commands.
+    command = "from tpo_jax.errors import run_command\ndef main(): raise RuntimeError({!r})\n"
+    command = command.format(str(unable(IN_USE[0]))) + "run_command(main)"
+    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith("error: the TPU is in use")
 
 
 def test_other_errors_of_a_backend_keep_their_traceback() -> None:
