@@ -17,7 +17,7 @@ from typing import Any
 
 from tpo_jax.data.prompts import check_answer, check_placeholders, place_visual
 from tpo_jax.errors import InputError
-from tpo_jax.families.template import IMAGE, PLACEHOLDERS, ROLES, Message
+from tpo_jax.families.template import IMAGE, PLACEHOLDERS, ROLES, Message, conversation_of
 
 _ROLES = {"human": "user", "gpt": "assistant"}
 # Fields that would change what a model is shown and that no template here can hold.
@@ -142,11 +142,7 @@ def _split(sides: Mapping[str, Sequence[Message]]) -> dict[str, Any]:
     answers: dict[str, Any] = {name: side[-1].content for name, side in sides.items()}
     if not contexts[0]:
         return answers
-    *history, question = contexts[0]
-    if question.role != "user":
-        raise ValueError("the last message before an answer must be the user's")
-    if "system" in [role for role, _ in contexts[0][1:]]:
-        raise ValueError("a system message must come first")
+    *history, question = conversation_of(contexts[0])
     answers["prompt"] = question.content
     return answers | ({"history": history} if history else {})
 

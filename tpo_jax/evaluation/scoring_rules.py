@@ -11,7 +11,16 @@ from collections import defaultdict
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import extraction
 from tpo_jax.evaluation.temporal_rules import TEMPORALBENCH, TVBENCH
-from tpo_jax.evaluation.verdicts import ERAS, MIDDLE, PAPER, TODAY, ScoringRule, Verdict, need
+from tpo_jax.evaluation.verdicts import (
+    ERAS,
+    MIDDLE,
+    PAPER,
+    TODAY,
+    ScoringRule,
+    Verdict,
+    mean,
+    need,
+)
 from tpo_jax.evaluation.videomme_v2 import VIDEOMME_V2
 
 MLVU_TASKS = {
@@ -143,10 +152,6 @@ def _fraction(benchmark: str, metric: str, values: list[dict]) -> float:
     return round(total / (2 * len(values)), 5)
 
 
-def _mean(benchmark: str, metric: str, values: list[bool]) -> float:
-    return sum(values) / len(values)
-
-
 def _ratings(benchmark: str, metric: str, values: list[dict]) -> float:
     return sum(value["rating"] == 1 for value in values) / len(values) * 100
 
@@ -174,7 +179,7 @@ LONGVIDEOBENCH = ScoringRule(
     _always("lvb_acc"),
     ("duration_group", "question_category", "topic_category"),
 )
-_LVBENCH = ScoringRule(_lvbench, _mean, _always("lvbench_score"), ("type", "question_type"))
+_LVBENCH = ScoringRule(_lvbench, mean, _always("lvbench_score"), ("type", "question_type"))
 _TEMPCOMPASS = ScoringRule(_tempcompass, _ratings, _always("avg_accuracy"), ("dim",))
 
 BENCHMARKS: dict[str, ScoringRule] = {

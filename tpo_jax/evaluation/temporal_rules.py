@@ -6,7 +6,7 @@ from typing import Any
 
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import extraction
-from tpo_jax.evaluation.verdicts import ERAS, ScoringRule, Verdict, need
+from tpo_jax.evaluation.verdicts import ERAS, ScoringRule, Verdict, mean, need
 
 MOST_OPTIONS = len(string.ascii_uppercase)
 
@@ -41,10 +41,6 @@ def option_letter(answer: str, candidates: list[str]) -> str:
     return answer.upper()
 
 
-def _mean(benchmark: str, metric: str, values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
 def _temporalbench(doc: dict, text: str, era: str, _: random.Random) -> Verdict:
     gold, _video = need(doc, "GT", str), need(doc, "video_name", str)
     if not gold or not isinstance(doc.get("idx"), str | int):
@@ -72,7 +68,7 @@ def _per_question_and_video(
     return 100 * (right / len(values)), 100 * (sum(whole.values()) / len(whole))
 
 
-TVBENCH = ScoringRule(_tvbench, _mean, dict.fromkeys(ERAS, "tvbench_acc"), ("task",))
+TVBENCH = ScoringRule(_tvbench, mean, dict.fromkeys(ERAS, "tvbench_acc"), ("task",))
 TEMPORALBENCH = ScoringRule(
     _temporalbench,
     _per_question_and_video,

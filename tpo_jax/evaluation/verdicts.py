@@ -44,6 +44,11 @@ class ScoringRule(NamedTuple):
     breakdown: tuple[str, ...]
 
 
+def mean(benchmark: str, metric: str, values: list[float]) -> float:
+    """Return the mean of logged scores, for `ScoringRule.aggregate`."""
+    return sum(values) / len(values)
+
+
 def need(doc: dict, key: str, kind: type) -> Any:
     """Return a column of a row.
 
