@@ -75,12 +75,13 @@ def drop_plans(request):
         free_programs()
 
 
+TWO_SLICES = {"mesh__data": 2, "train__batch_size": 8}
+
+
 @pytest.fixture(scope="module")
 def two_slices(libtpu):
-    """Plan and program of the step with a live reference on two slices of eight chips."""
-    changes = {"objective__loss": "rrpo", "objective__token_kl": 0.01}
-    changes |= {"mesh__data": 2, "train__batch_size": 8}
-    return compile_step(experiment(**changes), SLICE, "v5e:2x4", 2)
+    """Plan and program of the step on two slices of eight chips."""
+    return compile_step(experiment(**TWO_SLICES), SLICE, "v5e:2x4", 2)
 
 
 @pytest.mark.tpu_compiler
@@ -91,13 +92,12 @@ def test_step_of_two_slices(two_slices):
     assert "16 chips" in report(plan)
     # Donated: the new state lies where the old one lay.
     assert plan.memory["alias"] >= 0.99 * plan.memory["output"]
-    # The weights are gathered, in bf16, for forward and backward pass and once for the reference,
-    # and not more often; so are keys and values, of both models.
+    # The weights are gathered, in bf16, for forward and backward pass, and not more often.
     weights = sum(
         x.size for x in jax.tree.leaves(families.abstract_params(SLICE)["decoder"]["layers"])
     )
     gathered = plan.collectives["all-gather"][1]
-    assert 3 * 2 * weights <= gathered <= 4 * 2 * weights + 4e7
+    assert 2 * 2 * weights <= gathered <= 3 * 2 * weights + 2e7
     # Full remat costs a forward pass more; blocks half masked and answers on every chip the rest.
     assert 1.2 <= plan.flops / plan.minimum_flops <= 1.8
     text = compiled.as_text()
@@ -109,17 +109,24 @@ def test_step_of_two_slices(two_slices):
 
 @pytest.mark.tpu_compiler
 @pytest.mark.slow
-def test_step_of_chips_that_are_two_devices(two_slices):
+def test_live_reference_is_planned(two_slices):
+    cached = two_slices[0]
+    changes = {"objective__loss": "rrpo", "objective__token_kl": 0.01}
+    live = compile_step(experiment(**TWO_SLICES, **changes), SLICE, "v5e:2x4", 2)[0]
+    trained = {k: v for k, v in families.abstract_params(SLICE).items() if k != "tower"}
+    copy = 2 * sum(x.size for x in jax.tree.leaves(trained)) / 8  # bf16, over the chips of a slice
+    more = live.memory["argument"] - cached.memory["argument"]
+    assert copy <= more <= 1.2 * copy
+    assert live.flops > 1.1 * cached.flops
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.slow
+def test_step_of_chips_that_are_two_devices(libtpu):
     plan, compiled = compile_step(experiment(), SLICE, "tpu7x:2x2x1")
     assert plan.fits and (plan.devices, plan.chips) == (8, 4)
     assert compiled is not None
     assert "4 chips" in report(plan)
-    # A slice of the other plan has as many devices and rows, and a reference besides.
-    live = two_slices[0]
-    trained = {k: v for k, v in families.abstract_params(SLICE).items() if k != "tower"}
-    copy = 2 * sum(x.size for x in jax.tree.leaves(trained)) / 8  # bf16, over a slice
-    assert copy <= live.memory["argument"] - plan.memory["argument"] <= 1.2 * copy
-    assert live.minimum_flops > 1.1 * 2 * plan.minimum_flops
 
 
 def published():
