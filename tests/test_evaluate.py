@@ -10,6 +10,7 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 
 from tests.commands import ROOT, call
@@ -18,6 +19,7 @@ from tests.evaluation.folders import FOLDERS
 from tpo_jax import families
 from tpo_jax.checkpoints.models import save_model
 from tpo_jax.data import prompts
+from tpo_jax.data.preparation import Settings, prepare
 from tpo_jax.evaluation.benchmarks import ask
 from tpo_jax.evaluation.scorers import Scorer
 from tpo_jax.families.llava_qwen.template import INFERENCE
@@ -199,6 +201,34 @@ def test_answers_are_those_to_one_question_at_a_time(finished, models, benchmark
         assert sample["filtered_resps"] == expected
         assert sample["input"] == question.prompt
         assert sample["target"] == question.doc["answer"]
+
+
+def test_a_store_of_the_videos_gives_the_same_samples(
+    finished, models, benchmark_folders, tmp_path
+) -> None:
+    made = benchmark_folders / "videomme", benchmark_folders / "datasets/longvideobench"
+    stores = tmp_path / "store", tmp_path / "spaced"
+    for folder, store in zip(made, stores, strict=True):
+        prepare(None, folder, store, Settings(num_frames=1))
+    shutil.copytree(made[0], tmp_path / "rows", ignore=shutil.ignore_patterns("*.mp4"))
+    flags = run_flags(models, benchmark_folders, tmp_path / "out")
+    flags |= {"data": tmp_path / "rows", "videos": stores[0]}
+    (result,) = call("evaluate", flags, command="run")
+    assert result.code == 0, result.err
+    for name in ("samples.jsonl", "answers.jsonl"):
+        assert (tmp_path / "out" / name).read_bytes() == (finished[0] / name).read_bytes()
+
+    for videos, message in (
+        (stores[1], f"row 0: {stores[1]}/data/v0.mp4: no such video in the store {stores[1]}"),
+        (tmp_path / "none", f"--videos={tmp_path / 'none'}: no such folder"),
+    ):
+        (result,) = call("evaluate", flags | {"videos": videos}, command="run")
+        (line,) = result.err.splitlines()
+        assert (result.code, result.out) == (2, "") and message in line
+    asked = [ask(made[1], "longvideobench_val_i", videos=v)[0] for v in (made[1], stores[1])]
+    for one, other in zip(*asked, strict=True):
+        pictures = zip(one.pictures(), other.pictures(), strict=True)
+        assert all(np.array_equal(*both) for both in pictures)
 
 
 def test_results_are_those_of_score(finished, benchmark_folders, tmp_path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.commands import call
+from tests.video.clips import write
 from tpo_jax.data.shards import open_shards
 from tpo_jax.video.sampling import read_frames
 
@@ -109,3 +111,26 @@ def test_wrong_flags_are_named(pairs, tmp_path, flags, reason):
     assert result.returncode == 2 and not result.stdout
     assert reason in result.stderr and "Traceback" not in result.stderr
     assert not list(tmp_path.glob("out*"))
+
+
+def test_videos_without_pairs(tmp_path):
+    (tmp_path / "videos").mkdir()
+    write(tmp_path / "videos/short.mkv", 9)
+    (tmp_path / "videos/notes.txt").write_text("no video")
+    flags = {"videos": tmp_path / "videos", "output": tmp_path / "store", "workers": 1}
+    made, column, export, of_store = call(
+        "prepare",
+        flags,
+        flags | {"column": "video=clip"},
+        flags | {"export": "trl"},
+        flags | {"export": "trl", "videos": tmp_path / "store", "pairs": "pairs.jsonl"},
+    )
+    assert made.code == 0 and made.out == (
+        f"{tmp_path / 'store'}: 1 videos, 1 shards; 1 files rejected, see rejected.jsonl\n"
+    )
+    for result, flag in ((column, "column"), (export, "export")):
+        assert (result.code, result.err) == (
+            2,
+            f"error: --{flag} is for --pairs, which are missing\n",
+        )
+    assert of_store.code == 2 and "store: a store, but the lists" in of_store.err

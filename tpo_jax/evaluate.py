@@ -84,6 +84,13 @@ for _values in (_RUN, _NIAH):
 define_path(
     "data", None, "Folder of the benchmark, archives unpacked.", required=True, flag_values=_RUN
 )
+define_path(
+    "videos",
+    None,
+    "Store that `prepare` made of --data, or another folder with its videos at the same paths. "
+    "Default: --data.",
+    flag_values=_RUN,
+)
 flags.DEFINE_integer(
     "num_frames", 0, "Frames per video; 0: those of the paper, 128 or 96.", 0, flag_values=_RUN
 )

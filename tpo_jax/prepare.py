@@ -1,14 +1,20 @@
 """Prepare preference pairs and their videos as shards that training reads.
 
     python -m tpo_jax.prepare --pairs=pairs.jsonl --videos=videos --output=shards [--num_frames=32]
+    python -m tpo_jax.prepare --videos=videos --output=store
 
 Standard output says what the shards hold. Pairs that cannot be used are listed with the reason in
 `rejected.jsonl` beside the shards. Run it again to resume an interrupted run.
+
+Without `--pairs` all videos of the folder are stored; what takes a folder of videos (`score`,
+`evaluate run`, `curate`) or a video (`generate`) reads them from there, as `store/cooking.mp4`.
 """
 
+import contextlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -23,11 +29,13 @@ _PAIRS = define_place(
     "pairs",
     None,
     "List of pairs: .jsonl, .json, .csv, .parquet, .yaml, a LLaVA-NeXT mixture, or a folder of "
-    "Hugging Face datasets.",
-    required=True,
+    "Hugging Face datasets. None: the videos are stored without pairs.",
 )
 _VIDEOS = define_place(
-    "videos", None, "Folder the pairs' videos lie in; may be in a bucket, gs://…", required=True
+    "videos",
+    None,
+    "Folder the pairs' videos lie in, or a store of them; may be in a bucket, gs://…",
+    required=True,
 )
 _COLUMN = flags.DEFINE_multi_string(
     "column", [], "role=name: which column of the list plays a role, as video=clip; repeatable."
@@ -82,17 +90,49 @@ _EXPORT = flags.DEFINE_multi_enum(
 _STRICT = flags.DEFINE_bool("strict", False, "Stop at the first pair that cannot be used.")
 
 
-def main() -> None:
-    """Prepare the shards and print what they hold."""
-    columns = parse_columns(_COLUMN.value)
+def check_flags() -> None:
+    """Raise `InputError` for flags that do not go together."""
+    for flag in (_COLUMN, _STRUCK, _EXPORT, _NUM_SHARDS):
+        if flag.value and _PAIRS.value is None:
+            raise InputError(f"--{flag.name} is for --pairs, which are missing")
     if _PROXY.value and _FRAMES.value != "clip":
         raise InputError(f"--proxy goes with --frames=clip, not with --frames={_FRAMES.value}")
     if _ARCHIVE.value and in_bucket(_VIDEOS.value):
         raise InputError("--archive unpacks onto this machine; name a folder of it as --videos")
+    if _EXPORT.value:
+        exports.check_folder(_VIDEOS.value)
+
+
+def print_summary(manifest: dict[str, Any]) -> None:
+    """Print what the shards hold."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in manifest["kinds"].items())
+    if count := manifest["kinds"].get("video"):
+        print(
+            f"{count} pairs are one answer on two videos: train refuses them, see docs/data.md",
+            file=sys.stderr,
+        )
+    pairs = "" if _PAIRS.value is None else f"{manifest['pairs']} pairs ({kinds}) of "
+    print(
+        f"{_OUTPUT.value}: {pairs}{manifest['videos']} videos, "
+        f"{len(manifest['shards']) + len(manifest['store']['shards'])} shards; "
+        f"{manifest['rejected']} {'pairs' if pairs else 'files'} rejected"
+        + (f", see {preparation.REJECTED}" if manifest["rejected"] else "")
+        + (
+            f"; {count} repeated ids got a suffix"
+            if (count := manifest.get("repeated_ids"))
+            else ""
+        )
+    )
+
+
+def main() -> None:
+    """Prepare the shards and print what they hold."""
+    columns = parse_columns(_COLUMN.value)
+    check_flags()
     if _ARCHIVE.value:
         limit = round(_UNPACKED_GB.value * 1e9)
         archives.unpack(Path(_ARCHIVE.value), Path(_VIDEOS.value), limit)
-    with fetched(_PAIRS.value) as pairs:
+    with fetched(_PAIRS.value) if _PAIRS.value else contextlib.nullcontext() as pairs:
         manifest = preparation.prepare(
             pairs,
             _VIDEOS.value,
@@ -106,23 +146,7 @@ def main() -> None:
         )
     if _EXPORT.value:
         exports.export(_OUTPUT.value, _VIDEOS.value, _EXPORT.value)
-    kinds = ", ".join(f"{count} {kind}" for kind, count in manifest["kinds"].items())
-    if count := manifest["kinds"].get("video"):
-        print(
-            f"{count} pairs are one answer on two videos: train refuses them, see docs/data.md",
-            file=sys.stderr,
-        )
-    print(
-        f"{_OUTPUT.value}: {manifest['pairs']} pairs ({kinds}) of {manifest['videos']} videos, "
-        f"{len(manifest['shards']) + len(manifest['store']['shards'])} shards; "
-        f"{manifest['rejected']} pairs rejected"
-        + (f", see {preparation.REJECTED}" if manifest["rejected"] else "")
-        + (
-            f"; {count} repeated ids got a suffix"
-            if (count := manifest.get("repeated_ids"))
-            else ""
-        )
-    )
+    print_summary(manifest)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,12 @@ from tests.config_files import load
 from tests.curation.conftest import SEED
 from tests.curation.fake_endpoint import FAULTS, play, words
 from tpo_jax.curation import journals, projection
+from tpo_jax.curation.clients import Clip
 from tpo_jax.curation.config import read
 from tpo_jax.curation.ledger import Ledger
 from tpo_jax.curation.run import curate
+from tpo_jax.curation.views import View
+from tpo_jax.data.preparation import Settings, prepare
 from tpo_jax.data.shards import open_shards
 from tpo_jax.errors import InputError
 from tpo_jax.io import journal
@@ -127,6 +130,34 @@ def test_a_finished_run_changes_nothing(finished, world_config):
     before = {path.name: path.read_bytes() for path in workdir.glob("*.jsonl")}
     assert curate(world_config, workdir) == report
     assert {path.name: path.read_bytes() for path in workdir.glob("*.jsonl")} == before
+
+
+def test_a_store_of_the_videos_gives_the_same_run(finished, world_videos, world_config, tmp_path):
+    """The same frames through every view, the same journals, pairs, page and shards."""
+    store, workdir = tmp_path / "store", tmp_path / "run"
+    prepare(None, world_videos, store, Settings(num_frames=1))
+    for name in ("full", "segment", "rest", "irrelevant", "sparse:2", "drop:4", "shuffle:4"):
+        one, other = (
+            Clip(folder / "00001.mp4", View(name, 4, (3.0, 9.0), seed=1)).read()
+            for folder in (world_videos, store)
+        )
+        assert np.array_equal(one, other) and len(one)
+    gone = Clip(store / "none.mp4", View("full", 4)).read()
+    assert f"no such video in the store {store}" in gone.reason
+
+    world_config.videos.folder = str(store)
+    world_config.shards.export = ("trl",)
+    with pytest.raises(InputError, match="store: a store, but the lists"):
+        curate(world_config, workdir)
+    world_config.shards.export = ()
+    assert curate(world_config, workdir) == finished[1]
+    assert journaled(workdir) == journaled(finished[0])
+    one, other = (open_shards(d / "shards").fingerprint for d in (workdir, finished[0]))
+    assert one == other
+    pictures = [sorted((d / "review").iterdir()) for d in (workdir, finished[0])]
+    for mine, its in zip(*pictures, strict=True):
+        assert mine.read_bytes() == its.read_bytes()
+    assert (workdir / "review.html").read_text() == (finished[0] / "review.html").read_text()
 
 
 @pytest.mark.usefixtures("fast_charts")

@@ -11,10 +11,11 @@ import tensorflow_datasets as tfds
 from tests.video import clips
 from tpo_jax.data import storing
 from tpo_jax.data.array_records import write_records
-from tpo_jax.data.checks import Settings, identity
+from tpo_jax.data.checks import Settings
 from tpo_jax.data.clips import read_clip
+from tpo_jax.data.folders import identity_of
 from tpo_jax.data.records import PairRecord, Provenance
-from tpo_jax.data.shards import open_shards, shard_names, video_in, write_metadata, write_shard
+from tpo_jax.data.shards import open_shards, shard_names, write_metadata, write_shard
 from tpo_jax.data.store import Entry, VideoRecord, store_names, write_store
 from tpo_jax.errors import InputError
 from tpo_jax.video.sampling import read_frames
@@ -52,7 +53,7 @@ def media(tmp_path_factory):
 def pristine(media, tmp_path_factory):
     directory = tmp_path_factory.mktemp("shards")
     (directory / "videos").mkdir()
-    block = [(name, identity(media / name)[0]) for name in VIDEOS]
+    block = [(name, identity_of(media / name)[0]) for name in VIDEOS]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tpo_jax.video.dissection.SMALL", 1)
         note = storing.write_videos(directory / "videos", media, block, Settings())
@@ -263,18 +264,3 @@ def test_verification_names_the_file_that_changed(directory):
         with pytest.raises(InputError, match=f"{name}: changed since it was written"):
             open_shards(directory, verify=True)
         (directory / name).write_bytes(content)
-
-
-def test_a_video_by_its_name(directory, media):
-    """As `score --videos` takes a folder of files or a directory of shards."""
-    assert video_in(media, VIDEOS[1]) == media / VIDEOS[1]
-    found = read_frames(video_in(directory, VIDEOS[1]), "uniform", 5)
-    expected = read_frames(media / VIDEOS[1], "uniform", 5)
-    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
-    with pytest.raises(InputError, match="shards: holds no video 'none.mp4'"):
-        video_in(directory, "none.mp4")
-    images = shutil.copytree(directory, directory.parent / "images")
-    manifest = (images / "manifest.json").read_text()
-    (images / "manifest.json").write_text(manifest.replace('"clip"', '"png"'))
-    with pytest.raises(InputError, match="images: holds png frames, not videos"):
-        video_in(images, VIDEOS[1])

@@ -13,6 +13,7 @@ import numpy as np
 
 from tpo_jax.curation.units import Unit
 from tpo_jax.curation.views import View
+from tpo_jax.data.folders import video_at
 from tpo_jax.errors import InputError
 from tpo_jax.video.decode import VideoError
 from tpo_jax.video.sampling import select_frames
@@ -30,7 +31,7 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames of a video file or folder of images; equal clips are equal frames."""
+    """Frames of a video file, folder of images or stored video; equal clips are equal frames."""
 
     path: Path
     view: View
@@ -38,7 +39,7 @@ class Clip:
     def read(self) -> np.ndarray | Failure:
         """Return the frames, uint8 `[n, height, width, 3]`, or why they cannot be read."""
         try:
-            return select_frames(self.path, self.view.indices)[0]
+            return select_frames(video_at(self.path), self.view.indices)[0]
         except (VideoError, ValueError, OSError) as error:
             return Failure(str(error))
 

@@ -44,6 +44,8 @@ def curate(
     check_config(config)
     settings = read(config)
     check(settings)
+    if settings.shards.export:
+        exports.check_folder(settings.videos.folder)
     videos = list_videos(Path(settings.videos.folder), settings.videos.limit)
     stages = make_stages(settings, videos)
     models = {role: roles.identity(settings, role) for role in ROLES}

@@ -1,14 +1,16 @@
-"""The video files of a run: listed by path, probed one by one."""
+"""The videos of a run: listed by path, probed one by one."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tpo_jax.curation.units import Unit
+from tpo_jax.data import folders
 from tpo_jax.errors import InputError
 from tpo_jax.video import decode, sampling
 
 
 def list_videos(folder: Path, limit: int) -> list[Unit]:
-    """Return a unit for every file and folder of images under `folder`, sorted by path.
+    """Return a unit for every file and folder of images under `folder`, or every video of a store,
+    sorted by path.
 
     The id is the path without suffix. A second video with the same id gets its path as id and the
     first one as `twin`; the stage `videos` fails it.
@@ -22,33 +24,26 @@ def list_videos(folder: Path, limit: int) -> list[Unit]:
     """
     if not folder.is_dir():
         raise InputError(f"videos.folder={folder}: no such folder")
-    images = {p.parent for p in folder.rglob("*") if p.suffix.lower() in sampling.IMAGE_SUFFIXES}
-    found = images - {folder}
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and path.parent not in found and not hidden:
-            found.add(path)
     units: dict[str, Unit] = {}
-    for path in sorted(found):
-        name = path.relative_to(folder)
-        key = name.as_posix().removesuffix("" if path.is_dir() else name.suffix)
-        twin = ""
+    for video in folders.names_in(folder):
+        suffix = "" if (folder / video).is_dir() else PurePosixPath(video).suffix
+        key, twin = video.removesuffix(suffix), ""
         if first := units.get(key):
-            key, twin = name.as_posix(), first.video
-        units[key] = Unit(id=key, video=name.as_posix(), twin=twin)
+            key, twin = video, first.video
+        units[key] = Unit(id=key, video=video, twin=twin)
     if not units:
         raise InputError(f"videos.folder={folder}: the folder is empty")
     return list(units.values())[: limit or None]
 
 
 def probe_video(path: Path) -> decode.VideoInfo:
-    """Return frame count, rate, size and duration of a video file or folder of images.
+    """Return frame count, rate, size and duration of a video, stored or not, or folder of images.
 
     Raises:
         ValueError: It cannot be read, or has only one frame.
     """
     try:
-        info = _probe_images(path) if path.is_dir() else decode.probe(path)
+        info = _probe_images(path) if path.is_dir() else decode.probe(folders.video_at(path))
     except (decode.VideoError, OSError) as error:
         raise ValueError(str(getattr(error, "reason", None) or error)) from error
     if info.num_frames < 2:

@@ -11,7 +11,6 @@ from typing import Any
 
 from tpo_jax.data.pairs import Pair
 from tpo_jax.errors import InputError
-from tpo_jax.io.paths import Place, version_of
 from tpo_jax.io.processes import end_with_parent
 
 
@@ -29,19 +28,6 @@ def hash_of(value: Any) -> str:
     """Return a hash of what JSON can hold, dataclasses included."""
     text = json.dumps(value, sort_keys=True, default=dataclasses.asdict)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def identity(video: Place) -> tuple[str, int]:
-    """Return a text that changes whenever the video does, and its bytes, without reading it; the
-    text is empty if there is no video.
-    """
-    try:
-        files = sorted(video.iterdir()) if video.is_dir() else [video]
-        versions = [version_of(file) for file in files]
-    except (OSError, ValueError):  # missing, or a name that no file can have
-        return "", 0
-    named = [(file.name, *version) for file, version in zip(files, versions, strict=True)]
-    return hash_of(named), sum(size for size, _ in versions)
 
 
 def run_jobs(function: Callable, jobs: list[tuple], workers: int) -> Iterator[Any]:

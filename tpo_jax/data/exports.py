@@ -8,17 +8,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tpo_jax.data.folders import is_store
 from tpo_jax.data.records import PairRecord
 from tpo_jax.data.shards import open_shards
-from tpo_jax.errors import note
+from tpo_jax.errors import InputError, note
 from tpo_jax.families.template import PLACEHOLDERS, Message, conversation_of, visual_at
 from tpo_jax.io.files import write_lines
-from tpo_jax.io.paths import Place, in_bucket
+from tpo_jax.io.paths import Place, in_bucket, place
 
 _LACKING = {
     "swift": "ms-swift takes <video> and <image> in an answer for visuals",
     "trl": "TRL has no pairs of two videos",
 }
+
+
+def check_folder(videos: str | Place) -> None:
+    """Raise `InputError` for a folder without files to name: a store."""
+    if is_store(place(videos)):
+        raise InputError(f"{videos}: a store, but the lists for ms-swift and TRL name video files")
 
 
 def export(shards: Path, videos: str | Place, formats: Sequence[str]) -> None:

@@ -1,4 +1,5 @@
-"""Pairs and videos to a shard directory: first the videos, then the pairs that can be used.
+"""Pairs and videos to a shard directory: first the videos, then the pairs that can be used; or a
+folder of videos alone, as a store.
 
 Work happens in `<output>.partial`: every finished shard of videos beside a note of what it was made
 of. A second run resumes there and repeats what a changed input affects.
@@ -21,6 +22,7 @@ from tqdm import tqdm
 import tpo_jax
 from tpo_jax.data import checks, shards, store, storing
 from tpo_jax.data.checks import Settings
+from tpo_jax.data.folders import identity_of, names_in
 from tpo_jax.data.pairs import Pair, Rejection, read_pairs
 from tpo_jax.data.records import PairRecord
 from tpo_jax.errors import InputError
@@ -43,7 +45,7 @@ class Work:
 
 
 def prepare(
-    pairs_file: str | Path,
+    pairs_file: str | Path | None,
     videos: str | Place,
     output: str | Path,
     settings: Settings,
@@ -55,8 +57,9 @@ def prepare(
     """Write the directory `output` and return its manifest; an unfinished run is resumed.
 
     Args:
-        pairs_file: A list for `read_pairs`.
-        videos: The folder that `video` fields are relative to; may be in a bucket, `gs://…`.
+        pairs_file: A list for `read_pairs`; None: all videos are stored, without pairs.
+        videos: The folder that `video` fields are relative to, or a store made of it; may be in a
+            bucket, `gs://…`.
         output: Must not exist, be empty, or be the result of the same inputs.
         settings: What of a video is stored.
         work: How it is done.
@@ -64,17 +67,15 @@ def prepare(
         excluded: File of ids, one a line, of pairs that are left out.
 
     Raises:
-        InputError: The inputs give no pair, or a pair is bad and `work.strict` is set.
+        InputError: The inputs give nothing, or a pair or video is bad and `work.strict` is set.
     """
     root, output = place(videos), Path(output)
     if not is_folder(root, "--videos="):
         raise InputError(f"--videos={root}: no such folder")
     beam = _beam(work.beam) if work.beam is not None else None
-    pairs, rejections = read_pairs(pairs_file, columns=columns, videos=root)
-    if excluded is not None:
-        pairs = _without(pairs, excluded)
-    names = dict.fromkeys(v for p in pairs for v in p.videos)
-    videos_of = {video: checks.identity(root / video) for video in names}
+    pairs, rejections = _listed(pairs_file, root, columns, excluded)
+    names = names_in(root) if pairs_file is None else [v for p in pairs for v in p.videos]
+    videos_of = {video: identity_of(root / video) for video in dict.fromkeys(names)}
     listed = [pair.to_json() for pair in pairs]
     settled = [dataclasses.asdict(settings), work.num_shards, work.shard_mb, listed, rejections]
     inputs = checks.hash_of([*settled, videos_of])
@@ -97,13 +98,21 @@ def prepare(
             break
     found = {name: facts for note in notes.values() for name, facts in note["videos"].items()}
     good = _usable(pairs, found, rejections)
-    if rejections and (work.strict or not good):
+    what, left = "pairs", len(good)
+    if pairs_file is None:
+        bad = [facts["error"] for facts in found.values() if "error" in facts]
+        rejections = [Rejection(str(root), reason, None) for reason in bad]
+        what, left = "videos", len(found) - len(bad)
+    if not left or (rejections and work.strict):
         shutil.rmtree(partial)
-        some = (
-            "" if work.strict else f"none of the {len(rejections)} pairs can be used, the first: "
-        )
-        raise InputError(f"{some}{rejections[0].where}: {rejections[0].reason}")
+        if not rejections:
+            raise InputError(f"--videos={root}: holds no video")
+        first, count = rejections[0], len(rejections)
+        some = "" if work.strict else f"none of the {count} {what} can be used, the first: "
+        raise InputError(f"{some}{first.where}: {first.reason}")
     manifest = _manifest(good, settings) | {"rejected": len(rejections), "inputs": inputs}
+    if pairs_file is None:
+        manifest["videos"] = left
     ordered = [notes[storing.key_of(block, settings)] for block in blocks]
     manifest["store"] = _name_videos(partial / store.FOLDER, ordered)
     records = [_record(pair, found) for pair in good]
@@ -134,7 +143,7 @@ def _write_pairs(folder: Path, records: Sequence[PairRecord], count: int) -> lis
     """Write the shards of pairs, so many of them, 0: as they need; return their entries."""
     count = min(count or -(-len(records) // PAIRS_PER_SHARD), len(records))
     history = any(record.history for record in records)
-    parts = np.array_split(np.arange(len(records)), count)
+    parts = np.array_split(np.arange(len(records)), count) if count else []
     return [
         shards.write_shard(folder / name, (records[i] for i in part), history)
         for name, part in zip(shards.shard_names(count), parts, strict=True)
@@ -230,6 +239,19 @@ def _beam(options: str) -> Any:
     from tpo_jax.data.builder import Beam
 
     return Beam(options)
+
+
+def _listed(
+    pairs_file: str | Path | None,
+    videos: Place,
+    columns: Mapping[str, str] | None,
+    excluded: Path | None,
+) -> tuple[list[Pair], list[Rejection]]:
+    """Return the pairs of a list, without those that are excluded, and its rejections."""
+    if pairs_file is None:
+        return [], []
+    pairs, rejections = read_pairs(pairs_file, columns=columns, videos=videos)
+    return pairs if excluded is None else _without(pairs, excluded), rejections
 
 
 def _without(pairs: list[Pair], path: Path) -> list[Pair]:

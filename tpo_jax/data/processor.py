@@ -1,5 +1,6 @@
 """The host side of a model: videos and images to pixels, texts to rows of tokens."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer
 from tpo_jax import families
 from tpo_jax.data import images, prompts
 from tpo_jax.data.clips import Clip
+from tpo_jax.data.folders import video_at
 from tpo_jax.data.rows import Row, Size
 from tpo_jax.errors import InputError
 from tpo_jax.families.template import TIME_INSTRUCTIONS, Question
@@ -71,7 +73,8 @@ class Processor:
         """Sample, decode and resize frames: uint8 `[F, S, S, 3]`, times and duration in seconds.
 
         Args:
-            source: a video file, the bytes of one, or a directory of frames.
+            source: a video file, the bytes of one, a directory of frames, or a path into a store
+                (`data/folders.py`).
             num_frames: F, at most; see `rule`.
             rule: which frames are sampled, one of `video.sampling.RULES`.
 
@@ -79,6 +82,8 @@ class Processor:
             InputError: the video cannot be decoded.
         """
         try:
+            if isinstance(source, str | os.PathLike):
+                source = video_at(source)
             frames, times, duration = sampling.read_frames(source, rule, num_frames)
         except VideoError as error:
             raise InputError(str(error)) from error

@@ -23,7 +23,6 @@ from tpo_jax.data.records import PairRecord, features
 from tpo_jax.data.store import VideoStore, open_store
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import replacing_file, write_json, write_lines
-from tpo_jax.video.decode import Source
 
 # Of shards of questions alone, and of shards with conversations: the same and a field more.
 FORMAT, FORMAT_WITH_HISTORY = 2, 3
@@ -157,29 +156,6 @@ def open_shards(directory: str | Path, *, verify: bool = False) -> Shards:
         raise InputError(f"{path}: has {len(index)} pairs, the shards {total}; run prepare again")
     videos = open_store(directory / store.FOLDER, manifest["store"]["shards"])
     return Shards(directory, manifest, index, videos)
-
-
-def video_in(folder: Path, name: str) -> Source:
-    """Return a video by its name: a path in a folder or, if the folder is a directory of shards,
-    the stored video that was made of it.
-
-    Raises:
-        InputError: The shards cannot be read, hold frames only, or have no such video.
-    """
-    if not (folder / MANIFEST).is_file():
-        return folder / name
-    shards, names = _named_videos(folder)
-    if shards.manifest["frames"] != "clip":
-        raise InputError(f"{folder}: holds {shards.manifest['frames']} frames, not videos")
-    if name not in names:
-        raise InputError(f"{folder}: holds no video {name!r}")
-    return shards.videos.video(names[name])
-
-
-@functools.lru_cache(2)
-def _named_videos(folder: Path) -> tuple[Shards, dict[str, str]]:
-    shards = open_shards(folder)
-    return shards, shards.videos.names()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

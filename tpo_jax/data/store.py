@@ -106,17 +106,22 @@ class VideoStore:
     """The videos of a directory of shards; picklable, each process opens its own files."""
 
     def __init__(self, directory: Path, shards: Sequence[dict[str, Any]], entries: Iterable[Entry]):
-        self.directory, self.shards = directory, tuple(shards)
-        self._entries = {entry.digest: entry for entry in entries}
+        self.directory, self.shards, self._entries = directory, tuple(shards), tuple(entries)
         self._forget()
 
     def _forget(self) -> None:
+        self._by_digest = {entry.digest: entry for entry in self._entries}
+        self._by_name = {entry.video: entry for entry in self._entries}
         self._lock = threading.Lock()
         self._sources: OrderedDict[int, ArrayRecordDataSource] = OrderedDict()
         self._headers = functools.lru_cache(_HEADERS)(self._header)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._by_digest)
+
+    def __contains__(self, name: str) -> bool:
+        """Return whether the folder that `prepare` read had a video with this path."""
+        return name in self._by_name
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("directory", "shards", "_entries")
@@ -128,7 +133,7 @@ class VideoStore:
 
     def names(self) -> dict[str, str]:
         """Return the hash of every video by its path in the folder that `prepare` read."""
-        return {entry.video: entry.digest for entry in self._entries.values()}
+        return {name: entry.digest for name, entry in self._by_name.items()}
 
     def video(self, digest: str) -> StoredVideo:
         """Return the video with a hash, for everything that reads videos.
@@ -136,8 +141,13 @@ class VideoStore:
         Raises:
             InputError: It is missing, or its header is damaged.
         """
-        entry = self._entry(digest)
+        return self._video(self._entry(digest))
 
+    def named(self, name: str) -> StoredVideo:
+        """Return the video with a path, one of `names()`; raises as `video`."""
+        return self._video(self._by_name[name])
+
+    def _video(self, entry: Entry) -> StoredVideo:
         def parts(numbers: Sequence[int]) -> list[Part]:
             records = self._records(entry, numbers)
             return [self._decoded(entry, Part.decode, record) for record in records]
@@ -151,7 +161,7 @@ class VideoStore:
         return [image for record in records for image in record.items]
 
     def _entry(self, digest: str) -> Entry:
-        if (entry := self._entries.get(digest)) is None:
+        if (entry := self._by_digest.get(digest)) is None:
             place = self.directory / INDEX
             raise InputError(f"{place}: holds no video {digest[:12]}…; run prepare again")
         return entry

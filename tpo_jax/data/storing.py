@@ -18,12 +18,13 @@ import numpy as np
 from tpo_jax.data import checks
 from tpo_jax.data.array_records import write_records
 from tpo_jax.data.checks import Settings
+from tpo_jax.data.folders import identity_of, video_at
 from tpo_jax.data.store import Entry, VideoRecord, VideoStore
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import replacing_file
 from tpo_jax.io.paths import Place, fetched
 from tpo_jax.video import proxy, sampling
-from tpo_jax.video.decode import Video, VideoError, opened
+from tpo_jax.video.decode import Source, Video, VideoError, opened
 from tpo_jax.video.dissection import LARGE, dissect
 from tpo_jax.video.packets import Header
 from tpo_jax.video.sampling import Sample
@@ -91,32 +92,32 @@ class _Shard:
         """Yield the records of the usable videos."""
         for name, identity in self._block:
             path = self._root / name
-            if checks.identity(path)[0] != identity:
+            if identity_of(path)[0] != identity:
                 raise InputError(f"{path}: changed while it was read; run again")
             first = self._count
             try:
                 with fetched(path) as here:
-                    yield from self._video(name, here)
+                    yield from self._video(name, video_at(here))
             except (VideoError, OSError) as error:
                 reason = getattr(error, "reason", None) or getattr(error, "strerror", None)
                 if self._count > first:
                     raise _Unusable(name, str(reason)) from error
                 self.found[name] = {"error": f"{name}: {reason}"}
 
-    def _video(self, name: str, here: Path) -> Iterator[VideoRecord]:
+    def _video(self, name: str, source: Source) -> Iterator[VideoRecord]:
         settings, first = self._settings, self._count
         how = settings.sampling, settings.num_frames
         if settings.frames != "clip":
-            clip = sampling.sample_frames(here, *how)
+            clip = sampling.sample_frames(source, *how)
             images = [_encoded(frame, settings.frames) for frame in clip.frames]
             digest = hashlib.sha256(b"".join(hashlib.sha256(i).digest() for i in images))
             for items in _divided(images):
                 yield self._record(name, first, "", items)
             self._note(name, first, clip, digest.hexdigest())
             return
-        if here.is_dir():
+        if isinstance(source, Path) and source.is_dir():
             raise VideoError(name, "a folder of frames needs --frames=png or --frames=jpeg")
-        with self._opened(here) as video:
+        with self._opened(source) as video:
             clip = sampling.sample_video(video, *how)
             self._frames[name] = _hash(clip)
             for part in dissect(video):
@@ -125,13 +126,13 @@ class _Shard:
         self._note(name, first, clip, part.digest)
 
     @contextlib.contextmanager
-    def _opened(self, here: Path) -> Iterator[Video]:
-        """Open the video that is stored: the file, or its proxy."""
+    def _opened(self, source: Source) -> Iterator[Video]:
+        """Open the video that is stored: the source, or its proxy."""
         with contextlib.ExitStack() as stack:
             if self._settings.proxy:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
-                here = proxy.encode(here, Path(folder) / "proxy.mp4", self._settings.proxy)
-            yield stack.enter_context(opened(here))
+                source = proxy.encode(source, Path(folder) / "proxy.mp4", self._settings.proxy)
+            yield stack.enter_context(opened(source))
 
     def _record(self, name: str, first: int, text: str, items: Sequence[bytes]) -> VideoRecord:
         self._count += 1

@@ -27,6 +27,7 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
+from tpo_jax.data.folders import find_video, video_at
 from tpo_jax.data.prompts import check_text
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import layouts, prompts
@@ -44,7 +45,7 @@ class Question(NamedTuple):
         doc_id: Index of its row in the benchmark.
         doc: The row.
         prompt: Text of the question.
-        video: The file it is about.
+        video: The file it is about, or its path in a store.
         pictures: Returns the images at the prompt's `<image>` places; None: the question is about
             the video as a whole.
     """
@@ -144,7 +145,11 @@ def complete(row: dict) -> dict:
 
 
 def ask(
-    folder: Path, benchmark: str, era: str = TODAY, limit: int = 0
+    folder: Path,
+    benchmark: str,
+    era: str = TODAY,
+    limit: int = 0,
+    videos: Path | None = None,
 ) -> tuple[list[Question], list[str]]:
     """Return the questions of a benchmark, and one line for each row that cannot be asked.
 
@@ -153,10 +158,13 @@ def ask(
         benchmark: One of `BENCHMARKS`.
         era: Of the prompts; MLVU's and LVBench's have changed.
         limit: Only the first so many rows; 0: all.
+        videos: Folder with the videos in the same places, or a store of them; None: `folder`.
 
     Raises:
         InputError: See `read_rows`.
     """
+    if videos is not None and not videos.is_dir():
+        raise InputError(f"--videos={videos}: no such folder")
     spec, scorer = BENCHMARKS[benchmark], Scorer(benchmark, era)
     questions, problems = [], []
     if spec.subtitles and not any(folder.glob(spec.subtitles)):
@@ -164,10 +172,7 @@ def ask(
         raise InputError(f"{place.parent}: no subtitles there ({place.name})")
     for doc_id, doc in enumerate(read_rows(folder, benchmark)[: limit or None]):
         try:
-            candidates = [folder / name for name in spec.files(doc)]
-            video = next((path for path in candidates if path.is_file()), None)
-            if video is None:
-                raise InputError(f"{candidates[0]}: no such video")
+            video = find_video(videos or folder, spec.files(doc))
             prompt = spec.prompt(doc, folder, era)
             check_text(prompt.replace(IMAGE, "") if spec.interleaved else prompt)
             scorer.summary([doc], [scorer.judge(doc, "")])  # fail now, not after answering
@@ -201,7 +206,7 @@ def spaced_frames(
         step = int(int(duration * opened.info.fps) / n)
         return np.minimum(step * np.arange(n), opened.info.num_frames - 1)
 
-    with opened(video) as file:
+    with opened(video_at(video)) as file:
         return [Image.fromarray(frame) for frame in file.select(choose)[1]]
 
 

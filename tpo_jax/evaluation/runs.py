@@ -33,6 +33,7 @@ class BenchmarkRun:
 
     benchmark: str
     data: Path
+    videos: Path | None  # folder of the videos, or a store of them; None: `data`
     checkpoint: Path
     tower: Path | None  # for a checkpoint without its vision tower
     adapters: Path | None  # merged into its weights
@@ -86,7 +87,7 @@ def run_benchmark(run: BenchmarkRun) -> dict[str, Any]:
     processor = load_processor(
         run.checkpoint, time_instruction=mode, prompt_style=run.prompt_style, tower=run.tower
     )
-    questions, problems = benchmarks.ask(run.data, name, run.scorer, run.limit)
+    questions, problems = benchmarks.ask(run.data, name, run.scorer, run.limit, run.videos)
     total = len(questions) + len(problems)
     _report_missing(problems, total, "questions", run.allow_missing)
     if not questions:

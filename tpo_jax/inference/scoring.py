@@ -15,7 +15,6 @@ from tpo_jax.data.collate import collate, visual_sizes
 from tpo_jax.data.pairs import Pair, Rejection, read_pairs
 from tpo_jax.data.processor import Processor
 from tpo_jax.data.rows import Row
-from tpo_jax.data.shards import video_in
 from tpo_jax.errors import InputError
 from tpo_jax.inference.generator import round_up
 from tpo_jax.models.batch import Batch, BatchShape
@@ -101,8 +100,7 @@ def read_row(processor: Processor, pair: Pair, source: FrameSource) -> PairRow:
     answers = pair.answers
     try:
         if pair.video:
-            video = video_in(source.folder, pair.video)
-            clip = processor.video(video, source.num_frames, source.rule)
+            clip = processor.video(source.folder / pair.video, source.num_frames, source.rule)
             return PairRow(processor.scored(pair.asked, answers, clip), clip.frames)
         pictures = processor.pictures([source.folder / image for image in pair.images])
         return PairRow(processor.scored(pair.asked, answers, pictures), pictures)

@@ -26,6 +26,7 @@ from tpo_jax.video.packets import (
     Header,
     Part,
 )
+from tpo_jax.video.stored import StoredReader
 from tpo_jax.video.timeline import Timeline
 
 SMALL, LARGE = 256 << 10, 64 << 20  # bytes of a part
@@ -34,15 +35,17 @@ _SIDE_DATA = ("palette", "new_extradata", "param_change")
 
 
 def dissect(video: Video) -> Iterator[Part | Header]:
-    """Yield the parts of a video file, then its header.
+    """Yield the parts of a video, then its header; those of a stored video as they are.
 
     Where the packets do not tell the frames that `video` promises, they are counted by decoding.
 
     Raises:
         VideoError: A packet holds more than `LARGE` bytes.
     """
-    if not isinstance(video.reader, FileReader):
-        raise TypeError("only a file can be taken apart")
+    if isinstance(video.reader, StoredReader):
+        yield from video.reader.taken_apart()
+        return
+    assert isinstance(video.reader, FileReader)
     dissection = _Dissection(video.reader)
     yield from dissection.parts()
     packet_of = dissection.packet_of(video.timeline)

@@ -4,22 +4,20 @@ from pathlib import Path
 
 import av
 
-from tpo_jax.video.decode import opened
-from tpo_jax.video.files import FileReader
-from tpo_jax.video.reader import VideoError
+from tpo_jax.video.decode import Source, opened
 
 # What x264 is told: good pictures, and a key frame where none is needed costs bytes only.
 _OPTIONS = {"preset": "veryfast", "crf": "20"}
 
 
-def encode(source: Path, target: Path, side: int) -> Path:
+def encode(source: Source, target: Path, side: int) -> Path:
     """Encode a video again in H.264 with a key frame a second; return `target`.
 
     Every frame keeps its time and its rotation; sound is left out. A video whose shorter side is
     not longer than `side` keeps its size, made even.
 
     Args:
-        source: The video file.
+        source: The video.
         target: An MP4 file to write.
         side: Pixels of the shorter side.
 
@@ -28,9 +26,8 @@ def encode(source: Path, target: Path, side: int) -> Path:
     """
     with opened(source) as video, av.open(str(target), "w") as out:
         reader, info = video.reader, video.info
-        assert isinstance(reader, FileReader)
         if not len(video.timeline.times):
-            raise VideoError(source, "its frames have no times, which a proxy needs")
+            reader.fail("its frames have no times, which a proxy needs")
         stream = out.add_stream("libx264", rate=round(info.fps) or 1, options=_OPTIONS)
         scale = min(1.0, side / min(reader.size))
         width, height = (max(2, round(length * scale / 2) * 2) for length in reader.size)

@@ -1,13 +1,13 @@
 """Frames of a video that was taken apart: only the parts that they need are read."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import av
 import numpy as np
 
 from tpo_jax.video.files import MOST_ERRORS
-from tpo_jax.video.packets import HIDDEN, Part, StoredVideo, make_decoder, make_packet
+from tpo_jax.video.packets import HIDDEN, Header, Part, StoredVideo, make_decoder, make_packet
 from tpo_jax.video.reader import Reader
 from tpo_jax.video.timeline import Timeline
 
@@ -42,6 +42,12 @@ class StoredReader(Reader):
         """Release the decoder and the packets."""
         self._parts.clear()
         del self._decoder
+
+    def taken_apart(self) -> Iterator[Part | Header]:
+        """Yield the parts of the video, then its header, as `dissect` made them."""
+        for number in range(len(self._header.starts)):
+            yield from self._read([number])
+        yield self._header
 
     def expect(self, spans: Iterable[tuple[int, int]]) -> None:
         """Learn what will be decoded, so that it can be read at once."""
