@@ -2,6 +2,9 @@
 
 import json
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
@@ -9,6 +12,8 @@ from tensorboardX.proto.event_pb2 import Event
 from tpo_jax.errors import InputError
 from tpo_jax.training.files import Board, Lines
 from tpo_jax.training.metrics import MetricsWriter
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def steps_of(path) -> list[int]:
@@ -69,3 +74,19 @@ def test_damaged_metrics_are_named_and_not_changed(tmp_path):
     path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n{"st')
     MetricsWriter(tmp_path, 1).close()
     assert path.read_text() == '{"step": 1, "loss": 0.5}\n'
+
+
+def test_scalars_are_written_without_importing_pytorch(tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    script = (
+        "import importlib.util, pathlib, sys\n"
+        "from tpo_jax.training.files import Board\n"
+        "board = Board(pathlib.Path(sys.argv[1]), 0)\n"
+        "board.add(1, {'loss': 1.0})\n"
+        "board.close()\n"
+        "assert 'tensorboardX' in sys.modules and 'torch' not in sys.modules\n"
+        "assert importlib.util.find_spec('torch')  # hidden for that import only\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, check=True)
+    (file,) = tmp_path.iterdir()
+    assert steps_of(file) == [1]

@@ -4,12 +4,13 @@ import json
 import sys
 import time
 from pathlib import Path
-
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from tpo_jax.io.journal import cut_torn_line
+
+if TYPE_CHECKING:
+    from tensorboardX.event_file_writer import EventsWriter
 
 
 class Lines:
@@ -56,15 +57,15 @@ class Board:
 
     def add(self, step: int, scalars: dict[str, float]) -> None:
         """Write the scalars of a step."""
-        values = [Summary.Value(tag=name, simple_value=x) for name, x in scalars.items()]
+        file, events, summaries = _tensorboardx()
+        values = [summaries.Summary.Value(tag=name, simple_value=x) for name, x in scalars.items()]
+        summary = summaries.Summary(value=values)
         try:
             if self._writer is None:
-                self._writer = EventsWriter(str(self._directory / "events"), f".{step}")
-                start = SessionLog(status=SessionLog.START)
-                event = Event(step=self._forget_from, wall_time=time.time(), session_log=start)
-                self._writer.write_event(event)
-            event = Event(step=step, wall_time=time.time(), summary=Summary(value=values))
-            self._writer.write_event(event)
+                self._writer = file.EventsWriter(str(self._directory / "events"), f".{step}")
+                start = events.SessionLog(status=events.SessionLog.START)
+                self._write(step=self._forget_from, session_log=start)
+            self._write(step=step, summary=summary)
             self._writer.flush()
             self._told = False
         except OSError as error:
@@ -72,10 +73,31 @@ class Board:
             self._writer, self._forget_from = None, step + 1
             self._told = _tell(self._directory, error, self._told)
 
+    def _write(self, **content: object) -> None:
+        assert self._writer is not None
+        _, events, _ = _tensorboardx()
+        self._writer.write_event(events.Event(wall_time=time.time(), **content))
+
     def close(self) -> None:
         """Close the file."""
         if self._writer:
             self._writer.close()
+
+
+def _tensorboardx() -> tuple[ModuleType, ModuleType, ModuleType]:
+    """Return what writes event files, and the messages of events and of summaries.
+
+    tensorboardX imports PyTorch where it is installed, which takes seconds and 200 MB, and needs it
+    for tensors alone: PyTorch is hidden while tensorboardX is imported.
+    """
+    hidden = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]
+    try:
+        from tensorboardX import event_file_writer
+        from tensorboardX.proto import event_pb2, summary_pb2
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return event_file_writer, event_pb2, summary_pb2
 
 
 def _tell(path: Path, error: OSError, told: bool) -> bool:
