@@ -1,6 +1,7 @@
 """Several calls of one command in one child process: starting Python and JAX takes the time."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,31 @@ for arguments in json.loads(sys.argv[2]):
 print(json.dumps(results))
 """
 
+# The flags of `train` are defined where it is run as a program.
+_PROGRAM = """
+import contextlib, importlib, io, json, runpy, sys
+from absl import flags
+
+module, results = sys.argv[1], []
+importlib.import_module(module)  # and with it the flags of libraries
+del sys.modules[module]
+own = set(flags.FLAGS)
+for arguments in json.loads(sys.argv[2]):
+    flags.FLAGS.unparse_flags()
+    for name in set(flags.FLAGS) - own:
+        delattr(flags.FLAGS, name)
+    sys.argv = [module, *arguments]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_module(module, run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+    results.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(results))
+"""
+
 
 class Result(NamedTuple):
     """Exit code, standard output and standard error of a call."""
@@ -42,13 +68,38 @@ class Result(NamedTuple):
 
 def call(name: str, *calls: dict, command: str = "") -> list[Result]:
     """Run `python -m tpo_jax.<name> [command]` per mapping of flags; a list repeats a flag."""
-    first = [command] if command else []
+    return call_commands(name, *((command, flags) for flags in calls))
+
+
+def call_commands(name: str, *calls: tuple[str, dict]) -> list[Result]:
+    """Run `python -m tpo_jax.<name> <command>` per command, which may be empty, and flags."""
     arguments = [
-        [*first, *(f"--{k}={v}" for k, values in flags.items() for v in _listed(values))]
-        for flags in calls
+        [
+            *([command] if command else []),
+            *(f"--{k}={v}" for k, values in flags.items() for v in _listed(values)),
+        ]
+        for command, flags in calls
     ]
-    child_command = [sys.executable, "-c", _CHILD, f"tpo_jax.{name}", json.dumps(arguments)]
-    child = subprocess.run(child_command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return _results(_CHILD, name, arguments, {})
+
+
+def call_program(
+    name: str, *calls: list[str], variables: dict[str, str] | None = None
+) -> list[Result]:
+    """Run `python -m tpo_jax.<name>` per list of arguments, with more environment variables."""
+    return _results(_PROGRAM, name, calls, variables or {})
+
+
+def _results(script: str, name: str, arguments, variables: dict[str, str]) -> list[Result]:
+    command = [sys.executable, "-c", script, f"tpo_jax.{name}", json.dumps(arguments)]
+    child = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert child.returncode == 0, child.stderr
     return [Result(*values) for values in json.loads(child.stdout.splitlines()[-1])]
 

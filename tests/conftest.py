@@ -41,7 +41,10 @@ SHARED = TESTS.parents[1] / "shared"
 
 
 # Files that run in the process of another, because they share an expensive fixture.
-TOGETHER = {"tests/study/test_quickstart.py": "tests/test_notebooks.py"}
+TOGETHER = {
+    "tests/study/test_quickstart.py": "tests/test_notebooks.py",
+    "tests/test_multihost.py": "tests/test_train.py",
+}
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -214,20 +217,29 @@ def start_command() -> Iterator[Callable[..., subprocess.Popen]]:
 
 
 @pytest.fixture
-def tiny_command(tiny_world, tmp_path, start_command) -> Callable[..., subprocess.Popen]:
-    """Return a function that starts `train` on the tiny run, with more flags, on some devices."""
+def tiny_arguments(tiny_world, tmp_path) -> list[str]:
+    """Return the arguments of `train` on the tiny run."""
     config = tmp_path / "config.py"
     config.write_text(
         "import pathlib\n\nfrom tests.tiny_run import tiny_config\n\n\n"
         f"def get_config():\n    return tiny_config(pathlib.Path({str(tiny_world)!r}))\n"
     )
+    return [f"--config={config}"]
+
+
+@pytest.fixture
+def tiny_variables() -> dict[str, str]:
+    """Return the environment variables of a process that computes as this one does."""
+    return {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "JAX_NUM_CPU_DEVICES": "8"}
+
+
+@pytest.fixture
+def tiny_command(tiny_arguments, tiny_variables, start_command) -> Callable[..., subprocess.Popen]:
+    """Return a function that starts `train` on the tiny run, with more flags, on some devices."""
 
     def start(*arguments: str, devices: int = 8) -> subprocess.Popen:
-        variables = {
-            "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-            "JAX_NUM_CPU_DEVICES": str(devices),
-        }
-        return start_command("train", f"--config={config}", *arguments, variables=variables)
+        variables = tiny_variables | {"JAX_NUM_CPU_DEVICES": str(devices)}
+        return start_command("train", *tiny_arguments, *arguments, variables=variables)
 
     return start
 

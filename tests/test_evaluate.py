@@ -1,5 +1,6 @@
 """The evaluate command: stored predictions, and whole runs on small folders."""
 
+import itertools
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.commands import ROOT, call
+from tests.commands import ROOT, call, call_commands
 from tests.evaluation.agreement import generate, make_docs
 from tests.evaluation.folders import FOLDERS
 from tpo_jax import families
@@ -118,11 +119,16 @@ def test_wrong_input_of_score(predictions, tmp_path) -> None:
 def test_every_subcommand_has_flags_of_its_own() -> None:
     """The others' are neither shown nor taken."""
     own = {"run": "time_instruction", "score": "predictions", "niah": "haystack"}
+    others_of = {name: [x for x in own.values() if x != flag] for name, flag in own.items()}
+    calls = [
+        (name, flags)
+        for name, others in others_of.items()
+        for flags in ({"help": "true"}, *({other: "a"} for other in others))
+    ]
+    results = iter(call_commands("evaluate", *calls))
     for name, flag in own.items():
-        others = {other for other in own.values() if other != flag}
-        helped, *wrong = call(
-            "evaluate", {"help": "true"}, *({other: "a"} for other in others), command=name
-        )
+        others = others_of[name]
+        helped, *wrong = itertools.islice(results, 1 + len(others))
         assert f"--{flag}:" in helped.out and "--output:" in helped.out
         assert not [other for other in others if f"--{other}:" in helped.out]
         for other, result in zip(others, wrong, strict=True):

@@ -52,15 +52,9 @@ def test_a_notebook_has_its_badge_and_mentions_tpus(path):
         assert (path.parent / link).exists(), link
 
 
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory) -> Path:
-    """Return a directory of compiled programs that the notebooks share."""
-    return tmp_path_factory.mktemp("programs")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs_top_to_bottom(path, smoke_quickstart, programs, tmp_path, monkeypatch):
+def test_it_runs_top_to_bottom(path, smoke_quickstart, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
     nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
     pytest.importorskip("ipykernel", reason="ipykernel is not installed")
@@ -72,8 +66,6 @@ def test_it_runs_top_to_bottom(path, smoke_quickstart, programs, tmp_path, monke
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("TPO_JAX_SCALE", "smoke")
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(programs))
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}

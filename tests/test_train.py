@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks.torture_run import Run, kill_once
+from tests.commands import call_program
 from tests.tiny_run import final_state, metrics, same_bits, tiny_config
 from tpo_jax import families
 from tpo_jax import train as command
@@ -29,8 +28,6 @@ from tpo_jax.training import identity, loop, reference, run_page
 from tpo_jax.training.experiment import read
 from tpo_jax.training.run_record import load as load_run
 from tpo_jax.training.step import make_scorer
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -160,11 +157,10 @@ def test_adapters_alone_train_resume_bit_for_bit_and_are_merged(config, tmp_path
 
 
 def test_a_run_killed_in_a_save_and_stopped_resumes_bit_for_bit(
-    finished_run, tiny_command, compiled, tmp_path
+    finished_run, tiny_arguments, tiny_variables, compiled, tmp_path
 ):
-    # `tiny_command` has written the config; `benchmarks/torture.py` does this for long.
-    settings = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "JAX_NUM_CPU_DEVICES": "8"}
-    run = Run(tmp_path / "work", [f"--config={tmp_path / 'config.py'}"], compiled, settings)
+    # `benchmarks/torture.py` does this for long.
+    run = Run(tmp_path / "work", tiny_arguments, compiled, tiny_variables)
     killed = kill_once(run, "in a save", "KILL")
     with (run.workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "losses')  # what a full disk or a kill at the wrong time leaves
@@ -414,28 +410,6 @@ def test_a_truncated_shard_is_named(config, tiny_world, tmp_path, kind):
     assert "\n" not in str(error.value)
 
 
-CALLS = """
-import contextlib, io, json, runpy, sys
-from absl import app, flags
-
-own = set(flags.FLAGS)
-results = []
-for arguments in json.loads(sys.argv[1]):
-    flags.FLAGS.unparse_flags()
-    for name in set(flags.FLAGS) - own:
-        delattr(flags.FLAGS, name)
-    sys.argv = ["train", *arguments]
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            runpy.run_module("tpo_jax.train", run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-    results.append((code, out.getvalue(), err.getvalue()))
-print(json.dumps(results))
-"""
-
-
 def test_wrong_flags_give_one_line(tmp_path):
     expected = {
         "--config.objective.gama=1": "--config has no such field: gama",
@@ -446,12 +420,7 @@ def test_wrong_flags_give_one_line(tmp_path):
         "--config.model.preset=tiny": "model.preset='tiny' is unknown; choose one of",
     }
     fixed = ["--config=configs/tiny.py", f"--workdir={tmp_path / 'work'}"]
-    calls = json.dumps([[*fixed, flag] for flag in expected])
-    child = subprocess.run(
-        [sys.executable, "-c", CALLS, calls], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert child.returncode == 0, child.stderr
-    results = json.loads(child.stdout)
+    results = call_program("train", *([*fixed, flag] for flag in expected))
     assert len(results) == len(expected)
     for (code, out, err), message in zip(results, expected.values(), strict=True):
         assert (code, out) == (2, "")

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.commands import call_program
 from tests.tiny_run import tiny_config
 from tpo_jax.errors import InputError
 from tpo_jax.train import train
@@ -272,17 +273,25 @@ def test_a_profile_that_cannot_be_written_does_not_end_the_run(tmp_path):
     assert "profile cannot be written: " in result.stderr
 
 
-def test_asked_steps_are_profiled_once(tiny_world, tiny_command, compiled, tmp_path):
-    work = tmp_path / "run"
-    for steps, code, message in (
-        ("7:9", 2, "--profile_steps=7:9: the run ends at step 6"),
-        ("2:3", 0, f"profile: {work / 'profile'}"),
-        ("2:3", 0, "--profile_steps=2:3: already done"),
-    ):
-        child = tiny_command(f"--workdir={work}", f"--profile_steps={steps}")
-        _, logs = child.communicate(timeout=300)
-        assert (child.returncode, message in logs) == (code, True), logs
-        assert bool(list((work / "profile").rglob("*.xplane.pb"))) == (code == 0)
+def test_asked_steps_are_profiled_once(tiny_arguments, tiny_variables, tmp_path):
+    refused, work = tmp_path / "refused", tmp_path / "run"
+    tried = (
+        (refused, "7:9", 2, "--profile_steps=7:9: the run ends at step 6"),
+        (work, "2:3", 0, f"profile: {work / 'profile'}"),
+        (work, "2:3", 0, "--profile_steps=2:3: already done"),
+    )
+    results = call_program(
+        "train",
+        *(
+            [*tiny_arguments, f"--workdir={folder}", f"--profile_steps={steps}"]
+            for folder, steps, _, _ in tried
+        ),
+        variables=tiny_variables,
+    )
+    for (*_, code, message), result in zip(tried, results, strict=True):
+        assert (result.code, message in result.err) == (code, True), result.err
+    assert len(list((work / "profile").rglob("*.xplane.pb"))) == 1
+    assert not (refused / "profile").exists()
 
 
 def test_profiling_is_refused_where_it_would_crash(monkeypatch):

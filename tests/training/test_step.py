@@ -299,7 +299,8 @@ def test_optimizer_decays_matrices_only():
     optimizer = make_optimizer(Optimizer(weight_decay=0.1), lambda _: 1.0)
     trainable, _ = split_params(params(), ("tower",))
     zeros = jax.tree.map(jnp.zeros_like, trainable)
-    updates, _ = optimizer.update(zeros, optimizer.init(trainable), trainable)
+    update = jax.jit(lambda zeros, params: optimizer.update(zeros, optimizer.init(params), params))
+    updates, _ = update(zeros, trainable)
     decays = {
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, update in jax.tree_util.tree_flatten_with_path(updates)[0]

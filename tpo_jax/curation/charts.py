@@ -2,14 +2,15 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
 
 from tpo_jax.curation.card import agreement
 from tpo_jax.curation.units import Unit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Key of a stage's yield -> label and colour.
 YIELDS = {
@@ -26,6 +27,8 @@ def charts(numbers: Mapping[str, Any], units: Sequence[Unit]) -> dict[str, str]:
         numbers: From `card.statistics`, with `yields` per stage.
         units: The final units.
     """
+    from matplotlib.figure import Figure  # takes a second, which other calls of `curate` save
+
     pies = Figure(figsize=(11, 4), layout="constrained")
     names = (("video lengths", "Length of the videos"), ("question types", "Types of question"))
     for axes, (name, title) in zip(pies.subplots(1, 2), names, strict=True):
@@ -57,7 +60,9 @@ def charts(numbers: Mapping[str, Any], units: Sequence[Unit]) -> dict[str, str]:
     return {"lengths_and_types": _svg(pies), "yield_and_answers": _svg(bars)}
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: "Figure") -> str:
+    import matplotlib as mpl
+
     out = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "tpo_jax"}):
         figure.savefig(out, format="svg", metadata={"Date": None})
