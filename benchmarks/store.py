@@ -1,19 +1,23 @@
 """Long videos: what it costs to store them for training and to read n frames of one.
 
     python benchmarks/store.py [--cache=DIR] [--minutes=30 --minutes=120] [--output=FILE.md]
+    python benchmarks/store.py --minutes=30 --groups=5 --frames=32 --readers=store --readers=proxy
 
 Generates H.264 of 854x480 pixels, 30 frames/s and 2.6 Mbit/s with a key frame every 2, 5 or 10
 seconds, prepares it with four pairs, and reads evenly spaced frames: of the shards; of the layout
-of format 1, one record with the whole file; of the file with our reader, PyAV and decord. Every
-reading is a process of its own, after the files were read once. Prints a Markdown table: bytes read
+of format 1, one record with the whole file; of the file with our reader, PyAV and decord; if asked
+for, of shards with a proxy, whose encoding takes half as long as the video. Every reading is a
+process of its own, after the files were read once. Prints a Markdown table: bytes read
 (`/proc/self/io`), also relative to the groups of pictures that hold the frames, wall and CPU
 seconds without the start of Python, peak resident memory with it, and whether the frames are those
 of the file.
 """
 
+import functools
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,7 +41,9 @@ MINUTES = flags.DEFINE_multi_integer("minutes", [30, 120], "Lengths of the video
 GROUPS = flags.DEFINE_multi_integer("groups", [2, 5, 10], "Seconds between key frames.")
 FRAMES = flags.DEFINE_multi_integer("frames", [8, 32, 128, 1024], "Frames to read.")
 READERS = flags.DEFINE_multi_string(
-    "readers", ["store", "format 1", "file", "PyAV", "decord"], "Readers to compare."
+    "readers",
+    ["store", "format 1", "file", "PyAV", "decord"],
+    "Readers to compare; also proxy, shards made with --proxy=384.",
 )
 OUTPUT = flags.DEFINE_string("output", None, "File for the table, besides standard output.")
 CASE = flags.DEFINE_string("case", None, "One reading, as JSON: reader, video, num_frames.")
@@ -66,8 +72,8 @@ def generate(path: Path, minutes: int, seconds: int) -> Path:
     return path
 
 
-def prepare(video: Path) -> None:
-    """Prepare four pairs of a video in this process."""
+def prepare(video: Path, name: str = "shards", proxy: int = 0) -> None:
+    """Prepare four pairs of a video in this process, anew."""
     from tpo_jax.data import preparation
 
     folder = video.with_suffix("")
@@ -75,18 +81,20 @@ def prepare(video: Path) -> None:
     pairs = folder / "pairs.json"
     fields = {"video": video.name, "prompt": "What is it?", "chosen": "Noise.", "rejected": "A cat"}
     pairs.write_text(json.dumps([fields | {"id": str(i)} for i in range(4)]))
-    settings = preparation.Settings(num_frames=32)
-    preparation.prepare(pairs, video.parent, folder / "shards", settings)
+    shutil.rmtree(folder / name, ignore_errors=True)
+    settings = preparation.Settings(num_frames=32, proxy=proxy)
+    preparation.prepare(pairs, video.parent, folder / name, settings)
 
 
-def made(video: Path) -> list[str]:
+def made(video: Path, name: str = "shards") -> list[str]:
     """Prepare a video in another process; return a row of the table of that."""
-    found = json.loads(run_case("prepare", video, 0) or "{}")
-    shards = video.with_suffix("") / "shards"
+    found = json.loads(run_case(f"prepare {name}", video, 0))
+    shards = video.with_suffix("") / name
     size = sum(path.stat().st_size for path in shards.rglob("*") if path.is_file())
     length = video.stat().st_size
     numbers = f"{found['wall']:.0f}", f"{found['cpu']:.0f}", f"{found['memory']:.0f}"
-    return [video.stem, f"{length / 1e6:.0f}", f"{size / length:.4f}", *numbers]
+    title = video.stem + (", proxy" if name == "proxy" else "")
+    return [title, f"{length / 1e6:.0f}", f"{size / length:.4f}", *numbers]
 
 
 def run_case(name: str, video: Path, num_frames: int) -> str:
@@ -111,12 +119,12 @@ def write_format_1(video: Path) -> None:
     writer.close()
 
 
-def from_store(video: Path, num_frames: int) -> np.ndarray:
+def from_store(video: Path, num_frames: int, name: str = "shards") -> np.ndarray:
     """Read the first pair's frames as `train` does."""
     from tpo_jax.data.clips import read_clip
     from tpo_jax.data.shards import open_shards
 
-    return read_clip(open_shards(video.with_suffix("") / "shards"), 0, "uniform", num_frames).frames
+    return read_clip(open_shards(video.with_suffix("") / name), 0, "uniform", num_frames).frames
 
 
 def from_format_1(video: Path, num_frames: int) -> np.ndarray:
@@ -175,8 +183,13 @@ READ: dict[str, Callable[[Path, int], np.ndarray]] = {
     "file": from_file,
     "PyAV": from_pyav,
     "decord": from_decord,
+    "proxy": functools.partial(from_store, name="proxy"),
 }
-MAKE: dict[str, Callable[[Path], None]] = {"prepare": prepare, "write format 1": write_format_1}
+MAKE: dict[str, Callable[[Path], None]] = {
+    "prepare shards": prepare,
+    "prepare proxy": functools.partial(prepare, name="proxy", proxy=384),
+    "write format 1": write_format_1,
+}
 
 
 def once(name: str, video: Path, num_frames: int) -> dict[str, Any]:
@@ -239,7 +252,8 @@ def measure(video: Path, num_frames: int) -> list[list[str]]:
             f"{found['cpu']:.2f}",
             f"{found['memory']:.0f}",
         )
-        rows.append([*row, *numbers, "yes" if found["hash"] == frames else "NO"])
+        same = "another encoding" if reader == "proxy" else "NO"
+        rows.append([*row, *numbers, "yes" if found["hash"] == frames else same])
         print(" ".join(rows[-1]), file=sys.stderr, flush=True)
     return rows
 
@@ -262,7 +276,9 @@ def main(_) -> None:
             name = f"{minutes}_minutes_groups_of_{seconds}_s.mp4"
             video = generate(Path(CACHE.value) / name, minutes, seconds)
             prepared.append(made(video))
-            print(" ".join(prepared[-1]), file=sys.stderr, flush=True)
+            if "proxy" in READERS.value:
+                prepared.append(made(video, "proxy"))
+            print(*prepared[-2:], sep="\n", file=sys.stderr, flush=True)
             if "format 1" in READERS.value:
                 run_case("write format 1", video, 0)  # fails from 2 GB on
             for num_frames in FRAMES.value:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.video import clips
 from tpo_jax.data import array_records, shards, storing
 from tpo_jax.data.order import select
 from tpo_jax.data.preparation import Settings, Work, prepare
@@ -186,6 +187,38 @@ def test_frames_are_read_back_and_compared(world, tmp_path, monkeypatch):
     assert (manifest["pairs"], manifest["rejected"]) == (4, 2)
     assert "do not give the frames of the file" in (tmp_path / "out/rejected.jsonl").read_text()
     assert list(shards.open_shards(tmp_path / "out").videos.names()) == ["0.mp4", "2.mp4"]
+
+
+def test_files_of_the_same_packets_that_show_them_otherwise(tmp_path):
+    """Turned by a quarter, or without the frames that an edit list hides."""
+    names = ("constant.mp4", "rotated.mp4", "trimmed.mp4")
+    for name in names:
+        clips.VIDEOS[name](tmp_path / name)
+    (tmp_path / "pairs.json").write_text(json.dumps([pair(i, n) for i, n in enumerate(names)]))
+    prepare(tmp_path / "pairs.json", tmp_path, tmp_path / "out", SETTINGS)
+    opened = shards.open_shards(tmp_path / "out")
+    for record, name in zip(opened, names, strict=True):
+        found = sample_frames(opened.videos.video(record.video_digest), "uniform", 4)
+        expected = sample_frames(tmp_path / name, "uniform", 4)
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_streams_without_times_or_of_two_sizes(tmp_path):
+    """Frames without times are counted; a proxy needs their times, a batch one size."""
+    raw = clips.write(tmp_path / "raw.h264", 40, b_frames=0)
+    small = clips.write(tmp_path / "small.h264", 40, b_frames=0, size=(64, 48))
+    (tmp_path / "both.h264").write_bytes(raw.read_bytes() + small.read_bytes())
+    small.unlink()
+    clips.write(tmp_path / "fine.mp4", 9)
+    reasons = {}
+    for proxy in (0, 48):
+        out = tmp_path.parent / f"{tmp_path.name}-{proxy}"
+        prepare(None, tmp_path, out, Settings(num_frames=4, proxy=proxy))
+        lines = (out / "rejected.jsonl").read_text().splitlines()
+        reasons[proxy] = [json.loads(line)["reason"] for line in lines]
+    (sizes,) = reasons[0]
+    assert sizes.startswith("both.h264: frame ") and sizes.endswith("is 64x48 pixels")
+    assert reasons[48][-1] == "raw.h264: its frames have no times, which a proxy needs"
 
 
 def test_a_proxy_is_smaller_and_keeps_every_frame_and_time(world, tmp_path):

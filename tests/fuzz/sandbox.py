@@ -161,11 +161,15 @@ def _serve(module: str) -> None:
     from absl import flags
 
     from tpo_jax.data.records import features
+    from tpo_jax.families import FAMILIES
 
     sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     importlib.import_module(module)
     features()  # what TFDS imports late
+    if module == "tpo_jax.convert":
+        for family in FAMILIES.values():
+            family.model()  # which imports JAX late
     # Everything is imported now; the child runs the command's file, which defines its flags again.
     for flag in list(flags.FLAGS.flags_by_module_dict().get(module, [])):
         delattr(flags.FLAGS, flag.name)

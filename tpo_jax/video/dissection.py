@@ -122,6 +122,9 @@ class _Dissection:
     def header(self, timeline: Timeline, packet_of: np.ndarray) -> Header:
         """Return the header of the parts."""
         reader = self._reader
+        # Files with the same packets may show them turned, or at other times.
+        self._hash.update(json.dumps([reader.turns, *map(str, reader.clock)]).encode())
+        self._hash.update(timeline.times.astype("<i8").tobytes())
         return Header(
             codec=reader.context.name,
             parameters=self._parameters,

@@ -64,7 +64,7 @@ class Header(NamedTuple):
     starts: np.ndarray  # int64 [parts]: the first packet of each part
     sizes: np.ndarray  # int64 [parts]: bytes of the packets of each part
     num_packets: int
-    digest: str  # hash of the packets and of what the decoder must know before the first one
+    digest: str  # hash of the packets, of what the decoder must know before them, turns and times
 
     def encode(self) -> tuple[str, tuple[bytes, ...]]:
         """Return the header as a text and packed arrays."""
