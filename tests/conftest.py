@@ -40,10 +40,11 @@ TESTS = Path(__file__).resolve().parent
 SHARED = TESTS.parents[1] / "shared"
 
 
-# Files that run in the process of another, because they share an expensive fixture.
+# Files that run in the process of another, because they share expensive fixtures and programs.
 TOGETHER = {
     "tests/study/test_quickstart.py": "tests/test_notebooks.py",
     "tests/test_multihost.py": "tests/test_train.py",
+    "tests/training/test_observability.py": "tests/test_train.py",
 }
 
 

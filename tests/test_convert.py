@@ -93,14 +93,19 @@ def test_one_model_in_two_layouts(family, inputs, tmp_path):
     assert len(scores[0].read_text().splitlines()) == len(PAIRS)
 
     flags = {"video": inputs / "videos" / "v0", "num_frames": 4, "max_new_tokens": 12}
-    for question in (["What?"], ["What?", "Who is there?"]):
-        results = call(
-            "generate",
-            *(flags | {"prompt": question, "checkpoint": path} for path in (source, native, back)),
-        )
-        assert [result.code for result in results] == [0, 0, 0], results[0].err
-        assert results[0].out == results[1].out == results[2].out
-        assert results[0].out.strip()
+    one, several = {"prompt": ["What?"]}, {"prompt": ["What?", "Who is there?"]}
+    results = call(
+        "generate",
+        *(
+            flags | question | {"checkpoint": path}
+            for question in (one, several)
+            for path in (source, native, back)
+        ),
+    )
+    assert [result.code for result in results] == [0] * 6, results
+    for answers in (results[:3], results[3:]):
+        assert answers[0].out == answers[1].out == answers[2].out
+        assert answers[0].out.strip()
 
 
 _PEAKS = """

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -92,8 +93,17 @@ def still_logps(loaded, folder, pair):
         tokenizer, [pair["prompt"]], answers, pictures.tokens, template=INFERENCE
     )
     batch = one_row(config, pictures, row)
-    logps = classic.token_logps(families.bind(config, loaded.params), batch)
-    return np.asarray(logps.sum(axis=(1, 3))[0])
+    return summed(classic.token_logps, loaded, batch)
+
+
+def summed(function, loaded, batch):
+    """[2] sums over the tokens of the answers in a batch of one row."""
+
+    @jax.jit
+    def sums(params, batch):
+        return function(families.bind(loaded.config, params), batch).sum(axis=(1, 3))[0]
+
+    return np.asarray(sums(loaded.params, batch))
 
 
 def logps(function, loaded, folder, pair, style="inference"):
@@ -110,10 +120,10 @@ def logps(function, loaded, folder, pair, style="inference"):
         template=families.of(config).templates[style],
     )
     batch = one_row(config, families.of(config).preprocess(frames, config), row)
-    sums = function(families.bind(config, loaded.params), batch).sum(axis=(1, 3))[0]
+    sums = summed(function, loaded, batch)
     labels = 8 if style == "dpo_trainer" else 2
     tokens = [len(tokenizer.encode(pair[name]).ids) + labels for name in ("chosen", "rejected")]
-    return np.asarray(sums), tokens
+    return sums, tokens
 
 
 def test_scores_and_wrong_input(folder, tmp_path) -> None:
