@@ -156,6 +156,39 @@ def test_adapters_alone_train_resume_bit_for_bit_and_are_merged(config, tmp_path
     assert not (finished_run / "adapters").exists()
 
 
+def test_adapters_on_a_quantized_decoder(config, tmp_path, tiny_world, finished_run):
+    """The first loss, a resume to the bit, and the result: the checkpoint's own weights, merged."""
+    base = finished_run / "model"
+    config.model.preset, config.model.tokenizer = "", ""
+    config.model.checkpoint, config.model.weights = str(base), "int8"
+    config.lora.rank = 2
+    config.train.eval_every, config.train.num_steps = 0, 3
+    config.train.freeze = ("tower", "projector")
+    config.train.learning_rate = 1e-2
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    caches = set((tiny_world / "shards").glob("reference-*.npz"))
+    train(config, whole)
+    (cache,) = set((tiny_world / "shards").glob("reference-*.npz")) - caches
+    assert metrics(whole)[0]["losses/total"] == pytest.approx(np.log(2), abs=1e-6)
+    state = final_state(whole, 3)
+    assert state["frozen"]["decoder"]["layers"]["q"]["kernel"].dtype == np.int8
+
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "3")
+    shutil.rmtree(parts / "model")
+    train(config, parts)
+    assert same_bits(final_state(parts, 3), state)
+    cache.unlink()
+
+    mesh = make_mesh({"data": 1, "fsdp": 8, "tensor": 1, "context": 1})
+    expected = load_model(base, mesh=mesh, dtype=None, adapters=whole / "adapters").params
+    found = load_model(parts / "model", mesh=mesh, dtype=None).params
+    assert same_bits(jax.device_get(found), jax.device_get(expected))
+    changed = found["decoder"]["layers"]["q"]["kernel"]
+    original = load_model(base, mesh=mesh).params["decoder"]["layers"]["q"]["kernel"]
+    assert np.abs(changed - original).max() > 1e-4
+
+
 def test_a_run_killed_in_a_save_and_stopped_resumes_bit_for_bit(
     finished_run, tiny_arguments, tiny_variables, compiled, tmp_path
 ):

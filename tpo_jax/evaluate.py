@@ -30,6 +30,7 @@ from tpo_jax.errors import InputError, Subcommand, run_command
 from tpo_jax.evaluation import rescoring, runs, scorers
 from tpo_jax.families.template import STYLES, TIME_INSTRUCTIONS
 from tpo_jax.io.paths import define_path, output_file
+from tpo_jax.models import quantized
 
 # Every subcommand has flags of its own, read as attributes: `_RUN.num_frames`.
 _RUN, _SCORE, _NIAH = flags.FlagValues(), flags.FlagValues(), flags.FlagValues()
@@ -80,6 +81,7 @@ for _values in (_RUN, _NIAH):
         flag_values=_values,
     )
     flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Compute dtype.", _values)
+    flags.DEFINE_enum("weights", "", quantized.CHOICES, quantized.FLAG_HELP, _values)
 
 define_path(
     "data", None, "Folder of the benchmark, archives unpacked.", required=True, flag_values=_RUN

@@ -18,6 +18,7 @@ from tpo_jax.families.template import STYLES, TIME_INSTRUCTIONS
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.inference.model import load, load_processor
 from tpo_jax.io.paths import define_path, define_paths
+from tpo_jax.models import quantized
 from tpo_jax.video import sampling
 
 _CHECKPOINT = define_path(
@@ -54,6 +55,7 @@ _PENALTY = flags.DEFINE_float(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", lower_bound=0)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
+_WEIGHTS = flags.DEFINE_enum("weights", "", quantized.CHOICES, quantized.FLAG_HELP)
 
 
 def read_visual(processor: Processor) -> tuple[Visual, list[str]]:
@@ -88,6 +90,7 @@ def main() -> None:
         processor=processor,
         tower=_TOWER.value,
         adapters=_ADAPTERS.value,
+        weights=_WEIGHTS.value,
     )
     how: dict[str, Any] = {
         "max_new_tokens": _MAX_NEW_TOKENS.value,

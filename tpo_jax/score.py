@@ -21,6 +21,7 @@ from tpo_jax.inference.model import load, load_processor
 from tpo_jax.inference.scoring import FrameSource, read_list, read_row, score
 from tpo_jax.io.files import replacing
 from tpo_jax.io.paths import define_path, output_file
+from tpo_jax.models import quantized
 from tpo_jax.video import sampling
 
 _CHECKPOINT = define_path(
@@ -59,6 +60,7 @@ _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 8, "Pairs at a time, rounded up to a multiple of the devices.", lower_bound=1
 )
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
+_WEIGHTS = flags.DEFINE_enum("weights", "", quantized.CHOICES, quantized.FLAG_HELP)
 
 
 def main() -> None:
@@ -79,6 +81,7 @@ def main() -> None:
         processor=processor,
         tower=_TOWER.value,
         adapters=_ADAPTERS.value,
+        weights=_WEIGHTS.value,
     )
     with replacing(output) as file:
         for result in score(model, pairs, source, _BATCH_SIZE.value):

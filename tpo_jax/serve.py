@@ -15,6 +15,7 @@ from absl import flags
 
 from tpo_jax.errors import InputError, run_command
 from tpo_jax.io.paths import define_path, define_paths
+from tpo_jax.models import quantized
 from tpo_jax.serving.settings import Settings
 from tpo_jax.video import sampling
 
@@ -89,6 +90,7 @@ _MAX_WAITING = flags.DEFINE_integer(
     "max_waiting", _DEFAULT.max_waiting, "Longest queue of questions; more are refused.", 1
 )
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
+_WEIGHTS = flags.DEFINE_enum("weights", "", quantized.CHOICES, quantized.FLAG_HELP)
 _WARM_UP = flags.DEFINE_boolean(
     "warm_up",
     None,
@@ -149,9 +151,9 @@ def main() -> None:
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is not installed; pip install 'tpo_jax[serve]'") from error
     settings = read_settings()
-    sources = [Source(_CHECKPOINT.value, _TOWER.value, _ADAPTERS.value)]
+    sources = [Source(_CHECKPOINT.value, _TOWER.value, _ADAPTERS.value, _WEIGHTS.value)]
     if _COMPARE.value:
-        sources.append(Source(_COMPARE.value))
+        sources.append(Source(_COMPARE.value, weights=_WEIGHTS.value))
     called = names([str(source.adapters or source.checkpoint) for source in sources])
     if len(called) < len(sources):
         raise InputError(f"--compare={_COMPARE.value} is the same directory as --checkpoint")

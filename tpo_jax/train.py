@@ -22,18 +22,13 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from tpo_jax import families
-from tpo_jax.checkpoints.adapters import merge_adapters
-from tpo_jax.checkpoints.models import load_model, save_model
-from tpo_jax.checkpoints.peft import save_adapters
 from tpo_jax.checkpoints.train_state import TrainCheckpoints
 from tpo_jax.data.pipeline import Pipeline
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, run_command
 from tpo_jax.io.files import write_json
 from tpo_jax.io.paths import check_config, define_path
-from tpo_jax.models.config import ModelConfig, check_source
-from tpo_jax.models.lora import join, merge
+from tpo_jax.models.config import ModelConfig
 from tpo_jax.objectives.preference import metric_names
 from tpo_jax.parallel import distributed
 from tpo_jax.parallel.mesh import make_mesh
@@ -54,31 +49,7 @@ from tpo_jax.training.state import (
 )
 from tpo_jax.training.step import METRICS, make_forward, make_scorer, make_step
 from tpo_jax.training.watch import Watch
-
-
-def load_weights(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[ModelConfig, dict, Path]:
-    """Return model config, parameters on the mesh and tokenizer directory."""
-    given = experiment.source
-    check_source(given.checkpoint, given.preset)
-    settings: dict[str, Any] = {"max_length": given.max_length} if given.max_length else {}
-    if given.checkpoint:
-        loaded = load_model(given.checkpoint, mesh=mesh, dtype=None, tower=given.tower, **settings)
-        params = loaded.params
-        if given.adapters:
-            params = merge_adapters(given.adapters, loaded.config, params)
-        return loaded.config, params, loaded.tokenizer_directory
-    if given.tower or given.adapters:
-        raise InputError("model.tower and model.adapters are for a model.checkpoint, not a preset")
-    model = dataclasses.replace(families.preset(given.preset), **settings)
-    if not given.tokenizer:
-        raise InputError(f"model.preset={given.preset} needs model.tokenizer, a directory")
-    # Random weights have no vocabulary of their own: a larger tokenizer makes room for itself.
-    ids = load_tokenizer(given.tokenizer).get_vocab_size()
-    size = max(model.decoder.vocab_size, -(-ids // 128) * 128)
-    model = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, vocab_size=size))
-    init = lambda: families.init_params(model, experiment.schedule.seed)  # noqa: E731
-    shardings = parameter_shardings(mesh, jax.eval_shape(init))
-    return model, jax.jit(init, out_shardings=shardings)(), Path(given.tokenizer)
+from tpo_jax.training.weights import load_weights, save_result
 
 
 def open_data(
@@ -251,20 +222,6 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
         print(f"stopped at step {int(state.step)}; run again to resume", file=sys.stderr)
         return None
     return save_result(experiment, workdir, model, state, tokenizer)
-
-
-def save_result(
-    experiment: Experiment, workdir: Path, model: ModelConfig, state: TrainState, tokenizer: Path
-) -> Path:
-    """Save the trained model and, if there are any, its adapters; return the model's directory."""
-    trained = join(state.params, state.frozen)
-    if experiment.lora.rank:
-        source = experiment.source
-        base = " + ".join(filter(None, (source.checkpoint, source.adapters)))
-        save_adapters(workdir / "adapters", model, experiment.lora, state.params, base)
-        trained = merge(trained, experiment.lora)
-    save_model(workdir / "model", model, trained, tokenizer, experiment.source.tower)
-    return workdir / "model"
 
 
 def main() -> None:

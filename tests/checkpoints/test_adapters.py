@@ -14,15 +14,14 @@ from safetensors.numpy import load_file, save_file
 import tpo_jax
 from tests.commands import call
 from tpo_jax import families
-from tpo_jax.checkpoints.adapters import merge_adapters
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.checkpoints.peft import save_adapters
 from tpo_jax.errors import InputError
 from tpo_jax.inference.model import load_processor
 from tpo_jax.models.lora import Lora, init_adapters, join, merge
 from tpo_jax.parallel.mesh import make_mesh
-from tpo_jax.train import load_weights
 from tpo_jax.training import experiment
+from tpo_jax.training.weights import load_weights
 
 CONFIG = families.preset("tiny_llava_video")
 LORA = Lora(rank=3, alpha=7.0)
@@ -52,11 +51,9 @@ def assert_same(found, expected):
 
 def test_a_run_s_adapters_give_its_model(trained):
     folder, expected = trained
-    params = load_model(folder / "base").params
-    assert_same(merge_adapters(folder / "adapters", CONFIG, params), expected)
+    assert_same(load_model(folder / "base", adapters=folder / "adapters").params, expected)
     mesh = make_mesh({"data": 1, "fsdp": 4, "tensor": 2, "context": 1})
-    params = load_model(folder / "base", mesh=mesh).params
-    found = merge_adapters(folder / "adapters", CONFIG, params)
+    found = load_model(folder / "base", mesh=mesh, adapters=folder / "adapters").params
     kernel = found["decoder"]["layers"]["q"]["kernel"]
     assert len(kernel.sharding.device_set) == 8 and not kernel.sharding.is_fully_replicated
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
@@ -126,7 +123,7 @@ def test_what_is_not_read_is_one_line(trained, tmp_path, case):
     change, message = BREAKS[case]
     change(copy)
     with pytest.raises(InputError, match=message) as error:
-        merge_adapters(copy, CONFIG, load_model(folder / "base").params)
+        load_model(folder / "base", adapters=copy)
     assert "\n" not in str(error.value)
 
 
@@ -170,7 +167,7 @@ def test_peft_s_own_directories(tmp_path, rslora):
 
     before = load_model(tmp_path / "base").params
     assert np.abs(logits(before) - theirs).max() > 1e-2
-    found = logits(merge_adapters(tmp_path / "adapters", config, before))
+    found = logits(load_model(tmp_path / "base", adapters=tmp_path / "adapters").params)
     np.testing.assert_allclose(found, theirs, atol=1e-4)
 
 

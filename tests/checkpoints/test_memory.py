@@ -18,6 +18,7 @@ from tpo_jax.checkpoints.huggingface import weights
 from tpo_jax.checkpoints.models import open_model, save_model
 from tpo_jax.checkpoints.safetensors_files import Entry, SafetensorsWriter
 from tpo_jax.models.config import DecoderConfig
+from tpo_jax.models.quantized import quantize_params
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = families.preset("tiny_longva")
@@ -35,11 +36,11 @@ def resident(key):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(key)))
 
-tiny, source = sys.argv[1:]
-kept = load_model(tiny, dtype=None)  # imports, programs, threads
+tiny, source, weights = sys.argv[1:]
+kept = load_model(tiny, dtype=None, weights=weights)  # imports, programs, threads
 before = resident("VmRSS")
 pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
-kept = load_model(source, dtype=None)
+kept = load_model(source, dtype=None, weights=weights)
 print(resident("VmHWM") - before)
 """
 
@@ -87,5 +88,14 @@ def sizes():
 
 @pytest.mark.parametrize("layout", ["", "-native"], ids=["hugging face", "native"])
 def test_loading_streams(directories, layout):
-    peak = measure(directories / f"tiny{layout}", directories / f"large{layout}")
+    peak = measure(directories / f"tiny{layout}", directories / f"large{layout}", "")
     assert sum(sizes()) <= peak <= sum(sizes()) + 2 * max(sizes()) + SLACK
+
+
+def test_a_quantized_model_is_never_whole_beside_its_own_weights(directories):
+    small = jax.eval_shape(lambda p: quantize_params(p, "int8"), families.abstract_params(CONFIG))
+    leaves = jax.tree.leaves(small)
+    total = sum(int(np.prod(x.shape)) * (1 if x.dtype == jnp.int8 else 2) for x in leaves)
+    peak = measure(directories / "tiny", directories / "large", "int8")
+    assert total <= peak <= total + 2 * max(sizes()) + SLACK
+    assert total + 2 * max(sizes()) + SLACK < total + sum(sizes())

@@ -34,7 +34,13 @@ def test_the_table_marks_fields_that_may_change(world_config):
     config = settings.read(world_config)
     bound = set(roles.stage_owners(config, stages.make_stages(config, []))["judged"])
     named = {f"{role}.{field}" for role in settings.ROLES for field in ("backend", "model")}
-    named |= {"local.checkpoint", "local.dtype", "openai.model", "openai.image_size"}
+    named |= {
+        "local.checkpoint",
+        "local.dtype",
+        "local.weights",
+        "openai.model",
+        "openai.image_size",
+    }
     named |= {"rules.world_seed", "rules.slips", "rules.judge_slips"}
     marked = {name for name, star, *_ in ROWS if star}
     assert marked == flat(world_config).keys() - bound - named

@@ -54,11 +54,11 @@ class ToyConfig:
 
 
 class Toy(VideoLanguageModel):
-    def __init__(self, config, rngs, ranks):
+    def __init__(self, config, rngs, projections):
         self.config = config
         self.tower = nnx.Linear(config.patch**2 * 3, config.width, rngs=rngs)
         self.projector = nnx.Linear(config.width, config.decoder.width, rngs=rngs)
-        self.decoder = Decoder(config.decoder, rngs, ranks)
+        self.decoder = Decoder(config.decoder, rngs, projections)
 
     def encode(self, batch, *, freeze_tower=False, remat="none"):
         frames = batch["frames"] if isinstance(batch, dict) else batch.frames

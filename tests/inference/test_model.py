@@ -55,6 +55,21 @@ def test_questions_are_answered_together_as_alone_and_in_pieces(model, folder) -
         model.answer(folder / "nothing.mp4", QUESTIONS[0])
 
 
+@pytest.mark.parametrize(("weights", "bound"), [("int8", 0.05), ("int4", 0.5)])
+def test_quantized_weights_score_nearly_alike_on_any_mesh(model, folder, weights, bound) -> None:
+    pair = {"video": "video.mp4", "prompt": "Why?", "chosen": "It is red.", "rejected": "No."}
+    meshes = [make_mesh(dict.fromkeys(AXES, 1) | {"tensor": n}, jax.devices()[:n]) for n in (1, 2)]
+    loaded = [tpo_jax.load(folder / "model", mesh=mesh, weights=weights) for mesh in meshes]
+    how = {"videos": folder, "num_frames": 2, "batch_size": 1}
+    ((exact,), (one,), (two,)) = (m.score([pair], **how) for m in (model, *loaded))
+    for name, tokens in (("chosen_logp", exact.chosen_tokens), ("rejected_logp", 3)):
+        a, b, c = (getattr(score, name) for score in (exact, one, two))
+        assert b == pytest.approx(c, abs=1e-4)
+        assert 0 < abs(a - b) < bound * tokens
+    answer = loaded[0].answer(None, "Why?", max_new_tokens=2)
+    assert "".join(loaded[0].stream(None, "Why?", max_new_tokens=2)) == answer
+
+
 def test_images_and_text_alone(model, folder) -> None:
     path, how = folder / "image.png", {"max_new_tokens": 8}
     with Image.open(path) as picture:

@@ -10,14 +10,13 @@ import numpy as np
 
 from tpo_jax import families
 from tpo_jax.checkpoints import hub
-from tpo_jax.checkpoints.huggingface import flatten, weights
-from tpo_jax.checkpoints.native import nested
+from tpo_jax.checkpoints.huggingface import weights
 from tpo_jax.checkpoints.safetensors_files import Shards
 from tpo_jax.errors import InputError
 from tpo_jax.families.weights import Leaf, from_torch
 from tpo_jax.io.files import read_json_object
 from tpo_jax.models.config import ModelConfig
-from tpo_jax.models.lora import Lora, join, merge
+from tpo_jax.models.lora import Lora, merge
 
 # Settings under which a directory holds more than products of two thin matrices, or others.
 _UNSUPPORTED = {
@@ -53,16 +52,32 @@ class _Config(NamedTuple):
         return default
 
 
-def merge_adapters(directory: str | Path, config: ModelConfig, params: dict) -> dict:
-    """Return a model's parameters with a PEFT directory merged into them.
+class Adapters(NamedTuple):
+    """A PEFT directory's contents, by paths of the parameters that they change."""
 
-    Its adapters are added to the kernels, in their dtype, layer by layer; tensors that it holds
-    whole (`modules_to_save`, and `non_lora_trainables.safetensors`) take the place of the model's.
+    factors: dict[str, dict[str, np.ndarray]]  # `lora_a` and `lora_b`, of kernels
+    whole: dict[str, np.ndarray]  # values in place of the model's
+    lora: Lora
+
+    def onto(self, path: str, x: jax.Array) -> jax.Array:
+        """Return a parameter of the model with what the directory holds of it, in its dtype.
+
+        Adapters are added layer by layer; the buffer of `x` is given up.
+        """
+        if path in self.whole:
+            return jax.device_put(self.whole[path].astype(x.dtype), x.sharding)
+        if path in self.factors:
+            return merge({"kernel": x, **self.factors[path]}, self.lora)["kernel"]
+        return x
+
+
+def read_adapters(directory: str | Path, config: ModelConfig) -> Adapters:
+    """Read a PEFT directory: adapters, and the tensors that it holds whole (`modules_to_save`, and
+    `non_lora_trainables.safetensors`).
 
     Args:
         directory: of PEFT's layout, or its name on the Hugging Face Hub.
         config: of the model.
-        params: its parameters on the devices; their buffers are given up.
 
     Raises:
         InputError: the directory is not PEFT's, is not of this model, or asks for what is not done.
@@ -93,7 +108,7 @@ def merge_adapters(directory: str | Path, config: ModelConfig, params: dict) -> 
                 whole.setdefault(path, {})[i] = from_torch(leaf, shards.read(name))
     if not factors and not whole:
         raise InputError(f"{directory}: no adapters")
-    return _merged(config, params, factors, whole, read.lora)
+    return _stacked(config, factors, whole, read.lora)
 
 
 def _read_config(directory: Path) -> _Config:
@@ -164,15 +179,15 @@ def _factors(
     return a, b if ratio == 1 else b * np.float32(ratio)
 
 
-def _merged(config: ModelConfig, params: dict, factors: dict, whole: dict, lora: Lora) -> dict:
-    leaves, rows = flatten(params), weights(config).leaves
+def _stacked(config: ModelConfig, factors: dict, whole: dict, lora: Lora) -> Adapters:
+    rows = weights(config).leaves
+    found = Adapters({}, {}, lora)
     for path, parts in whole.items():
-        old, leaf = leaves[path], rows[path]
+        leaf = rows[path]
         if len(parts) < len(leaf.names):
             raise InputError(f"{leaf.names[0]}: the adapters hold {len(parts)} of its layers only")
         values = np.stack([parts[i] for i in range(len(parts))]) if leaf.stacked else parts[0]
-        leaves[path] = jax.device_put(values.astype(old.dtype), old.sharding)
-    beside: dict[str, Any] = {}
+        found.whole[path] = values
     for path, parts in factors.items():
         rank = max(a.shape[1] for a, _ in parts.values())
         for name, k in (("lora_a", 0), ("lora_b", 1)):
@@ -180,8 +195,8 @@ def _merged(config: ModelConfig, params: dict, factors: dict, whole: dict, lora:
             nothing = np.zeros_like(next(iter(padded.values())))
             layers = [padded.get(i, nothing) for i in range(len(rows[path].names))]
             values = np.stack(layers) if rows[path].stacked else layers[0]
-            beside[f"{path.removesuffix('kernel')}{name}"] = values
-    return merge(join(nested(leaves), nested(beside)), lora)
+            found.factors.setdefault(path, {})[name] = values
+    return found
 
 
 def _padded(factor: np.ndarray, rank: int, axis: int) -> np.ndarray:

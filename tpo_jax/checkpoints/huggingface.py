@@ -123,13 +123,15 @@ def open_shards(directory: Path, family: Family, tower: Path | None = None) -> S
     return shards
 
 
-def open_params(shards: Shards, config: ModelConfig, dtype: Any = None) -> dict:
+def open_params(
+    shards: Shards, config: ModelConfig, dtype: Callable[[str], Any] = lambda path: None
+) -> dict:
     """Return parameters as `families.abstract_params(config)`, every leaf a `Stored`.
 
     Args:
         shards: of the checkpoint.
         config: of the checkpoint.
-        dtype: of the parameters; None: as stored (float32 where stacked layers differ).
+        dtype: of a parameter, by its path; None: as stored (float32 where stacked layers differ).
 
     Raises:
         InputError: a missing, unused or wrongly shaped tensor; when read, one that is not finite.
@@ -137,11 +139,12 @@ def open_params(shards: Shards, config: ModelConfig, dtype: Any = None) -> dict:
     check_tensors(shards, config)
     rows = weights(config).leaves
 
-    def stored(path: Any, abstract: Any) -> Stored:
-        leaf = rows[jax.tree_util.keystr(path, simple=True, separator="/")]
+    def stored(keys: Any, abstract: Any) -> Stored:
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        leaf = rows[path]
         dtypes = {DTYPES[shards.dtype(name)] for name in leaf.names}
         own = dtypes.pop() if len(dtypes) == 1 else np.float32
-        to = np.dtype(dtype or own)
+        to = np.dtype(dtype(path) or own)
         return Stored(abstract.shape, to, _reader(shards, leaf, abstract.shape, to))
 
     return jax.tree_util.tree_map_with_path(stored, families.abstract_params(config))

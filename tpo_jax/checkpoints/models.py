@@ -7,6 +7,7 @@ checkpoint, `huggingface/` with what an export needs to give that back (see `exp
 
 import dataclasses
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ from jax.experimental import multihost_utils
 from tpo_jax import families
 from tpo_jax.checkpoints import hub, huggingface, native
 from tpo_jax.checkpoints import huggingface_export as export
+from tpo_jax.checkpoints.adapters import read_adapters
+from tpo_jax.checkpoints.huggingface import flatten
+from tpo_jax.checkpoints.native import nested
 from tpo_jax.checkpoints.safetensors_files import Shards
 from tpo_jax.errors import InputError, note
 from tpo_jax.families.family import Family
 from tpo_jax.io.files import read_json_object, replacing_directory, write_json
 from tpo_jax.models.config import ModelConfig
+from tpo_jax.models.quantized import is_quantized, quantize_leaf
 from tpo_jax.parallel.sharding import parameter_shardings
 
 FORMAT, VERSION = "tpo_jax", 1
@@ -39,6 +44,15 @@ class Loaded:
 
     config: ModelConfig
     params: dict
+    tokenizer_directory: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """A model that is loaded parameter by parameter: `leaves` yields path and values."""
+
+    config: ModelConfig
+    leaves: Iterator[tuple[str, jax.Array]]
     tokenizer_directory: Path
 
 
@@ -114,22 +128,58 @@ def load_model(
     mesh: jax.sharding.Mesh | None = None,
     dtype: jax.typing.DTypeLike | None = jnp.float32,
     tower: str | Path | None = None,
+    adapters: str | Path | None = None,
+    weights: str = "",
     **settings: Any,
 ) -> Loaded:
     """Load a model from a native or Hugging Face directory.
 
+    One parameter after the other: beside the result there are two of the largest at most.
+
     Args:
         mesh: every array arrives laid out by `parallel.sharding.parameter_shardings`, and a host
             reads its own slices only; None: on the first device.
-        dtype: of the parameters; None: as stored.
+        dtype: of the parameters that are not quantized; None: as stored.
         tower: see `load_config`.
+        adapters: PEFT's directory of adapters, merged into the weights.
+        weights: `int8` or `int4` to quantize the decoder's kernels as `models.quantized` says, from
+            the stored dtype; empty: not.
         **settings: see `load_config`.
 
     Raises:
-        InputError: what is wrong with the directory, in one line.
+        InputError: what is wrong with a directory, in one line.
+    """
+
+    def dtype_of(path: str) -> jax.typing.DTypeLike | None:
+        return None if is_quantized(path, weights) else dtype
+
+    loaded = stream_model(
+        directory, mesh=mesh, dtype=dtype_of, tower=tower, adapters=adapters, **settings
+    )
+    params: dict[str, jax.Array] = {}
+    for path, x in loaded.leaves:
+        params |= quantize_leaf(path, x, weights) if is_quantized(path, weights) else {path: x}
+        del x  # before the next is read
+    return Loaded(loaded.config, nested(params), loaded.tokenizer_directory)
+
+
+def stream_model(
+    directory: str | Path,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: Callable[[str], Any] = lambda path: None,
+    tower: str | Path | None = None,
+    adapters: str | Path | None = None,
+    **settings: Any,
+) -> Stream:
+    """Load a model parameter by parameter, as the caller takes them; see `load_model`.
+
+    Args:
+        dtype: of a parameter, by its path.
     """
     directory = hub.folder(directory).absolute()
     config = load_config(directory, tower, **settings)
+    changes = read_adapters(adapters, config) if adapters else None
     abstract = families.abstract_params(config)
     if mesh is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -137,11 +187,14 @@ def load_model(
     else:
         shardings = parameter_shardings(mesh, abstract)
     if is_native(directory):
-        params = native.read_params(directory / "params", config, shardings, dtype)
+        leaves = native.read_params(directory / "params", config, shardings, dtype)
     else:
         stored = huggingface.open_params(_open(directory, config, tower), config, dtype)
-        params = jax.tree.map(huggingface.place, stored, shardings)
-    return Loaded(config, params, directory)
+        where = flatten(shardings)
+        leaves = ((p, huggingface.place(x, where[p])) for p, x in flatten(stored).items())
+    if changes:
+        leaves = ((path, changes.onto(path, x)) for path, x in leaves)
+    return Stream(config, leaves, directory)
 
 
 def open_model(directory: str | Path, tower: str | Path | None = None, **settings: Any) -> Loaded:
@@ -180,7 +233,7 @@ def _open(directory: Path, config: ModelConfig, tower: str | Path | None) -> Sha
 def save_model(
     directory: str | Path,
     config: ModelConfig,
-    params: dict,
+    params: dict | Iterator[tuple[str, jax.Array]],
     tokenizer: str | Path | None,
     tower: str | Path | None = None,
 ) -> None:
@@ -191,7 +244,8 @@ def save_model(
 
     Args:
         params: as `families.abstract_params(config)`, arrays (sharded over processes or not) or
-            `huggingface.Stored`, any float dtype, stored as it is.
+            `huggingface.Stored`, any float dtype, stored as it is; or all of them one by one, as
+            `Stream.leaves`.
         tokenizer: directory to copy the tokenizer's files from, for instance
             `Loaded.tokenizer_directory`. If it is a model directory of the same shapes, what a
             Hugging Face export needs beyond the parameters is copied along.
@@ -205,11 +259,13 @@ def save_model(
         raise InputError(
             f"{directory} exists and is not a native model directory; choose another name"
         )
-    native.check_tree("params", params, config)
+    if isinstance(params, dict):
+        native.check_tree("params", params, config)
     leads = jax.process_index() == 0
     with replacing_directory(directory, leads) as temporary:
         multihost_utils.sync_global_devices(f"saving {directory}")
-        native.write_params(temporary / "params", params)
+        leaves = flatten(params).items() if isinstance(params, dict) else params
+        native.write_params(temporary / "params", leaves)
         if leads:
             name, values = families.of(config).name, dataclasses.asdict(config)
             values = {"format": FORMAT, "version": VERSION, "family": name, "model": values}

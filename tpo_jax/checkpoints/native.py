@@ -1,6 +1,7 @@
 """Parameters of a native model directory, `params/`: a tree of arrays, written by Orbax."""
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tpo_jax import families
 from tpo_jax.checkpoints.huggingface import Index, Stored, flatten, place
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import ModelConfig
+from tpo_jax.models.quantized import SCALE
 
 # Parameters read or written at a time, unless one alone is larger; what is read at least, of a
 # large one.
@@ -32,29 +34,32 @@ def _metadata(folder: Path, config: ModelConfig) -> dict:
 
 
 def read_params(
-    folder: Path, config: ModelConfig, shardings: dict, dtype: jax.typing.DTypeLike | None
-) -> dict:
-    """Read all parameters, laid out as `shardings` says; a host reads its own parts.
+    folder: Path, config: ModelConfig, shardings: dict, dtype: Callable[[str], Any]
+) -> Iterator[tuple[str, jax.Array]]:
+    """Yield path and values of all parameters, laid out as `shardings` says; a host reads its own
+    parts.
 
     One after the other: Orbax holds a parameter and its encoded chunks while it reads.
 
     Args:
-        dtype: of the result; None: as stored.
+        dtype: of a parameter, by its path; None: as stored.
 
     Raises:
         InputError: not a complete checkpoint, not of this config, or a value that is not finite.
     """
-    stored = _metadata(folder, config)
-    abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=s), stored, shardings
-    )
-    finite, params = jax.jit(lambda x: jnp.isfinite(x).all()), {}
-    for group in _groups(abstract):
-        for name, x in flatten(_restore(folder, nested(group))).items():
-            params[name] = x
-            if not finite(x):
-                raise InputError(f"{folder}: parameter {name} holds NaN or infinity")
-    return nested(params)
+    stored, where = flatten(_metadata(folder, config)), flatten(shardings)
+    abstract = {
+        path: jax.ShapeDtypeStruct(x.shape, dtype(path) or x.dtype, sharding=where[path])
+        for path, x in stored.items()
+    }
+    finite = jax.jit(lambda x: jnp.isfinite(x).all())
+    for group in _groups(abstract.items()):
+        read = flatten(_restore(folder, nested(group)))
+        while read:  # what was yielded is the caller's alone
+            path = next(iter(read))
+            if not finite(read[path]):
+                raise InputError(f"{folder}: parameter {path} holds NaN or infinity")
+            yield path, read.pop(path)
 
 
 def _restore(folder: Path, abstract: dict) -> dict:
@@ -106,6 +111,11 @@ def nested(leaves: dict) -> dict:
 def check_tree(where: str, params: Any, config: ModelConfig) -> None:
     """Raise InputError unless names and shapes are those of the config."""
     found, wanted = (flatten(tree) for tree in (params, families.abstract_params(config)))
+    if any(name.endswith(SCALE) for name in found):
+        raise InputError(
+            f"{where}: the decoder is quantized; save the checkpoint that it was loaded from, with "
+            "the adapters merged, in its place"
+        )
     for name in sorted(wanted.keys() ^ found.keys()):
         state = "is missing" if name in wanted else "is unknown to the config"
         raise InputError(f"{where}: parameter {name} {state}")
@@ -117,28 +127,29 @@ def check_tree(where: str, params: Any, config: ModelConfig) -> None:
             )
 
 
-def write_params(folder: Path, params: dict) -> None:
-    """Write parameters; those still on disk are read `_GROUP_BYTES` at a time."""
+def write_params(folder: Path, leaves: Iterable[tuple[str, Any]]) -> None:
+    """Write parameters by path; those still on disk are read `_GROUP_BYTES` at a time."""
     context = ocp.Context()
     context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
     with context:
-        for group in _groups(params):
+        for group in _groups(leaves):
             _write_group(folder, group)
+            del group
         ocp.partial.finalize(folder)
 
 
-def _groups(params: dict) -> list[dict]:
-    """Return parameters by path in groups of `_GROUP_BYTES`, larger ones alone."""
-    groups: list[dict] = []
-    size = _GROUP_BYTES
-    for path, leaf in flatten(params).items():
+def _groups(leaves: Iterable[tuple[str, Any]]) -> Iterator[dict]:
+    """Yield parameters by path in groups of `_GROUP_BYTES`, larger ones alone."""
+    group: dict = {}
+    size = 0
+    for path, leaf in leaves:
         bytes_ = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
-        if size + bytes_ > _GROUP_BYTES:
-            groups.append({})
-            size = 0
-        groups[-1][path] = leaf
+        if group and size + bytes_ > _GROUP_BYTES:
+            yield group
+            group, size = {}, 0
+        group[path] = leaf
         size += bytes_
-    return groups
+    yield group
 
 
 def _write_group(folder: Path, group: dict) -> None:

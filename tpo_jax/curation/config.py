@@ -130,6 +130,7 @@ class Local:
 
     checkpoint: str = ""
     dtype: str = "bfloat16"
+    weights: str = ""
     batch_rows: int = 4
 
 

@@ -50,7 +50,8 @@ def identity(config: Config, role: str) -> str:
         return f"rules ({config.rules.world_seed}, {slips})"
     if backend == "openai":
         return f"openai {name} ({config.openai.image_size} px)"
-    return f"local {Path(name).name} {_folder_hash(Path(name))} {config.local.dtype}"
+    numbers = " ".join(filter(None, (config.local.dtype, config.local.weights)))
+    return f"local {Path(name).name} {_folder_hash(Path(name))} {numbers}"
 
 
 def _folder_hash(folder: Path) -> str:
@@ -115,7 +116,12 @@ class Clients:
             return OpenAIClient(config.openai, settings, name, self._ledger)
         if name not in self._models:
             self._models.clear()  # the devices hold one model at a time
-            self._models[name] = load(name, dtype=config.local.dtype, mesh={"fsdp": -1})
+            self._models[name] = load(
+                name,
+                dtype=config.local.dtype,
+                mesh={"fsdp": -1},
+                weights=config.local.weights,
+            )
         return LocalClient(self._models[name], settings, config.local.batch_rows)
 
     def joint(self, role: str) -> bool:

@@ -47,6 +47,7 @@ class BenchmarkRun:
     allow_missing: bool
     batch_size: int
     dtype: str
+    weights: str  # see `tpo_jax.load`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,7 @@ class NeedleRun:
     allow_missing: bool
     batch_size: int
     dtype: str
+    weights: str  # see `tpo_jax.load`
 
 
 def run_benchmark(run: BenchmarkRun) -> dict[str, Any]:
@@ -187,6 +189,7 @@ def _load(run: BenchmarkRun | NeedleRun, mesh: dict[str, int], processor: Proces
         processor=processor,
         tower=run.tower,
         adapters=run.adapters,
+        weights=run.weights,
     )
 
 

@@ -10,6 +10,7 @@ from tpo_jax.families.family import Family
 from tpo_jax.models.config import ModelConfig
 
 if TYPE_CHECKING:
+    from tpo_jax.models.qwen2 import Projections
     from tpo_jax.models.vlm import VideoLanguageModel
 
 # One line a family, by name.
@@ -78,11 +79,11 @@ def preset(name: str) -> ModelConfig:
 
 # JAX is imported where a model is built: processes that only decode files do without it.
 @functools.cache
-def _split_abstract(config: ModelConfig, ranks: tuple[tuple[str, int], ...] = ()) -> Any:
+def _split_abstract(config: ModelConfig, projections: "Projections") -> Any:
     from flax import nnx
 
     make = of(config).model()
-    definition, state = nnx.split(nnx.eval_shape(lambda: make(config, nnx.Rngs(0), dict(ranks))))
+    definition, state = nnx.split(nnx.eval_shape(lambda: make(config, nnx.Rngs(0), projections)))
     return definition, nnx.to_pure_dict(state)
 
 
@@ -90,14 +91,19 @@ def abstract_params(config: ModelConfig) -> dict:
     """Return shapes and dtypes (float32) of the parameters: nested dict of
     `jax.ShapeDtypeStruct`.
     """
-    return _split_abstract(config)[1]
+    from tpo_jax.models.qwen2 import Projections
+
+    return _split_abstract(config, Projections())[1]
 
 
 def init_params(config: ModelConfig, seed: int) -> dict:
     """Return random float32 parameters, a pure function of `seed`."""
     from flax import nnx
 
-    return nnx.to_pure_dict(nnx.split(of(config).model()(config, nnx.Rngs(seed), {}))[1])
+    from tpo_jax.models.qwen2 import Projections
+
+    model = of(config).model()(config, nnx.Rngs(seed), Projections())
+    return nnx.to_pure_dict(nnx.split(model)[1])
 
 
 def bind(config: ModelConfig, params: dict) -> "VideoLanguageModel":
@@ -105,11 +111,16 @@ def bind(config: ModelConfig, params: dict) -> "VideoLanguageModel":
 
     Args:
         params: nested dict as `abstract_params` describes, any float dtype, adapters of
-            `models.lora` among them or not.
+            `models.lora` among them or not, kernels of the decoder quantized by `models.quantized`
+            or not.
     """
     from flax import nnx
 
     from tpo_jax.models.lora import adapters_of
+    from tpo_jax.models.quantized import SCALE
+    from tpo_jax.models.qwen2 import Projections
 
     ranks = {name: part["lora_a"].shape[-1] for name, part in adapters_of(params).items()}
-    return nnx.merge(_split_abstract(config, tuple(ranks.items()))[0], params)
+    quantized = SCALE in params["decoder"]["layers"]["q"]
+    projections = Projections(tuple(ranks.items()), quantized)
+    return nnx.merge(_split_abstract(config, projections)[0], params)

@@ -34,8 +34,8 @@ class Family:
     config: type[ModelConfig]  # a frozen dataclass
     from_dict: Callable[[dict], ModelConfig]  # of dataclasses.asdict; ValueError where it is wrong
     presets: Mapping[str, ModelConfig]
-    # The NNX class, called with (config, rngs, ranks) as `models.vlm.VideoLanguageModel` says. A
-    # function that imports it, so that a process which only decodes files does without JAX.
+    # The NNX class, called with (config, rngs, `models.qwen2.Projections`). A function that imports
+    # it, so that a process which only decodes files does without JAX.
     model: Callable[[], Any]
     # Frames uint8 [n, height, width, 3] to uint8 [n, *config.frame_shape]; with `pad` they are
     # widened to a square first.

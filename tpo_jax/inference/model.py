@@ -14,7 +14,6 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from tpo_jax.checkpoints import hub
-from tpo_jax.checkpoints.adapters import merge_adapters
 from tpo_jax.checkpoints.models import load_config, load_model
 from tpo_jax.data.clips import Clip
 from tpo_jax.data.pairs import Pair, pair_of
@@ -26,6 +25,7 @@ from tpo_jax.inference.generator import Decoding, Generator
 from tpo_jax.inference.scoring import FrameSource, Score, score
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.pictures import Pictures
+from tpo_jax.models.quantized import check_weights
 from tpo_jax.parallel.mesh import AXES, make_mesh
 from tpo_jax.parallel.sharding import ROWS, check_heads, parameter_shardings
 
@@ -41,7 +41,7 @@ class Model:
     """
 
     processor: Processor
-    # As `abstract_params(config)`, in the compute dtype; not printed with the model.
+    # As `abstract_params(config)`, in the compute dtype or quantized; not printed with the model.
     params: dict = dataclasses.field(repr=False)
     mesh: jax.sharding.Mesh
 
@@ -240,6 +240,7 @@ def load(
     processor: Processor | None = None,
     tower: str | Path | None = None,
     adapters: str | Path | None = None,
+    weights: str = "",
 ) -> Model:
     """Load a model directory of either layout onto the devices of all processes.
 
@@ -258,19 +259,22 @@ def load(
         tower: Hugging Face CLIP or SigLIP folder, for a checkpoint that was stored without its
             vision tower.
         adapters: directory of LoRA adapters in PEFT's layout, which are merged into the weights.
+        weights: "int8" or "int4" to quantize the decoder's layers while they are loaded, a half or
+            a quarter of their size in bfloat16; by default they are as stored.
 
     Raises:
         InputError: what is wrong with a directory, or a mesh that does not fit the devices.
     """
     if dtype not in (None, "float32", "bfloat16"):
         raise InputError(f"dtype={dtype!r} must be 'float32', 'bfloat16' or None")
+    check_weights("weights", weights)
     processor, mesh = processor or load_processor(directory, tower=tower), _mesh(mesh)
     decoder = processor.config.decoder
     check_heads(decoder.heads, decoder.kv_heads, mesh)
-    params = load_model(directory, mesh=mesh, dtype=dtype, tower=tower).params
-    if adapters:
-        params = merge_adapters(adapters, processor.config, params)
-    return Model(processor, params, mesh)
+    loaded = load_model(
+        directory, mesh=mesh, dtype=dtype, tower=tower, adapters=adapters, weights=weights
+    )
+    return Model(processor, loaded.params, mesh)
 
 
 def place(

@@ -5,7 +5,7 @@ back, then scaled; rotary cos and sin in float32, cast to the activation dtype; 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import DecoderConfig
+from tpo_jax.models.quantized import product
 from tpo_jax.parallel.attention import Keys, continuation_attention, prefix_attention
 from tpo_jax.parallel.sharding import ROWS, axis_size, constrain, constrain_layer
 from tpo_jax.parallel.splash import zigzag_positions
@@ -102,36 +103,48 @@ class RMSNorm(nnx.Module):
         return y.astype(x.dtype) * self.scale[...]
 
 
+class Projections(NamedTuple):
+    """Which parameters the projections of all layers have beside kernels and biases."""
+
+    ranks: tuple[tuple[str, int], ...] = ()  # of the adapted ones, by name
+    quantized: bool = False  # scales: the kernels are those of `models.quantized`
+
+
 class Projection(nnx.Linear):
     """A linear layer, with a low-rank adapter beside it where `rank` is above 0."""
 
-    def __init__(self, inputs: int, outputs: int, *, rank: int, **options: Any) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, rank: int, quantized: bool, **options: Any
+    ) -> None:
         super().__init__(inputs, outputs, **options)
-        self.rank = rank
+        self.rank, self.quantized = rank, quantized
+        if quantized:
+            self.kernel_scale = nnx.Param(jnp.zeros((1, outputs), jnp.float32))
         if rank:
             self.lora_a = nnx.Param(jnp.zeros((inputs, rank), jnp.float32))
             self.lora_b = nnx.Param(jnp.zeros((rank, outputs), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = super().__call__(x)
+        if self.quantized:
+            y = product(x, self.kernel[...], self.kernel_scale[...])
+            y = y if self.bias is None else y + self.bias[...]
+        else:
+            y = super().__call__(x)
         return y + (x @ self.lora_a[...]) @ self.lora_b[...] if self.rank else y
 
 
 class Block(nnx.Module):
-    """One decoder layer, applied to the prefix and to continuations.
+    """One decoder layer, applied to the prefix and to continuations."""
 
-    Args:
-        ranks: of adapted projections, by name.
-    """
-
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, ranks: dict[str, int]) -> None:
-        D, C = config.width, config.head_dim
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, projections: Projections) -> None:
+        D, C, ranks = config.width, config.head_dim, dict(projections.ranks)
 
         def linear(name: str, inputs: int, outputs: int, bias: bool = False) -> Projection:
             return Projection(
                 inputs,
                 outputs,
                 rank=ranks.get(name, 0),
+                quantized=projections.quantized,
                 use_bias=bias,
                 kernel_init=nnx.initializers.normal(D**-0.5),
                 rngs=rngs,
@@ -226,7 +239,7 @@ class Decoder(nnx.Module):
     `Block`.
     """
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, ranks: dict[str, int]) -> None:
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, projections: Projections) -> None:
         self.config = config
         init = nnx.initializers.normal(config.width**-0.5)
         # Text enters the residual stream at the scale at which the projector puts visual tokens. A
@@ -234,7 +247,7 @@ class Decoder(nnx.Module):
         table = init if config.tied else nnx.initializers.normal(1.0)
         self.embed = nnx.Embed(config.vocab_size, config.width, embedding_init=table, rngs=rngs)
         self.embed.dtype = None  # follows the weights in use, not the initial ones
-        self.layers = nnx.vmap(lambda r: Block(config, r, ranks))(rngs.split(config.layers))
+        self.layers = nnx.vmap(lambda r: Block(config, r, projections))(rngs.split(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         if not config.tied:
             self.head = nnx.Linear(

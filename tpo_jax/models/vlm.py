@@ -12,6 +12,7 @@ from flax import nnx
 
 from tpo_jax.models.batch import Array, Batch
 from tpo_jax.models.config import ModelConfig
+from tpo_jax.models.quantized import SCALE
 from tpo_jax.models.qwen2 import Decoder
 from tpo_jax.parallel.sharding import ROWS, WEIGHTS, WITHIN_ROW, constrain, vocabulary_axes
 
@@ -126,8 +127,13 @@ class VideoLanguageModel(nnx.Module):
 
 
 def cast(params: dict, dtype: jax.typing.DTypeLike) -> dict:
-    """Return the parameters in a dtype."""
-    return jax.tree.map(lambda x: x.astype(dtype), params)
+    """Return the parameters in a dtype; quantized kernels and their scales stay as they are."""
+
+    def leaf(path: Any, x: jax.Array) -> jax.Array:
+        kept = path[-1].key == SCALE or jnp.issubdtype(x.dtype, jnp.integer)
+        return x if kept else x.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
 
 
 def gather_logps(

@@ -34,6 +34,8 @@ PARAMETERS: tuple[tuple[str | P, ...], ...] = (
     (r"decoder/head/kernel", P(None, VOCABULARY), P(WEIGHTS, None)),
     (r"decoder/layers/(q|k|v|gate|up)/kernel", P(None, WEIGHTS, "tensor")),
     (r"decoder/layers/(o|down)/kernel", P(None, "tensor", WEIGHTS)),
+    (r"decoder/layers/(q|k|v|gate|up)/kernel_scale", P(None, None, "tensor")),
+    (r"decoder/layers/(o|down)/kernel_scale", P(None, None, WEIGHTS)),
     (r"decoder/layers/(q|k|v|gate|up)/lora_a", P(None, WEIGHTS, None)),
     (r"decoder/layers/(q|k|v|gate|up)/lora_b", P(None, None, "tensor")),
     (r"decoder/layers/(o|down)/lora_a", P(None, "tensor", None)),

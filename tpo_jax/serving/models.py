@@ -133,6 +133,7 @@ class Source(NamedTuple):
     checkpoint: Path
     tower: Path | None = None
     adapters: Path | None = None
+    weights: str = ""
 
 
 def load(source: Source, name: str, max_new_tokens: int, dtype: str) -> Model:
@@ -141,8 +142,8 @@ def load(source: Source, name: str, max_new_tokens: int, dtype: str) -> Model:
     Raises:
         InputError: what is wrong with its directories.
     """
-    checkpoint, tower, adapters = source
-    model = inference.load(checkpoint, dtype=dtype, tower=tower, adapters=adapters)
+    checkpoint, tower, adapters, weights = source
+    model = inference.load(checkpoint, dtype=dtype, tower=tower, adapters=adapters, weights=weights)
     return Model(name, model, max_new_tokens)
 
 

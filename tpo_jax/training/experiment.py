@@ -15,6 +15,7 @@ from tpo_jax.checkpoints.train_state import CheckpointPolicy
 from tpo_jax.data.pipeline import DataConfig
 from tpo_jax.errors import InputError
 from tpo_jax.models.lora import Lora
+from tpo_jax.models.quantized import check_weights
 from tpo_jax.objectives.preference import Objective
 from tpo_jax.parallel.mesh import MeshShape
 from tpo_jax.training.state import Optimizer
@@ -32,7 +33,11 @@ class Source:
     tower: str = ""  # directory of the vision tower, for a checkpoint without one
     adapters: str = ""  # directory of LoRA adapters, merged into the checkpoint
     tokenizer: str = ""  # directory, with a preset
+    weights: str = ""  # of a frozen decoder: int8 or int4; empty: as stored
     max_length: int = 0  # tokens of prefix and answer at most; 0: what the model says
+
+    def __post_init__(self) -> None:
+        check_weights("model.weights", self.weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,15 +134,22 @@ def read(config: ConfigDict) -> Experiment:
             f"train.eval_every={schedule.eval_every} needs held-out pairs: data.eval_shards or "
             "data.eval_share"
         )
+    source, lora = _take(Source, config.model), _take(Lora, config.lora)
+    optimizer = _take(Optimizer, config.train)
+    if source.weights and not (lora.rank or "decoder" in list(optimizer.freeze)):
+        raise InputError(
+            f"model.weights={source.weights} is for a decoder that is not trained: set lora.rank, "
+            "or name decoder in train.freeze"
+        )
     return Experiment(
-        source=_take(Source, config.model),
+        source=source,
         data=data,
         reference=_take(ReferenceCache, config.data),
         objective=objective,
         compute=_take(Compute, config.compute),
         schedule=schedule,
-        optimizer=_take(Optimizer, config.train),
+        optimizer=optimizer,
         checkpoints=_take(CheckpointPolicy, config.train),
-        lora=_take(Lora, config.lora),
+        lora=lora,
         mesh=_take(MeshShape, config.mesh),
     )

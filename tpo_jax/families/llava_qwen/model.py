@@ -15,7 +15,7 @@ from tpo_jax.families.llava_qwen.config import LlavaQwenConfig
 from tpo_jax.families.llava_qwen.vision import Tower
 from tpo_jax.models.batch import Array, Batch
 from tpo_jax.models.frames import map_frames
-from tpo_jax.models.qwen2 import Decoder
+from tpo_jax.models.qwen2 import Decoder, Projections
 from tpo_jax.models.vlm import VideoLanguageModel
 from tpo_jax.parallel.sharding import ALL, ROWS, WITHIN_ROW, constrain
 
@@ -63,16 +63,16 @@ def pool(x: jax.Array, mode: str) -> jax.Array:
 
 
 class LlavaQwen(VideoLanguageModel):
-    """LongVA or LLaVA-Video, by config; `ranks` of adapted projections of the decoder, by name."""
+    """LongVA or LLaVA-Video, by config."""
 
     config: LlavaQwenConfig
 
-    def __init__(self, config: LlavaQwenConfig, rngs: nnx.Rngs, ranks: dict[str, int]):
+    def __init__(self, config: LlavaQwenConfig, rngs: nnx.Rngs, projections: Projections):
         self.config = config
         D = config.decoder.width
         self.tower = Tower(config.tower, rngs)
         self.projector = Projector(config.tower.width, D, rngs)
-        self.decoder = Decoder(config.decoder, rngs, ranks)
+        self.decoder = Decoder(config.decoder, rngs, projections)
         if config.has_newline:
             init = nnx.initializers.normal(D**-0.5)
             self.newline = nnx.Param(init(rngs.params(), (D,), jnp.float32))

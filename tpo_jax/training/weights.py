@@ -1,0 +1,104 @@
+"""The weights that a run begins with, and the model that it ends with."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tpo_jax import families
+from tpo_jax.checkpoints.huggingface import flatten
+from tpo_jax.checkpoints.models import load_model, save_model, stream_model
+from tpo_jax.checkpoints.peft import save_adapters
+from tpo_jax.data.tokenizer import load_tokenizer
+from tpo_jax.errors import InputError
+from tpo_jax.models.config import ModelConfig, check_source
+from tpo_jax.models.lora import join, merge
+from tpo_jax.parallel.sharding import parameter_shardings
+from tpo_jax.training.experiment import Experiment, Source
+from tpo_jax.training.state import TrainState
+
+
+def load_weights(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[ModelConfig, dict, Path]:
+    """Return model config, parameters on the mesh and tokenizer directory."""
+    given = experiment.source
+    check_source(given.checkpoint, given.preset)
+    if given.checkpoint:
+        loaded = load_model(
+            given.checkpoint, mesh=mesh, dtype=None, weights=given.weights, **_how(given)
+        )
+        return loaded.config, loaded.params, loaded.tokenizer_directory
+    if given.tower or given.adapters:
+        raise InputError("model.tower and model.adapters are for a model.checkpoint, not a preset")
+    if given.weights:
+        raise InputError(
+            f"model.weights={given.weights} needs a model.checkpoint: the result is saved with its "
+            "own weights, and a preset has none"
+        )
+    model = dataclasses.replace(families.preset(given.preset), **_length(given))
+    if not given.tokenizer:
+        raise InputError(f"model.preset={given.preset} needs model.tokenizer, a directory")
+    # Random weights have no vocabulary of their own: a larger tokenizer makes room for itself.
+    ids = load_tokenizer(given.tokenizer).get_vocab_size()
+    size = max(model.decoder.vocab_size, -(-ids // 128) * 128)
+    model = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, vocab_size=size))
+    init = lambda: families.init_params(model, experiment.schedule.seed)  # noqa: E731
+    shardings = parameter_shardings(mesh, jax.eval_shape(init))
+    return model, jax.jit(init, out_shardings=shardings)(), Path(given.tokenizer)
+
+
+def save_result(
+    experiment: Experiment, workdir: Path, model: ModelConfig, state: TrainState, tokenizer: Path
+) -> Path:
+    """Save the trained model and, if there are any, its adapters; return the model's directory.
+
+    After a run on a quantized decoder, adapters are merged into the checkpoint's own weights.
+
+    Raises:
+        InputError: the checkpoint of a quantized decoder cannot be read any more.
+    """
+    source, lora = experiment.source, experiment.lora
+    if lora.rank:
+        base = " + ".join(filter(None, (source.checkpoint, source.adapters)))
+        save_adapters(workdir / "adapters", model, lora, state.params, base)
+    trained: dict | Iterator[tuple[str, jax.Array]]
+    if source.weights:
+        trained = _onto_checkpoint(experiment, state)
+    else:
+        trained = join(state.params, state.frozen)
+        trained = merge(trained, lora) if lora.rank else trained
+    save_model(workdir / "model", model, trained, tokenizer, source.tower)
+    return workdir / "model"
+
+
+def _length(given: Source) -> dict[str, Any]:
+    return {"max_length": given.max_length} if given.max_length else {}
+
+
+def _how(given: Source) -> dict[str, Any]:
+    """Return the arguments of `load_model` that every read of the checkpoint has."""
+    return {"tower": given.tower, "adapters": given.adapters, **_length(given)}
+
+
+def _onto_checkpoint(experiment: Experiment, state: TrainState) -> Iterator[tuple[str, jax.Array]]:
+    """Return the trained model's parameters one by one; the quantized ones give up their memory."""
+    source, trained = experiment.source, flatten(state.params)
+    mesh = jax.tree.leaves(state.params)[0].sharding.mesh
+    jax.tree.map(lambda x: x.delete(), state.frozen)
+    try:
+        loaded = stream_model(source.checkpoint, mesh=mesh, **_how(source))
+    except InputError as error:
+        raise InputError(
+            f"model.checkpoint={source.checkpoint}: the result is saved with its own weights, not "
+            f"with those of model.weights={source.weights}: {error}; bring it back and run again"
+        ) from error
+
+    def leaf(path: str, x: jax.Array) -> jax.Array:
+        before = path.removesuffix("kernel")
+        if before + "lora_a" in trained:
+            adapter = {name: trained[before + name] for name in ("lora_a", "lora_b")}
+            return merge({"kernel": x, **adapter}, experiment.lora)["kernel"]
+        return trained.get(path, x)
+
+    return ((path, leaf(path, x)) for path, x in loaded.leaves)
