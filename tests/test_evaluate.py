@@ -14,11 +14,11 @@ import jax
 import numpy as np
 import pytest
 
+from tests.adapted import save_adapted
 from tests.commands import ROOT, call, call_commands
 from tests.evaluation.agreement import generate, make_docs
 from tests.evaluation.folders import FOLDERS
 from tpo_jax import families
-from tpo_jax.checkpoints.models import save_model
 from tpo_jax.data import prompts
 from tpo_jax.data.preparation import Settings, prepare
 from tpo_jax.evaluation.benchmarks import ask
@@ -149,7 +149,7 @@ def same_programs(compiled):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, benchmark_folders):
-    """Two random models whose tokenizer knows the prompts."""
+    """A random model whose tokenizer knows the prompts: `base`, `adapters`, both `merged`."""
     folder = tmp_path_factory.mktemp("models")
     texts = [
         question.prompt
@@ -157,10 +157,9 @@ def models(tmp_path_factory, benchmark_folders):
         for question in ask(benchmark_folders / FOLDERS[name], name)[0]
     ]
     save_tokenizer(train_tokenizer(texts, vocab_size=500), folder / "tokenizer")
-    for seed in (0, 1):
-        config = families.preset("tiny_longva")
-        params = families.init_params(config, seed)
-        save_model(folder / str(seed), config, params, folder / "tokenizer")
+    config = families.preset("tiny_longva")
+    places = {name: folder / name for name in ("base", "adapters", "merged")}
+    save_adapted(config, 0, folder / "tokenizer", **places)
     return folder
 
 
@@ -168,7 +167,8 @@ def run_flags(models, folders, output, **more) -> dict:
     return {
         "benchmark": "videomme",
         "data": folders / "videomme",
-        "checkpoint": models / "0",
+        "checkpoint": models / "base",
+        "adapters": models / "adapters",
         "output": output,
         "num_frames": 4,
         "dtype": "float32",
@@ -192,7 +192,7 @@ def finished(models, benchmark_folders, tmp_path_factory):
 
 def test_answers_are_those_to_one_question_at_a_time(finished, models, benchmark_folders) -> None:
     folder, _ = finished
-    model = load(models / "0", mesh=make_mesh(dict.fromkeys(AXES, 1), jax.devices()[:1]))
+    model = load(models / "merged", mesh=make_mesh(dict.fromkeys(AXES, 1), jax.devices()[:1]))
     config, tokenizer = model.config, model.tokenizer
     generator = model.generator(Decoding(max_new_tokens=16))
     samples = read_samples(folder)
@@ -258,7 +258,7 @@ def test_time_instruction_is_what_the_checkpoint_asks_for(
     finished, models, benchmark_folders, tmp_path
 ) -> None:
     """Else none; a flag decides over both."""
-    shutil.copytree(models / "0", tmp_path / "asks")
+    shutil.copytree(models / "base", tmp_path / "asks")
     values = json.loads((tmp_path / "asks/config.json").read_text())
     values["model"]["time_instruction"] = "newline"
     (tmp_path / "asks/config.json").write_text(json.dumps(values))
@@ -317,7 +317,7 @@ def test_partial_runs_and_wrong_input(finished, models, benchmark_folders, tmp_p
         "evaluate",
         flags,
         flags | {"allow_missing": True},
-        run_flags(models, benchmark_folders, used, checkpoint=models / "1"),
+        run_flags(models, benchmark_folders, used, checkpoint=models / "merged"),
         run_flags(models, benchmark_folders, used, num_frames=5),
         run_flags(models, benchmark_folders, used, benchmark="mlvu_dev"),
         run_flags(models, benchmark_folders, used, data=tmp_path / "nowhere"),

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.adapted import save_adapted
 from tests.batches import one_row
 from tests.commands import call
 from tpo_jax import families
-from tpo_jax.checkpoints.models import load_model, save_model
+from tpo_jax.checkpoints.models import load_model
 from tpo_jax.data import images, prompts
 from tpo_jax.data.processor import Processor
 from tpo_jax.data.tokenizer import load_tokenizer
@@ -37,12 +38,13 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A random model, two videos, three pairs."""
+    """A random model, also as a base and its adapters, two videos, three pairs."""
     folder = tmp_path_factory.mktemp("score")
     texts = [text for pair in PAIRS for text in pair.values()]
     save_tokenizer(train_tokenizer(texts, vocab_size=270), folder / "tokenizer")
     config = families.preset("tiny_longva")
-    save_model(folder / "model", config, families.init_params(config, 0), folder / "tokenizer")
+    places = {name: folder / name for name in ("base", "adapters")}
+    save_adapted(config, 0, folder / "tokenizer", merged=folder / "model", **places)
     draws = np.random.default_rng(0)
     for name in ("v0", "v1"):
         (folder / "videos" / name).mkdir(parents=True)
@@ -157,10 +159,11 @@ def test_scores_and_wrong_input(folder, tmp_path) -> None:
         ({"output": tmp_path / "nowhere" / "scores.jsonl"}, "nowhere"),
         ({"checkpoint": folder}, "config.json"),
     ]
+    parts = {"checkpoint": folder / "base", "adapters": folder / "adapters"}
     good, one, trainer, mixed, *refused = call(
         "score",
         flags,
-        flags | {"batch_size": 1, "output": tmp_path / "one.jsonl"},
+        flags | parts | {"batch_size": 1, "output": tmp_path / "one.jsonl"},
         flags | {"prompt_style": "dpo_trainer", "output": tmp_path / "trainer.jsonl"},
         flags | {"pairs": folder / "mixed.jsonl", "output": tmp_path / "mixed.jsonl"},
         *(flags | {"output": failed} | change for change, _ in wrong),

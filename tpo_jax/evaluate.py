@@ -28,9 +28,8 @@ from absl import flags
 
 from tpo_jax.errors import InputError, Subcommand, run_command
 from tpo_jax.evaluation import rescoring, runs, scorers
-from tpo_jax.families.template import STYLES, TIME_INSTRUCTIONS
+from tpo_jax.inference.flags import define_model, define_prompts
 from tpo_jax.io.paths import define_path, output_file
-from tpo_jax.models import quantized
 
 # Every subcommand has flags of its own, read as attributes: `_RUN.num_frames`.
 _RUN, _SCORE, _NIAH = flags.FlagValues(), flags.FlagValues(), flags.FlagValues()
@@ -47,25 +46,7 @@ for _values in (_RUN, _SCORE):
     )
     flags.DEFINE_integer("seed", 0, "Of LongVideoBench's random guesses.", 0, flag_values=_values)
 for _values in (_RUN, _NIAH):
-    define_path(
-        "checkpoint",
-        None,
-        "Model directory, or its name on the Hugging Face Hub.",
-        required=True,
-        flag_values=_values,
-    )
-    define_path(
-        "adapters",
-        None,
-        "LoRA adapters as PEFT stores them, to be merged in.",
-        flag_values=_values,
-    )
-    define_path(
-        "tower",
-        None,
-        "Hugging Face CLIP or SigLIP folder, for a checkpoint without its vision tower.",
-        flag_values=_values,
-    )
+    define_model(dtype="bfloat16", values=_values)
     define_path("output", None, "Folder of the results.", required=True, flag_values=_values)
     flags.DEFINE_bool(
         "allow_missing",
@@ -80,8 +61,6 @@ for _values in (_RUN, _NIAH):
         lower_bound=1,
         flag_values=_values,
     )
-    flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Compute dtype.", _values)
-    flags.DEFINE_enum("weights", "", quantized.CHOICES, quantized.FLAG_HELP, _values)
 
 define_path(
     "data", None, "Folder of the benchmark, archives unpacked.", required=True, flag_values=_RUN
@@ -96,21 +75,7 @@ define_path(
 flags.DEFINE_integer(
     "num_frames", 0, "Frames per video; 0: those of the paper, 128 or 96.", 0, flag_values=_RUN
 )
-flags.DEFINE_enum(
-    "time_instruction",
-    None,
-    TIME_INSTRUCTIONS,
-    "Sentence on the frames' times; the paper's evaluation had none. Default: what the checkpoint "
-    "asks for.",
-    _RUN,
-)
-flags.DEFINE_enum(
-    "prompt_style",
-    "inference",
-    STYLES,
-    "Prompts of the original inference code, or those of the original DPO trainer.",
-    _RUN,
-)
+define_prompts(_RUN)
 flags.DEFINE_integer("limit", 0, "Rows used; 0: all.", 0, flag_values=_RUN)
 
 define_path("predictions", None, "JSON Lines file to read.", required=True, flag_values=_SCORE)

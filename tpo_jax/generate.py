@@ -14,38 +14,19 @@ from absl import flags
 
 from tpo_jax.data.processor import Processor, Visual
 from tpo_jax.errors import InputError, run_command
-from tpo_jax.families.template import STYLES, TIME_INSTRUCTIONS
 from tpo_jax.generation.sampling import Sampling
+from tpo_jax.inference.flags import define_model, define_prompts
 from tpo_jax.inference.model import load, load_processor
 from tpo_jax.io.paths import define_path, define_paths
-from tpo_jax.models import quantized
 from tpo_jax.video import sampling
 
-_CHECKPOINT = define_path(
-    "checkpoint", None, "Model directory, or its name on the Hugging Face Hub.", required=True
-)
-_ADAPTERS = define_path("adapters", None, "LoRA adapters as PEFT stores them, to be merged in.")
-_TOWER = define_path(
-    "tower", None, "Hugging Face CLIP or SigLIP folder, for a checkpoint without its vision tower."
-)
+_MODEL = define_model(dtype="float32")
+_PROMPTS = define_prompts()
 _VIDEO = define_path("video", None, "Video file or directory of frames.")
 _IMAGE = define_paths("image", [], "Image files instead of a video; none: text alone.")
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "Question; may be repeated.", required=True)
 _NUM_FRAMES = flags.DEFINE_integer("num_frames", 32, "Frames sampled.", lower_bound=1)
 _SAMPLING = flags.DEFINE_enum("sampling", "uniform", sampling.RULES, "Which frames are sampled.")
-_TIME = flags.DEFINE_enum(
-    "time_instruction",
-    None,
-    TIME_INSTRUCTIONS,
-    "Sentence on the frames' times: none, directly behind the video, or on the next line. Default: "
-    "what the checkpoint asks for.",
-)
-_STYLE = flags.DEFINE_enum(
-    "prompt_style",
-    "inference",
-    STYLES,
-    "Prompts: of the original inference code, or those of the original DPO trainer.",
-)
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Longest answer, in tokens.", 1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: greedy.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Sample among so many tokens; 0: all.")
@@ -54,8 +35,6 @@ _PENALTY = flags.DEFINE_float(
     "repetition_penalty", 1.0, "Divides logits of generated tokens; 1: none."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", lower_bound=0)
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
-_WEIGHTS = flags.DEFINE_enum("weights", "", quantized.CHOICES, quantized.FLAG_HELP)
 
 
 def read_visual(processor: Processor) -> tuple[Visual, list[str]]:
@@ -63,8 +42,10 @@ def read_visual(processor: Processor) -> tuple[Visual, list[str]]:
     if not all(map(str.strip, _PROMPT.value)):
         raise InputError('--prompt="" asks nothing; give a question')
     if not _VIDEO.value:
-        if _TIME.value not in (None, "none"):
-            raise InputError(f"--time_instruction={_TIME.value} is for a --video")
+        if _PROMPTS.time_instruction.value not in (None, "none"):
+            raise InputError(
+                f"--time_instruction={_PROMPTS.time_instruction.value} is for a --video"
+            )
         return processor.pictures(_IMAGE.value), _PROMPT.value
     if _IMAGE.value:
         raise InputError("give one of --video and --image")
@@ -77,20 +58,20 @@ def main() -> None:
     settings = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _PENALTY.value)
     settings.check()
     processor = load_processor(
-        _CHECKPOINT.value,
-        time_instruction=_TIME.value,
-        prompt_style=_STYLE.value,
-        tower=_TOWER.value,
+        _MODEL.checkpoint.value,
+        time_instruction=_PROMPTS.time_instruction.value,
+        prompt_style=_PROMPTS.prompt_style.value,
+        tower=_MODEL.tower.value,
     )
     visual, questions = read_visual(processor)
     processor.prompts(questions, visual)  # wrong input is reported before the weights are read
     model = load(
-        _CHECKPOINT.value,
-        dtype=_DTYPE.value,
+        _MODEL.checkpoint.value,
+        dtype=_MODEL.dtype.value,
         processor=processor,
-        tower=_TOWER.value,
-        adapters=_ADAPTERS.value,
-        weights=_WEIGHTS.value,
+        tower=_MODEL.tower.value,
+        adapters=_MODEL.adapters.value,
+        weights=_MODEL.weights.value,
     )
     how: dict[str, Any] = {
         "max_new_tokens": _MAX_NEW_TOKENS.value,

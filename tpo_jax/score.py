@@ -16,21 +16,15 @@ import json
 from absl import flags
 
 from tpo_jax.errors import run_command
-from tpo_jax.families.template import STYLES, TIME_INSTRUCTIONS
+from tpo_jax.inference.flags import define_model, define_prompts
 from tpo_jax.inference.model import load, load_processor
 from tpo_jax.inference.scoring import FrameSource, read_list, read_row, score
 from tpo_jax.io.files import replacing
 from tpo_jax.io.paths import define_path, output_file
-from tpo_jax.models import quantized
 from tpo_jax.video import sampling
 
-_CHECKPOINT = define_path(
-    "checkpoint", None, "Model directory, or its name on the Hugging Face Hub.", required=True
-)
-_ADAPTERS = define_path("adapters", None, "LoRA adapters as PEFT stores them, to be merged in.")
-_TOWER = define_path(
-    "tower", None, "Hugging Face CLIP or SigLIP folder, for a checkpoint without its vision tower."
-)
+_MODEL = define_model(dtype="float32")
+_PROMPTS = define_prompts()
 _PAIRS = define_path(
     "pairs", None, "List of pairs: .jsonl, .json, .csv, .yaml or .yml.", required=True
 )
@@ -43,45 +37,30 @@ _VIDEOS = define_path(
 _OUTPUT = define_path("output", None, "JSON Lines file to write.", required=True)
 _NUM_FRAMES = flags.DEFINE_integer("num_frames", 32, "Frames sampled per video.", lower_bound=1)
 _SAMPLING = flags.DEFINE_enum("sampling", "uniform", sampling.RULES, "Which frames are sampled.")
-_TIME = flags.DEFINE_enum(
-    "time_instruction",
-    None,
-    TIME_INSTRUCTIONS,
-    "Sentence on the frames' times: none, directly behind the video, or on the next line. Default: "
-    "what the checkpoint asks for.",
-)
-_STYLE = flags.DEFINE_enum(
-    "prompt_style",
-    "inference",
-    STYLES,
-    "Prompts and labels: of the original inference code, or those of the original DPO trainer.",
-)
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 8, "Pairs at a time, rounded up to a multiple of the devices.", lower_bound=1
 )
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
-_WEIGHTS = flags.DEFINE_enum("weights", "", quantized.CHOICES, quantized.FLAG_HELP)
 
 
 def main() -> None:
     """Score the list and print where the results are."""
     output, pairs = output_file(_OUTPUT.value), read_list(_PAIRS.value, _VIDEOS.value)
     processor = load_processor(
-        _CHECKPOINT.value,
-        time_instruction=_TIME.value,
-        prompt_style=_STYLE.value,
-        tower=_TOWER.value,
+        _MODEL.checkpoint.value,
+        time_instruction=_PROMPTS.time_instruction.value,
+        prompt_style=_PROMPTS.prompt_style.value,
+        tower=_MODEL.tower.value,
     )
     source = FrameSource(_VIDEOS.value, _NUM_FRAMES.value, _SAMPLING.value)
     read_row(processor, pairs[0], source)  # what is wrong with all pairs shows before the weights
     model = load(
-        _CHECKPOINT.value,
-        dtype=_DTYPE.value,
+        _MODEL.checkpoint.value,
+        dtype=_MODEL.dtype.value,
         mesh={"fsdp": -1},
         processor=processor,
-        tower=_TOWER.value,
-        adapters=_ADAPTERS.value,
-        weights=_WEIGHTS.value,
+        tower=_MODEL.tower.value,
+        adapters=_MODEL.adapters.value,
+        weights=_MODEL.weights.value,
     )
     with replacing(output) as file:
         for result in score(model, pairs, source, _BATCH_SIZE.value):

@@ -14,27 +14,18 @@ from pathlib import Path
 from absl import flags
 
 from tpo_jax.errors import InputError, run_command
+from tpo_jax.inference.flags import define_model
 from tpo_jax.io.paths import define_path, define_paths
-from tpo_jax.models import quantized
 from tpo_jax.serving.settings import Settings
 from tpo_jax.video import sampling
 
 _DEFAULT = Settings()
-_CHECKPOINT = define_path(
-    "checkpoint", None, "Model directory, or its name on the Hugging Face Hub.", required=True
-)
-_ADAPTERS = define_path(
-    "adapters",
+_MODEL = define_model(dtype="float32")
+_COMPARE = define_path(
+    "compare",
     None,
-    "LoRA adapters as PEFT stores them, merged into --checkpoint; the model is called after them, "
-    "and --compare may be the same checkpoint without them.",
+    "A second model, shown beside the first; may be --checkpoint again, without --adapters.",
 )
-_TOWER = define_path(
-    "tower",
-    None,
-    "Hugging Face CLIP or SigLIP folder, for a --checkpoint without its vision tower.",
-)
-_COMPARE = define_path("compare", None, "A second model, shown beside the first.")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0: all interfaces.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port; 0: any free port.", 0, 65535)
 _ALLOWED_HOSTS = flags.DEFINE_list(
@@ -89,8 +80,6 @@ _WAIT_MS = flags.DEFINE_float(
 _MAX_WAITING = flags.DEFINE_integer(
     "max_waiting", _DEFAULT.max_waiting, "Longest queue of questions; more are refused.", 1
 )
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
-_WEIGHTS = flags.DEFINE_enum("weights", "", quantized.CHOICES, quantized.FLAG_HELP)
 _WARM_UP = flags.DEFINE_boolean(
     "warm_up",
     None,
@@ -151,9 +140,16 @@ def main() -> None:
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is not installed; pip install 'tpo_jax[serve]'") from error
     settings = read_settings()
-    sources = [Source(_CHECKPOINT.value, _TOWER.value, _ADAPTERS.value, _WEIGHTS.value)]
+    sources = [
+        Source(
+            _MODEL.checkpoint.value,
+            _MODEL.tower.value,
+            _MODEL.adapters.value,
+            _MODEL.weights.value,
+        )
+    ]
     if _COMPARE.value:
-        sources.append(Source(_COMPARE.value, weights=_WEIGHTS.value))
+        sources.append(Source(_COMPARE.value, weights=_MODEL.weights.value))
     called = names([str(source.adapters or source.checkpoint) for source in sources])
     if len(called) < len(sources):
         raise InputError(f"--compare={_COMPARE.value} is the same directory as --checkpoint")
@@ -161,7 +157,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
     with listen() as listening:  # before loading, which may take minutes
         models = [
-            load(source, name, settings.max_new_tokens, _DTYPE.value)
+            load(source, name, settings.max_new_tokens, _MODEL.dtype.value)
             for source, name in zip(sources, called, strict=True)
         ]
         if jax.default_backend() != "cpu" if _WARM_UP.value is None else _WARM_UP.value:

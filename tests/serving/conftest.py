@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.adapted import save_adapted
 from tpo_jax import families
-from tpo_jax.checkpoints.models import save_model
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 from tpo_jax.worlds.world import make_videos
 
@@ -31,12 +31,14 @@ class Served(NamedTuple):
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
-    """A folder with models `base` and `tpo`, and in `media` a video, images and a broken file."""
+    """A folder with models `base` and `tpo`, the adapters between them, and in `media` a video,
+    images and a broken file.
+    """
     folder = tmp_path_factory.mktemp("serving")
     save_tokenizer(train_tokenizer(QUESTIONS, vocab_size=270), folder / "tokenizer")
     config = families.preset("tiny_llava_video")
-    for seed, name in enumerate(("tpo", "base")):
-        save_model(folder / name, config, families.init_params(config, seed), folder / "tokenizer")
+    places = {"base": folder / "base", "merged": folder / "tpo"}
+    save_adapted(config, 0, folder / "tokenizer", adapters=folder / "adapters/tpo", **places)
     (video,) = make_videos(folder / "media", seed=1, seconds=[8], workers=1)
     Path(video.path).rename(folder / "media/video.mp4")
     pixels = np.random.default_rng(0).integers(0, 256, (20, 36, 3), np.uint8)
@@ -53,9 +55,10 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(folder) -> Iterator[Served]:
-    """The command with both models and small limits."""
+    """The command with a base, its adapters and the base alone, and small limits."""
     flags = FLAGS | {
-        "checkpoint": folder / "tpo",
+        "checkpoint": folder / "base",
+        "adapters": folder / "adapters/tpo",
         "compare": folder / "base",
         "media_folders": folder / "media",
         "port": 0,
