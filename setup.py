@@ -77,7 +77,6 @@ setup(
         "test": [
             *SERVE,
             *NOTEBOOKS,
-            "openai>=3.52,<4",
             "httpx>=0.28,<0.29",
             "playwright>=1.65,<2",
             "pytest>=9,<10",

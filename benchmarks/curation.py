@@ -1,4 +1,4 @@
-"""Measure the quality of curated pairs, before and after judges, on the embedded world.
+"""Measure the quality of curated pairs, before and after judges, on the synthetic world.
 
     python benchmarks/curation.py [--videos=60] [--checkpoint=DIR] [--output=FILE.md]
 

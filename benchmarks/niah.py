@@ -30,7 +30,7 @@ ROWS = (
     ("v5e:2x4", 1, 3000),
     ("v5e:4x8", 1, 3000),
 )
-TEXT, QUESTION = 14, 96  # tokens before the frames and behind them
+TEXT, QUESTION = 14, 96  # tokens before the frames and after them
 
 HEAD = """\
 | slice | tensor x context | frames | tokens | peak, GiB | limit | FLOPs | seconds at least |

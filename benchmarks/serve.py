@@ -152,7 +152,7 @@ async def flood(url: str, announced: bool) -> tuple[int, int]:
 
 
 async def leave(client: httpx.AsyncClient, body: dict) -> None:
-    """Closes the connection behind the first piece of an answer."""
+    """Closes the connection after the first piece of an answer."""
     where = "/v1/chat/completions"
     async with client.stream("POST", where, json=body | {"stream": True}) as reply:
         async for _ in reply.aiter_bytes():

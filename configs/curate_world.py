@@ -1,4 +1,4 @@
-"""Curation on the embedded world, whose truth is known: scripted replies fill every role.
+"""Curation on the synthetic world, whose truth is known: scripted replies fill every role.
 
 python -m tpo_jax.curate --config=configs/curate_world.py --workdir=DIR \
   --config.videos.folder=VIDEOS --config.rules.world_seed=SEED

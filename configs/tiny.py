@@ -1,4 +1,4 @@
-"""TPO on the embedded world, on CPU: the same program as the large runs, in a minute.
+"""TPO on the synthetic world, on CPU: the same program as the large runs, in a minute.
 
 python -m tpo_jax.train --config=configs/tiny.py --workdir=DIR --config.data.shards=SHARDS \
   --config.model.checkpoint=BASE

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fresh machine -> environment -> the whole method on the embedded world -> report.
+# Fresh machine -> environment -> the whole method on the synthetic world -> report.
 # Arguments go to the command: bash launch/quickstart.sh --workdir=DIR
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

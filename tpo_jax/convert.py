@@ -41,7 +41,7 @@ _LAYOUT = flags.DEFINE_enum(
 _TOWER = define_path(
     "tower",
     None,
-    "Import: Hugging Face CLIP or SigLIP folder, for a checkpoint without its vision tower.",
+    "Import: folder of a Hugging Face vision tower, for a checkpoint without its own.",
 )
 # What a checkpoint's config.json may leave open (or say wrongly); given here, it takes precedence.
 _SETTINGS = {
@@ -70,7 +70,7 @@ _SETTINGS = {
     "rope_theta": flags.DEFINE_float(
         "rope_theta",
         None,
-        "Import: rotary base. Default: config.json's, else 1e9 LongVA, 1e6 other.",
+        "Import: rotary base. Default: config.json's, else that of the published models.",
     ),
 }
 

@@ -147,7 +147,10 @@ def run_command(main: Callable[[], int | None] | Mapping[str, Subcommand]) -> No
         flags.FLAGS.append_flag_values(values)
         for flag in values:  # so that --help shows them
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], values[flag])
-        flags.FLAGS.set_gnu_getopt()  # flags may stand behind the name of a subcommand
+        flags.FLAGS.set_gnu_getopt()  # flags may stand after the name of a subcommand
+        for argument in arguments:  # ml_collections would cut it at the colon
+            if re.match(r"--?config=\w+://", argument):
+                _exit(f"{argument.lstrip('-')}: must be a file on this machine")
         try:
             rest = flags.FLAGS(arguments)
             values.mark_as_parsed()

@@ -1,4 +1,4 @@
-"""The whole method on the embedded world: `python -m tpo_jax.quickstart [--workdir=DIR]`.
+"""The whole method on the synthetic world: `python -m tpo_jax.quickstart [--workdir=DIR]`.
 
 Standard output is the report in Markdown; `report.html` beside it has the plots. A second start
 resumes where the first one stopped.

@@ -1,6 +1,6 @@
 """A table or figure of the paper: `python -m tpo_jax.reproduce --item=table1 [--scale=miniature]`.
 
-`miniature` trains small models of both families on the embedded world, several seeds each, and
+`miniature` trains small models of both families on the synthetic world, several seeds each, and
 writes `pages/{item}.csv`, `.png` and `.md` in the working directory, the paper's numbers beside
 ours. Finished stages are kept; a second start resumes where the first one stopped.
 `7b` prints the commands at the paper's own size and what `plan` says they cost; `--run` runs them.

@@ -26,7 +26,7 @@ from tpo_jax.video import sampling
 _MODEL = define_model(dtype="float32")
 _PROMPTS = define_prompts()
 _PAIRS = define_path(
-    "pairs", None, "List of pairs: .jsonl, .json, .csv, .yaml or .yml.", required=True
+    "pairs", None, "List of pairs, in a format that `prepare` reads.", required=True
 )
 _VIDEOS = define_path(
     "videos",

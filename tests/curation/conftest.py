@@ -15,7 +15,7 @@ SEED = 3
 
 @pytest.fixture(scope="session")
 def world_videos(tmp_path_factory) -> Path:
-    """Five videos of the embedded world; not to be written to."""
+    """Five videos of the synthetic world; not to be written to."""
     folder = tmp_path_factory.mktemp("world") / "videos"
     make_videos(folder, SEED, [60, 48, 96, 80, 72], workers=1)
     return folder

@@ -46,8 +46,8 @@ def test_unusable_videos_fail_with_a_reason(world_config, world_videos, tmp_path
         "empty": "empty file",
         "cut": "truncated",
         "00001.mp4": "its id is already that of 00001.mkv",
-        "short#0": "not a video of the embedded world",  # says the captioner, also of the folder
-        "frames#0": "not a video of the embedded world",
+        "short#0": "not a video of the synthetic world",  # says the captioner, also of the folder
+        "frames#0": "not a video of the synthetic world",
     }.items():
         assert reason in failures[name], name
     # No localized segment fits into 1.3 s: only the whole video is asked about.

@@ -61,7 +61,7 @@ class Toy(VideoLanguageModel):
         self.decoder = Decoder(config.decoder, rngs, projections)
 
     def encode(self, batch, *, freeze_tower=False, remat="none"):
-        frames = batch["frames"] if isinstance(batch, dict) else batch.frames
+        frames = batch.frames
         return self.encode_frames(frames, freeze_tower=freeze_tower)
 
     def encode_frames(self, frames, *, freeze_tower=False, remat="none"):

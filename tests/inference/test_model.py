@@ -117,6 +117,7 @@ def test_the_first_python_of_the_readme_runs(folder, tmp_path) -> None:
     model, video = re.findall(r'"([^"]+)"', code)[:2]
     (tmp_path / model).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / model).symlink_to(folder / "model")
+    (tmp_path / video).parent.mkdir(parents=True)
     (tmp_path / video).symlink_to(folder / "video.mp4")
     done = subprocess.run(
         [sys.executable, "-c", code],

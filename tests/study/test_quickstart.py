@@ -1,6 +1,7 @@
 """The quickstart from rendering to the report, in its smallest size."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,9 @@ def test_every_stage_runs_and_a_second_start_redoes_nothing(smoke_quickstart):
     workdir, out = smoke_quickstart
     assert out.startswith("# Quickstart") and "95 % interval" in out
     assert (workdir / "report.html").read_text().count("data:image/png;base64,") == 4
+    # README's first lines of Python load and show what the quickstart leaves.
+    named = re.findall(r'"quickstart/([^"]+)"', (ROOT / "README.md").read_text())
+    assert len(named) == 2 and all((workdir / name).exists() for name in named)
 
     answers = json.loads((workdir / "tpo_answers.json").read_text())
     scale = SCALES["smoke"]

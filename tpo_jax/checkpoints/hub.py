@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from tpo_jax.errors import InputError
+from tpo_jax.io.paths import local_path
 
 _NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?")
 # What model directories hold, native ones included; weights as safetensors only.
@@ -19,9 +20,9 @@ def folder(name: str | Path) -> Path:
     `HF_HUB_OFFLINE`, `HF_TOKEN`, `HF_ENDPOINT`.
 
     Raises:
-        InputError: the name is that of a repository, and it cannot be had.
+        InputError: a repository that cannot be downloaded, or a path in a bucket.
     """
-    path = Path(name)
+    path = local_path("model directory", name)
     if path.exists() or not (found := _NAME.fullmatch(str(name))):
         return path
     return _downloaded(found[1], found[2])
@@ -41,6 +42,6 @@ def _downloaded(repository: str, revision: str | None) -> Path:
     except Exception as error:  # of the library, of its HTTP client or of the file system
         reason = " ".join(str(error).split())
         raise InputError(
-            f"{given}: no such folder, and not to be had from the Hugging Face Hub: "
+            f"{given}: no such folder, and the Hugging Face Hub does not give it: "
             f"{type(error).__name__}: {reason}"
         ) from error

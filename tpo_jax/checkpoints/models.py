@@ -100,8 +100,8 @@ def load_config(
     Args:
         tower: folder of the vision tower, for a Hugging Face checkpoint that holds none or names
             one that cannot be told from its tensors.
-        **settings: `pooling`, `newline`, `max_length`, `time_instruction` or `rope_theta` to use in
-            place of what the directory says.
+        **settings: what to use in place of what the directory says, such as `max_length` or
+            `rope_theta`; `Family.settings` lists them.
 
     Raises:
         InputError: what is wrong with the directory or a setting.

@@ -1,7 +1,7 @@
 """The interface of model clients: requests in, replies out.
 
 Implementations: `local_client` (a model directory), `openai_client` (an endpoint) and
-`world_client` (scripted replies on the embedded world).
+`world_client` (scripted replies on the synthetic world).
 """
 
 from collections.abc import Generator, Iterable

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
 
 from tpo_jax.curation.units import Unit
 from tpo_jax.data.folders import video_at
+from tpo_jax.io import templates
 from tpo_jax.io.files import replacing, replacing_directory
 from tpo_jax.video.sampling import read_frames
 
@@ -35,12 +35,6 @@ def write_page(path: Path, units: Sequence[Unit], folder: Path, charts: Sequence
         folder: Of their videos.
         charts: SVG charts of the list.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tpo_jax.curation", "pages"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
     videos = list(dict.fromkeys(unit.video for unit in units))
     numbers = {video: number for number, video in enumerate(videos)}
     with replacing_directory(path.with_suffix("")) as pictures:
@@ -48,7 +42,7 @@ def write_page(path: Path, units: Sequence[Unit], folder: Path, charts: Sequence
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             errors = [*pool.map(work, videos, range(len(videos)))]
     pairs = [_shown(unit, numbers[unit.video], errors) for unit in units]
-    template = environment.get_template("review.html.jinja")
+    template = templates.load("tpo_jax.curation", "pages/review.html.jinja")
     page = template.stream(pairs=pairs, charts=charts, pictures=path.stem)
     with replacing(path) as file:
         file.writelines(page)

@@ -17,7 +17,7 @@ from tpo_jax.curation.units import Unit
 from tpo_jax.curation.videos import list_videos
 from tpo_jax.data import exports, preparation
 from tpo_jax.errors import InputError
-from tpo_jax.io.files import write_json, write_lines
+from tpo_jax.io.files import write_json, write_lines, write_text
 from tpo_jax.io.paths import check_config
 from tpo_jax.parallel import distributed
 
@@ -118,10 +118,10 @@ def _finish(
 def _write_pages(config: Config, units: list[Unit], report: dict[str, Any], workdir: Path) -> None:
     pictures = charts(report, units)
     for name, picture in pictures.items():
-        (workdir / f"{name}.svg").write_text(picture, encoding="utf-8")
+        write_text(workdir / f"{name}.svg", picture)
     licence = config.videos.licence
     text = card.card(report, report["yields"], report["makers"], licence, list(pictures))
-    (workdir / "README.md").write_text(text, encoding="utf-8")
+    write_text(workdir / "README.md", text)
     folder = Path(config.videos.folder)
     review.write_page(workdir / "review.html", units, folder, list(pictures.values()))
 

@@ -1,4 +1,4 @@
-"""Scripted replies for the embedded world, whose truth is known: a client for any role.
+"""Scripted replies for the synthetic world, whose truth is known: a client for any role.
 
 The captioner says what happens in its segment, and the question writer asks one of the world's
 questions. The answerer is right exactly when its frames show the evidence in the true order, except
@@ -50,7 +50,7 @@ class WorldClient:
 
     def _timeline(self, unit: Unit) -> Timeline:
         if not (name := Path(unit.video).stem).isdecimal():
-            raise ValueError(f"{unit.video}: not a video of the embedded world")
+            raise ValueError(f"{unit.video}: not a video of the synthetic world")
         return make_timeline(self._settings.world_seed, int(name), round(unit.duration * FPS))
 
     def _caption(self, request: Request) -> str:

@@ -93,7 +93,7 @@ _DAMAGE = (
     *(tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError),
     gzip.BadGzipFile,
 )
-# By how their files begin. All of them read several streams one behind the other to the last one.
+# By how their files begin. All of them read several streams one after the other to the last one.
 _COMPRESSED: dict[tuple[bytes, ...], Callable[[BinaryIO], Any]] = {
     (b"\x1f\x8b",): lambda file: gzip.GzipFile(fileobj=file),
     (b"BZh",): bz2.BZ2File,
@@ -162,7 +162,7 @@ def unpack(archive: Path, folder: Path, limit: int = 0) -> int:
 
     Args:
         archive: A tar (plain, gzip, bzip2, xz) or zip file, whatever its suffix, or several of a
-            kind one behind the other; or how its parts' names begin.
+            kind one after the other; or how its parts' names begin.
         folder: Created if absent; no file is written outside of it.
         limit: Most bytes to extract; 0: three times the size of the archive.
 
@@ -232,7 +232,7 @@ def _members(archive: Path, paths: list[Path], joined: Joined) -> Iterator[_Memb
 
 
 def _of_zip(archive: Path, paths: list[Path], size: int) -> Iterator[_Member]:
-    """Yield the members of the zip that ends at a byte, behind those of a zip in front of it."""
+    """Yield the members of the zip that ends at a byte, after those of a zip in front of it."""
     with (
         io.BufferedReader(Joined(paths, size), CHUNK) as file,
         zipfile.ZipFile(file) as packed,

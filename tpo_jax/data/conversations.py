@@ -111,7 +111,7 @@ def _side(asked: list[_Turn], name: str, value: Any) -> list[_Turn]:
 
 
 def _with_context(side: list[_Turn], system: Any, history: Any) -> list[_Turn]:
-    """Return turns behind the fields `history`, messages or pairs of texts, and `system`."""
+    """Return turns with those of the fields `system` and `history` before them."""
     if history:
         pairs = history if isinstance(history, list) else []
         if pairs and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
@@ -132,7 +132,7 @@ def _with_context(side: list[_Turn], system: Any, history: Any) -> list[_Turn]:
 
 
 def _split(sides: Mapping[str, Sequence[Message]]) -> dict[str, Any]:
-    """Return the fields of the messages that the sides share and of the answers behind them."""
+    """Return the fields of the messages that the sides share and of the answers after them."""
     for name, side in sides.items():
         if side[-1].role != "assistant":
             raise ValueError(f"{name} must end with a message of the assistant")

@@ -131,7 +131,7 @@ def read_pairs(
 
 
 def _with_own_ids(pairs: Sequence[Pair]) -> list[Pair]:
-    """Return the pairs with an id each: `-2`, `-3`, … behind one that an earlier pair has."""
+    """Return the pairs with an id each: `-2`, `-3`, … after one that an earlier pair has."""
     taken, seen = {pair.id for pair in pairs}, set[str]()
     numbers: dict[str, Iterator[int]] = defaultdict(lambda: itertools.count(2))
     result = []

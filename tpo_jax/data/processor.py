@@ -128,7 +128,7 @@ class Processor:
         return self.encode(self.template.turn)
 
     def question_tokens(self, question: str) -> int:
-        """Return about how many tokens a question and the turn behind it take."""
+        """Return about how many tokens a question and the turn after it take."""
         return len(self.encode(f"\n{question}{self.template.turn}"))
 
     def prompts(self, questions: Sequence[Question], visual: Visual) -> Row:

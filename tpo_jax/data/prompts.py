@@ -1,6 +1,6 @@
 """Prompts and answers to rows: texts are checked, written in the model's template and tokenised.
 
-As in the original code the text before a visual, the text behind it and the answer are tokenised
+As in the original code the text before a visual, the text after it and the answer are tokenised
 independently.
 """
 
@@ -114,11 +114,11 @@ def build_row(
         questions: `Q` questions, texts or conversations. A text on a video has no placeholder, a
             conversation one at most (`place_visual`). A question on images has as many `<image>` as
             there are images, or none: then the images open its last message.
-        answers: `[Q][A]` texts; labelled are their tokens and what the template labels behind them.
+        answers: `[Q][A]` texts; labelled are their tokens and what the template labels after them.
         visuals: visual tokens of the video, or a sequence of those of every image; `()` for text.
         template: how prompt and answer are written.
         opening: of `Template.time_opening`.
-        cut: 'answer': before the last token of the prompt, for one question; 'video': behind the
+        cut: 'answer': before the last token of the prompt, for one question; 'video': after the
             last visual token and the tokens of the opening, for any number of questions.
         size: P and R to pad to.
 
@@ -174,7 +174,7 @@ def _prompts(
     opening: str,
     cut: str,
 ) -> tuple[list[Text], list[Text]]:
-    """Return the texts before, between and behind the visuals of the prefix, and the rest of every
+    """Return the texts before, between and after the visuals of the prefix, and the rest of every
     prompt.
     """
     if cut not in ("answer", "video"):
@@ -186,13 +186,13 @@ def _prompts(
     *before, beginning, _ = texts[0]
     if any(prompt[:-2] != before for prompt in texts):
         raise InputError(
-            "questions of one row must put the images in the same places, behind the same texts"
+            "questions of one row must put the images in the same places, after the same texts"
         )
     tails = [prompt[-1] for prompt in texts]
     if cut == "answer":
         shared = len(tails[0].ids) - 1
     else:
-        # The last token of the opening may have swallowed the newline behind it.
+        # The last token of the opening may have swallowed the newline after it.
         shared = _common([beginning.ids, *(tail.ids for tail in tails)])
     return [*before, tails[0].split(shared)[0]], [tail.split(shared)[1] for tail in tails]
 

@@ -67,7 +67,7 @@ def pack(
     """Return the texts and visual tokens of a row as arrays.
 
     Args:
-        prefix: texts before, between and behind the visuals.
+        prefix: texts before, between and after the visuals.
         continuations: `[Q][A]`.
         visuals: tokens of every visual.
         labelled: whether there are labels; else a continuation is input to its end.

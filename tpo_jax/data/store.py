@@ -1,6 +1,6 @@
 """The videos of a data set, each once: `videos/` beside the pairs.
 
-A video is consecutive records of one ArrayRecord shard: its parts and, behind them, its header, or
+A video is consecutive records of one ArrayRecord shard: its parts and, after them, its header, or
 its sampled frames as images. `index.jsonl` says where each video lies; what it needs in memory does
 not grow with the length of the videos. `tfds.builder_from_directory(dir)` opens the directory, too.
 """

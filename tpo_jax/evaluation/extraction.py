@@ -144,7 +144,7 @@ def videomme_v2(text: str, options: str) -> str:
     """Return the letter of an option of Video-MME-v2, or "Z".
 
     It is the letter that is the last line, else the one that opens the text, else the last one
-    behind a phrase such as "the answer is", else the only one in bold, A to H in either case; else
+    after a phrase such as "the answer is", else the only one in bold, A to H in either case; else
     that of the only option whose text the answer holds.
 
     Args:

@@ -48,7 +48,7 @@ class Cell(NamedTuple):
     """One needle at one place."""
 
     frames: int  # of the haystack; the model sees one more
-    depth: float  # 0: before the first frame, 1: behind the last
+    depth: float  # 0: before the first frame, 1: after the last
     needle: int
 
 
@@ -76,7 +76,7 @@ def depths(step: float) -> list[float]:
 def places(cell: Cell, haystack: int) -> np.ndarray:
     """Return int64 `[cell.frames + 1]`: which frames of a table the cell shows.
 
-    The table holds the `haystack` frames and the needles behind them.
+    The table holds the `haystack` frames and the needles after them.
     """
     return np.insert(np.arange(cell.frames), int(cell.depth * cell.frames), haystack + cell.needle)
 
@@ -170,9 +170,9 @@ def summary(found: np.ndarray, lengths: Sequence[int], depths: Sequence[float]) 
 
 
 def encode(model: Model, frames: np.ndarray) -> jax.Array:
-    """Return visual tokens of frames one after the other, `[n, D]`, empty frames behind them.
+    """Return visual tokens of frames one after the other, `[n, D]`, empty frames after them.
 
-    A newline behind the whole video (`newline=one_token`) is not part of it.
+    A newline after the whole video (`newline=one_token`) is not part of it.
 
     Args:
         model: its frames are spread over all devices; the result is split by width within a row.

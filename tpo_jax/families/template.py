@@ -34,7 +34,7 @@ def conversation_of(question: Question) -> tuple[Message, ...]:
     """Return the messages of a question.
 
     Raises:
-        InputError: An unknown role, a system message behind the first, or an end that is no user's.
+        InputError: An unknown role, a system message after the first, or an end that is no user's.
     """
     if isinstance(question, str):
         return (Message("user", question),)
@@ -65,8 +65,8 @@ class Template:
     or `around_images`.
     """
 
-    around: Mapping[str, tuple[str, str]]  # by role, the texts before and behind a message
-    end: Pieces  # behind the last answer; labelled tokens are learned
+    around: Mapping[str, tuple[str, str]]  # by role, the texts before and after a message
+    end: Pieces  # after the last answer; labelled tokens are learned
     system: str  # of a conversation without a system message; "": none is written
     markers: tuple[str, ...]  # texts that no message may hold
     tokens: tuple[str, ...]  # texts that are one token each
@@ -94,8 +94,8 @@ class Template:
         return "".join(m.content.join(self.around[m.role]) for m in messages)
 
     def around_visual(self, opening: str, conversation: Sequence[Message], at: int) -> list[Pieces]:
-        """Return the texts around one visual: before it, the part behind it that all questions on
-        it share, and all that is behind it.
+        """Return the texts around one visual: before it, the part after it that all questions on
+        it share, and all that is after it.
 
         Args:
             opening: of `time_opening`.
@@ -109,7 +109,7 @@ class Template:
         return [[(self.written(before) + begin, False)], [(opening, False)], [(behind, False)]]
 
     def around_images(self, conversation: Sequence[Message], images: int) -> list[Pieces]:
-        """Return the texts before, between and behind images, the last two as `around_visual`.
+        """Return the texts before, between and after images, the last two as `around_visual`.
 
         Images stand at the placeholders of users' messages. Without a placeholder they come first
         in the last message, one blank between them, as in lmms-eval.
@@ -133,7 +133,7 @@ class Template:
         return [[(text, False)] for text in (*chunks[:-1], shared, chunks[-1])]
 
     def time_opening(self, mode: str, timestamps: Sequence[float], duration: float) -> str:
-        """Return the sentence on frame times, as it stands directly behind the visual.
+        """Return the sentence on frame times, as it stands directly after the visual.
 
         Args:
             mode: one of `TIME_INSTRUCTIONS`; `none`: no sentence.

@@ -34,7 +34,7 @@ class State(NamedTuple):
     visible: jax.Array  # bool [B, M, T], slots that hold a real token
     slot: jax.Array  # int32 scalar, where the next token goes
     position: jax.Array  # int32 [B, M], position of the last token chosen
-    tokens: jax.Array  # int32 [B, M, new tokens], zero behind the end
+    tokens: jax.Array  # int32 [B, M, new tokens], zero after the end
     counts: jax.Array  # int32 [B, M], tokens of the answer, the stop token not counted
     last: jax.Array  # int32 [B, M], chosen but not yet in the cache
     step: jax.Array  # int32 scalar, tokens chosen

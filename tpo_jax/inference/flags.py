@@ -52,7 +52,7 @@ def define_model(dtype: str, values: flags.FlagValues = flags.FLAGS) -> ModelFla
         tower=define_path(
             "tower",
             None,
-            "Hugging Face CLIP or SigLIP folder, for a --checkpoint without its vision tower.",
+            "Folder of a Hugging Face vision tower, for a --checkpoint without its own.",
             flag_values=values,
         ),
         dtype=flags.DEFINE_enum("dtype", dtype, ["float32", "bfloat16"], "Compute dtype.", values),
@@ -67,7 +67,7 @@ def define_prompts(values: flags.FlagValues = flags.FLAGS) -> PromptFlags:
             "time_instruction",
             None,
             TIME_INSTRUCTIONS,
-            "Sentence on the frames' times: none, directly behind the video, or on the next line. "
+            "Sentence on the frames' times: none, directly after the video, or on the next line. "
             "Default: what the checkpoint asks for.",
             values,
         ),

@@ -201,7 +201,7 @@ class Generator:
 
         whole = text(len(ids))
         if (end := first_stop(whole, stop)) is not None:
-            # The model may have gone on behind it.
+            # The model may have gone on after it.
             used = bisect.bisect_left(
                 range(len(ids)), True, key=lambda n: first_stop(text(n), stop) is not None
             )

@@ -23,6 +23,7 @@ from tpo_jax.errors import InputError
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.inference.generator import Decoding, Generator
 from tpo_jax.inference.scoring import FrameSource, Score, score
+from tpo_jax.io.paths import local_path
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.pictures import Pictures
 from tpo_jax.models.quantized import check_weights
@@ -176,11 +177,12 @@ class Model:
         Raises:
             InputError: a pair that is not valid or cannot be read; the message names it.
         """
+        folder = local_path("videos", videos)
         checked = [
-            pair if isinstance(pair, Pair) else pair_of(pair, number, Path(videos))
+            pair if isinstance(pair, Pair) else pair_of(pair, number, folder)
             for number, pair in enumerate(pairs)
         ]
-        return score(self, checked, FrameSource(Path(videos), num_frames, rule), batch_size)
+        return score(self, checked, FrameSource(folder, num_frames, rule), batch_size)
 
     def _visual(
         self, video: str | Path | Visual | None, images: Sequence, num_frames: int
@@ -193,7 +195,7 @@ class Model:
             raise InputError("give a video or images, not both")
         if isinstance(video, Clip | Pictures):
             return video
-        return self.processor.video(video, num_frames)
+        return self.processor.video(local_path("video", video), num_frames)
 
     def _asked(self, questions: Sequence[str], visual: Visual) -> Sequence[str]:
         if isinstance(visual, Pictures):
@@ -256,8 +258,7 @@ def load(
             videos at a time use `{"fsdp": -1}`, which splits the rows of a batch.
         processor: of `load_processor`, where it is read before the weights or its settings are not
             the checkpoint's.
-        tower: Hugging Face CLIP or SigLIP folder, for a checkpoint that was stored without its
-            vision tower.
+        tower: folder of a Hugging Face vision tower, for a checkpoint that was stored without it.
         adapters: directory of LoRA adapters in PEFT's layout, which are merged into the weights.
         weights: "int8" or "int4" to quantize the decoder's layers while they are loaded, a half or
             a quarter of their size in bfloat16; by default they are as stored.

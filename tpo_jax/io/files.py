@@ -132,6 +132,12 @@ def read_json_object(path: Place) -> dict[str, Any]:
     return value
 
 
+def write_text(path: Place, text: str) -> None:
+    """Write a text file in UTF-8; line ends stay what they are."""
+    with replacing(path, "wb") as file:
+        file.write(text.encode())
+
+
 def write_json(path: Place, value: Any) -> None:
     """Write a JSON file, indented; keys keep their order."""
     with replacing(path) as file:

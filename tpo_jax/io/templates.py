@@ -6,12 +6,16 @@ import jinja2
 
 
 def render(package: str, template: str, /, **values: Any) -> str:
-    """Return a template of a package, filled; values are escaped unless the template says `safe`.
+    """Return a template of a package, filled with the values it names; see `load`."""
+    return load(package, template).render(values)
+
+
+def load(package: str, template: str) -> jinja2.Template:
+    """Return a template; values are escaped unless it says `safe`, and a missing one is an error.
 
     Args:
         package: Name of the package that holds the template, such as `tpo_jax.training`.
-        template: File name of the template in it.
-        values: What the template names; a name that is missing is an error.
+        template: Path of the template in it.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(package, "."),
@@ -20,4 +24,4 @@ def render(package: str, template: str, /, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(values)
+    return environment.get_template(template)

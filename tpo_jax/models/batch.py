@@ -44,12 +44,12 @@ class Batch:
     """bool `[B, Q, 2, R]`: labelled tokens in which the answers differ. None where unused."""
     reference_logps: Array | None = None
     """float32 `[B, Q, 2]`: summed reference log-probabilities; `[B, Q, 4]` with the sums over
-    phrases behind. None where no cache is used."""
+    phrases after. None where no cache is used."""
     patch_index: Array | None = None
     """int32 `[B, P, 4]`: which patches a visual token of an image sums; 0: the newline vector,
     `1 + view * N + patch` else. None for videos."""
     patch_weight: Array | None = None
-    """float32 `[B, P, 4]`: the weights of that sum; zero behind the last visual token."""
+    """float32 `[B, P, 4]`: the weights of that sum; zero after the last visual token."""
     seeds: Array | None = None
     """uint32 `[B]`: seeds of the rows' random draws. None outside of generation."""
 

@@ -95,7 +95,7 @@ class ModelConfig(Protocol):
         """Return the number of visual tokens of a video in the prefix."""
 
     def padded_index(self, index: np.ndarray, num_frames: int, padded: int) -> np.ndarray:
-        """Return where the visual tokens of a video are when empty frames are put behind it.
+        """Return where the visual tokens of a video are when empty frames are put after it.
 
         Args:
             index: int, visual tokens of the video, counted from 0; -1: none, stays.

@@ -1,4 +1,4 @@
-"""What every video language model does behind its encoder: visual tokens among text, the decoder
+"""What every video language model does after its encoder: visual tokens among text, the decoder
 over both streams of a row, and log-probabilities of the labelled tokens.
 """
 

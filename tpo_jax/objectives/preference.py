@@ -175,7 +175,7 @@ def tpo_loss(
         token_logps: float32 `[B, Q, A, R]`, zero where not labelled.
         target_mask: bool `[B, Q, A, R]`.
         reference: float32 `[B, Q, 2]`, summed log-probabilities; `[B, Q, 4]` when the objective
-            uses phrases, with their sums behind. None without a reference. `A` may be 1 without
+            uses phrases, with their sums after. None without a reference. `A` may be 1 without
             pairs.
         totals: `denominators` of the whole batch; with `mean_log_ratios` where this is a part of it
             and the objective uses them.

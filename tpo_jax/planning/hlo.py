@@ -25,7 +25,6 @@ class Work:
     """The work of one chip in one run of the program."""
 
     flops: float = 0.0  # matrix products, kernels included
-    kernel_flops: float = 0.0  # of them in splash kernels
     hbm_bytes: float = 0.0  # read and written by the program's own instructions
     # kind -> [count, bytes a chip receives; all-reduce counts twice: it also sends them on a ring]
     collectives: dict[str, list[float]] = dataclasses.field(
@@ -105,9 +104,7 @@ def _add(
         elif it.op in ("convolution", "dot"):
             total.flops += times * _product(it, table)
         elif it.op == "custom-call":
-            flops = times * _kernel(label, it)
-            total.flops += flops
-            total.kernel_flops += flops
+            total.flops += times * _kernel(label, it)
         kind = it.op.removesuffix("-start")
         chain = re.search(r'chain_id="(\d+)"', it.rest)
         part = (it.attribute("channel_id"), chain[1]) if chain else (name, label)

@@ -64,7 +64,7 @@ def minimum_flops(
     Attention is causal and the head reads the answers only.
 
     Args:
-        live_reference: one more forward pass behind the tower.
+        live_reference: one more forward pass after the tower.
         frozen_decoder: no gradients of the decoder's weights; adapters' own work is left out.
     """
     d, (prefix, response, frames) = model.decoder, (shape.prefix, shape.response, shape.frames)

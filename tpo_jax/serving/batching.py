@@ -68,7 +68,7 @@ class Job:
 
     @property
     def place(self) -> object:
-        """Key of the questions that share a row: the same visual behind the same texts."""
+        """Key of the questions that share a row: the same visual after the same texts."""
         if self.sampling.temperature:
             return self
         row = self.row

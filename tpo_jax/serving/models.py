@@ -111,7 +111,7 @@ def warm_up(model: Model, num_frames: int) -> None:
         length = prompt_length(row)
         if length not in shapes:
             shapes.add(length)
-            # Steps behind the first ones find a state laid out otherwise: one program more.
+            # Steps after the first ones find a state laid out otherwise: one program more.
             limit = np.full((1, 1), min(3 * STREAM_STEPS, model.max_new_tokens), np.int32)
             steps = model.answers([visual], [row], [0], Sampling(), limit, _none, [[()]])
             for _ in steps:

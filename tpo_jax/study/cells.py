@@ -7,13 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from tpo_jax.io.files import replacing_file, write_text
 from tpo_jax.study.records import Quality
 from tpo_jax.study.results import Chosen, Results
 from tpo_jax.study.statistics import Difference, Mean, t_interval
 
 Table = list[list[str]]
 HEAD = ["difference", "95 % over seeds", "p", "seeds above 0"]
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
+    with replacing_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
 
 
 def markdown(rows: Table) -> str:
@@ -68,7 +76,7 @@ def write_csv(
             mean = t_interval(values)
             each = " ".join(f"{seed}:{v:.4f}" for seed, v in zip(seeds, values, strict=True))
             writer.writerow([row, name, mean.n, *(f"{v:.4f}" for v in mean[1:]), each])
-    path.write_text(out.getvalue())
+    write_text(path, out.getvalue())
 
 
 def quality_table(rows: Sequence[Quality]) -> Table:

@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tpo_jax.errors import InputError
-from tpo_jax.io.files import read_json
-from tpo_jax.study.cells import markdown
+from tpo_jax.io.files import read_json, replacing, write_text
+from tpo_jax.study.cells import markdown, save_figure
 from tpo_jax.study.full_size import (
     BENCHMARKS,
     FIGURE2_FRAMES,
@@ -108,7 +108,7 @@ def write(item: str, places: Places) -> str:
         return ""
     title = ITEMS[item].title
     text = "\n\n".join([f"## {title}, at 7B", *sections, f"![{title}]({item}.png)"])
-    path.with_suffix(".md").write_text(text + "\n")
+    write_text(path.with_suffix(".md"), text + "\n")
     return text
 
 
@@ -134,7 +134,7 @@ def _needles(item: str, places: Places, path: Path) -> list[str]:
     titles = {row: ITEMS[item].label(row) for row in maps}
     heat_maps({titles[row]: found for row, found in maps.items()}, path)
     lines = [["model", "frames", "needles found, %"]]
-    with path.with_suffix(".csv").open("w", newline="") as out:
+    with replacing(path.with_suffix(".csv")) as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["model", "frames", "depth", "found"])
         for row, (lengths, depths, shares) in maps.items():
@@ -170,7 +170,7 @@ def _evaluated(item: str, places: Places, path: Path) -> list[str]:
         return []
     columns = list(next(iter(rows.values())))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".csv").open("w", newline="") as file:
+    with replacing(path.with_suffix(".csv")) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["model", "column", "subtitles", "percent"])
         for row, cells in rows.items():
@@ -186,7 +186,7 @@ def _evaluated(item: str, places: Places, path: Path) -> list[str]:
     axes.set(ylabel="percent, without subtitles")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    figure.savefig(path.with_suffix(".png"), dpi=110)
+    save_figure(figure, path.with_suffix(".png"))
 
     sections = []
     if shown.printed:

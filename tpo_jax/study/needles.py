@@ -1,4 +1,4 @@
-"""Needles in a haystack of the embedded world: a dark frame with a coloured digit among frames of
+"""Needles in a haystack of the synthetic world: a dark frame with a coloured digit among frames of
 videos without digits.
 """
 

@@ -16,8 +16,8 @@ from tpo_jax.curation.card import LENGTHS
 from tpo_jax.curation.templates import TYPES
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.niah_files import heat_colours
-from tpo_jax.io.files import read_json, read_lines
-from tpo_jax.study.cells import HEAD, compared, markdown, shown, verdict, write_csv
+from tpo_jax.io.files import read_json, read_lines, write_text
+from tpo_jax.study.cells import HEAD, compared, markdown, save_figure, shown, verdict, write_csv
 from tpo_jax.study.items import ITEMS, Item
 from tpo_jax.study.results import Results, asked
 from tpo_jax.study.statistics import paired, t_interval
@@ -47,7 +47,7 @@ def frames(item: Item, results: Results, path: Path) -> list[str]:
     axes.set(xlabel="frames of a 96-second video", ylabel="accuracy in percent")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    figure.savefig(path.with_suffix(".png"), dpi=110)
+    save_figure(figure, path.with_suffix(".png"))
     sections = ["Here, mean over seeds ± half of the 95 % interval:\n\n" + markdown(ours)]
     seeds = results.there("base", "tpo")
     if not seeds:
@@ -99,7 +99,7 @@ def needles(item: Item, results: Results, path: Path) -> list[str]:
                 each = share[:, i, j]
                 cells = [row, str(length), f"{depth:.1f}", str(len(each)), f"{each.mean():.4f}"]
                 writer.writerow([*cells, " ".join(f"{v:.4f}" for v in each)])
-    path.with_suffix(".csv").write_text(out.getvalue())
+    write_text(path.with_suffix(".csv"), out.getvalue())
     by_seed = {v: share.mean((1, 2)) for v, share in shares.items()}
     difference = paired(by_seed["tpo"], by_seed["base"])
     over_seeds = [["all cells", *HEAD, "the paper's statement"]]
@@ -128,7 +128,7 @@ def heat_maps(
         axes.set_yticks(range(len(depths)), [f"{d:.1f}" for d in depths])
         axes.set(title=title, xlabel="frames", ylabel="depth")
     figure.colorbar(picture)
-    figure.savefig(path.with_suffix(".png"), dpi=110)
+    save_figure(figure, path.with_suffix(".png"))
 
 
 def pie(item: Item, results: Results, path: Path) -> list[str]:
@@ -168,7 +168,7 @@ def pies(
         ours = f"{100 * counts.get(name, 0) / total:.1f}"
         lines.append([name, "not printed" if value is None else str(value), ours])
         writer.writerow([name, "" if value is None else value, ours])
-    path.with_suffix(".csv").write_text(out.getvalue())
+    write_text(path.with_suffix(".csv"), out.getvalue())
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     if all(value is not None for value in printed.values()):
@@ -178,7 +178,7 @@ def pies(
     there = [name for name in printed if counts.get(name)]
     right.pie([counts[name] for name in there], labels=there)
     right.set_title(title)
-    figure.savefig(path.with_suffix(".png"), dpi=110)
+    save_figure(figure, path.with_suffix(".png"))
     return markdown(lines)
 
 
@@ -204,5 +204,5 @@ def write(name: str, workdir: Path, seeds: Sequence[int]) -> str:
     there = ", ".join(map(str, results.there(*item.rows))) or "none"
     seen = f"{item.miniature}; seeds with every row of the paper's: {there}."
     text = "\n\n".join([f"## {item.title}", seen, *sections, f"![{item.title}]({name}.png)"])
-    (folder / f"{name}.md").write_text(text + "\n")
+    write_text(folder / f"{name}.md", text + "\n")
     return text

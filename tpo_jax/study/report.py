@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from tpo_jax.io.files import read_lines
+from tpo_jax.io.files import read_lines, write_text
 from tpo_jax.io.templates import render
-from tpo_jax.study.cells import Table, markdown, quality_table
+from tpo_jax.study.cells import Table, markdown, quality_table, save_figure
 from tpo_jax.study.records import Answer, Quality, read_rows
 from tpo_jax.study.stages import Scale
 from tpo_jax.study.statistics import bootstrap
@@ -114,7 +114,7 @@ def _plot(title: str, x_label: str, groups: Mapping[Any, Comparison], path: Path
     axes.set(title=title, xlabel=x_label, ylabel="accuracy", ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def _plot_training(metrics: Sequence[Mapping[str, float]], path: Path) -> None:
@@ -125,7 +125,7 @@ def _plot_training(metrics: Sequence[Mapping[str, float]], path: Path) -> None:
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def write(workdir: Path, seed: int, scale: Scale, seconds: Mapping[str, float]) -> Path:
@@ -179,7 +179,7 @@ def write(workdir: Path, seed: int, scale: Scale, seconds: Mapping[str, float]) 
         ),
     ]
     text = "\n\n".join(["# Quickstart", *map(str, sections)])
-    (workdir / "report.md").write_text(text + "\n")
+    write_text(workdir / "report.md", text + "\n")
     _plot("Accuracy by frames seen", "frames", by_frames, workdir / "frames.png")
     _plot("Accuracy by length of the video", "length", by_length, workdir / "lengths.png")
     _plot("Accuracy by type, 32 frames", "", by_type, workdir / "types.png")
@@ -187,8 +187,8 @@ def write(workdir: Path, seed: int, scale: Scale, seconds: Mapping[str, float]) 
     _plot_training(metrics, workdir / "training.png")
     page = workdir / "report.html"
     pictures = _pictures(workdir / f"{n}.png" for n in ("frames", "lengths", "types", "training"))
-    page.write_text(
-        render("tpo_jax.study", "report.html.jinja", sections=sections, pictures=pictures)
+    write_text(
+        page, render("tpo_jax.study", "report.html.jinja", sections=sections, pictures=pictures)
     )
     print(text)
     return page

@@ -1,6 +1,6 @@
 """The rows of the paper's tables, its baselines and what else is compared: how each is trained.
 
-One registry for both sizes. At miniature size a row is trained on the embedded world by
+One registry for both sizes. At miniature size a row is trained on the synthetic world by
 `runs.py`, at 7B by the commands of `full_size.py`; the variants of the files in `configs/` are the
 rows that have a setting at 7B.
 """
@@ -155,7 +155,7 @@ def apply_variant(config: ConfigDict, variant: str | None) -> ConfigDict:
 
 
 def tiny(variant: str | None = "tpo") -> ConfigDict:
-    """Return the config of TPO on the embedded world, or of one of its variants."""
+    """Return the config of TPO on the synthetic world, or of one of its variants."""
     config = base()
     config.data.pairs_per_row = 4
     config.data.prefix_multiple = 8

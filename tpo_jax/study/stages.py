@@ -1,4 +1,4 @@
-"""What a base model of the embedded world is made from and how: language, videos, tower, training.
+"""What a base model of the synthetic world is made from and how: language, videos, tower, training.
 
 Every stage leaves its result in the working directory, and is skipped when the result is there.
 """

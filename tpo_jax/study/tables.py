@@ -11,6 +11,7 @@ from tpo_jax.study.cells import (
     compared,
     markdown,
     quality_table,
+    save_figure,
     shown,
     verdict,
     write_csv,
@@ -40,7 +41,7 @@ def table(item: Item, results: Results, path: Path) -> list[str]:
     axes.invert_yaxis()
     axes.grid(alpha=0.3)
     axes.set(xlabel="accuracy in percent, 96 s, 32 frames; grey: seeds")
-    figure.savefig(path.with_suffix(".png"), dpi=110)
+    save_figure(figure, path.with_suffix(".png"))
 
     head = ["", *item.columns]
     sections = ["The paper:\n\n" + markdown([head, *map(list, item.printed.values())])]

@@ -52,7 +52,7 @@ class Reference:
 
     Args:
         score: `(params, batch)` to float32 `[B, Q, 2]`, or `[B, Q, 4]` with the sums over the
-            phrases of both answers behind.
+            phrases of both answers after.
     """
 
     def __init__(

@@ -53,7 +53,7 @@ def split_params(
     """Split parameters into (trainable, frozen) by the names of the model's parts.
 
     Args:
-        freeze: top-level names, of LLaVA models `tower`, `projector`, `newline` and `decoder`.
+        freeze: top-level names, such as `tower`, `projector` and `decoder`.
         lora: with adapters the decoder's own weights are frozen, too.
 
     Raises:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from tpo_jax.errors import InputError
+from tpo_jax.io.files import write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ def wandb_run(project: str, workdir: Path, config: dict) -> Any:
 
     kept = workdir / "wandb_run_id"
     if not kept.exists():
-        kept.write_text(uuid.uuid4().hex)
+        write_text(kept, uuid.uuid4().hex)
     try:
         return wandb.init(
             project=project,

@@ -118,7 +118,7 @@ def _segment_end(head: bytes) -> int:
 
 
 def _ebml_number(data: bytes, at: int) -> tuple[int, int]:
-    """Read a variable-length EBML size; return it and the position behind it."""
+    """Read a variable-length EBML size; return it and the position after it."""
     if at >= len(data) or not data[at]:
         return _UNKNOWN_SIZE, at + 1
     width = 9 - data[at].bit_length()

@@ -199,7 +199,7 @@ class Video:
                 self._contradicted(f"frame {self._position} is out of order")
 
     def _seek(self, key: int, index: int) -> bool:
-        """Jump to a key frame; false if that landed behind `index` or between frames."""
+        """Jump to a key frame; false if that landed after `index` or between frames."""
         self._position = _LOST
         times = self.timeline.times
         if self.reader.seek(int(times[key])) and self.reader.time is not None:

@@ -34,7 +34,7 @@ class Part(NamedTuple):
     packets: list[bytes]
 
     def encode(self) -> tuple[str, tuple[bytes, ...]]:
-        """Return the part as a text and the contents of its packets behind their packed rows."""
+        """Return the part as a text and the contents of its packets after their packed rows."""
         side = [(number, kind, base64.b64encode(data).decode()) for number, kind, data in self.side]
         return json.dumps(side), (pack(np.array(self.rows, np.int64).T), *self.packets)
 

@@ -20,7 +20,7 @@ class StoredReader(Reader):
     Where the last frame wanted of a stretch is known, decoding ends with its packet: the decoder
     is emptied, so that no later part is read for its delay. Not where the decoder reorders frames
     and their times do not, as in an AVI, whose times FFmpeg makes up in decoding order: only the
-    packets behind show which frame comes next.
+    packets after show which frame comes next.
     """
 
     started = False  # every stretch of frames begins with a seek
@@ -54,7 +54,7 @@ class StoredReader(Reader):
         header = self._header
         if not len(header.packet_of):
             return
-        # Frames shown earlier may be stored behind later ones.
+        # Frames shown earlier may be stored after later ones.
         last = np.maximum.accumulate(header.packet_of)
         self._ends = {int(header.packet_of[a]): int(last[b]) for a, b in spans}
         parts: set[int] = set()

@@ -1,1 +1,1 @@
-"""The procedural video world of the quickstart and the tests: all of it comes from a seed."""
+"""The synthetic video world of the quickstart and the tests: all of it comes from a seed."""

@@ -1,4 +1,4 @@
-"""What happens when: the timeline of one procedural video, drawn from a seed.
+"""What happens when: the timeline of one synthetic video, drawn from a seed.
 
 A video is a sequence of *events*, one object each: a hue, a shape, a corner, a direction of motion.
 A hue occurs at most once per video, so it is the key by which questions name an object. Some events

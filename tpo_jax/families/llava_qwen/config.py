@@ -182,9 +182,9 @@ class LlavaQwenConfig:
         return num_frames * self.tokens_per_frame + (self.newline == "one_token")
 
     def padded_index(self, index: np.ndarray, num_frames: int, padded: int) -> np.ndarray:
-        """Return where visual tokens are behind which empty frames are put.
+        """Return where visual tokens are after which empty frames are put.
 
-        A newline token behind the whole video comes after the empty frames, too.
+        A newline token after the whole video comes after the empty frames, too.
         """
         V = self.tokens_per_frame
         return np.where(index >= num_frames * V, index + (padded - num_frames) * V, index)

@@ -105,7 +105,7 @@ def _pooled(g: int, views: int) -> tuple[np.ndarray, np.ndarray]:
 def _unpadded(
     g: int, grid: tuple[int, int], size: tuple[int, int], most: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tiles as one grid without padding, a newline behind every row.
+    """Return the tiles as one grid without padding, a newline after every row.
 
     It is shrunk to about `most` patches (0: as it is) where it has over a fifth more.
     """

@@ -4,7 +4,7 @@
     [visual tokens][opening]\\n[question]<|im_end|>\\n<|im_start|>assistant\\n[answer]<|im_end|>\\n
 
 Every further message is written as these are; a system message takes the place of that sentence.
-As in the originals the text before a placeholder, the text behind it and the answer are tokenised
+As in the originals the text before a placeholder, the text after it and the answer are tokenised
 independently. `INFERENCE` has one newline before the question and labels nothing in the prompt.
 `DPO_TRAINER` gives the sequences and labels of their preference trainer (`preprocess_qwen` in
 `llava/train/train_dpo.py`): two newlines, and six labelled tokens of the template besides those of
@@ -32,7 +32,7 @@ class QwenTemplate(Template):
     """`qwen_1_5` as the inference code writes it."""
 
     def time_opening(self, mode: str, timestamps: Sequence[float], duration: float) -> str:
-        """Return the sentence on frame times: `inline`, directly behind the placeholder as the
+        """Return the sentence on frame times: `inline`, directly after the placeholder as the
         original inference script; `newline`, on the next line as the original demo and supervised
         training.
         """
@@ -41,7 +41,7 @@ class QwenTemplate(Template):
         if mode == "none":
             return ""
         times = ",".join(f"{t:.2f}s" for t in timestamps)
-        # The missing space behind `{times}.` is the originals', and the models were trained with
+        # The missing space after `{times}.` is the originals', and the models were trained with
         # it.
         text = (
             f"The video lasts for {duration:.2f} seconds, and {len(timestamps)} frames are "
