@@ -448,6 +448,7 @@ def test_wrong_flags_give_one_line(tmp_path):
         "--config.objective.gama=1": "--config has no such field: gama",
         "--config.train.batch_size=many": "--config.train.batch_size=many: invalid literal",
         "--config=configs/nowhere.py": "No such file or directory: 'configs/nowhere.py'",
+        "--config=gs://bucket/tiny.py": "gs://bucket/tiny.py: must be a file on this machine",
         "--config=configs/tiny.py:more": "unknown variant 'more'; there are tpo, ",
         "--distributed=somewhere": "--distributed=somewhere is neither 'auto' nor HOST:PORT",
         "--config.model.preset=tiny": "model.preset='tiny' is unknown; choose one of",

@@ -100,6 +100,16 @@ def test_wrong_pairs_and_sampling_are_named(model, folder) -> None:
             model.score([pair | {"video": "video.mp4"}], videos=folder, **how)
     with pytest.raises(InputError, match="num_frames=0 must be at least 1"):
         model.answer(folder / "video.mp4", "Why?", num_frames=0)
+    for call, message in (
+        (
+            lambda: tpo_jax.load("gs://bucket/model"),
+            "model directory=gs://bucket/model: must be on",
+        ),
+        (lambda: model.answer("gs://bucket/a.mp4", "Why?"), "video=gs://bucket/a.mp4: must be on"),
+        (lambda: model.score([pair], videos="gs://bucket"), "videos=gs://bucket: must be on"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
 
 
 def test_importing_the_package_imports_no_library() -> None:
