@@ -26,7 +26,7 @@ from tpo_jax import families
 from tpo_jax.data.processor import Processor
 from tpo_jax.evaluation import rescoring, runner
 from tpo_jax.evaluation.benchmarks import Question
-from tpo_jax.evaluation.scorers import BENCHMARKS, Scorer
+from tpo_jax.evaluation.scorers import SCORING_RULES, Scorer
 from tpo_jax.families.llava_qwen.config import TowerConfig
 from tpo_jax.inference.generator import Decoding
 from tpo_jax.inference.model import place
@@ -116,7 +116,7 @@ def main(_: list[str]) -> None:
         print(lines[-1], file=sys.stderr, flush=True)
     lines += ["", "| benchmark | predictions | seconds | of the processor |", "|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder:
-        for benchmark in BENCHMARKS:
+        for benchmark in SCORING_RULES:
             clock, own = scoring(benchmark, Path(folder))
             lines.append(f"| {benchmark} | {_PREDICTIONS.value:,} | {clock:.1f} | {own:.1f} |")
             print(lines[-1], file=sys.stderr, flush=True)

@@ -35,7 +35,7 @@ from tpo_jax.io.paths import define_path, output_file
 _RUN, _SCORE, _NIAH = flags.FlagValues(), flags.FlagValues(), flags.FlagValues()
 
 for _values in (_RUN, _SCORE):
-    _BENCHMARKS = list(scorers.BENCHMARKS)
+    _BENCHMARKS = list(scorers.SCORING_RULES)
     flags.DEFINE_enum("benchmark", None, _BENCHMARKS, "Name in lmms-eval.", _values, required=True)
     flags.DEFINE_enum(
         "scorer",

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from tpo_jax.evaluation.prompts import TVBENCH_TASKS
-from tpo_jax.evaluation.scorers import BENCHMARKS, Scorer
+from tpo_jax.evaluation.scorers import SCORING_RULES, Scorer
 from tpo_jax.evaluation.scoring_rules import MLVU_TASKS
 from tpo_jax.evaluation.verdicts import ERAS
 
@@ -222,7 +222,7 @@ def main(count: int = 5000) -> None:
     lines = []
     for era in ERAS:
         with Oracle(era) as oracle:
-            for i, name in enumerate(BENCHMARKS):
+            for i, name in enumerate(SCORING_RULES):
                 docs, predictions = make_docs(name, i, count), generate(i, count)
                 wrong, apart = differences(oracle, era, name, docs, predictions)
                 cells = era, versions(packages(era)), name, count, len(wrong), f"{apart:.1g}"

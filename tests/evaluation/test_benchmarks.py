@@ -16,7 +16,7 @@ from tests.evaluation.folders import FOLDERS, write_srt
 from tpo_jax import families
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.benchmarks import BENCHMARKS, ask, read_rows, spaced_frames
-from tpo_jax.evaluation.journal import Journal
+from tpo_jax.evaluation.journal import AnswerJournal
 from tpo_jax.evaluation.rescoring import rescore
 from tpo_jax.evaluation.scorers import Scorer
 from tpo_jax.evaluation.subtitles import interleave, read_srt, shown_lines
@@ -261,7 +261,7 @@ def test_journals_without_or_of_another_owner_are_refused(tmp_path) -> None:
     ):
         path.write_text(content)
         with pytest.raises(InputError, match=message):
-            Journal(path, {"who": "me"})
+            AnswerJournal(path, {"who": "me"})
         assert path.read_text() == content
 
 

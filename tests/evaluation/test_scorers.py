@@ -8,7 +8,7 @@ import pytest
 from tests.evaluation.agreement import Oracle, differences, generate, make_docs
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import extraction
-from tpo_jax.evaluation.scorers import BENCHMARKS, Scorer
+from tpo_jax.evaluation.scorers import SCORING_RULES, Scorer
 from tpo_jax.evaluation.verdicts import ERAS
 
 
@@ -18,7 +18,7 @@ def oracle(request):
         yield request.param, oracle
 
 
-@pytest.mark.parametrize("benchmark", BENCHMARKS)
+@pytest.mark.parametrize("benchmark", SCORING_RULES)
 def test_agrees_with_lmms_eval(oracle, benchmark) -> None:
     era, ask = oracle
     docs, predictions = make_docs(benchmark, 3, 2000), generate(4, 2000)

@@ -16,7 +16,7 @@ from tpo_jax.curation.clients import Failure, Replies, Request
 from tpo_jax.curation.config import Rules
 from tpo_jax.curation.seeds import seed_of
 from tpo_jax.curation.units import Unit
-from tpo_jax.worlds.questions import FAMILIES
+from tpo_jax.worlds.questions import QUESTION_TYPES
 from tpo_jax.worlds.timeline import FPS, Timeline, make_timeline
 
 Span = tuple[float, float]
@@ -58,7 +58,7 @@ class WorldClient:
         timeline = self._timeline(request.unit)
         lines = [
             f"{text} {answer}"
-            for name in FAMILIES
+            for name in QUESTION_TYPES
             for text, answer, segment in _candidates(timeline, name)
             if _inside(segment, request.unit.segment)
         ]
@@ -132,7 +132,7 @@ def _answers(world_seed: int, name: str) -> list[str]:
 
 def _candidates(timeline: Timeline, name: str) -> Iterator[tuple[str, str, Span | None]]:
     """Yield (question, answer, segment) of all that can be asked of a type, in both wordings."""
-    for family in FAMILIES[name]:
+    for family in QUESTION_TYPES[name]:
         rng = np.random.default_rng(seed_of("rules", timeline.seconds, len(timeline.events)))
         for sentence, bare, segment in family(timeline, rng):
             yield *sentence, segment

@@ -7,7 +7,7 @@ from tpo_jax.errors import InputError
 from tpo_jax.io import journal
 
 
-class Journal(journal.Journal):
+class AnswerJournal(journal.Journal):
     """A journal of answers: `doc_id`, `input`, `answer`.
 
     Args:

@@ -123,7 +123,7 @@ def _read_needle(file: Path, row: Any, processor: Processor) -> Asked:
     return Asked(key, make_needle(processor, frame, prompt, answer))
 
 
-class Journal(journal.Journal):
+class CellJournal(journal.Journal):
     """A journal of cells: `frames`, `depth`, `needle` (its key) and `found`.
 
     Args:

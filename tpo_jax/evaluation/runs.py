@@ -22,7 +22,7 @@ from tpo_jax.checkpoints.fingerprint import weights_fingerprint
 from tpo_jax.data.processor import Processor
 from tpo_jax.errors import InputError, printable
 from tpo_jax.evaluation import benchmarks, niah, niah_files, results, runner, scorers
-from tpo_jax.evaluation.journal import Journal
+from tpo_jax.evaluation.journal import AnswerJournal
 from tpo_jax.inference.generator import Decoding
 from tpo_jax.inference.model import Model, load, load_processor
 
@@ -110,7 +110,7 @@ def run_benchmark(run: BenchmarkRun) -> dict[str, Any]:
         question_multiple=runner.PROMPT_MULTIPLE,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    with Journal(folder / "answers.jsonl", settings) as journal:
+    with AnswerJournal(folder / "answers.jsonl", settings) as journal:
         waiting = [q for q in questions if journal.answer(q.doc_id, q.prompt) is None]
         groups = runner.make_groups(waiting, processor)
         read = runner.make_reader(processor, num_frames)
@@ -165,7 +165,7 @@ def find_needles(run: NeedleRun) -> dict[str, Any]:
     cells = [niah.Cell(*values) for values in product]
     folder.mkdir(parents=True, exist_ok=True)
     keys = [key for key, _ in asked]
-    with niah_files.Journal(folder / "cells.jsonl", settings, keys) as journal:
+    with niah_files.CellJournal(folder / "cells.jsonl", settings, keys) as journal:
         waiting = [cell for cell in cells if journal.result(cell) is None]
         done = len(cells) - len(waiting)
         with tqdm(total=len(cells), initial=done, unit="cell", desc="niah") as progress:

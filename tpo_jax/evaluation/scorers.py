@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tpo_jax.errors import InputError
-from tpo_jax.evaluation.scoring_rules import BENCHMARKS, LONGVIDEOBENCH
+from tpo_jax.evaluation.scoring_rules import LONGVIDEOBENCH, SCORING_RULES
 from tpo_jax.evaluation.temporal_rules import TEMPORALBENCH
 from tpo_jax.evaluation.verdicts import ERAS, TODAY, Verdict
 
@@ -27,7 +27,7 @@ class Scorer:
     """Scores the predictions of one benchmark.
 
     Args:
-        benchmark: One of `BENCHMARKS`.
+        benchmark: One of `SCORING_RULES`.
         era: One of `ERAS`.
         seed: Of LongVideoBench's random guesses, drawn in the order of the predictions; lmms-eval
             uses 0.
@@ -38,12 +38,12 @@ class Scorer:
 
     def __init__(self, benchmark: str, era: str = TODAY, seed: int = 0):
         for name, value, known in (
-            ("benchmark", benchmark, BENCHMARKS),
+            ("benchmark", benchmark, SCORING_RULES),
             ("scorer", era, ERAS),
         ):
             if value not in known:
                 raise InputError(f"--{name}={value}: unknown; choose from {', '.join(known)}")
-        self.benchmark, self.era, self.rule = benchmark, era, BENCHMARKS[benchmark]
+        self.benchmark, self.era, self.rule = benchmark, era, SCORING_RULES[benchmark]
         self._random = random.Random(seed)
 
     def judge(self, doc: dict, prediction: str | None) -> Verdict:

@@ -182,7 +182,7 @@ LONGVIDEOBENCH = ScoringRule(
 _LVBENCH = ScoringRule(_lvbench, mean, _always("lvbench_score"), ("type", "question_type"))
 _TEMPCOMPASS = ScoringRule(_tempcompass, _ratings, _always("avg_accuracy"), ("dim",))
 
-BENCHMARKS: dict[str, ScoringRule] = {
+SCORING_RULES: dict[str, ScoringRule] = {
     "videomme": _VIDEOMME,
     "videomme_w_subtitle": _VIDEOMME,
     "videomme_long_w_subtitle": _VIDEOMME,

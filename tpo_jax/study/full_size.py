@@ -24,7 +24,7 @@ BATCH_SIZE = 64  # of the configs
 # shorter.
 CHIP_HOURS = {"longva": 3.9, "llava_video": 5.1}
 
-BENCHMARKS = {"LVB": "longvideobench_val_v", "MLVU": "mlvu_dev", "VMME": "videomme"}
+PAPER_BENCHMARKS = {"LVB": "longvideobench_val_v", "MLVU": "mlvu_dev", "VMME": "videomme"}
 SUBTITLED = {"VMME with subtitles": "videomme_w_subtitle"}
 FOLDERS = {
     "longvideobench_val_v": "longvideobench",
@@ -213,7 +213,7 @@ def _evaluations(item: str, folder: str, model: str, given: dict[str, str]) -> I
             f"{output}/summary.json",
         )
         return
-    names = list(BENCHMARKS.values())
+    names = list(PAPER_BENCHMARKS.values())
     settings = [(name, 0) for name in names]
     if item in ("table1", "table2"):
         settings += [(name, 0) for name in SUBTITLED.values()]

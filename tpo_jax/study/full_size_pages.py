@@ -14,8 +14,8 @@ from tpo_jax.errors import InputError
 from tpo_jax.io.files import read_json, replacing, write_text
 from tpo_jax.study.cells import markdown, save_figure
 from tpo_jax.study.full_size import (
-    BENCHMARKS,
     FIGURE2_FRAMES,
+    PAPER_BENCHMARKS,
     SUBTITLED,
     Places,
     curated,
@@ -56,7 +56,7 @@ def _summaries(item: str, folder: str) -> dict[Asked, dict]:
     if item == "figure2":
         asked = [("mlvu_dev", n) for n in FIGURE2_FRAMES]
     else:
-        asked = [(name, 0) for name in (*BENCHMARKS.values(), *SUBTITLED.values())]
+        asked = [(name, 0) for name in (*PAPER_BENCHMARKS.values(), *SUBTITLED.values())]
     return {(name, n): _read(folder, name, n) for name, n in asked}
 
 
@@ -65,10 +65,10 @@ def _cells(item: str, summaries: dict[Asked, dict]) -> dict[str, list[float | No
     if item == "figure2":
         return {str(n): [_percent(summary)] for (_, n), summary in summaries.items()}
     columns = ITEMS[item].columns
-    if len(columns) == len(BENCHMARKS):
-        scores = [[_percent(summaries[name, 0])] for name in BENCHMARKS.values()]
+    if len(columns) == len(PAPER_BENCHMARKS):
+        scores = [[_percent(summaries[name, 0])] for name in PAPER_BENCHMARKS.values()]
         return dict(zip(columns, scores, strict=True))
-    *others, video_mme = BENCHMARKS.values()
+    *others, video_mme = PAPER_BENCHMARKS.values()
     scores = [[_percent(summaries[name, 0])] for name in others]
     found = [summaries[name, 0] for name in (video_mme, *SUBTITLED.values())]
     for length in LENGTHS:

@@ -173,7 +173,9 @@ def _corner(timeline: Timeline, rng: np.random.Generator) -> Iterator[Candidate]
         )
 
 
-FAMILIES: dict[str, tuple[Callable[[Timeline, np.random.Generator], Iterator[Candidate]], ...]] = {
+QUESTION_TYPES: dict[
+    str, tuple[Callable[[Timeline, np.random.Generator], Iterator[Candidate]], ...]
+] = {
     "temporal reasoning": (_neighbours, _order),
     "action": (_action,),
     "causal": (_cause,),
@@ -210,7 +212,7 @@ def make_questions(timeline: Timeline, seed: int, index: int, count: int = 8) ->
 def _pool(name: str, timeline: Timeline, rng: np.random.Generator) -> list[Question]:
     """Return every question of one type in random order, its families alternating from the end."""
     ranked = []
-    for family in FAMILIES[name]:
+    for family in QUESTION_TYPES[name]:
         candidates = list(family(timeline, rng))
         for rank, i in enumerate(rng.permutation(len(candidates))):
             ranked.append((rank + rng.random(), candidates[i]))

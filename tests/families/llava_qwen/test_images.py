@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tpo_jax import families
 from tpo_jax.errors import InputError
 from tpo_jax.families.llava_qwen.config import ImageConfig, from_dict, pinpoints
-from tpo_jax.families.llava_qwen.images import best_resolution, layout
+from tpo_jax.families.llava_qwen.images import best_resolution, tiling
 from tpo_jax.models.pictures import round_views
 
 LONGVA, LLAVA = families.preset("longva_7b"), families.preset("llava_video_7b")
@@ -35,12 +35,12 @@ def test_published_pinpoints():
 @example(width=1, height=2305)
 def test_tokens_of_both_families(width, height):
     """144 a tile; 729 and at most 9 * 729 * 1.21 patches with a newline behind every row."""
-    laid = layout(LONGVA, width, height)
+    laid = tiling(LONGVA, width, height)
     tiles = math.prod(laid.grid)
     assert not laid.whole and len(laid.patch_index) == 144 * tiles <= 7056
     assert np.array_equal(np.sort(laid.patch_index.reshape(-1)), 1 + np.arange(576 * tiles))
 
-    laid = layout(LLAVA, width, height)
+    laid = tiling(LLAVA, width, height)
     newlines = laid.patch_index[:, 0] == 0
     patches = len(laid.patch_index) - 729 - newlines.sum()
     assert laid.whole and not newlines[:729].any() and newlines[-1]
@@ -52,7 +52,7 @@ def test_tokens_of_both_families(width, height):
 
 
 def test_an_image_of_one_tile_is_its_patches_twice():
-    laid = layout(LLAVA, 384, 384)
+    laid = tiling(LLAVA, 384, 384)
     rows = np.pad(730 + np.arange(729).reshape(27, 27), ((0, 0), (0, 1)))
     wanted = [*range(1, 730), *rows.reshape(-1)]
     assert laid.patch_index[:, 0].tolist() == wanted and laid.grid == (1, 1)
@@ -63,13 +63,13 @@ def test_a_single_view(aspect):
     """Unpooled; LLaVA-Video puts one newline behind."""
     for config, tokens in ((LONGVA, 576), (LLAVA, 730)):
         stills = dataclasses.replace(config.images, aspect=aspect)
-        laid = layout(dataclasses.replace(config, stills=stills), 500, 400)
+        laid = tiling(dataclasses.replace(config, stills=stills), 500, 400)
         assert laid.grid is None and len(laid.patch_index) == tokens
 
 
 def test_flat_keeps_all_patches_of_all_views():
     stills = ImageConfig("flat", "anyres", ((336, 672),))
-    laid = layout(dataclasses.replace(LONGVA, stills=stills), 500, 400)
+    laid = tiling(dataclasses.replace(LONGVA, stills=stills), 500, 400)
     assert laid.patch_index[:, 0].tolist() == list(range(1, 1 + 3 * 576))
 
 
@@ -84,14 +84,14 @@ def test_flat_keeps_all_patches_of_all_views():
 )
 def test_what_is_not_done_is_named(stills, message):
     with pytest.raises(InputError, match=message):
-        layout(dataclasses.replace(LLAVA, stills=stills), 100, 100)
+        tiling(dataclasses.replace(LLAVA, stills=stills), 100, 100)
 
 
 def test_images_need_the_newline_vector():
     stills = LLAVA.images
     config = dataclasses.replace(LLAVA, newline="no_token", stills=stills)
     with pytest.raises(InputError, match="no_token"):
-        layout(config, 100, 100)
+        tiling(config, 100, 100)
     assert from_dict(dataclasses.asdict(config)) == config
 
 
@@ -125,9 +125,9 @@ def test_ties_go_to_the_first():
 @pytest.mark.parametrize("size", [(1, 2305), (2305, 1), (2, 40_000)])
 def test_a_side_below_one_pixel_in_every_resolution(size):
     """The smallest resolution, one tile for LLaVA-Video, and no error: as in the originals."""
-    assert layout(LLAVA, *size).grid == (1, 1)
+    assert tiling(LLAVA, *size).grid == (1, 1)
     assert best_resolution(*size, LLAVA.images.pinpoints) == (384, 384)
-    laid = layout(LLAVA, *size)
+    laid = tiling(LLAVA, *size)
     newlines = (laid.patch_index[:, 0] == 0).sum()
     assert len(laid.patch_index) - 729 - newlines == 27  # one row or one column of patches
     assert best_resolution(1, 20_000, LONGVA.images.pinpoints) == (336, 672)

@@ -18,7 +18,7 @@ from tpo_jax import families
 from tpo_jax.data.images import read_pictures
 from tpo_jax.errors import InputError
 from tpo_jax.families.llava_qwen.config import TowerConfig
-from tpo_jax.families.llava_qwen.images import layout
+from tpo_jax.families.llava_qwen.images import tiling
 from tpo_jax.families.llava_qwen.processing import cut, preprocess
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -97,7 +97,7 @@ def test_views_of_a_still_image(name, height, width):
     config = families.preset(name)
     config = dataclasses.replace(config, tower=dataclasses.replace(config.tower, image_size=56))
     side, image = 56, Image.fromarray(picture(height, width))
-    laid = layout(config, width, height)
+    laid = tiling(config, width, height)
     ours, theirs = cut(image, laid, config), anyres_views(image, side, config.images.pinpoints)
     np.testing.assert_array_equal(ours, theirs[0 if laid.whole else 1 :])
 
@@ -119,7 +119,7 @@ def test_pictures_of_files(tmp_path):
     alpha = np.concatenate([second, second[..., :1]], axis=-1)
     Image.fromarray(alpha, "RGBA").save(tmp_path / "b.png")
     pictures = read_pictures([tmp_path / "a.png", tmp_path / "b.png"], config)
-    layouts = [layout(config, 70, 40), layout(config, 32, 64)]
+    layouts = [tiling(config, 70, 40), tiling(config, 32, 64)]
     views = [
         cut(Image.fromarray(x), laid, config)
         for x, laid in zip((first, second), layouts, strict=True)

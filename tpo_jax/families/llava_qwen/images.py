@@ -19,7 +19,7 @@ from tpo_jax.models.pictures import NEWLINE
 MERGES = ("unires", "spatial_unpad", "flat")
 
 
-class Layout(NamedTuple):
+class Tiling(NamedTuple):
     """How an image is cut and put together again."""
 
     grid: tuple[int, int] | None  # columns and rows of tiles; None: the whole image is the view
@@ -29,8 +29,8 @@ class Layout(NamedTuple):
     patch_weight: np.ndarray  # float32 [T, 4]
 
 
-def layout(config: LlavaQwenConfig, width: int, height: int, several: bool = False) -> Layout:
-    """Return the layout of an image of `width` x `height` pixels, alone or one of `several`.
+def tiling(config: LlavaQwenConfig, width: int, height: int, several: bool = False) -> Tiling:
+    """Return the tiling of an image of `width` x `height` pixels, alone or one of `several`.
 
     Raises:
         InputError: the checkpoint's `config.json` asks for something that is not done here.
@@ -50,7 +50,7 @@ def layout(config: LlavaQwenConfig, width: int, height: int, several: bool = Fal
             )
         patches = 1 + np.arange(config.tower.grid**2)
         ends = [NEWLINE] if images.merge == "spatial_unpad" else []
-        return Layout(None, True, aspect == "pad", *_single(np.append(patches, ends)))
+        return Tiling(None, True, aspect == "pad", *_single(np.append(patches, ends)))
     if not images.pinpoints:
         raise InputError("image_grid_pinpoints: none")
     for pixels in images.pinpoints:
@@ -59,12 +59,12 @@ def layout(config: LlavaQwenConfig, width: int, height: int, several: bool = Fal
     columns, rows = (x // side for x in best_resolution(width, height, images.pinpoints))
     grid, g = (columns, rows), config.tower.grid
     if images.merge == "unires":
-        return Layout(grid, False, False, *_pooled(g, columns * rows))
+        return Tiling(grid, False, False, *_pooled(g, columns * rows))
     if images.merge == "flat":
-        return Layout(grid, True, False, *_single(1 + np.arange((1 + columns * rows) * g * g)))
+        return Tiling(grid, True, False, *_single(1 + np.arange((1 + columns * rows) * g * g)))
     most = int(anyres[1]) * g * g if anyres[1] else 0
     whole, tiles = _single(1 + np.arange(g * g)), _unpadded(g, grid, (width, height), most)
-    return Layout(grid, True, False, *map(np.concatenate, zip(whole, tiles, strict=True)))
+    return Tiling(grid, True, False, *map(np.concatenate, zip(whole, tiles, strict=True)))
 
 
 def best_resolution(

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from tpo_jax.families.llava_qwen.config import LlavaQwenConfig
-from tpo_jax.families.llava_qwen.images import Layout, layout
+from tpo_jax.families.llava_qwen.images import Tiling, tiling
 from tpo_jax.models.pictures import Pictures
 
 
@@ -51,22 +51,22 @@ def picture(image: Image.Image, config: LlavaQwenConfig, several: bool = False) 
     Raises:
         InputError: an image the model cannot take, or a config that asks for what is not done here.
     """
-    laid = layout(config, *image.size, several)
+    laid = tiling(config, *image.size, several)
     tokens = (len(laid.patch_index),)
     return Pictures(cut(image, laid, config), laid.patch_index, laid.patch_weight, tokens)
 
 
-def cut(image: Image.Image, layout: Layout, config: LlavaQwenConfig) -> np.ndarray:
-    """Cut an RGB image into views, uint8 `[n, S, S, 3]`: the whole where the layout has it, then
+def cut(image: Image.Image, tiling: Tiling, config: LlavaQwenConfig) -> np.ndarray:
+    """Cut an RGB image into views, uint8 `[n, S, S, 3]`: the whole where the tiling has it, then
     the tiles in raster order.
 
     Tiles come from the image enlarged or shrunk to fit the grid, on black; beside them the whole is
     squashed (the originals' `process_anyres_image`).
     """
     side = config.tower.image_size
-    if layout.grid is None:
-        return preprocess(np.asarray(image)[None], config, layout.pad)
-    columns, rows = layout.grid
+    if tiling.grid is None:
+        return preprocess(np.asarray(image)[None], config, tiling.pad)
+    columns, rows = tiling.grid
     width, height = columns * side, rows * side
     across, down = width / image.width, height / image.height
     if across < down:
@@ -78,7 +78,7 @@ def cut(image: Image.Image, layout: Layout, config: LlavaQwenConfig) -> np.ndarr
     canvas.paste(image.resize(size, Image.Resampling.BICUBIC), (left, top))
     tiles = np.asarray(canvas).reshape(rows, side, columns, side, 3).swapaxes(1, 2)
     tiles = tiles.reshape(-1, side, side, 3)
-    if not layout.whole:
+    if not tiling.whole:
         return tiles
     whole = image.resize((side, side), Image.Resampling.BICUBIC)
     return np.concatenate([np.asarray(whole)[None], tiles])
