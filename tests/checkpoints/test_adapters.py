@@ -59,7 +59,7 @@ def test_a_run_s_adapters_give_its_model(trained):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
 
 
-def test_the_python_door_and_the_start_of_a_run(trained):
+def test_in_python_and_as_the_start_of_a_run(trained):
     folder, expected = trained
     model = tpo_jax.load(folder / "base", mesh={}, adapters=folder / "adapters")
     assert_same(model.params, expected)

@@ -144,7 +144,7 @@ def test_a_name_is_fetched_once_and_found_offline(hub, checkpoint, tmp_path):
     ],
     ids=["token", "revision", "offline"],
 )
-def test_what_cannot_be_had_is_one_line(hub, tmp_path, name, variables, message):
+def test_what_cannot_be_downloaded_is_one_line(hub, tmp_path, name, variables, message):
     done = folder_of(name, tmp_path, **{"HF_ENDPOINT": hub[0]} | variables)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
