@@ -9,6 +9,8 @@ from tpo_jax.families.template import STYLES, TIME_INSTRUCTIONS
 from tpo_jax.io.paths import define_path
 from tpo_jax.models import quantized
 
+_WEIGHTS = "Quantize the decoder's layers while they are loaded; empty: as stored."
+
 flags.disclaim_key_flags()  # flags defined here belong to the module that calls `define_…`
 
 
@@ -34,7 +36,7 @@ class PromptFlags:
 
 
 def define_model(dtype: str, values: flags.FlagValues = flags.FLAGS) -> ModelFlags:
-    """Define `--checkpoint`, `--adapters`, `--tower`, `--weights` and `--dtype` with its default."""
+    """Define the flags of a model; `dtype` is the default of `--dtype`."""
     return ModelFlags(
         checkpoint=define_path(
             "checkpoint",
@@ -56,7 +58,7 @@ def define_model(dtype: str, values: flags.FlagValues = flags.FLAGS) -> ModelFla
             flag_values=values,
         ),
         dtype=flags.DEFINE_enum("dtype", dtype, ["float32", "bfloat16"], "Compute dtype.", values),
-        weights=flags.DEFINE_enum("weights", "", quantized.CHOICES, quantized.FLAG_HELP, values),
+        weights=flags.DEFINE_enum("weights", "", quantized.CHOICES, _WEIGHTS, values),
     )
 
 

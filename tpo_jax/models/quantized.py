@@ -22,7 +22,6 @@ from tpo_jax.parallel.sharding import parameter_shardings
 
 LARGEST = {"int8": 127, "int4": 7}  # stored integer, by name of the dtype
 CHOICES = ("", *LARGEST)  # of a flag; empty: the weights as stored
-FLAG_HELP = "Quantize the decoder's layers while they are loaded; empty: as stored."
 GROUP = 128
 SCALE = "kernel_scale"  # name of the parameter beside `kernel`
 _QUANTIZED = re.compile(rf"decoder/layers/({'|'.join(PROJECTIONS.values())})/kernel")
