@@ -22,7 +22,15 @@ from tpo_jax.models.config import DecoderConfig
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.plan import report
 from tpo_jax.planning import hlo
-from tpo_jax.planning.plan import CHIPS, Plan, compile_step, devices_of, memory_asked, minimum_flops
+from tpo_jax.planning.plan import (
+    CHIPS,
+    Plan,
+    compile_step,
+    devices_of,
+    initial_weights,
+    memory_asked,
+    minimum_flops,
+)
 from tpo_jax.planning.search import frames_of, most_frames, smallest_slice
 from tpo_jax.training.experiment import base
 
@@ -134,6 +142,13 @@ def published():
     rows = [line.split("|")[1:-1] for line in PLAN.read_text().splitlines() if line[:2] == "| "]
     head, *rows = ([cell.strip() for cell in row] for row in rows)
     return {(row[0], row[1]): dict(zip(head, row, strict=True)) for row in rows}
+
+
+@pytest.mark.parametrize(("weights", "most"), [("int8", 9.6e9), ("int4", 6.6e9)])
+def test_a_quantized_7b_base_counts_as_it_is_stored(weights, most):
+    stored = jax.tree.leaves(initial_weights(families.preset("llava_video_7b"), weights))
+    bits = sum(x.size * jax.dtypes.itemsize_bits(x.dtype) for x in stored)
+    assert most - 0.2e9 < bits / 8 < most
 
 
 def test_every_published_row_fits():
