@@ -18,6 +18,9 @@ RECORDS = [
     {**GOOD, "history": [TURNS[0], ["<image>\nWhen?", "Now."]], "video": "b.mp4"},
     {**GOOD, "chosen": "The <video> tag."},
     {k: v for k, v in GOOD.items() if k != "rejected"} | {"rejected_video": "b.mp4"},
+    {**GOOD, "kind": "localized", "segment": [0, 0.1], "provenance": {"model": "base"}},
+    {**GOOD, "video": "copy.mp4", "provenance": {"manipulation": "cut", "verdict": "worse"}},
+    {**GOOD, "video": "b.mp4", "video_id": "a second one", "id": "named"},
 ]
 LEFT_OUT = {"swift": [4], "trl": [5]}
 
@@ -27,6 +30,7 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports")
     for name in ("a.mp4", "b.mp4"):
         clips.write(folder / name, 4 + len(name) * (name == "b.mp4"), gop=4)
+    (folder / "copy.mp4").write_bytes((folder / "a.mp4").read_bytes())
     (folder / "pairs.json").write_text(json.dumps(RECORDS))
     prepare(folder / "pairs.json", folder, folder / "shards", Settings(num_frames=2))
     return folder
@@ -42,12 +46,14 @@ def test_lists_give_the_pairs_again(prepared, name, capsys):
     wanted = [pair for i, pair in enumerate(pairs) if i not in LEFT_OUT[name]]
     assert not rejections
     assert [pair.texts() for pair in again] == [pair.texts() for pair in wanted]
-    assert [pair.videos for pair in again] == [pair.videos for pair in wanted]
+    for field in ("videos", "segment", "provenance"):
+        assert [getattr(p, field) for p in again] == [getattr(p, field) for p in wanted]
     # Absolute paths, which are valid without the folder.
     records = [json.loads(line) for line in written.read_text().splitlines()]
     assert {path for record in records for path in record["videos"]} == {
         str(prepared / "a.mp4"),
         str(prepared / "b.mp4"),
+        str(prepared / "copy.mp4"),
     }
 
 

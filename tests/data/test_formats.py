@@ -160,6 +160,28 @@ SHAPES = {
         "chosen": [turn("assistant", [{"type": "text", "text": "A cat."}])],
         "rejected": turn("assistant", "A dog."),
     },
+    "alpaca": {
+        **{k: GOOD[k] for k in ("chosen", "rejected")},
+        "instruction": "Who?",
+        "input": "",
+        "videos": ["a.mp4"],
+    },
+    "null fields": {**GOOD, "id": None, "kind": None, "segment": None, "question": None},
+    "messages that say the same": {
+        **GOOD,
+        "messages": [turn("user", "Who?"), turn("assistant", "A cat.", name=None)],
+    },
+    "parts of a table": {
+        **GOOD,
+        "prompt": [
+            turn("user", [{"type": "text", "text": "Who?", "video": None, "image": None, "fps": 0}])
+        ],
+    },
+    "one video named twice": {
+        **GOOD,
+        "prompt": [turn("user", [{"type": "video", "video": "a.mp4"}, {"text": "Who?"}])],
+        "videos": [{"bytes": None, "path": "a.mp4"}],
+    },
     "video feature": {**GOOD, "video": {"bytes": None, "path": "a.mp4"}},
     "turns of the answer": {
         **GOOD,
@@ -174,6 +196,22 @@ def test_shapes_of_records(tmp_path, shape):
     path = tmp_path / "p.json"
     path.write_text(json.dumps([SHAPES[shape]]))
     assert read(path) == [tuple(GOOD.values())]
+
+
+@pytest.mark.parametrize("suffix", ["json", "csv", "flag"])
+@pytest.mark.parametrize("name", ["instruction", "Instruction"])
+def test_input_follows_the_instruction(tmp_path, suffix, name):
+    if suffix == "json" and name != "instruction":
+        pytest.skip("objects without --column have the usual names")
+    record = {k: v for k, v in GOOD.items() if k != "prompt"} | {name: "Who?"}
+    record["input" if name == "instruction" else "Input"] = "The red one."
+    path = tmp_path / ("p.csv" if suffix == "csv" else "p.json")
+    if suffix == "csv":
+        write_csv(path, [record])
+    else:
+        path.write_text(json.dumps([record]))
+    ((_, question, *_),) = read(path, **({"prompt": name} if suffix == "flag" else {}))
+    assert question == "Who?\nThe red one."
 
 
 SYSTEM, FIRST, SAID = turn("system", "Be brief."), turn("user", "Who?"), turn("assistant", "A man.")
@@ -289,6 +327,12 @@ def test_two_videos_of_swift(tmp_path):
 
 
 SWIFT = CONVERSATIONS["swift response"]
+VIDEO = {"type": "video", "video": "a.mp4"}
+
+
+def asked(part, **more):
+    prompt = [turn("user", [part, {"type": "text", "text": "Where?"}])]
+    return {"prompt": prompt, "chosen": "Here.", "rejected": "No.", **more}
 
 
 @pytest.mark.parametrize(
@@ -322,6 +366,27 @@ SWIFT = CONVERSATIONS["swift response"]
             SHAREGPT | {"chosen": [turn("assistant", [{"type": "audio"}])]},
             "chosen has a part of type 'audio'",
         ),
+        (asked({"type": "image", "image": "x.png"}, video="a.mp4"), "has images; only pairs on"),
+        (asked({"type": "image", "image": "x.png"}, images=["y.png"]), "names other images"),
+        (asked(VIDEO, video="b.mp4"), "2 videos, one is needed: 'a.mp4', 'b.mp4'"),
+        (asked(VIDEO, videos=["b.mp4"]), "2 videos, one is needed"),
+        (asked(VIDEO | {"fps": 2}), "prompt has a part of type 'video' with 'fps'"),
+        (asked(VIDEO | {"video_start": 1.5}), "with 'video_start', which no template here"),
+        (asked({"type": "text", "text": "Hm", "video": "a.mp4"}), "of type 'text' with 'video'"),
+        (
+            asked(VIDEO) | {"chosen": [turn("assistant", [VIDEO])]},
+            "chosen has a visual in a message of 'assistant'",
+        ),
+        (
+            asked(VIDEO) | {"chosen": [turn("assistant", "Here.", reasoning_content="So.")]},
+            "chosen has a message with 'reasoning_content'",
+        ),
+        (asked(VIDEO, history=[turn("user", "Who?", value="Why?"), SAID]), "message with 'value'"),
+        (GOOD | {"input": "The red one."}, "has prompt and input, which both say what is asked"),
+        (GOOD | {"instruction": "Why?"}, "has prompt and instruction"),
+        (GOOD | {"query": "Why?"}, "has prompt and query"),
+        (GOOD | {"messages": [FIRST, SAID]}, "has messages other than those that both answers"),
+        (asked(VIDEO, question="Why?"), "both prompt and question"),
     ],
 )
 def test_what_cannot_be_kept_whole_is_refused(tmp_path, record, reason):
@@ -388,6 +453,7 @@ JSON = st.recursive(
 FIELDS = [
     *("video", "videos", "prompt", "question", "conversations", "chosen", "rejected", "answer"),
     *("messages", "rejected_response", "rejected_messages", "rejected_videos", "system", "history"),
+    *("instruction", "input", "image", "images"),
 ]
 
 

@@ -100,6 +100,21 @@ def test_any_white_space_survives(tmp_path, suffix):
     assert (pair.question, pair.chosen, pair.rejected) == tuple(record.values())
 
 
+def test_edges_of_a_question_are_dropped_and_those_of_answers_kept(tmp_path):
+    record = {name: f"\u2028{text}\u2029" for name, text in GOOD.items() if name != "video"}
+    ((pair,), _) = read_pairs(write(tmp_path / "p.json", [{**record, "video": "a.mp4"}]))
+    assert (pair.question, *pair.answers) == ("Who?", record["chosen"], record["rejected"])
+
+
+def test_images_of_messages(tmp_path):
+    parts = [{"type": "image", "image": f"{i}.png"} for i in range(2)]
+    prompt = [{"role": "user", "content": [*parts, {"type": "text", "text": "Who?"}]}]
+    path = write(tmp_path / "p.json", [{**STILL, "prompt": prompt}, {**GOOD, "prompt": prompt}])
+    ((pair,), (rejection,)) = read_pairs(path, stills=True)
+    assert pair.images == ("0.png", "1.png") and pair.question == "<image>\n<image>\nWho?"
+    assert "has both a video and images" in rejection.reason
+
+
 def test_placeholders_in_answers_are_text(tmp_path):
     answers = {"chosen": "With the <video> tag.", "rejected": "With <image>, <image>."}
     ((pair,), _) = read_pairs(write(tmp_path / "p.json", [{**GOOD, **answers}]))

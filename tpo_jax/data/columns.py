@@ -45,6 +45,18 @@ def parse_columns(values: Iterable[str]) -> dict[str, str]:
     return columns
 
 
+def with_instruction(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record whose `prompt` is its `instruction` and `input`, a line each, as LlamaFactory
+    joins them; one that has another question, or texts of another kind, as it is.
+    """
+    asked = ("prompt", "question", "conversations", "messages")
+    parts = [record[name] for name in ("instruction", "input") if record.get(name)]
+    if not parts or any(record.get(n) for n in asked) or not all(isinstance(p, str) for p in parts):
+        return dict(record)
+    rest = {k: v for k, v in record.items() if k not in ("instruction", "input")}
+    return rest | {"prompt": "\n".join(parts)}
+
+
 def renamed(
     path: Path, records: Iterator[Record], columns: Mapping[str, str], stills: bool
 ) -> Iterator[Record]:
@@ -69,12 +81,15 @@ def renamed(
         yield from rows  # whole conversations, whose names `data/conversations.py` knows
         return
     roles = _roles(path, there, columns, stills)
+    if roles.get("prompt", "").lower() == "instruction":
+        roles["instruction"] = roles.pop("prompt")
+        roles |= {name.lower(): name for name in there if name.lower() == "input"}
     for i, (number, where, record) in enumerate(rows):
         if isinstance(record, dict):
             names = {name: role for role, name in roles.items()}
             kept = {k for k in record if record[k] != "" or names.get(k, "video") != "video"}
             new = {names.get(k, k): v for k, v in record.items() if k in kept}
-            rows[i] = (number, where, new)
+            rows[i] = (number, where, with_instruction(new))
     yield from rows if "chosen" in roles else _paired(rows)
 
 

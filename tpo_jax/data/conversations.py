@@ -6,7 +6,7 @@
 | ShareGPT, LLaVA | `conversations`, `system` | `chosen` and `rejected`, texts or messages |
 | TRL | `prompt`, a list of messages | `chosen` and `rejected`, lists of messages |
 | TRL, implicit | in both answers' lists | the last messages of `chosen` and `rejected` |
-| texts | `prompt`, `system`, `history` | `chosen` and `rejected` |
+| Alpaca | `prompt`, or `instruction` and `input`; `system`, `history` | `chosen` and `rejected` |
 
 Both answers must follow the same messages, which are all kept; what cannot be kept is refused.
 """
@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tpo_jax.data.columns import with_instruction
 from tpo_jax.data.prompts import check_answer, check_placeholders, place_visual
 from tpo_jax.errors import InputError
 from tpo_jax.families.template import IMAGE, PLACEHOLDERS, ROLES, Message, conversation_of
@@ -31,21 +32,25 @@ def adapt(record: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: The turns or videos are malformed, or hold what cannot be rendered.
     """
-    new = dict(record)
+    new = with_instruction(record)
     _refuse(new)
     if "messages" in new and {"rejected_response", "rejected_messages"} & new.keys():
         _from_swift(new)
     names = [name for name in ("chosen", "rejected") if new.get(name)]
     shapes = [type(new.get(name)) for name in ("prompt", *names)]
-    context = ("conversations", "system", "history")
+    context = ("conversations", "system", "history", "messages")
     videos: list[Any] = []
     if names and ({list, dict} & {*shapes} or any(new.get(name) for name in context)):
         asked = _asked(new)
         sides = {name: _side(asked, name, new[name]) for name in names}
-        videos = [video for side in (asked, *sides.values()) for *_, video in side if video]
         system, history = new.pop("system", None), new.pop("history", None)
         whole = {n: _with_context(side, system, history) for n, side in sides.items()}
-        new |= _split({n: [Message(*turn[:2]) for turn in side] for n, side in whole.items()})
+        said = (asked, *whole.values())
+        videos = [video for turns in said for video in _named(turns, "video")]
+        _images(new, [found for turns in said if (found := _named(turns, "image"))])
+        spoken = {n: [Message(*turn[:2]) for turn in side] for n, side in whole.items()}
+        _same_messages(new, spoken)
+        new |= _split(spoken)
     _one_video(new, "video", videos)
     _one_video(new, "rejected_video", [])
     if new.get("rejected_images") == new.get("images"):
@@ -59,6 +64,9 @@ def _refuse(fields: Mapping[str, Any]) -> None:
     for name in _REFUSED:
         if fields.get(name):
             raise ValueError(f"has {name}, which no prompt template here can hold")
+    asked = [n for n in ("prompt", "question", "conversations", "messages") if fields.get(n)]
+    if clash := [n for n in ("instruction", "input", "query") if asked and fields.get(n)]:
+        raise ValueError(f"has {asked[0]} and {clash[0]}, which both say what is asked")
 
 
 def _from_swift(new: dict[str, Any]) -> None:
@@ -78,12 +86,39 @@ def _from_swift(new: dict[str, Any]) -> None:
     new["chosen"], new["rejected"] = messages, rejected
 
 
-_Turn = tuple[str, str, Any]  # role, content, and the video of a part of it
+_Visuals = tuple[tuple[str, Any], ...]  # of a message's parts: `image` or `video`, and its path
+_Turn = tuple[str, str, _Visuals]  # role, content, and the visuals that parts of it name
+
+
+def _named(turns: Sequence[_Turn], kind: str) -> list[Any]:
+    return [v for *_, visuals in turns for name, v in visuals if name == kind and v]
+
+
+def _images(new: dict[str, Any], found: list[list[Any]]) -> None:
+    """Set `images` from what the messages named, once or in the conversation of each answer."""
+    if not found:
+        return
+    beside = [new.pop(name) for name in ("image", "images") if new.get(name)]
+    given = [*found, *(v if isinstance(v, list) else [v] for v in beside)]
+    if any(images != given[0] for images in given):
+        raise ValueError("names other images in one place than in another")
+    new["images"] = given[0]
+
+
+def _same_messages(new: dict[str, Any], sides: Mapping[str, Sequence[Message]]) -> None:
+    """Take out `messages` that repeat a conversation, with its answer or without."""
+    if not new.get("messages"):
+        return
+    messages = [Message(*turn[:2]) for turn in _turns(new.pop("messages"), "messages")]
+    if all(messages not in ([*side], [*side[:-1]]) for side in sides.values()):
+        raise ValueError("has messages other than those that both answers follow; leave one out")
 
 
 def _asked(new: dict[str, Any]) -> list[_Turn]:
     """Take out what is asked before both answers; nothing where their lists hold all."""
-    given = [new.pop(name) for name in ("prompt", "question") if name in new][:1]
+    given = [value for n in ("prompt", "question") if (value := new.pop(n, None)) is not None]
+    if len(given) > 1:
+        raise ValueError("has both prompt and question, which name the same field")
     turns = [turn for value in given for turn in _texts(value, "prompt")]
     earlier = _turns(new.pop("conversations"), "conversations") if "conversations" in new else []
     # The last one may be an answer already, which both answers take the place of.
@@ -128,7 +163,7 @@ def _with_context(side: list[_Turn], system: Any, history: Any) -> list[_Turn]:
         raise ValueError("system must be a text")
     if side[0][0] == "system" and side[0][1] != system:
         raise ValueError("has a system text and another one in its messages")
-    return side if side[0][0] == "system" else [("system", system, None), *side]
+    return side if side[0][0] == "system" else [("system", system, ()), *side]
 
 
 def _split(sides: Mapping[str, Sequence[Message]]) -> dict[str, Any]:
@@ -148,63 +183,77 @@ def _split(sides: Mapping[str, Sequence[Message]]) -> dict[str, Any]:
 
 
 def _texts(value: Any, name: str, role: str = "user") -> list[_Turn]:
-    return [(role, value, None)] if isinstance(value, str) else _turns(value, name)
+    return [(role, value, ())] if isinstance(value, str) else _turns(value, name)
 
 
 def _turns(messages: Any, name: str) -> list[_Turn]:
     """Return the turns of a list of messages, in LLaVA's or OpenAI's form."""
     result: list[_Turn] = []
     for message in messages if isinstance(messages, list) else [messages]:
-        who = message.get("role", message.get("from")) if isinstance(message, dict) else None
-        content = (
-            message.get("content", message.get("value")) if isinstance(message, dict) else None
-        )
-        video = None
+        if not isinstance(message, dict):
+            raise ValueError(f"{name} must be a text or a list of messages")
+        keys = [
+            a if message.get(a) is not None else b
+            for a, b in (("role", "from"), ("content", "value"))
+        ]
+        who, content = (message.get(key) for key in keys)
+        visuals: _Visuals = ()
         if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-            content, video = _of_parts(content, name)
+            content, visuals = _of_parts(content, name)
         if not isinstance(who, str) or not isinstance(content, str):
             raise ValueError(f"{name} must be a text or a list of messages")
-        _refuse(message)
+        _only(message, keys, f"{name} has a message")
         role = _ROLES.get(who, who)
         if role not in ROLES:
             raise ValueError(f"{name} has a message of {who!r}, which no template here can hold")
-        result.append((role, content, video))
+        if visuals and role != "user":
+            raise ValueError(f"{name} has a visual in a message of {who!r}, not of the user")
+        result.append((role, content, visuals))
     if not result:
         raise ValueError(f"{name} holds no message")
     return result
 
 
-def _of_parts(parts: Sequence[Mapping[str, Any]], name: str) -> tuple[str, Any]:
-    """Return the text of a message's parts, a placeholder for each visual, and its last video."""
-    texts, video = [], None
+def _only(fields: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+    """Raise `ValueError` for a field that says something and would be lost."""
+    if lost := [name for name, value in fields.items() if value and name not in known]:
+        raise ValueError(f"{what} with {lost[0]!r}, which no template here can hold")
+
+
+def _of_parts(parts: Sequence[Mapping[str, Any]], name: str) -> tuple[str, _Visuals]:
+    """Return the text of a message's parts, a placeholder for each visual, and what they name."""
+    texts, visuals = [], []
     for part in parts:
         kind = part.get("type", "text")
         if kind == "text":
             texts.append(str(part.get("text") or ""))
         elif kind in ("image", "video"):
             texts.append(IMAGE if kind == "image" else "<video>")
-            video = part.get("video") or video
+            visuals.append((kind, part.get(kind)))
         else:
             raise ValueError(f"{name} has a part of type {kind!r}, which no template here can hold")
-    return "\n".join(text for text in texts if text), video
+        _only(part, ("type", kind), f"{name} has a part of type {kind!r}")
+    return "\n".join(text for text in texts if text), tuple(visuals)
 
 
 def _one_video(new: dict[str, Any], name: str, found: list[Any]) -> None:
-    """Set the field `name` from its plural, or from what the messages named."""
-    if f"{name}s" in new and name not in new:
-        videos = new.pop(f"{name}s")
-        found = list(videos) if isinstance(videos, list) else [videos]
-        found = [video for video in found if video is not None]
-    if found and name not in new:
-        if len(set(map(str, found))) != 1:
-            raise ValueError(f"{len(found)} videos, one is needed")
-        new[name] = found[0]
-    if isinstance(new.get(name), list) and len(new[name]) == 1:
-        new[name] = new[name][0]
-    if isinstance(new.get(name), dict):  # a video or image feature of `datasets`
-        if not new[name].get("path"):
-            raise ValueError(f"{name} is embedded, without a path; save it as a file")
-        new[name] = new[name]["path"]
+    """Set the field `name` from itself, its plural and what the messages named, all the same."""
+    given = [new.pop(field) for field in (name, f"{name}s") if field in new]
+    values = [*found, *(v for one in given for v in (one if isinstance(one, list) else [one]))]
+    paths = {str(path): path for v in values if (path := _path(name, v)) is not None}
+    if len(paths) > 1:
+        raise ValueError(f"{len(paths)} videos, one is needed: {', '.join(map(repr, paths))}")
+    if paths:
+        (new[name],) = paths.values()
+
+
+def _path(name: str, value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    # A video feature of `datasets`.
+    if not value.get("path"):
+        raise ValueError(f"{name} is embedded, without a path; save it as a file")
+    return value["path"]
 
 
 def place_visuals(

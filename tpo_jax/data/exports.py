@@ -1,7 +1,7 @@
 """The pairs of shards as ms-swift and TRL read them: JSON Lines beside the shards.
 
 Videos are named by their absolute paths, as ms-swift advises. `data/conversations.py` reads both
-lists, which give the pairs again.
+lists, which give the pairs again: what neither framework reads stands in further columns.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +20,8 @@ _LACKING = {
     "swift": "ms-swift takes <video> and <image> in an answer for visuals",
     "trl": "TRL has no pairs of two videos",
 }
+
+_Paths = dict[tuple[str, str], str]  # of a video by its content and its name, or ""
 
 
 def check_folder(videos: str | Place) -> None:
@@ -40,7 +42,10 @@ def export(shards: Path, videos: str | Place, formats: Sequence[str]) -> None:
     """
     opened = open_shards(shards)
     folder = videos if in_bucket(videos) else Path(videos).absolute()
-    paths = {digest: f"{folder}/{name}" for name, digest in opened.videos.names().items()}
+    names = opened.videos.names()
+    # Of several files of one content the one that the pair names; where it calls its video
+    # otherwise, any.
+    paths = {(digest, called): f"{folder}/{n}" for n, digest in names.items() for called in ("", n)}
     for name in formats:
         lines = [FORMATS[name](pair, paths) for pair in opened.index]
         kept = [line for line in lines if line is not None]
@@ -50,7 +55,21 @@ def export(shards: Path, videos: str | Place, formats: Sequence[str]) -> None:
             note(f"{path}: {missing} pairs are left out: {_LACKING[name]}")
 
 
-def _swift(pair: PairRecord, paths: dict[str, str]) -> dict[str, Any] | None:
+def _common(pair: PairRecord, paths: _Paths) -> dict[str, Any]:
+    """Return what all formats have: the video, and columns that only this package reads."""
+    digest = pair.video_digest
+    provenance = {name: text or None for name, text in vars(pair.provenance).items()}
+    return {
+        "id": pair.id,
+        "videos": [paths.get((digest, pair.video_id), paths[digest, ""])],
+        "video_id": pair.video_id,
+        "kind": pair.kind,
+        "segment": pair.segment,
+        "provenance": provenance,
+    }
+
+
+def _swift(pair: PairRecord, paths: _Paths) -> dict[str, Any] | None:
     """Return a record of ms-swift, which takes a placeholder for a visual wherever it stands."""
     messages = _marked(pair)
     spoken = [m.content for m in messages if m.role != "user"] + [*pair.answers]
@@ -58,17 +77,16 @@ def _swift(pair: PairRecord, paths: dict[str, str]) -> dict[str, Any] | None:
         return None
     answer = Message("assistant", pair.chosen)
     record = {
-        "id": pair.id,
+        **_common(pair, paths),
         "messages": [message._asdict() for message in (*messages, answer)],
         "rejected_response": pair.rejected,
-        "videos": [paths[pair.video_digest]],
     }
     if pair.rejected_video_digest:
-        record["rejected_videos"] = [paths[pair.rejected_video_digest]]
+        record["rejected_videos"] = [paths[pair.rejected_video_digest, pair.rejected_video_id]]
     return record
 
 
-def _trl(pair: PairRecord, paths: dict[str, str]) -> dict[str, Any] | None:
+def _trl(pair: PairRecord, paths: _Paths) -> dict[str, Any] | None:
     """Return a record of TRL, whose messages are lists of parts; it has no pairs of two videos."""
     if pair.rejected_video_digest:
         return None
@@ -79,11 +97,10 @@ def _trl(pair: PairRecord, paths: dict[str, str]) -> dict[str, Any] | None:
     prompt[at] = _parts("user", text)
     prompt[at]["content"].insert(0, {"type": "video"})
     return {
-        "id": pair.id,
+        **_common(pair, paths),
         "prompt": prompt,
         "chosen": [_parts("assistant", pair.chosen)],
         "rejected": [_parts("assistant", pair.rejected)],
-        "videos": [paths[pair.video_digest]],
     }
 
 
@@ -100,7 +117,7 @@ def _marked(pair: PairRecord) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-FORMATS: dict[str, Callable[[PairRecord, dict[str, str]], dict[str, Any] | None]] = {
+FORMATS: dict[str, Callable[[PairRecord, _Paths], dict[str, Any] | None]] = {
     "swift": _swift,
     "trl": _trl,
 }

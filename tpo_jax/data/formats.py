@@ -178,7 +178,8 @@ def _mixed(path: Path) -> Iterator[Record]:
         strategy = str(entry.get("sampling_strategy", "all"))
         for _, where, record in _sampled(f"{path}", strategy, list(_raw(source))):
             number += 1
-            if isinstance(record, dict) and "id" in record:  # ids of two files may be the same
+            # Ids of two files may be the same.
+            if isinstance(record, dict) and record.get("id") is not None:
                 record = record | {"id": f"{source.stem}/{record['id']}"}
             yield number, where, record
 

@@ -180,6 +180,7 @@ def pair_of(record: Mapping[str, Any], number: int, videos: Place | None = None)
 def _pair(record: Any, number: int, where: str, stills: bool) -> Pair:
     if not isinstance(record, dict):
         raise ValueError(f"must be an object with {', '.join(REQUIRED)}, not {_type(record)}")
+    record = {name: value for name, value in record.items() if value is not None}
     if "question" in record:
         if "prompt" in record:
             raise ValueError("has both prompt and question, which name the same field")
@@ -287,4 +288,5 @@ def _provenance(value: Any) -> Provenance:
         return Provenance()
     if not isinstance(value, dict) or set(value) - set(names):
         raise ValueError(f"provenance must be an object with {', '.join(names)}, not {value!r}")
-    return Provenance(**{name: _text(value, name) for name in value})
+    given = [name for name in value if value[name] is not None]
+    return Provenance(**{name: _text(value, name) for name in given})
