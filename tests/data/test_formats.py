@@ -238,7 +238,7 @@ CONVERSATIONS = {
         "conversations": [*SHAREGPT["conversations"], {"from": "gpt", "value": "There."}],
     },
     "swift response": {
-        "messages": [SYSTEM, turn("user", "<video>Who?"), SAID, NEXT, CHOSEN],
+        "messages": [SYSTEM, turn("user", "<video>Who?"), SAID, NEXT, CHOSEN | {"loss": True}],
         "rejected_response": "No.",
         "videos": ["a.mp4"],
     },

@@ -88,7 +88,7 @@ def renamed(
         if isinstance(record, dict):
             names = {name: role for role, name in roles.items()}
             kept = {k for k in record if record[k] != "" or names.get(k, "video") != "video"}
-            new = {names.get(k, k): v for k, v in record.items() if k in kept}
+            new = {names.get(k) or k: v for k, v in record.items() if k in kept}
             rows[i] = (number, where, with_instruction(new))
     yield from rows if "chosen" in roles else _paired(rows)
 

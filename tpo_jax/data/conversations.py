@@ -202,7 +202,8 @@ def _turns(messages: Any, name: str) -> list[_Turn]:
             content, visuals = _of_parts(content, name)
         if not isinstance(who, str) or not isinstance(content, str):
             raise ValueError(f"{name} must be a text or a list of messages")
-        _only(message, keys, f"{name} has a message")
+        # ms-swift's `loss`: here it is on the last answer, whatever a message says.
+        _only(message, (*keys, "loss"), f"{name} has a message")
         role = _ROLES.get(who, who)
         if role not in ROLES:
             raise ValueError(f"{name} has a message of {who!r}, which no template here can hold")
