@@ -107,6 +107,38 @@ def test_the_architecture_decides_and_model_type_never(tmp_path, kind, capsys):
     assert found == (tmp_path / "it" / "config.json").read_bytes()
 
 
+SCALED = {"type": "yarn", "factor": 4.0}
+PLAIN = [None, {}, {"rope_type": "default"}, {"type": "linear", "factor": 1.0}]
+
+
+def test_scaled_positions_are_refused(tmp_path):
+    write(tmp_path / "it", CONFIGS["siglip"])
+    for key in ("rope_scaling", "rope_parameters"):
+        for value in PLAIN:
+            edit(tmp_path / "it", **{key: value})
+            assert load_config(tmp_path / "it") == CONFIGS["siglip"]
+        linear = {"rope_type": "linear", "factor": 8.0}
+        for value in (SCALED, linear, {**SCALED, "rope_theta": 1e6}):
+            edit(tmp_path / "it", **{key: value})
+            with pytest.raises(InputError, match=f"{key}=.*: scaled positions are not supported"):
+                load_config(tmp_path / "it")
+        edit(tmp_path / "it", **{key: "yarn"})
+        with pytest.raises(InputError, match=f"{key}='yarn' must be an object"):
+            load_config(tmp_path / "it")
+        edit(tmp_path / "it", **{key: ...})
+
+
+def test_a_guessed_base_of_the_positions_is_said(tmp_path, capsys):
+    write(tmp_path / "it", CONFIGS["siglip"])
+    edit(tmp_path / "it", rope_theta=..., rope_parameters={"rope_theta": 5e5})
+    assert load_config(tmp_path / "it").decoder.rope_theta == 5e5
+    assert not capsys.readouterr().err
+    edit(tmp_path / "it", rope_parameters=...)
+    assert load_config(tmp_path / "it").decoder.rope_theta == 1e6
+    assert "no rope_theta; the base of the positions is 1e+06" in capsys.readouterr().err
+    assert load_config(tmp_path / "it", rope_theta=1e4).decoder.rope_theta == 1e4
+
+
 def test_other_architectures_are_refused(tmp_path):
     write(tmp_path / "it", CONFIGS["siglip"])
     edit(tmp_path / "it", architectures=["Qwen2ForCausalLM"], mm_vision_tower=...)
@@ -122,7 +154,9 @@ def test_other_architectures_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-@pytest.mark.parametrize("name", ["/data/models/my_tower", "../towers/mine", "someone/tower", "."])
+@pytest.mark.parametrize(
+    "name", ["/data/models/my_tower", "../towers/mine", "someone/tower", ".", None]
+)
 def test_a_tower_is_told_from_its_tensors(tmp_path, kind, name, capsys):
     params = write(tmp_path / "it", CONFIGS[kind])
     shutil.rmtree(tmp_path / "it" / "vision_tower")
@@ -131,7 +165,7 @@ def test_a_tower_is_told_from_its_tensors(tmp_path, kind, name, capsys):
     assert loaded.config == CONFIGS[kind]
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and f"mm_vision_tower={name!r} is no folder here" in said
+    assert said.count("\n") == 1 and f"mm_vision_tower={name or ''!r} is no folder here" in said
     save_model(tmp_path / "native", loaded.config, loaded.params, tmp_path / "it")
     (tmp_path / "back").mkdir()
     kept = tmp_path / "native" / "huggingface"

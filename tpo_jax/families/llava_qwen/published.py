@@ -21,7 +21,13 @@ from tpo_jax.families.llava_qwen.towers import (
     tower_folder,
     tower_values,
 )
-from tpo_jax.families.llava_qwen.values import check_fixed, read_tied, read_value, rotary_base
+from tpo_jax.families.llava_qwen.values import (
+    check_fixed,
+    has_rotary_base,
+    read_tied,
+    read_value,
+    rotary_base,
+)
 from tpo_jax.families.llava_qwen.weights import CONNECTOR
 from tpo_jax.families.weights import EMBEDDING, Rename, Shape
 from tpo_jax.io.files import read_json_object
@@ -127,6 +133,8 @@ def _read_original(
     where = f"{directory}/config.json"
     check_fixed(where, values, _FIXED)
     read = read_settings(where, values)
+    if "rope_theta" not in settings and not has_rotary_base(values):
+        note(f"{where}: no rope_theta; the base of the positions is {read['rope_theta']:g}")
     settings = {**read, **settings}
     if values.get("mm_spatial_pool_mode") is None and settings["newline"] == "one_token":
         note(f"{where}: no mm_spatial_pool_mode; frames are pooled {settings['pooling']}")

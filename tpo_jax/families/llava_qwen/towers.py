@@ -41,8 +41,8 @@ def tower_folder(directory: Path, values: dict) -> Path | None:
     """Return the folder that `mm_vision_tower` names, in the checkpoint or anywhere else;
     None if it names none.
     """
-    name = read_value(f"{directory}/config.json", values, "mm_vision_tower", str)
-    if "\0" in name:
+    name = read_value(f"{directory}/config.json", values, "mm_vision_tower", str, "")
+    if not name or "\0" in name:
         return None
     for folder in (directory / name, Path(name)):
         if folder.resolve() != directory.resolve() and (folder / "config.json").is_file():
@@ -154,7 +154,7 @@ def _from_tensors(where: str, values: dict, shapes: Mapping[str, Shape]) -> tupl
     The number of heads and the pixels that no patch covers are no shapes: those of a published
     tower of the same sizes are taken, else heads are 64 wide (72 in SigLIP so400m).
     """
-    name = values["mm_vision_tower"]
+    name = values.get("mm_vision_tower") or ""
     own = {n.removeprefix(VISION): shape for n, shape in shapes.items() if n.startswith(VISION)}
     kind = "clip" if "embeddings.class_embedding" in own else "siglip"
     layers = {m[1] for n in own if (m := re.match(r"encoder\.layers\.(\d+)\.", n))}

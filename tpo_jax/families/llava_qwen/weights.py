@@ -113,7 +113,7 @@ def _ignorable(config: LlavaQwenConfig) -> re.Pattern[str]:
     """Return the names of tensors that original checkpoints may hold and no output depends on."""
     vision = re.escape(VISION)
     names = [rf"{vision}embeddings\.position_ids", r"model\.vision_resampler\..*"]
-    names.append(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+    names.append(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
     if config.tower.kind == "siglip":
         names += [rf"{vision}encoder\.layers\.{config.tower.layers}\..*", rf"{vision}head\..*"]
     if not config.has_newline:
