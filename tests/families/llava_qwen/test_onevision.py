@@ -264,6 +264,18 @@ def test_command_to_the_other_layout(onevision, tmp_path):
     assert values["architectures"] == ["LlavaQwenForCausalLM"]
 
 
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_scaled_positions_are_refused(onevision, tmp_path, key):
+    values = json.loads((onevision[1] / "config.json").read_text())
+    for file in onevision[1].glob("*.safetensors*"):
+        (tmp_path / file.name).symlink_to(file)
+    for scaling in ({"rope_type": "yarn", "factor": 4.0}, "yarn"):
+        changed = values | {"text_config": values["text_config"] | {key: scaling}}
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(InputError, match=f"{key}=.*: scaled positions are not supported"):
+            load_config(tmp_path)
+
+
 def test_what_the_layout_cannot_hold(tmp_path):
     config = families.preset("tiny_llava_video")
     params = families.init_params(config, 0)

@@ -13,7 +13,13 @@ from tpo_jax.families.llava_qwen.config import (
     spatial_unpad,
 )
 from tpo_jax.families.llava_qwen.towers import tower_numbers, tower_values
-from tpo_jax.families.llava_qwen.values import check_fixed, read_tied, read_value, rotary_base
+from tpo_jax.families.llava_qwen.values import (
+    check_fixed,
+    read_tied,
+    read_value,
+    rotary_base,
+    scaled_positions,
+)
 from tpo_jax.families.weights import EMBEDDING, Shape
 from tpo_jax.models.config import DecoderConfig
 
@@ -103,6 +109,8 @@ def read_config(
     text = _section(where, values, "text_config")
     check_fixed(where, values, _FIXED | {"use_image_newline_parameter": True})
     check_fixed(where, text, _TEXT_FIXED)
+    if scaled := scaled_positions(text):
+        raise InputError(f"{where}: {scaled}: scaled positions are not supported")
     numbers = {key: read_value(where, text, key, int, n) for key, n in _TEXT_DEFAULTS.items()}
     width, heads = numbers["hidden_size"], numbers["num_attention_heads"]
     settings = {**_settings(where, values, text), **settings}

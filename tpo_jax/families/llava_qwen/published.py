@@ -27,6 +27,7 @@ from tpo_jax.families.llava_qwen.values import (
     read_tied,
     read_value,
     rotary_base,
+    scaled_positions,
 )
 from tpo_jax.families.llava_qwen.weights import CONNECTOR
 from tpo_jax.families.weights import EMBEDDING, Rename, Shape
@@ -135,6 +136,8 @@ def _read_original(
     read = read_settings(where, values)
     if "rope_theta" not in settings and not has_rotary_base(values):
         note(f"{where}: no rope_theta; the base of the positions is {read['rope_theta']:g}")
+    if scaled := scaled_positions(values):
+        note(f"{where}: {scaled} is ignored, as the original code does")
     settings = {**read, **settings}
     if values.get("mm_spatial_pool_mode") is None and settings["newline"] == "one_token":
         note(f"{where}: no mm_spatial_pool_mode; frames are pooled {settings['pooling']}")

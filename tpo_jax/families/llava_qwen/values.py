@@ -35,27 +35,28 @@ def check_fixed(where: str, values: dict, fixed: dict) -> None:
 
 
 def rotary_base(where: str, values: dict, default: float) -> float:
-    """Return the base of the rotary wavelengths; newer writers nest it.
-
-    Raises:
-        InputError: it is no positive number, or positions are scaled, which is not done here.
-    """
-    for key in ("rope_scaling", "rope_parameters"):
-        scaling = values.get(key) or {}
-        if not isinstance(scaling, dict):
-            raise InputError(f"{where}: {key}={scaling!r} must be an object")
-        kind = scaling.get("rope_type", scaling.get("type")) or "default"
-        if kind != "default" and not (kind == "linear" and scaling.get("factor") == 1):
-            raise InputError(f"{where}: {key}={scaling!r}: scaled positions are not supported")
-    nested = values.get("rope_parameters") or {}
-    rope = values if values.get("rope_theta") else nested
+    """Return the base of the rotary wavelengths; newer writers nest it."""
+    nested = values.get("rope_parameters")
+    rope = values if values.get("rope_theta") or not isinstance(nested, dict) else nested
     return read_value(where, rope, "rope_theta", float, default)
 
 
 def has_rotary_base(values: dict) -> bool:
     """Return whether a config says what the base of the rotary wavelengths is."""
-    nested = values.get("rope_parameters") or {}
-    return bool(values.get("rope_theta") or nested.get("rope_theta"))
+    nested = values.get("rope_parameters")
+    return bool(values.get("rope_theta") or (isinstance(nested, dict) and nested.get("rope_theta")))
+
+
+def scaled_positions(values: dict) -> str:
+    """Return `key=value` of a config that asks for scaled rotary positions; "" if none does."""
+    for key in ("rope_scaling", "rope_parameters"):
+        scaling = values.get(key) or {}
+        if not isinstance(scaling, dict):
+            return f"{key}={scaling!r}"
+        kind = scaling.get("rope_type", scaling.get("type")) or "default"
+        if kind != "default" and not (kind == "linear" and scaling.get("factor") == 1):
+            return f"{key}={scaling!r}"
+    return ""
 
 
 def read_tied(where: str, *sections: dict, stored: Any) -> bool:
