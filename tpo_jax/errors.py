@@ -154,6 +154,7 @@ def run_command(main: Callable[[], int | None] | Mapping[str, Subcommand]) -> No
         try:
             rest = flags.FLAGS(arguments)
             values.mark_as_parsed()
+            _check_repeated(flags.FLAGS)
             return rest
         except flags.UnrecognizedFlagError as error:
             owners = [n for n, other in commands.items() if error.flagname in other.values]
@@ -169,6 +170,13 @@ def run_command(main: Callable[[], int | None] | Mapping[str, Subcommand]) -> No
         _exit(reason)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _check_repeated(values: flags.FlagValues) -> None:
+    """Raise `flags.Error` if a flag that takes one value has several: absl would take the last."""
+    for name in values:
+        if values[name].present > 1 and not isinstance(values[name], flags.MultiFlag):
+            raise flags.Error(f"--{name} is given {values[name].present} times and takes one value")
 
 
 def _flag_reason(error: Exception) -> str:

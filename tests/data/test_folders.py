@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -31,6 +32,7 @@ def media(tmp_path_factory):
     shutil.copy(folder / "b-c.mp4", folder / "b/same.mp4")
     cv2.imwrite(str(folder / "b/frames/0.png"), np.zeros((8, 8, 3), np.uint8))
     (folder / "notes.txt").write_text("no video")
+    (folder / "gone.mp4").symlink_to("nowhere.mp4")
     return folder
 
 
@@ -38,16 +40,21 @@ def media(tmp_path_factory):
 def store(media, tmp_path_factory):
     directory = tmp_path_factory.mktemp("stores") / "store"
     manifest = prepare(None, media, directory, SETTINGS)
-    assert (manifest["pairs"], manifest["videos"], manifest["rejected"]) == (0, 3, 2)
+    assert (manifest["pairs"], manifest["videos"], manifest["rejected"]) == (0, 3, 3)
     return directory
 
 
 def test_names_are_those_of_the_folder(media, store):
-    assert folders.names_in(media) == ["b/frames", *NAMES, "notes.txt"]
-    assert folders.names_in(store) == NAMES
+    for kind in (Path, str):
+        assert folders.names_in(kind(media)) == ["b/frames", *NAMES, "gone.mp4", "notes.txt"]
+        assert folders.names_in(kind(store)) == NAMES
     lines = (store / "rejected.jsonl").read_text().splitlines()
     reasons = [json.loads(line)["reason"] for line in lines]
-    assert reasons[0].startswith("b/frames: ") and reasons[1].startswith("notes.txt: ")
+    assert reasons[0].startswith("b/frames: ") and reasons[2].startswith("notes.txt: ")
+    assert reasons[1].startswith("gone.mp4: ")
+    for folder in (media, store):
+        with pytest.raises(VideoError, match="a folder of videos or a store, name one video"):
+            sample_frames(folder, "fps", 9)
 
 
 def test_a_path_may_lead_into_a_store(media, store, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -234,6 +235,29 @@ def test_a_proxy_is_smaller_and_keeps_every_frame_and_time(world, tmp_path):
         np.testing.assert_allclose(v.timestamps, file.timestamps, atol=1e-3)
         assert (v.info.width, v.info.height) == (80, 48)
         assert np.diff(v.timeline.keys).max() == 8  # a key frame a second
+
+
+def test_a_proxy_of_an_avi_with_b_frames(tmp_path, monkeypatch):
+    """FFmpeg gives its frames their times in decoding order. What cannot be encoded is listed."""
+    (tmp_path / "in").mkdir()
+    source = clips.write(tmp_path / "in/b.avi", 40)
+    prepare(None, tmp_path / "in", tmp_path / "out", Settings(num_frames=4, proxy=48))
+    (line,) = shards.open_shards(tmp_path / "out").videos.names()
+    stored = shards.open_shards(tmp_path / "out").videos.named(line)
+    with video.opened(source) as file, video.opened(stored) as proxy:
+        np.testing.assert_allclose(proxy.timestamps, file.timestamps, atol=1e-3)
+        frames, expected = (v.select(lambda _: np.arange(40))[1] for v in (proxy, file))
+        near = expected.astype(int)[:, ::2, ::2]
+        errors = [np.abs(frames[20] - near[i]).mean() for i in range(40)]
+        assert np.argmin(errors) == 20
+
+    def refuse(*_):
+        raise av.error.ArgumentError(22, "Invalid argument")
+
+    monkeypatch.setattr("tpo_jax.video.proxy._encode", refuse)
+    with pytest.raises(InputError, match=r"in: b.avi: no proxy of it: Invalid argument$"):
+        work = Work(workers=1, strict=True)
+        prepare(None, tmp_path / "in", tmp_path / "no", Settings(num_frames=4, proxy=48), work)
 
 
 def test_what_is_finished_is_left_alone(world, tmp_path):

@@ -231,6 +231,31 @@ def test_damage_in_the_middle_never_hangs_or_crashes(clip, tmp_path):
             assert str(path) in str(error)
 
 
+@pytest.mark.parametrize("name", ["ntsc.mkv", "odd.webm"])
+def test_a_cluster_that_breaks_off_is_an_error(clip, tmp_path, name):
+    """FFmpeg passes over the rest of it; damage inside a picture is the decoder's to conceal."""
+    data = clip(name).read_bytes()
+    with av.open(str(clip(name))) as container:
+        *_, block, end = (p.pos for p in list(container.demux(video=0))[:41] if p.size)
+    path = tmp_path / name
+    path.write_bytes(data[:block] + b"\xff" * (end - block) + data[end:])
+    with av.open(str(path)) as container:  # so frames are missing indeed
+        assert sum(p.size > 0 for p in container.demux(video=0)) < 80
+    with pytest.raises(VideoError, match=f"{name}: damaged: cannot be read on at byte"):
+        probe(path)
+    path.write_bytes(data[: end - 9] + b"\xff" * 8 + data[end - 1 :])
+    assert probe(path).num_frames == 90
+
+
+def test_times_of_an_avi_do_not_depend_on_what_was_decoded(clip):
+    """Its decoder gives them in disorder, so that its frames are counted."""
+    with opened(clip("h264.avi")) as video:
+        before = video.timestamps
+        video.select(lambda _: np.arange(90))
+        assert not video.timeline.trusted
+        np.testing.assert_array_equal(video.timestamps, before)
+
+
 def test_an_index_outside_is_an_error(clip):
     for index in (90, -1):
         with pytest.raises(IndexError, match="constant.mp4.*90 frames"):

@@ -14,7 +14,7 @@ from tpo_jax.data.checks import hash_of
 from tpo_jax.data.shards import MANIFEST, open_shards
 from tpo_jax.data.store import VideoStore
 from tpo_jax.errors import InputError
-from tpo_jax.io.paths import Place, version_of
+from tpo_jax.io.paths import Place, place, version_of
 from tpo_jax.video.decode import Source, VideoError
 from tpo_jax.video.packets import StoredVideo
 from tpo_jax.video.sampling import IMAGE_SUFFIXES
@@ -57,19 +57,25 @@ def find_video(folder: Path, names: Sequence[str]) -> Path:
     raise InputError(f"{folder / names[0]}: no such video{place}")
 
 
-def names_in(folder: Place) -> list[str]:
+def names_in(folder: str | Place) -> list[str]:
     """Return the paths of all videos of a folder, relative to it and sorted: files and folders of
-    images, hidden ones left out, or what a store holds.
+    images, links that lead nowhere, hidden ones left out, or what a store holds.
 
     Raises:
         InputError: The store cannot be read, or holds frames only.
     """
+    folder = place(folder)
     if is_store(folder):
         return sorted(_opened(Path(folder)).names(), key=PurePosixPath)
     files = {PurePosixPath(p.relative_to(folder).as_posix()): p for p in folder.rglob("*")}
     images = {name.parent for name in files if name.suffix.lower() in IMAGE_SUFFIXES}
     images.discard(PurePosixPath("."))
-    found = images | {n for n in files if n.parent not in images and files[n].is_file()}
+    # A link that leads nowhere is named, too, so that it is reported.
+    found = images | {
+        name
+        for name, file in files.items()
+        if name.parent not in images and (file.is_file() or not file.exists())
+    }
     hidden = {name for name in found if any(part.startswith(".") for part in name.parts)}
     return [str(name) for name in sorted(found - hidden)]
 

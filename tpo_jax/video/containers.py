@@ -16,6 +16,15 @@ _UNKNOWN_SIZE = -1
 _LARGEST_TABLE, _MOST_FRAMES = 1 << 26, 1 << 24
 _ISO_TOP_LEVEL = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"styp")
 
+# Names of Matroska elements: of a cluster, of all that a segment holds, of all that a cluster does.
+_CLUSTER = b"\x1f\x43\xb6\x75"
+_IN_BOTH = (b"\xec", b"\xbf")  # unused space, checksum
+_IN_SEGMENT = (
+    *(*_IN_BOTH, _CLUSTER, b"\x11\x4d\x9b\x74", b"\x15\x49\xa9\x66", b"\x16\x54\xae\x6b"),
+    *(b"\x1c\x53\xbb\x6b", b"\x19\x41\xa4\x69", b"\x10\x43\xa7\x70", b"\x12\x54\xc3\x67"),
+)
+_IN_CLUSTER = (*_IN_BOTH, b"\xe7", b"\xa7", b"\xab", b"\xa3", b"\xa0", b"\xaf", b"\x58\x54")
+
 
 def missing_bytes(file: BinaryIO) -> int:
     """Return how many bytes an ISO (MP4, MOV), RIFF (AVI) or EBML (Matroska, WebM) file lacks.
@@ -30,10 +39,26 @@ def missing_bytes(file: BinaryIO) -> int:
     elif head[:4] == b"RIFF":
         end = 8 + struct.unpack("<I", head[4:8])[0]
     elif head[:4] == b"\x1aE\xdf\xa3":
-        end = _segment_end(head)
+        end = _segment(head)[1]
     else:
         end = size
     return max(0, end - size)
+
+
+def broken_at(file: BinaryIO) -> int | None:
+    """Return the byte at which the elements of a Matroska or WebM file break off, or None.
+
+    FFmpeg passes over the rest of the cluster there, and its frames are missing. Only the headers
+    of elements are read: what a block holds may be damaged all the same. Other containers, and
+    recordings that do not know their length, give None.
+
+    Source: https://www.rfc-editor.org/rfc/rfc9559 (Matroska), section 5.
+    """
+    file.seek(0)
+    head = file.read(64)
+    if head[:4] != b"\x1aE\xdf\xa3":
+        return None
+    return _break(file, *_segment(head), _IN_SEGMENT)
 
 
 def composition_offsets(file: BinaryIO) -> np.ndarray | None:
@@ -106,15 +131,35 @@ def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, i
         start += length
 
 
-def _segment_end(head: bytes) -> int:
-    """Return where the Matroska segment says it ends, 0 if it does not say."""
+def _segment(head: bytes) -> tuple[int, int]:
+    """Return where the content of the Matroska segment starts and ends; end 0: it does not say."""
     _, position = _ebml_number(head, 4)
     header_length, _ = _ebml_number(head, 4)
     position += header_length
     if head[position : position + 4] != b"\x18S\x80g":
-        return 0
+        return 0, 0
     length, content = _ebml_number(head, position + 4)
-    return 0 if length == _UNKNOWN_SIZE else content + length
+    return content, 0 if length == _UNKNOWN_SIZE else content + length
+
+
+def _break(file: BinaryIO, start: int, end: int, names: tuple[bytes, ...]) -> int | None:
+    """Return where in `[start, end)` something else stands than elements with these names."""
+    while start < end:
+        file.seek(start)
+        head = file.read(12) or b"\0"
+        width = 9 - head[0].bit_length()
+        length, content = _ebml_number(head, width)
+        if head[:width] == _CLUSTER and length == _UNKNOWN_SIZE:
+            return None  # a live recording: not told
+        stop = start + content + length
+        if head[:width] not in names or length == _UNKNOWN_SIZE or stop > end:
+            return start
+        if head[:width] == _CLUSTER:
+            inside = _break(file, start + content, stop, _IN_CLUSTER)
+            if inside is not None:
+                return inside
+        start = stop
+    return None
 
 
 def _ebml_number(data: bytes, at: int) -> tuple[int, int]:

@@ -102,8 +102,9 @@ class Video:
         else:
             self.reader = FileReader(source)
         self._position = 0 if self.reader.started else _LOST  # of the frame decoded last
-        if (timeline := self.reader.timeline()) is not None:
-            self._describe(timeline)
+        self._promised = self.reader.timeline()
+        if self._promised is not None:
+            self._describe(self._promised)
         else:
             self.count()
 
@@ -135,7 +136,11 @@ class Video:
         times = []
         while self.reader.grab():
             times.append(self.reader.frame.pts)
-        self._describe(counted(times))
+        timeline, promised = counted(times), self._promised
+        if promised and not len(timeline.times) and promised.num_frames == len(times):
+            # Only in disorder: FFmpeg gives the frames of an AVI their times in decoding order.
+            timeline = promised._replace(keys=timeline.keys, trusted=False)
+        self._describe(timeline)
         self._restart()
 
     def _decode(self, indices: np.ndarray) -> np.ndarray:

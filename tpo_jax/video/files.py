@@ -189,6 +189,9 @@ class FileReader(Reader):
             missing = containers.missing_bytes(file)
             if missing:
                 self.fail(f"truncated: {missing} bytes are missing at the end")
+            broken = containers.broken_at(file)
+            if broken is not None:
+                self.fail(f"damaged: cannot be read on at byte {broken}, so frames are missing")
             return containers.composition_offsets(file)
 
     def _open(self) -> tuple[av.container.InputContainer, av.VideoStream]:

@@ -150,7 +150,8 @@ def select_frames(source: Source, choose: Choice) -> Sample:
         files = sorted(p for p in Path(source).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         timestamps = np.arange(len(files)) / DIRECTORY_FPS
         if not files:
-            reason = f"no image ({', '.join(IMAGE_SUFFIXES)}) in this directory"
+            reason = f"no image ({', '.join(IMAGE_SUFFIXES)}) in this directory; of a folder of "
+            reason += "videos or a store, name one video: FOLDER/VIDEO"
             raise VideoError(name_of(source), reason)
         indices = choose(timestamps, DIRECTORY_FPS)
         frames, duration = _read_images(files, indices), len(files) / DIRECTORY_FPS
