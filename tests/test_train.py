@@ -453,8 +453,11 @@ def test_wrong_flags_give_one_line(tmp_path):
         "--distributed=somewhere": "--distributed=somewhere is neither 'auto' nor HOST:PORT",
         "--config.model.preset=tiny": "model.preset='tiny' is unknown; choose one of",
     }
-    fixed = ["--config=configs/tiny.py", f"--workdir={tmp_path / 'work'}"]
-    results = call_program("train", *([*fixed, flag] for flag in expected))
+    fixed, config = [f"--workdir={tmp_path / 'work'}"], ["--config=configs/tiny.py"]
+    results = call_program(
+        "train",
+        *([*fixed, *config * (not flag.startswith("--config=")), flag] for flag in expected),
+    )
     assert len(results) == len(expected)
     for (code, out, err), message in zip(results, expected.values(), strict=True):
         assert (code, out) == (2, "")
