@@ -37,28 +37,20 @@ def test_a_config_that_cannot_be_loaded_names_the_flag(tmp_path, override) -> No
     assert not (tmp_path / "work").exists()
 
 
-def test_a_flag_of_one_value_given_twice(tmp_path) -> None:
-    """Also a field of a config; flags of several values may be repeated."""
+def test_a_path_given_twice(tmp_path) -> None:
+    """Of two folders one would be left out; other flags may be repeated, and the last counts."""
     twice, several = commands.call(
         "prepare",
         {"videos": ["a", "b"], "output": tmp_path / "out"},
-        {"videos": tmp_path / "a", "output": tmp_path / "out", "export": ["trl", "swift"]},
+        {
+            "videos": tmp_path / "a",
+            "output": tmp_path / "out",
+            "workers": [0, 1],
+            "num_frames": [0, 2],
+        },
     )
-    assert (twice.code, twice.err) == (
-        2,
-        "error: --videos is given 2 times and takes one value\n",
-    )
+    assert (twice.code, twice.err) == (2, "error: --videos is given 2 times and takes one path\n")
     assert several.code == 2 and "times" not in several.err
-    flags = {
-        "config": "configs/curate_world.py",
-        "workdir": tmp_path,
-        "config.rules.world_seed": [1, 2],
-    }
-    (field,) = commands.call("curate", flags)
-    assert (field.code, field.err) == (
-        2,
-        "error: --config.rules.world_seed is given 2 times and takes one value\n",
-    )
 
 
 def test_an_error_is_one_line_of_bounded_length() -> None:

@@ -173,10 +173,13 @@ def run_command(main: Callable[[], int | None] | Mapping[str, Subcommand]) -> No
 
 
 def _check_repeated(values: flags.FlagValues) -> None:
-    """Raise `flags.Error` if a flag that takes one value has several: absl would take the last."""
+    """Raise `flags.Error` if a path is given several times, of which absl would take the last.
+
+    Of other flags the last value counts, so that a script's own can be overridden after them.
+    """
     for name in values:
-        if values[name].present > 1 and not isinstance(values[name], flags.MultiFlag):
-            raise flags.Error(f"--{name} is given {values[name].present} times and takes one value")
+        if values[name].present > 1 and values[name].flag_type() == "path":
+            raise flags.Error(f"--{name} is given {values[name].present} times and takes one path")
 
 
 def _flag_reason(error: Exception) -> str:
