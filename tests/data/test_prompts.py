@@ -243,7 +243,7 @@ def test_what_is_no_conversation_is_named():
         prompts.build_prompts(
             tokenizer, [(Message("user", "<image>"), said, user)], [2, 2], template=INFERENCE
         )
-    with pytest.raises(InputError, match="behind the same texts"):
+    with pytest.raises(InputError, match="after the same texts"):
         prompts.build_row(
             tokenizer, ["Who?", (system, user)], [["a"], ["b"]], 2, cut="video", template=INFERENCE
         )
