@@ -275,10 +275,9 @@ def main(_) -> None:
         for seconds in GROUPS.value:
             name = f"{minutes}_minutes_groups_of_{seconds}_s.mp4"
             video = generate(Path(CACHE.value) / name, minutes, seconds)
-            prepared.append(made(video))
-            if "proxy" in READERS.value:
-                prepared.append(made(video, "proxy"))
-            print(*prepared[-2:], sep="\n", file=sys.stderr, flush=True)
+            for shards in ("shards", *(["proxy"] if "proxy" in READERS.value else [])):
+                prepared.append(made(video, shards))
+                print(" ".join(prepared[-1]), file=sys.stderr, flush=True)
             if "format 1" in READERS.value:
                 run_case("write format 1", video, 0)  # fails from 2 GB on
             for num_frames in FRAMES.value:

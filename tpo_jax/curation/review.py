@@ -12,8 +12,10 @@ import numpy as np
 
 from tpo_jax.curation.units import Unit
 from tpo_jax.data.folders import video_at
+from tpo_jax.errors import InputError
 from tpo_jax.io import templates
 from tpo_jax.io.files import replacing, replacing_directory
+from tpo_jax.video.decode import VideoError
 from tpo_jax.video.sampling import read_frames
 
 FRAMES, WIDTH = 8, 160  # shown of a video, side by side in one picture; pixels across of each
@@ -58,7 +60,7 @@ def _write_picture(folder: Path, pictures: Path, video: str, number: int) -> str
     """Write a video's frames as one picture; return why there is none, or an empty text."""
     try:
         frames, _, _ = read_frames(video_at(folder / video), "uniform", FRAMES)
-    except ValueError as error:  # of the video, or of the store that holds it
+    except (VideoError, InputError) as error:  # of the video, or of the store that holds it
         return str(error)
     height = max(1, round(WIDTH * frames.shape[1] / frames.shape[2]))
     small = [cv2.resize(frame, (WIDTH, height), interpolation=cv2.INTER_AREA) for frame in frames]
