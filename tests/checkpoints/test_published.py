@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from tpo_jax import families
 from tpo_jax.checkpoints.huggingface import weights
 from tpo_jax.checkpoints.huggingface_export import export_model
-from tpo_jax.checkpoints.models import load_config, load_model, open_model, save_model
+from tpo_jax.checkpoints.models import is_native, load_config, load_model, open_model, save_model
 from tpo_jax.checkpoints.safetensors_files import Entry, SafetensorsWriter
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError
@@ -96,7 +96,9 @@ def test_the_architecture_decides_and_model_type_never(tmp_path, kind, capsys):
         loaded = load_model(tmp_path / "it")
         assert loaded.config == CONFIGS[kind]
         jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
-    assert "architectures is ['Qwen2ForCausalLM']; by its tensors" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "architectures is ['Qwen2ForCausalLM']; by its tensors it is taken for one of" in said
+    assert said.count("in the layout 'original'\n") == said.count("note: ") == 3
     # An export says what the input said.
     edit(tmp_path / "it", model_type="llava")
     save_model(tmp_path / "native", loaded.config, loaded.params, tmp_path / "it")
@@ -105,6 +107,78 @@ def test_the_architecture_decides_and_model_type_never(tmp_path, kind, capsys):
     export_model(tmp_path / "back", loaded.config, loaded.params, kept)
     found = (tmp_path / "back" / "config.json").read_bytes()
     assert found == (tmp_path / "it" / "config.json").read_bytes()
+
+
+def test_the_layout_of_transformers_without_a_name(tmp_path, capsys):
+    config = dataclasses.replace(CONFIGS["siglip"], pooling="bilinear", newline="one_token")
+    params = jax.tree.map(np.asarray, families.init_params(config, 0))
+    (tmp_path / "it").mkdir()
+    export_model(tmp_path / "it", config, params, None, layout="transformers")
+    for architectures in (..., []):
+        edit(tmp_path / "it", architectures=architectures, model_type="llava")
+        loaded = load_model(tmp_path / "it")
+        assert loaded.config == config
+        jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+    assert "in the layout 'transformers'\n" in capsys.readouterr().err
+    # Other classes of that layout have the same tensors.
+    edit(tmp_path / "it", architectures=["LlavaNextForConditionalGeneration"])
+    with pytest.raises(InputError, match="LlavaNextForConditionalGeneration"):
+        load_config(tmp_path / "it")
+
+
+def test_a_note_is_printed_once_whatever_the_path(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "it", CONFIGS["siglip"])
+    edit(tmp_path / "it", architectures=..., rope_theta=...)
+    monkeypatch.chdir(tmp_path)
+    assert not is_native("it")
+    for path in ("it", tmp_path / "it"):
+        load_config(path)
+        open_model(path)
+    said = capsys.readouterr().err
+    assert said.count("architectures is None") == said.count("no rope_theta") == 1
+
+
+def test_rows_other_than_the_vocabulary_are_said(tmp_path, capsys):
+    """The tensor decides, in either layout."""
+    config = dataclasses.replace(CONFIGS["siglip"], pooling="bilinear", newline="one_token")
+    params = jax.tree.map(np.asarray, families.init_params(config, 0))
+    for layout in families.of(config).layouts:
+        it = tmp_path / layout
+        it.mkdir()
+        export_model(it, config, params, None, layout=layout)
+        assert load_config(it) == config
+        assert not capsys.readouterr().err
+        text = json.loads((it / "config.json").read_text()).get("text_config")
+        edit(it, **({"text_config": text | {"vocab_size": 321}} if text else {"vocab_size": 321}))
+        assert load_config(it) == config
+        said = capsys.readouterr().err
+        assert "vocab_size=321, but the embedding has 320 rows, which are used" in said
+
+
+def test_folders_of_towers_come_back(tmp_path, capsys):
+    """Also where `mm_vision_tower` is a name on the Hub."""
+    it = tmp_path / "it"
+    params = write(it, CONFIGS["siglip"])
+    config = (it / "vision_tower" / "config.json").read_bytes()
+    (it / "vision_tower" / "preprocessor_config.json").write_text("{}")
+    (it / "checkpoint-5").mkdir()  # no tower
+    (it / "checkpoint-5" / "config.json").write_text("{}")
+    for name in ("google/siglip-base-patch8", "vision_tower"):
+        edit(it, mm_vision_tower=name)
+        loaded = load_model(it)
+        save_model(tmp_path / name, loaded.config, loaded.params, it)
+        back = tmp_path / f"back {len(name)}"
+        back.mkdir()
+        export_model(back, loaded.config, params, tmp_path / name / "huggingface")
+        assert (back / "vision_tower" / "config.json").read_bytes() == config
+        assert (back / "vision_tower" / "preprocessor_config.json").read_text() == "{}"
+        assert not (back / "checkpoint-5").exists()
+        edit(back, mm_vision_tower=name)
+        assert load_config(back) == CONFIGS["siglip"]
+    assert "its config is kept" not in capsys.readouterr().err
+    save_file({"x": np.ones(1, np.float32)}, it / "vision_tower" / "model.safetensors")
+    save_model(tmp_path / "again", loaded.config, loaded.params, it)
+    assert "its config is kept; its weights" in capsys.readouterr().err
 
 
 PLAIN = [None, {}, {"rope_type": "default"}, {"type": "linear", "factor": 1.0}]

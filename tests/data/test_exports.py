@@ -57,6 +57,25 @@ def test_lists_give_the_pairs_again(prepared, name, capsys):
     }
 
 
+def test_swift_drops_no_record(prepared, tmp_path):
+    """ms-swift refuses an answer that is rejected for itself, and a column that is null."""
+    pairs, _ = read_pairs(prepared / "pairs.json")
+    one_video = [RECORDS[i] for i, pair in enumerate(pairs) if len(pair.videos) == 1]
+    (tmp_path / "pairs.json").write_text(json.dumps(one_video))
+    prepare(tmp_path / "pairs.json", prepared, tmp_path / "shards", Settings(num_frames=2))
+    for shards, rejected in (
+        (prepared / "shards", {"rejected_messages", "rejected_videos"}),
+        (tmp_path / "shards", {"rejected_response"}),
+    ):
+        export(shards, prepared, ["swift"])
+        lines = (shards / "pairs_swift.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        for record in records:
+            assert {name for name in record if name.startswith("rejected")} == rejected
+            assert all(record[name] for name in rejected)
+            assert record.get("rejected_response") != record["messages"][-1]["content"]
+
+
 def test_messages_of_trl_have_one_form(prepared):
     """A table has one type a column: all contents are lists of parts."""
     export(prepared / "shards", prepared, ["trl"])

@@ -11,6 +11,7 @@ import pytest
 
 from tests.data.test_preparation import contents, pair, render
 from tpo_jax.data import folders
+from tpo_jax.data.pairs import read_pairs
 from tpo_jax.data.preparation import Settings, Work, prepare
 from tpo_jax.data.shards import open_shards
 from tpo_jax.errors import InputError
@@ -113,6 +114,22 @@ def test_shards_of_a_store_are_those_of_its_files(media, store, tmp_path):
     assert all(contents(store)[n] == c for n, c in copied.items() if n != "manifest.json")
     prepare(None, store, tmp_path / "proxy", Settings(num_frames=2, proxy=24))
     assert folders.names_in(tmp_path / "proxy") == NAMES
+
+
+def test_absolute_paths_of_a_store(media, store, tmp_path):
+    """A store cannot tell them, through links or not: the reason says what to write."""
+    (tmp_path / "link").symlink_to(media)
+    given = [media / NAMES[0], tmp_path / "link" / NAMES[2], media / "none.mp4", store / NAMES[1]]
+    pairs = tmp_path / "pairs.json"
+    pairs.write_text(json.dumps([pair(i, str(path)) for i, path in enumerate(given)]))
+    (kept,), rejections = read_pairs(pairs, videos=store)
+    assert kept.video == NAMES[1]
+    line = f"{store} is a store, which does not know where its files lay; write the path inside"
+    ends = [f"; it holds a {NAMES[0]!r}", f"; it holds a {NAMES[2]!r}", "the folder it was made of"]
+    for rejection, end in zip(rejections, ends, strict=True):
+        assert line in rejection.reason and rejection.reason.endswith(end)
+    kept, _ = read_pairs(pairs, videos=media)
+    assert [p.video for p in kept] == [NAMES[0], NAMES[2], "none.mp4"]
 
 
 def test_nothing_to_store(media, tmp_path):

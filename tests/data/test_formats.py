@@ -242,6 +242,19 @@ CONVERSATIONS = {
         "rejected_response": "No.",
         "videos": ["a.mp4"],
     },
+    "swift response of messages": {
+        "messages": [SYSTEM, turn("user", "<video>Who?"), SAID | {"loss": False}, NEXT, CHOSEN],
+        "rejected_response": [REJECTED],
+        "videos": ["a.mp4"],
+    },
+    "weights of OpenAI": {
+        "video": "a.mp4",
+        "messages": [
+            *(SYSTEM, FIRST, SAID | {"weight": 0}, NEXT),
+            CHOSEN | {"weight": 1, "loss_scale": 1.0},
+        ],
+        "rejected_messages": [SYSTEM, FIRST, SAID | {"loss_scale": 2.0}, NEXT, REJECTED],
+    },
     "swift messages": {
         "messages": [SYSTEM, FIRST, SAID, NEXT, CHOSEN],
         "rejected_messages": [SYSTEM, FIRST, SAID, NEXT, REJECTED],
@@ -313,17 +326,41 @@ def test_a_video_in_a_later_turn_stays_there(tmp_path):
     assert pair.question == "Where?"
 
 
-def test_two_videos_of_swift(tmp_path):
-    path = tmp_path / "p.json"
-    record = {
-        "messages": [FIRST, CHOSEN],
-        "rejected_response": "Here.",
-        "videos": ["a.mp4"],
-        "rejected_videos": ["b.mp4"],
-    }
-    path.write_text(json.dumps([record]))
+@pytest.mark.parametrize("suffix", ["json", "parquet"])
+@pytest.mark.parametrize(
+    "rejected",
+    # Alone it is enough, as for ms-swift: the same answer about another video.
+    [{}, {"rejected_response": "Here."}, {"rejected_messages": [FIRST, CHOSEN]}],
+)
+def test_two_videos_of_swift(tmp_path, rejected, suffix):
+    path = tmp_path / f"p.{suffix}"
+    videos = {"videos": ["a.mp4"], "rejected_videos": ["b.mp4"]}
+    record = {"messages": [FIRST, CHOSEN], **videos, **rejected}
+    if suffix == "json":
+        path.write_text(json.dumps([record]))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([record]), path)
     ((pair,), _) = read_pairs(path)
     assert (pair.kind, pair.videos) == ("video", ("a.mp4", "b.mp4"))
+    assert pair.answers == ("Here.", "Here.")
+
+
+def test_logged_fields_of_messages_are_named(tmp_path, capsys):
+    logged = {"name": "anna", "id": "msg_1", "timestamp": 1e9, "usage": {"tokens": 3}}
+    record = GOOD | {"chosen": [turn("assistant", "A cat.", **logged)]}
+    (tmp_path / "p.json").write_text(json.dumps([record]))
+    assert read(tmp_path / "p.json") == [tuple(GOOD.values())]
+    told = capsys.readouterr().err
+    for name in logged:
+        assert f"note: {name!r} of messages is left out" in told
+
+
+@pytest.mark.parametrize("part", [{"video_url": {"url": "a.mp4"}}, {"video_url": "a.mp4"}])
+def test_parts_of_chat_requests(tmp_path, part):
+    content = [{"type": "video_url", **part}, {"type": "text", "text": "Who?"}]
+    record = {k: v for k, v in GOOD.items() if k != "video"} | {"prompt": [turn("user", content)]}
+    (tmp_path / "p.json").write_text(json.dumps([record]))
+    assert read(tmp_path / "p.json") == [tuple(GOOD.values())]
 
 
 SWIFT = CONVERSATIONS["swift response"]
@@ -380,6 +417,23 @@ def asked(part, **more):
         (
             asked(VIDEO) | {"chosen": [turn("assistant", "Here.", reasoning_content="So.")]},
             "chosen has a message with 'reasoning_content'",
+        ),
+        (
+            SWIFT | {"messages": [FIRST, turn("assistant", None, tool_calls=[{}]), NEXT, CHOSEN]},
+            "chosen has a message with 'tool_calls', which no template here can hold",
+        ),
+        (SWIFT | {"objects": {"bbox": [[1, 2, 3, 4]]}}, "has objects"),
+        (SWIFT | {"rejected_response": None}, "have rejected_response, rejected_messages or"),
+        (
+            SWIFT | {"messages": [FIRST, SAID | {"loss": True}, NEXT, CHOSEN]},
+            "has an earlier answer with loss=True; the loss is on the last answer alone",
+        ),
+        (SHAREGPT | {"chosen": turn("assistant", "Here.", weight=0)}, "an answer with weight=0"),
+        (SHAREGPT | {"rejected": turn("assistant", "No.", loss_scale=2)}, "with loss_scale=2"),
+        (SHAREGPT | {"rejected": turn("assistant", "No.", train=False)}, "with train=False"),
+        (
+            asked({"type": "video_url", "video_url": {"url": "a.mp4", "fps": 2}}),
+            "prompt has video_url with 'fps'",
         ),
         (asked(VIDEO, history=[turn("user", "Who?", value="Why?"), SAID]), "message with 'value'"),
         (GOOD | {"input": "The red one."}, "has prompt and input, which both say what is asked"),
@@ -443,7 +497,9 @@ JSON = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["role", "content", "from", "value", "type", "video", "text"]),
+            st.sampled_from(
+                ["role", "content", "from", "value", "type", "video", "text", "loss", "name"]
+            ),
             inner,
             max_size=3,
         )
@@ -453,7 +509,7 @@ JSON = st.recursive(
 FIELDS = [
     *("video", "videos", "prompt", "question", "conversations", "chosen", "rejected", "answer"),
     *("messages", "rejected_response", "rejected_messages", "rejected_videos", "system", "history"),
-    *("instruction", "input", "image", "images"),
+    *("instruction", "input", "image", "images", "objects"),
 ]
 
 

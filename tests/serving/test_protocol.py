@@ -112,12 +112,36 @@ def test_images_stay_in_their_messages() -> None:
         ([said("assistant", "v"), said("user", "b")], r"messages\[0\].content\[0\]"),
         ([said("user", " ")], "text"),
         ([{"role": "user", "content": None}], "content"),
+        (
+            [
+                said("user", "a"),
+                {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+                said("user", "b"),
+            ],
+            r"messages\[1\] has tool_calls, which no prompt template here can hold",
+        ),
+        ([said("user", "a") | {"reasoning_content": "So."}], "has reasoning_content"),
     ],
 )
 def test_conversations_that_are_refused(messages, message) -> None:
     with pytest.raises(ApiError, match=message) as caught:
         parsed(messages=messages)
     assert caught.value.status == 400
+
+
+def test_keys_of_a_message_are_not_ignored() -> None:
+    """A client may send back what a server said, and records of its own."""
+    said_back = {"refusal": None, "annotations": [], "tool_calls": None, "name": "anna", "id": "1"}
+    messages = [said("user", "v", "Who?"), said("assistant", "A cat."), said("user", "Why?")]
+    wanted = parsed(messages=messages)
+    messages[1] |= said_back
+    messages[0]["content"][1]["cache_control"] = {"type": "ephemeral"}
+    assert parsed(messages=messages) == wanted
+    for part in range(2):
+        messages[0]["content"][part]["fps"] = 2
+        with pytest.raises(ApiError, match=rf"messages\[0\].content\[{part}\].fps is unknown"):
+            parsed(messages=messages)
+        del messages[0]["content"][part]["fps"]
 
 
 def test_frames_in_a_data_url() -> None:

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from tpo_jax import families
 from tpo_jax.checkpoints.huggingface import check_tensors, flatten, weights
 from tpo_jax.checkpoints.safetensors_files import DTYPES, INDEX, Entry, SafetensorsWriter, Shards
-from tpo_jax.errors import InputError
+from tpo_jax.errors import InputError, note
 from tpo_jax.families.weights import Leaf, Weights, to_torch
 from tpo_jax.io.files import read_json_object, write_json
 from tpo_jax.models.config import ModelConfig
@@ -48,7 +48,12 @@ def keep(shards: Shards, target: Path, config: ModelConfig) -> None:
     """
     source, unused = shards.directory, check_tensors(shards, config)
     target.mkdir(parents=True)
-    copy_files(source, target, ["config.json", *families.of(config).config_files(source)])
+    parts = families.of(config).config_files(source)
+    copy_files(source, target, ["config.json", *parts])
+    read = {folder.resolve() for folder in shards.directories}
+    for folder in {(source / file.parent).resolve() for file in parts} - read:
+        if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")):
+            note(f"{folder}: its config is kept; its weights, which the model does not use, not")
     layout = {
         file: {
             "metadata": shards.metadata[file],

@@ -62,7 +62,8 @@ def is_native(directory: str | Path) -> bool:
     Raises:
         InputError: neither, or `config.json` is missing or unreadable.
     """
-    values = read_json_object(Path(directory) / "config.json")
+    directory = Path(directory).absolute()
+    values = read_json_object(directory / "config.json")
     if values.get("format") == FORMAT:
         if values.get("version") != VERSION:
             raise InputError(
@@ -70,7 +71,7 @@ def is_native(directory: str | Path) -> bool:
                 f"is unknown; this program reads version {VERSION}"
             )
         return True
-    _published_family(Path(directory), values)
+    _published_family(directory, values)
     return False
 
 
@@ -82,7 +83,7 @@ def _published_family(directory: Path, values: dict) -> Family:
     if family := families.recognise(values, _names(directory)):
         note(
             f"{directory}/config.json: architectures is {architectures!r}; by its tensors it is "
-            f"taken for one of {family.reads}"
+            f"taken for one of {family.reads}, in the layout {family.layout_of(values)!r}"
         )
         return family
     known = ", ".join(family.reads for family in families.FAMILIES.values())
@@ -106,7 +107,7 @@ def load_config(
     Raises:
         InputError: what is wrong with the directory or a setting.
     """
-    directory = hub.folder(directory)
+    directory = hub.folder(directory).absolute()  # in notes, which are printed once each
     values = read_json_object(directory / "config.json")
     if not is_native(directory):
         family = _published_family(directory, values)

@@ -44,6 +44,7 @@ class Shards:
                 one are left out.
         """
         self.directory = directory
+        self.directories: list[Path] = []  # that of every part
         self.files: dict[str, list[str]] = {}  # names in the order of their bytes
         self.metadata: dict[str, dict | None] = {}  # of the files' headers
         self._tensors: dict[str, _Tensor] = {}
@@ -54,6 +55,7 @@ class Shards:
         self._add(directory, rename, "part-")
 
     def _add(self, directory: Path, rename: Rename, prefix: str) -> None:
+        self.directories.append(directory)
         index = directory / INDEX
         if index.is_file():
             indexed = read_json_object(index).get("weight_map")

@@ -1,8 +1,6 @@
 """What is decided about pairs and videos before anything is written, and work on many processes."""
 
 import dataclasses
-import hashlib
-import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -22,12 +20,6 @@ class Settings:
     num_frames: int = 32
     frames: str = "clip"  # the video's packets, or 'png' or 'jpeg' of the sampled frames
     proxy: int = 0  # pixels of the shorter side of a second encoding that takes its place; 0: none
-
-
-def hash_of(value: Any) -> str:
-    """Return a hash of what JSON can hold, dataclasses included."""
-    text = json.dumps(value, sort_keys=True, default=dataclasses.asdict)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def run_jobs(function: Callable, jobs: list[tuple], workers: int) -> Iterator[Any]:

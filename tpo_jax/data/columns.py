@@ -26,6 +26,8 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "preferred": ("preferred", "preference", "label", "is_chosen", "is_preferred"),
 }
 ROLES = (*SYNONYMS, "id", "video_id", "kind", "segment", "provenance")
+# Fields that tell ms-swift's records, beside `messages`.
+SWIFT = ("rejected_response", "rejected_messages", "rejected_videos")
 YES = ("1", "1.0", "true", "yes", "chosen", "preferred", "positive", "good", "win")
 NO = ("0", "0.0", "-1", "false", "no", "rejected", "dispreferred", "negative", "bad", "lose")
 
@@ -75,7 +77,7 @@ def renamed(
     if not there:
         yield from rows
         return
-    swift = "messages" in there and {"rejected_response", "rejected_messages"} & {*there}
+    swift = "messages" in there and {*SWIFT} & {*there}
     first = next(record for *_, record in rows if isinstance(record, dict))
     if swift or ("prompt" not in there and isinstance(first.get("chosen"), list)):
         yield from rows  # whole conversations, whose names `data/conversations.py` knows

@@ -2,7 +2,8 @@
 
 | format | what is asked | answers |
 |---|---|---|
-| ms-swift | `messages` | its last, and `rejected_response` or `rejected_messages` |
+| ms-swift | `messages` | its last, and `rejected_response` or `rejected_messages`; with
+`rejected_videos` alone the same one |
 | ShareGPT, LLaVA | `conversations`, `system` | `chosen` and `rejected`, texts or messages |
 | TRL | `prompt`, a list of messages | `chosen` and `rejected`, lists of messages |
 | TRL, implicit | in both answers' lists | the last messages of `chosen` and `rejected` |
@@ -15,14 +16,17 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tpo_jax.data.columns import with_instruction
+from tpo_jax.data.columns import SWIFT, with_instruction
+from tpo_jax.data.messages import Turn, check_losses, read_turns
 from tpo_jax.data.prompts import check_answer, check_placeholders, place_visual
 from tpo_jax.errors import InputError
-from tpo_jax.families.template import IMAGE, PLACEHOLDERS, ROLES, Message, conversation_of
+from tpo_jax.families.template import IMAGE, PLACEHOLDERS, Message, conversation_of
 
-_ROLES = {"human": "user", "gpt": "assistant"}
 # Fields that would change what a model is shown and that no template here can hold.
-_REFUSED = ("tools", "audios", "rejected_audios", "tool_calls")
+_REFUSED = (
+    *("tools", "rejected_tools", "tool_calls", "audios", "rejected_audios"),
+    *("objects", "rejected_objects"),  # boxes that ms-swift writes into the texts
+)
 
 
 def adapt(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,7 +38,8 @@ def adapt(record: Mapping[str, Any]) -> dict[str, Any]:
     """
     new = with_instruction(record)
     _refuse(new)
-    if "messages" in new and {"rejected_response", "rejected_messages"} & new.keys():
+    answers = any(new.get(name) for name in ("chosen", "rejected"))
+    if "messages" in new and (not answers or any(new.get(n) is not None for n in SWIFT[:2])):
         _from_swift(new)
     names = [name for name in ("chosen", "rejected") if new.get(name)]
     shapes = [type(new.get(name)) for name in ("prompt", *names)]
@@ -45,10 +50,12 @@ def adapt(record: Mapping[str, Any]) -> dict[str, Any]:
         sides = {name: _side(asked, name, new[name]) for name in names}
         system, history = new.pop("system", None), new.pop("history", None)
         whole = {n: _with_context(side, system, history) for n, side in sides.items()}
+        for side in whole.values():
+            check_losses(side)
         said = (asked, *whole.values())
         videos = [video for turns in said for video in _named(turns, "video")]
         _images(new, [found for turns in said if (found := _named(turns, "image"))])
-        spoken = {n: [Message(*turn[:2]) for turn in side] for n, side in whole.items()}
+        spoken = {n: [turn.message for turn in side] for n, side in whole.items()}
         _same_messages(new, spoken)
         new |= _split(spoken)
     _one_video(new, "video", videos)
@@ -73,25 +80,26 @@ def _from_swift(new: dict[str, Any]) -> None:
     """Spell ms-swift's fields as TRL's implicit form: two whole conversations."""
     messages, rejected = new.pop("messages"), new.pop("rejected_messages", None)
     response = new.pop("rejected_response", None)
+    if new.get("rejected_videos") == new.get("videos"):
+        new.pop("rejected_videos", None)
     if clash := {"prompt", "question", "conversations", "chosen", "rejected"} & new.keys():
         raise ValueError(f"has messages and {min(clash)}, which name the same texts")
     if not isinstance(messages, list) or not messages:
         raise ValueError("messages must be a list of messages")
-    if (rejected is None) == (response is None):
+    if rejected is not None and response is not None:
         raise ValueError("must have one of rejected_response and rejected_messages")
+    if response is not None:
+        answer = {"role": "assistant", "content": response}
+        rejected = [*messages[:-1], *(response if isinstance(response, list) else [answer])]
     if rejected is None:
-        rejected = [*messages[:-1], {"role": "assistant", "content": response}]
-    if new.get("rejected_videos") == new.get("videos"):
-        new.pop("rejected_videos", None)
+        if not new.get("rejected_videos"):
+            raise ValueError("must have rejected_response, rejected_messages or rejected_videos")
+        rejected = messages  # the same answer, worse on the other video
     new["chosen"], new["rejected"] = messages, rejected
 
 
-_Visuals = tuple[tuple[str, Any], ...]  # of a message's parts: `image` or `video`, and its path
-_Turn = tuple[str, str, _Visuals]  # role, content, and the visuals that parts of it name
-
-
-def _named(turns: Sequence[_Turn], kind: str) -> list[Any]:
-    return [v for *_, visuals in turns for name, v in visuals if name == kind and v]
+def _named(turns: Sequence[Turn], kind: str) -> list[Any]:
+    return [v for turn in turns for name, v in turn.visuals if name == kind and v]
 
 
 def _images(new: dict[str, Any], found: list[list[Any]]) -> None:
@@ -109,43 +117,45 @@ def _same_messages(new: dict[str, Any], sides: Mapping[str, Sequence[Message]]) 
     """Take out `messages` that repeat a conversation, with its answer or without."""
     if not new.get("messages"):
         return
-    messages = [Message(*turn[:2]) for turn in _turns(new.pop("messages"), "messages")]
+    messages = [turn.message for turn in read_turns(new.pop("messages"), "messages")]
     if all(messages not in ([*side], [*side[:-1]]) for side in sides.values()):
         raise ValueError("has messages other than those that both answers follow; leave one out")
 
 
-def _asked(new: dict[str, Any]) -> list[_Turn]:
+def _asked(new: dict[str, Any]) -> list[Turn]:
     """Take out what is asked before both answers; nothing where their lists hold all."""
     given = [value for n in ("prompt", "question") if (value := new.pop(n, None)) is not None]
     if len(given) > 1:
         raise ValueError("has both prompt and question, which name the same field")
     turns = [turn for value in given for turn in _texts(value, "prompt")]
-    earlier = _turns(new.pop("conversations"), "conversations") if "conversations" in new else []
+    earlier = (
+        read_turns(new.pop("conversations"), "conversations") if "conversations" in new else []
+    )
     # The last one may be an answer already, which both answers take the place of.
-    if len(earlier) > 1 and earlier[-1][0] == "assistant":
+    if len(earlier) > 1 and earlier[-1].role == "assistant":
         earlier = earlier[:-1]
     if not turns or not earlier:
         return turns or earlier
     if len(earlier) == 1:
         return turns
-    if earlier[-1][1].strip() != turns[-1][1].strip():
+    if earlier[-1].content.strip() != turns[-1].content.strip():
         raise ValueError("conversations does not end with the prompt that stands beside it")
     return earlier
 
 
-def _side(asked: list[_Turn], name: str, value: Any) -> list[_Turn]:
+def _side(asked: list[Turn], name: str, value: Any) -> list[Turn]:
     """Return the conversation that ends with an answer."""
     turns = _texts(value, name, "assistant")
-    if not asked or turns[0][0] == "assistant":
+    if not asked or turns[0].role == "assistant":
         return asked + turns
     # Such a list repeats what was asked and, where that is a text, may hold what came before it.
-    repeated = [(role, text.strip()) for role, text, _ in turns[:-1][-len(asked) :]]
-    if repeated != [(role, text.strip()) for role, text, _ in asked]:
+    repeated = [(turn.role, turn.content.strip()) for turn in turns[:-1][-len(asked) :]]
+    if repeated != [(turn.role, turn.content.strip()) for turn in asked]:
         raise ValueError(f"{name} does not repeat the prompt that stands beside it")
     return turns
 
 
-def _with_context(side: list[_Turn], system: Any, history: Any) -> list[_Turn]:
+def _with_context(side: list[Turn], system: Any, history: Any) -> list[Turn]:
     """Return turns with those of the fields `system` and `history` before them."""
     if history:
         pairs = history if isinstance(history, list) else []
@@ -156,14 +166,16 @@ def _with_context(side: list[_Turn], system: Any, history: Any) -> list[_Turn]:
                 for pair in pairs
                 for role, text in zip(roles, pair, strict=True)
             ]
-        side = _turns(history, "history") + side
+        side = read_turns(history, "history") + side
     if not system:
         return side
     if not isinstance(system, str):
         raise ValueError("system must be a text")
-    if side[0][0] == "system" and side[0][1] != system:
+    if side[0].role != "system":
+        return [Turn("system", system), *side]
+    if side[0].content != system:
         raise ValueError("has a system text and another one in its messages")
-    return side if side[0][0] == "system" else [("system", system, ()), *side]
+    return side
 
 
 def _split(sides: Mapping[str, Sequence[Message]]) -> dict[str, Any]:
@@ -182,59 +194,8 @@ def _split(sides: Mapping[str, Sequence[Message]]) -> dict[str, Any]:
     return answers | ({"history": history} if history else {})
 
 
-def _texts(value: Any, name: str, role: str = "user") -> list[_Turn]:
-    return [(role, value, ())] if isinstance(value, str) else _turns(value, name)
-
-
-def _turns(messages: Any, name: str) -> list[_Turn]:
-    """Return the turns of a list of messages, in LLaVA's or OpenAI's form."""
-    result: list[_Turn] = []
-    for message in messages if isinstance(messages, list) else [messages]:
-        if not isinstance(message, dict):
-            raise ValueError(f"{name} must be a text or a list of messages")
-        keys = [
-            a if message.get(a) is not None else b
-            for a, b in (("role", "from"), ("content", "value"))
-        ]
-        who, content = (message.get(key) for key in keys)
-        visuals: _Visuals = ()
-        if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-            content, visuals = _of_parts(content, name)
-        if not isinstance(who, str) or not isinstance(content, str):
-            raise ValueError(f"{name} must be a text or a list of messages")
-        # ms-swift's `loss`: here it is on the last answer, whatever a message says.
-        _only(message, (*keys, "loss"), f"{name} has a message")
-        role = _ROLES.get(who, who)
-        if role not in ROLES:
-            raise ValueError(f"{name} has a message of {who!r}, which no template here can hold")
-        if visuals and role != "user":
-            raise ValueError(f"{name} has a visual in a message of {who!r}, not of the user")
-        result.append((role, content, visuals))
-    if not result:
-        raise ValueError(f"{name} holds no message")
-    return result
-
-
-def _only(fields: Mapping[str, Any], known: Sequence[str], what: str) -> None:
-    """Raise `ValueError` for a field that says something and would be lost."""
-    if lost := [name for name, value in fields.items() if value and name not in known]:
-        raise ValueError(f"{what} with {lost[0]!r}, which no template here can hold")
-
-
-def _of_parts(parts: Sequence[Mapping[str, Any]], name: str) -> tuple[str, _Visuals]:
-    """Return the text of a message's parts, a placeholder for each visual, and what they name."""
-    texts, visuals = [], []
-    for part in parts:
-        kind = part.get("type", "text")
-        if kind == "text":
-            texts.append(str(part.get("text") or ""))
-        elif kind in ("image", "video"):
-            texts.append(IMAGE if kind == "image" else "<video>")
-            visuals.append((kind, part.get(kind)))
-        else:
-            raise ValueError(f"{name} has a part of type {kind!r}, which no template here can hold")
-        _only(part, ("type", kind), f"{name} has a part of type {kind!r}")
-    return "\n".join(text for text in texts if text), tuple(visuals)
+def _texts(value: Any, name: str, role: str = "user") -> list[Turn]:
+    return [Turn(role, value)] if isinstance(value, str) else read_turns(value, name)
 
 
 def _one_video(new: dict[str, Any], name: str, found: list[Any]) -> None:

@@ -47,7 +47,7 @@ def export(shards: Path, videos: str | Place, formats: Sequence[str]) -> None:
     # otherwise, any.
     paths = {(digest, called): f"{folder}/{n}" for n, digest in names.items() for called in ("", n)}
     for name in formats:
-        lines = [FORMATS[name](pair, paths) for pair in opened.index]
+        lines = FORMATS[name](opened.index, paths)
         kept = [line for line in lines if line is not None]
         path = shards / f"pairs_{name}.jsonl"
         write_lines(path, kept)
@@ -69,27 +69,37 @@ def _common(pair: PairRecord, paths: _Paths) -> dict[str, Any]:
     }
 
 
-def _swift(pair: PairRecord, paths: _Paths) -> dict[str, Any] | None:
-    """Return a record of ms-swift, which takes a placeholder for a visual wherever it stands."""
+def _swift(pairs: Sequence[PairRecord], paths: _Paths) -> list[dict[str, Any] | None]:
+    """Return records of ms-swift, which takes a placeholder for a visual wherever it stands.
+
+    It drops records without a column that others have, and those whose `rejected_response` is the
+    answer: where a pair has two videos, all have `rejected_messages` and `rejected_videos`.
+    """
+    two = any(pair.rejected_video_digest for pair in pairs)
+    return [_swift_record(pair, paths, two) for pair in pairs]
+
+
+def _swift_record(pair: PairRecord, paths: _Paths, two_videos: bool) -> dict[str, Any] | None:
     messages = _marked(pair)
     spoken = [m.content for m in messages if m.role != "user"] + [*pair.answers]
     if any(placeholder in text for text in spoken for placeholder in PLACEHOLDERS):
         return None
-    answer = Message("assistant", pair.chosen)
-    record = {
-        **_common(pair, paths),
-        "messages": [message._asdict() for message in (*messages, answer)],
-        "rejected_response": pair.rejected,
-    }
-    if pair.rejected_video_digest:
-        record["rejected_videos"] = [paths[pair.rejected_video_digest, pair.rejected_video_id]]
-    return record
+    asked = [message._asdict() for message in messages]
+    chosen, rejected = ({"role": "assistant", "content": text} for text in pair.answers)
+    record = {**_common(pair, paths), "messages": [*asked, chosen]}
+    if not two_videos:
+        return record | {"rejected_response": pair.rejected}
+    digest, name = pair.rejected_video_digest, pair.rejected_video_id
+    videos = [paths[digest, name]] if digest else record["videos"]
+    return record | {"rejected_messages": [*asked, rejected], "rejected_videos": videos}
 
 
-def _trl(pair: PairRecord, paths: _Paths) -> dict[str, Any] | None:
-    """Return a record of TRL, whose messages are lists of parts; it has no pairs of two videos."""
-    if pair.rejected_video_digest:
-        return None
+def _trl(pairs: Sequence[PairRecord], paths: _Paths) -> list[dict[str, Any] | None]:
+    """Return records of TRL, whose messages are lists of parts; it has no pairs of two videos."""
+    return [None if pair.rejected_video_digest else _trl_record(pair, paths) for pair in pairs]
+
+
+def _trl_record(pair: PairRecord, paths: _Paths) -> dict[str, Any]:
     messages = _marked(pair)
     at = visual_at(messages)
     prompt = [_parts(m.role, m.content) for m in messages]
@@ -117,7 +127,7 @@ def _marked(pair: PairRecord) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-FORMATS: dict[str, Callable[[PairRecord, _Paths], dict[str, Any] | None]] = {
+FORMATS: dict[str, Callable[[Sequence[PairRecord], _Paths], list[dict[str, Any] | None]]] = {
     "swift": _swift,
     "trl": _trl,
 }

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from tpo_jax.data import store
-from tpo_jax.data.checks import hash_of
 from tpo_jax.data.shards import MANIFEST, open_shards
 from tpo_jax.data.store import VideoStore
 from tpo_jax.errors import InputError
+from tpo_jax.io.files import hash_of
 from tpo_jax.io.paths import Place, place, version_of
 from tpo_jax.video.decode import Source, VideoError
 from tpo_jax.video.packets import StoredVideo
@@ -55,6 +55,22 @@ def find_video(folder: Path, names: Sequence[str]) -> Path:
             return folder / name
     place = f" in the store {folder}" if held else ""
     raise InputError(f"{folder / names[0]}: no such video{place}")
+
+
+def check_relative(folder: Place, field: str, path: str) -> None:
+    """Raise `ValueError` for an absolute path where the folder is a store, which cannot tell where
+    the files that it was made of lay; says what to write.
+    """
+    parts = PurePosixPath(path).parts
+    if not parts or parts[0] != "/" or not is_store(folder):
+        return
+    held, names = _opened(Path(folder)), ("/".join(parts[i:]) for i in range(1, len(parts)))
+    known = next((name for name in names if name in held), None)
+    advice = f"; it holds a {known!r}" if known else ""
+    raise ValueError(
+        f"{field} {path!r}: {folder} is a store, which does not know where its files lay; write "
+        f"the path inside the folder it was made of{advice}"
+    )
 
 
 def names_in(folder: str | Place) -> list[str]:

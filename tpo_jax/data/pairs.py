@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tpo_jax.data.conversations import adapt, check_characters, place_visuals
+from tpo_jax.data.folders import check_relative
 from tpo_jax.data.formats import read_records
 from tpo_jax.data.prompts import check_answer, is_unicode
 from tpo_jax.data.records import KINDS, PairTexts, Provenance, Span
@@ -146,7 +147,11 @@ def _with_own_ids(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def _inside(record: Any, folder: Place | None) -> Any:
-    """Return a record whose absolute paths below the folder of videos are relative to it."""
+    """Return a record whose absolute paths below the folder of videos are relative to it.
+
+    Raises:
+        ValueError: An absolute path names no video of a store.
+    """
     if folder is None or not isinstance(record, dict):
         return record
     new = dict(record)
@@ -154,6 +159,7 @@ def _inside(record: Any, folder: Place | None) -> Any:
         value = new.get(name)
         if isinstance(value, str):
             new[name] = relative_to(folder, value)
+            check_relative(folder, name, new[name])
         elif isinstance(value, list):
             new[name] = [relative_to(folder, v) if isinstance(v, str) else v for v in value]
     return new

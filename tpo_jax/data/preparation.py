@@ -26,7 +26,7 @@ from tpo_jax.data.folders import identity_of, names_in
 from tpo_jax.data.pairs import Pair, Rejection, read_pairs
 from tpo_jax.data.records import PairRecord
 from tpo_jax.errors import InputError
-from tpo_jax.io.files import read_json, write_json, write_lines
+from tpo_jax.io.files import hash_of, read_json, write_json, write_lines
 from tpo_jax.io.paths import Place, is_folder, place
 
 PAIRS_PER_SHARD = 10_000
@@ -78,7 +78,7 @@ def prepare(
     videos_of = {video: identity_of(root / video) for video in dict.fromkeys(names)}
     listed = [pair.to_json() for pair in pairs]
     settled = [dataclasses.asdict(settings), work.num_shards, work.shard_mb, listed, rejections]
-    inputs = checks.hash_of([*settled, videos_of])
+    inputs = hash_of([*settled, videos_of])
     if (done := _finished(output, inputs)) is not None:
         return done
     if work.strict and rejections:

@@ -15,13 +15,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from tpo_jax.data import checks
 from tpo_jax.data.array_records import write_records
 from tpo_jax.data.checks import Settings
 from tpo_jax.data.folders import identity_of, video_at
 from tpo_jax.data.store import Entry, VideoRecord, VideoStore
 from tpo_jax.errors import InputError
-from tpo_jax.io.files import replacing_file
+from tpo_jax.io.files import hash_of, replacing_file
 from tpo_jax.io.paths import Place, fetched
 from tpo_jax.video import proxy, sampling
 from tpo_jax.video.decode import Source, Video, VideoError, opened
@@ -42,7 +41,7 @@ class _Unusable(Exception):
 
 def key_of(block: Block, settings: Settings) -> str:
     """Return a hash of everything that a shard is made of."""
-    return checks.hash_of([list(block), dataclasses.asdict(settings)])
+    return hash_of([list(block), dataclasses.asdict(settings)])
 
 
 def write_videos(folder: Place, root: Place, block: Block, settings: Settings) -> dict[str, Any]:

@@ -5,7 +5,9 @@ names of temporary files are unique, so several processes may write one file: th
 """
 
 import contextlib
+import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -142,6 +144,12 @@ def write_json(path: Place, value: Any) -> None:
     """Write a JSON file, indented; keys keep their order."""
     with replacing(path) as file:
         file.write(json.dumps(value, indent=2) + "\n")
+
+
+def hash_of(value: Any) -> str:
+    """Return a hash of what JSON can hold, dataclasses included."""
+    text = json.dumps(value, sort_keys=True, default=dataclasses.asdict)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_lines(path: Path, *, growing: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -4,12 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from tpo_jax.data.messages import LOGGED
 from tpo_jax.families.template import IMAGE, PLACEHOLDERS, ROLES, Message
 from tpo_jax.serving.fields import check_keys, wrong
 
 PARTS = {"image_url": "image", "video_url": "video"}
 FRAMES = "data:video/jpeg;"  # of a URL that holds a video's frames
 RENAMED = {"developer": "system"}  # OpenAI's new name
+_CACHED = ("cache_control", "uuid")  # what a provider keeps of a prompt: no answer depends on it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,10 @@ def _with_placeholders(text: str, parts: int, kind: str) -> str:
 
 
 def _parse_message(message: dict, where: str) -> tuple[Message, list[Part]]:
+    # First, for a message that calls a tool has no content.
+    held = {name for name, value in message.items() if value} - {"role", "content", *LOGGED}
+    if held:
+        raise wrong(where, f"has {', '.join(sorted(held))}, which no prompt template here can hold")
     role = message.get("role")
     role = RENAMED.get(role, role) if isinstance(role, str) else ""
     if role not in ROLES:
@@ -101,12 +107,14 @@ def _parse_message(message: dict, where: str) -> tuple[Message, list[Part]]:
 def _parse_part(part: Any, where: str, role: str) -> str | Part:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text":
+        check_keys(part, ("type", kind, *_CACHED), where)
         if not isinstance(part.get("text"), str):
             raise wrong(where, "must have a text string")
         return part["text"]
     if kind not in PARTS or role != "user":
         known = f"text, {' or '.join(PARTS)}" if role == "user" else "text"
         raise wrong(where, f"must be of type {known}")
+    check_keys(part, ("type", kind, *_CACHED), where)
     link = part.get(kind)
     url = link.get("url") if isinstance(link, dict) else None
     if not isinstance(url, str) or not url:

@@ -15,12 +15,13 @@ from tpo_jax.families.llava_qwen.config import (
 from tpo_jax.families.llava_qwen.towers import tower_numbers, tower_values
 from tpo_jax.families.llava_qwen.values import (
     check_fixed,
+    read_rows,
     read_tied,
     read_value,
     rotary_base,
     scaled_positions,
 )
-from tpo_jax.families.weights import EMBEDDING, Shape
+from tpo_jax.families.weights import Shape
 from tpo_jax.models.config import DecoderConfig
 
 ARCHITECTURE = "LlavaOnevisionForConditionalGeneration"
@@ -115,7 +116,7 @@ def read_config(
     width, heads = numbers["hidden_size"], numbers["num_attention_heads"]
     settings = {**_settings(where, values, text), **settings}
     decoder = DecoderConfig(
-        vocab_size=shapes[EMBEDDING][0],
+        vocab_size=read_rows(where, text, shapes),
         width=width,
         layers=numbers["num_hidden_layers"],
         heads=heads,

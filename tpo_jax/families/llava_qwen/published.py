@@ -20,16 +20,18 @@ from tpo_jax.families.llava_qwen.towers import (
     tower_beside,
     tower_folder,
     tower_values,
+    towers_in,
 )
 from tpo_jax.families.llava_qwen.values import (
     check_fixed,
     has_rotary_base,
+    read_rows,
     read_tied,
     read_value,
     rotary_base,
     scaled_positions,
 )
-from tpo_jax.families.llava_qwen.weights import CONNECTOR
+from tpo_jax.families.llava_qwen.weights import CONNECTOR, canonical
 from tpo_jax.families.weights import EMBEDDING, Rename, Shape
 from tpo_jax.io.files import read_json_object
 from tpo_jax.models.config import DecoderConfig
@@ -60,6 +62,10 @@ def recognises(values: dict, names: Collection[str] = ()) -> bool:
     named = values.get("architectures")
     if isinstance(named, list) and (ARCHITECTURE in named or onevision.ARCHITECTURE in named):
         return True
+    if layout_of(values) == "transformers":
+        # Its other classes have these tensors, too, so one that is named is believed.
+        found = {canonical(name) for name in names}
+        return not named and all(name in found for name in (*_TELLING, "model.image_newline"))
     return bool(values.get("mm_vision_tower")) and all(name in names for name in _TELLING)
 
 
@@ -145,7 +151,7 @@ def _read_original(
         read_value(where, values, key, int) for key in ("hidden_size", "num_attention_heads")
     )
     decoder = DecoderConfig(
-        vocab_size=shapes[EMBEDDING][0],
+        vocab_size=read_rows(where, values, shapes),
         width=width,
         layers=read_value(where, values, "num_hidden_layers", int),
         heads=heads,
@@ -199,13 +205,20 @@ def update_config(values: dict, config: LlavaQwenConfig) -> dict:
 
 
 def config_files(directory: Path) -> list[Path]:
-    """Return the config files of the tower's folder, if `mm_vision_tower` names one inside."""
+    """Return the config files of towers' folders inside: of the one that `mm_vision_tower` names
+    and of those right in the checkpoint.
+    """
     values = read_json_object(directory / "config.json")
-    folder = layout_of(values) == "original" and tower_folder(directory, values)
-    if not folder or not folder.resolve().is_relative_to(directory.resolve()):
+    if layout_of(values) != "original":
         return []
-    inside = folder.resolve().relative_to(directory.resolve())
-    return [inside / "config.json", inside / "preprocessor_config.json"]
+    folders = {*towers_in(directory), tower_folder(directory, values) or directory}
+    inside = [
+        folder.resolve().relative_to(directory.resolve())
+        for folder in sorted(folders - {directory})
+        if folder.resolve().is_relative_to(directory.resolve())
+    ]
+    names = ("config.json", "preprocessor_config.json")
+    return [folder / name for folder in inside for name in names]
 
 
 def new_config(config: LlavaQwenConfig, dtype: str) -> dict[str, dict]:

@@ -2,6 +2,7 @@
 from its published name.
 """
 
+import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +49,21 @@ def tower_folder(directory: Path, values: dict) -> Path | None:
         if folder.resolve() != directory.resolve() and (folder / "config.json").is_file():
             return folder
     return None
+
+
+def towers_in(directory: Path) -> list[Path]:
+    """Return the folders of towers that lie right in a checkpoint, whatever it names."""
+    found = []
+    for file in sorted(directory.glob("*/config.json")):
+        with contextlib.suppress(InputError):  # of something else
+            if _kind(read_json_object(file)) in FIXED:
+                found.append(file.parent)
+    return found
+
+
+def _kind(values: dict) -> str:
+    """Return what a tower's own config says it is, "" if nothing."""
+    return str(values.get("model_type") or "").removesuffix("_vision_model")
 
 
 def has_tower(shapes: Mapping[str, Shape]) -> bool:
@@ -116,7 +132,7 @@ def _from_folder(folder: Path) -> tuple:
     own = read_json_object(folder / "config.json")
     if own.get("model_type") in FIXED and isinstance(own.get("vision_config"), dict):
         own = {**own["vision_config"], "model_type": own["model_type"]}  # text model beside it
-    kind = str(own.get("model_type", "")).removesuffix("_vision_model")
+    kind = _kind(own)
     if kind not in FIXED:
         raise InputError(
             f"{where}: model_type is {own.get('model_type')!r}, must be 'clip_vision_model' or "

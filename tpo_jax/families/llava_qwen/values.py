@@ -1,10 +1,11 @@
 """Values of a published `config.json`, checked when they are read."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from tpo_jax.errors import InputError, note
-from tpo_jax.families.weights import EMBEDDING, HEAD
+from tpo_jax.families.weights import EMBEDDING, HEAD, Shape
 
 
 def read_value(where: str, values: dict, key: str, kind: type, default: Any = None) -> Any:
@@ -57,6 +58,14 @@ def scaled_positions(values: dict) -> str:
         if kind != "default" and not (kind == "linear" and scaling.get("factor") == 1):
             return f"{key}={scaling!r}"
     return ""
+
+
+def read_rows(where: str, values: dict, shapes: Mapping[str, Shape]) -> int:
+    """Return the rows of the embedding, which decide; says so where `vocab_size` is another."""
+    rows, said = shapes[EMBEDDING][0], values.get("vocab_size")
+    if said not in (None, rows):
+        note(f"{where}: vocab_size={said!r}, but the embedding has {rows} rows, which are used")
+    return rows
 
 
 def read_tied(where: str, *sections: dict, stored: Any) -> bool:
