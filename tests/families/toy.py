@@ -137,6 +137,7 @@ FAMILY = Family(
     config=ToyConfig,
     from_dict=from_dict,
     presets={"toy": CONFIG},
+    preset_dtypes={"toy": "float32"},
     model=lambda: Toy,
     preprocess=preprocess,
     picture=picture,

@@ -15,10 +15,12 @@ from jax import P
 
 from tests.memory import free_programs
 from tpo_jax import families
+from tpo_jax.checkpoints.models import save_model
 from tpo_jax.errors import InputError
 from tpo_jax.families.llava_qwen.config import TowerConfig
 from tpo_jax.models.batch import BatchShape
 from tpo_jax.models.config import DecoderConfig
+from tpo_jax.models.vlm import cast
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.plan import report
 from tpo_jax.planning import hlo
@@ -27,12 +29,12 @@ from tpo_jax.planning.plan import (
     Plan,
     compile_step,
     devices_of,
-    initial_weights,
     memory_asked,
     minimum_flops,
 )
 from tpo_jax.planning.search import frames_of, most_frames, smallest_slice
-from tpo_jax.training.experiment import base
+from tpo_jax.training.experiment import Source, base, read
+from tpo_jax.training.weights import load_weights, stored_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = ROOT / "docs/results/plan.md"
@@ -56,6 +58,7 @@ SLICE = dataclasses.replace(
 
 def experiment(**changes):
     config = base()
+    config.model.preset = "longva_7b"
     config.train.batch_size = 4
     config.data.num_frames = 60
     config.data.max_prefix = 1536
@@ -144,11 +147,35 @@ def published():
     return {(row[0], row[1]): dict(zip(head, row, strict=True)) for row in rows}
 
 
-@pytest.mark.parametrize(("weights", "most"), [("int8", 9.6e9), ("int4", 6.6e9)])
-def test_a_quantized_7b_base_counts_as_it_is_stored(weights, most):
-    stored = jax.tree.leaves(initial_weights(families.preset("llava_video_7b"), weights))
+@pytest.mark.parametrize(("weights", "most"), [("", 16.1e9), ("int8", 9.6e9), ("int4", 6.6e9)])
+def test_a_7b_base_counts_as_it_was_published_or_quantized(weights, most):
+    source = Source(preset="llava_video_7b", weights=weights)
+    stored = jax.tree.leaves(stored_weights(source, families.preset(source.preset)))
     bits = sum(x.size * jax.dtypes.itemsize_bits(x.dtype) for x in stored)
     assert most - 0.2e9 < bits / 8 < most
+
+
+@pytest.mark.parametrize("source", ["preset", "checkpoint", "quantized checkpoint"])
+def test_weights_count_as_train_loads_them(tmp_path, tiny_world, monkeypatch, source):
+    config, model = base(), families.preset("tiny_longva")
+    config.train.freeze = ("tower", "decoder")
+    if source == "preset":
+        dtypes = families.of(model).preset_dtypes
+        monkeypatch.setitem(dtypes, "tiny_longva", "bfloat16")
+        config.model.preset = "tiny_longva"
+        config.model.tokenizer = str(tiny_world / "tokenizer")
+    else:
+        params = cast(families.init_params(model, 0), "bfloat16")
+        params["tower"] = cast(params["tower"], "float32")  # a tower that was stored elsewhere
+        save_model(tmp_path / "model", model, params, None)
+        config.model.checkpoint = str(tmp_path / "model")
+        config.model.weights = "int4" if source.startswith("quantized") else ""
+    wanted = read(config)
+    mesh = make_mesh(dataclasses.asdict(wanted.mesh))
+    model, loaded, _ = load_weights(wanted, mesh)
+    assert jax.tree.map(lambda x: x.dtype, loaded) == jax.tree.map(
+        lambda x: x.dtype, stored_weights(wanted.source, model)
+    )
 
 
 def test_every_published_row_fits():

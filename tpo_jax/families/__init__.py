@@ -77,6 +77,11 @@ def preset(name: str) -> ModelConfig:
     return known[name]
 
 
+def preset_dtype(name: str) -> str:
+    """Return the dtype of a preset's weights, that of the published checkpoint of its sizes."""
+    return next(f.preset_dtypes[name] for f in FAMILIES.values() if name in f.preset_dtypes)
+
+
 # JAX is imported where a model is built: processes that only decode files do without it.
 @functools.cache
 def _split_abstract(config: ModelConfig, projections: "Projections") -> Any:

@@ -34,6 +34,8 @@ class Family:
     config: type[ModelConfig]  # a frozen dataclass
     from_dict: Callable[[dict], ModelConfig]  # of dataclasses.asdict; ValueError where it is wrong
     presets: Mapping[str, ModelConfig]
+    # Dtype that the checkpoints of these sizes were published in; where there are none, float32.
+    preset_dtypes: Mapping[str, str]
     # The NNX class, called with (config, rngs, `models.qwen2.Projections`). A function that imports
     # it, so that a process which only decodes files does without JAX.
     model: Callable[[], Any]

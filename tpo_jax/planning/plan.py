@@ -11,8 +11,6 @@ from tpo_jax import families
 from tpo_jax.errors import InputError
 from tpo_jax.models.batch import BatchShape
 from tpo_jax.models.config import ModelConfig
-from tpo_jax.models.quantized import quantize_params
-from tpo_jax.models.vlm import cast
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import batch_sharding, check_heads, check_rows, parameter_shardings
 from tpo_jax.planning import hlo
@@ -20,6 +18,7 @@ from tpo_jax.planning.chips import CHIPS, Chip, devices_of
 from tpo_jax.training import experiment
 from tpo_jax.training.state import learning_rate_schedule, make_optimizer, new_state
 from tpo_jax.training.step import Compute, make_step
+from tpo_jax.training.weights import stored_weights
 
 TEXT_TOKENS = 100  # of the prefix beside the video, where the config does not say
 RESPONSE_TOKENS = 128
@@ -161,19 +160,6 @@ def _batch_shape(wanted: experiment.Experiment, model: ModelConfig) -> BatchShap
     )
 
 
-def initial_weights(model: ModelConfig, weights: str) -> dict:
-    """Return shapes and dtypes of the weights that a run begins with.
-
-    Args:
-        model: sizes.
-        weights: `model.weights`; empty: float32, else those of a bfloat16 checkpoint, quantized.
-    """
-    params = families.abstract_params(model)
-    if not weights:
-        return params
-    return jax.eval_shape(lambda p: quantize_params(cast(p, jnp.bfloat16), weights), params)
-
-
 def _lower(
     wanted: experiment.Experiment,
     compute: Compute,
@@ -186,7 +172,7 @@ def _lower(
     optimizer = make_optimizer(settings, learning_rate_schedule(1e-6, 100, 0.1))
     abstract = jax.eval_shape(
         lambda p: new_state(p, optimizer, settings.freeze, lora, 0),
-        initial_weights(model, wanted.source.weights),
+        stored_weights(wanted.source, model),
     )
     shardings = parameter_shardings(mesh, abstract)
     state = jax.tree.map(lambda x, s: _placed(x, x.dtype, s), abstract, shardings)

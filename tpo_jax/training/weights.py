@@ -9,12 +9,14 @@ import jax
 
 from tpo_jax import families
 from tpo_jax.checkpoints.huggingface import flatten
-from tpo_jax.checkpoints.models import load_model, save_model, stream_model
+from tpo_jax.checkpoints.models import load_model, open_model, save_model, stream_model
 from tpo_jax.checkpoints.peft import save_adapters
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError
 from tpo_jax.models.config import ModelConfig, check_source
 from tpo_jax.models.lora import join, merge
+from tpo_jax.models.quantized import quantize_params
+from tpo_jax.models.vlm import cast
 from tpo_jax.parallel.sharding import parameter_shardings
 from tpo_jax.training.experiment import Experiment, Source
 from tpo_jax.training.state import TrainState
@@ -43,9 +45,32 @@ def load_weights(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[Model
     ids = load_tokenizer(given.tokenizer).get_vocab_size()
     size = max(model.decoder.vocab_size, -(-ids // 128) * 128)
     model = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, vocab_size=size))
-    init = lambda: families.init_params(model, experiment.schedule.seed)  # noqa: E731
+    seed, dtype = experiment.schedule.seed, families.preset_dtype(given.preset)
+    init = lambda: cast(families.init_params(model, seed), dtype)  # noqa: E731
     shardings = parameter_shardings(mesh, jax.eval_shape(init))
     return model, jax.jit(init, out_shardings=shardings)(), Path(given.tokenizer)
+
+
+def stored_weights(given: Source, model: ModelConfig) -> dict:
+    """Return shapes and dtypes of the parameters that `load_weights` returns, without loading any.
+
+    Args:
+        given: as for `load_weights`; a preset may have `weights`, to plan a run on a checkpoint of
+            its sizes.
+        model: sizes.
+
+    Raises:
+        InputError: what is wrong with the checkpoint.
+    """
+    if given.checkpoint:
+        params = open_model(given.checkpoint, given.tower, **_length(given)).params
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    else:
+        dtype = families.preset_dtype(given.preset)
+        params = jax.eval_shape(lambda p: cast(p, dtype), families.abstract_params(model))
+    if not given.weights:
+        return params
+    return jax.eval_shape(lambda p: quantize_params(p, given.weights), params)
 
 
 def save_result(

@@ -22,6 +22,7 @@ FAMILY = Family(
     config=config.LlavaQwenConfig,
     from_dict=config.from_dict,
     presets=config.PRESETS,
+    preset_dtypes=config.PRESET_DTYPES,
     model=_model,
     preprocess=processing.preprocess,
     picture=processing.picture,

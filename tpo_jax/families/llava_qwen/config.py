@@ -288,3 +288,5 @@ PRESETS: dict[str, LlavaQwenConfig] = {
         max_length=1024,
     ),
 }
+# Every published checkpoint of this family is bfloat16.
+PRESET_DTYPES = {name: "float32" if name.startswith("tiny") else "bfloat16" for name in PRESETS}
