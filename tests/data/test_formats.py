@@ -233,6 +233,20 @@ SHAREGPT = {
 }
 CONVERSATIONS = {
     "sharegpt": SHAREGPT,
+    "sharegpt of openai": {
+        "videos": ["a.mp4"],
+        "messages": [SYSTEM, FIRST, SAID, NEXT],
+        "chosen": CHOSEN,
+        "rejected": REJECTED,
+    },
+    "swift without messages": {
+        "query": "Where?",
+        "response": "Here.",
+        "rejected_response": "No.",
+        "system": "Be brief.",
+        "history": [["Who?", "A man."]],
+        "videos": ["a.mp4"],
+    },
     "an answer already": {
         **SHAREGPT,
         "conversations": [*SHAREGPT["conversations"], {"from": "gpt", "value": "There."}],
@@ -314,6 +328,17 @@ def test_conversations_are_kept_whole(tmp_path, shape, suffix):
     )
     assert (pair.video, pair.question, pair.answers) == ("a.mp4", "Where?", ("Here.", "No."))
     assert pair.kind == "other" and not pair.rejected_video
+
+
+def test_columns_by_flag_beside_conversations(tmp_path):
+    record = CONVERSATIONS["swift messages"] | {"clip": "a.mp4"}
+    del record["videos"], record["rejected_videos"]
+    (tmp_path / "p.json").write_text(json.dumps([record]))
+    assert [
+        pair.video for pair in read_pairs(tmp_path / "p.json", columns={"video": "clip"})[0]
+    ] == ["a.mp4"]
+    with pytest.raises(InputError, match="no column 'film'; it has messages"):
+        read_pairs(tmp_path / "p.json", columns={"video": "film"})
 
 
 def test_a_video_in_a_later_turn_stays_there(tmp_path):

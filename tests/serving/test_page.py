@@ -138,6 +138,7 @@ def test_the_page_fits_a_telephone_and_a_dark_room(page, server) -> None:
     page.set_viewport_size({"width": 400, "height": 800})
     page.emulate_media(color_scheme="dark")
     page.goto(server.url)
+    page.select_option("#videos", label="video.mp4")
     page.wait_for_selector("#strip button")
     assert fits(page)
     dark = page.evaluate("getComputedStyle(document.querySelector('#form')).backgroundColor")

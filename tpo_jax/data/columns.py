@@ -28,6 +28,8 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 ROLES = (*SYNONYMS, "id", "video_id", "kind", "segment", "provenance")
 # Fields that tell ms-swift's records, beside `messages`.
 SWIFT = ("rejected_response", "rejected_messages", "rejected_videos")
+# Those of its earlier form, without messages, and what they are here.
+QUERY = {"query": "prompt", "response": "chosen", "rejected_response": "rejected"}
 YES = ("1", "1.0", "true", "yes", "chosen", "preferred", "positive", "good", "win")
 NO = ("0", "0.0", "-1", "false", "no", "rejected", "dispreferred", "negative", "bad", "lose")
 
@@ -77,12 +79,14 @@ def renamed(
     if not there:
         yield from rows
         return
-    swift = "messages" in there and {*SWIFT} & {*there}
     first = next(record for *_, record in rows if isinstance(record, dict))
-    if swift or ("prompt" not in there and isinstance(first.get("chosen"), list)):
-        yield from rows  # whole conversations, whose names `data/conversations.py` knows
-        return
-    roles = _roles(path, there, columns, stills)
+    whole = (
+        ("messages" in there and ({*SWIFT} & {*there} or "prompt" not in there))
+        or ("prompt" not in there and isinstance(first.get("chosen"), list))
+        or QUERY.keys() <= {*there}
+    )
+    # The names in whole conversations are those that `data/conversations.py` knows.
+    roles = _named(path, there, columns) if whole else _roles(path, there, columns, stills)
     if roles.get("prompt", "").lower() == "instruction":
         roles["instruction"] = roles.pop("prompt")
         roles |= {name.lower(): name for name in there if name.lower() == "input"}
@@ -92,17 +96,22 @@ def renamed(
             kept = {k for k in record if record[k] != "" or names.get(k, "video") != "video"}
             new = {names.get(k) or k: v for k, v in record.items() if k in kept}
             rows[i] = (number, where, with_instruction(new))
-    yield from rows if "chosen" in roles else _paired(rows)
+    yield from rows if whole or "chosen" in roles else _paired(rows)
+
+
+def _named(path: Path, there: list[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """Return what `columns` says; raise `InputError` if there is no such column."""
+    if missing := [name for name in columns.values() if name not in there]:
+        raise InputError(f"{path}: no column {missing[0]!r}; it has {', '.join(there)}")
+    return dict(columns)
 
 
 def _roles(
     path: Path, there: list[str], columns: Mapping[str, str], stills: bool
 ) -> dict[str, str]:
     """Return the column of each role: what `columns` says, else the one with a known name."""
-    if missing := [name for name in columns.values() if name not in there]:
-        raise InputError(f"{path}: no column {missing[0]!r}; it has {', '.join(there)}")
+    roles = _named(path, there, columns)
     plain = {name.strip().lower().replace(" ", "_").replace("-", "_"): name for name in there}
-    roles = dict(columns)
     for role, synonyms in SYNONYMS.items():
         if role not in roles:
             free = (plain[s] for s in synonyms if s in plain)

@@ -4,7 +4,8 @@
 |---|---|---|
 | ms-swift | `messages` | its last, and `rejected_response` or `rejected_messages`; with
 `rejected_videos` alone the same one |
-| ShareGPT, LLaVA | `conversations`, `system` | `chosen` and `rejected`, texts or messages |
+| ms-swift, earlier | `query`, `system`, `history` | `response` and `rejected_response` |
+| ShareGPT, LLaVA | `conversations` or `messages`, `system` | `chosen`, `rejected`: text or turn |
 | TRL | `prompt`, a list of messages | `chosen` and `rejected`, lists of messages |
 | TRL, implicit | in both answers' lists | the last messages of `chosen` and `rejected` |
 | Alpaca | `prompt`, or `instruction` and `input`; `system`, `history` | `chosen` and `rejected` |
@@ -16,8 +17,8 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tpo_jax.data.columns import SWIFT, with_instruction
-from tpo_jax.data.messages import Turn, check_losses, read_turns
+from tpo_jax.data.columns import QUERY, SWIFT, with_instruction
+from tpo_jax.data.messages import REPLIES, Turn, check_losses, read_turns
 from tpo_jax.data.prompts import check_answer, check_placeholders, place_visual
 from tpo_jax.errors import InputError
 from tpo_jax.families.template import IMAGE, PLACEHOLDERS, Message, conversation_of
@@ -37,10 +38,14 @@ def adapt(record: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: The turns or videos are malformed, or hold what cannot be rendered.
     """
     new = with_instruction(record)
+    if "messages" not in new and new.keys() >= QUERY.keys():
+        new = {QUERY.get(name, name): value for name, value in new.items()}
     _refuse(new)
     answers = any(new.get(name) for name in ("chosen", "rejected"))
     if "messages" in new and (not answers or any(new.get(n) is not None for n in SWIFT[:2])):
         _from_swift(new)
+    elif "messages" in new and _is_asked(new):
+        new["conversations"] = new.pop("messages")
     names = [name for name in ("chosen", "rejected") if new.get(name)]
     shapes = [type(new.get(name)) for name in ("prompt", *names)]
     context = ("conversations", "system", "history", "messages")
@@ -65,6 +70,15 @@ def adapt(record: Mapping[str, Any]) -> dict[str, Any]:
     if new.get("rejected_images"):
         raise ValueError("has rejected_images; both answers must be on the same images")
     return new
+
+
+def _is_asked(fields: Mapping[str, Any]) -> bool:
+    """Return whether `messages` are what is asked: nothing else says it, answers are replies."""
+    if any(fields.get(name) for name in ("prompt", "question", "conversations")):
+        return False
+    said = fields.get("chosen") or fields.get("rejected")
+    first = said[0] if isinstance(said, list) and said else said
+    return not isinstance(first, dict) or (first.get("role") or first.get("from")) in REPLIES
 
 
 def _refuse(fields: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ LOGGED = frozenset(
     + ("finish_reason", "stop_reason", "usage", "tokens", "score", "rating", "metadata")
 )
 _ROLES = {"human": "user", "gpt": "assistant"}
+REPLIES = ("assistant", "gpt")  # the model's role
 _SCALE = "loss_scale"  # has no effect on a message that has no loss
 _LOSSES = ("loss", _SCALE, "weight", "train", "training")
 _PARTS = {"image": IMAGE, "video": "<video>", "image_url": IMAGE, "video_url": "<video>"}

@@ -122,8 +122,9 @@ class Media:
             raise ApiError(404, "no such video", "not_found")
         return path
 
-    def listed(self) -> list[str]:
-        """Return names of videos inside the allowed folders, at most `LISTED`.
+    def listed(self) -> tuple[list[str], bool]:
+        """Return names of videos inside the allowed folders, at most `LISTED`, and whether there
+        are more.
 
         A name is the path inside its folder. Of several folders it begins with the folder's name,
         so that no path of this machine shows.
@@ -135,7 +136,8 @@ class Media:
             if path.suffix.lower() in VIDEO_SUFFIXES
             if path.is_file() and self._is_inside(path.resolve())
         )
-        return sorted(itertools.islice(found, LISTED))
+        names = list(itertools.islice(found, LISTED))
+        return sorted(names), next(found, None) is not None
 
     def _is_inside(self, path: Path) -> bool:
         return any(path.is_relative_to(folder) for folder in self.folders)

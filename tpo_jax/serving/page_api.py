@@ -58,9 +58,10 @@ class PageApi:
         """Send models, videos and limits."""
         names = ("num_frames", "max_frames", "max_new_tokens", "max_upload_mb")
         limits = {name: getattr(self.settings, name) for name in names}
-        listed = await asyncio.to_thread(self.intake.media.listed)
+        listed, more = await asyncio.to_thread(self.intake.media.listed)
         videos = [{"name": name, "url": f"media:{name}"} for name in listed]
-        return JSONResponse({"models": list(self.models), "videos": videos, **limits})
+        found = {"videos": videos, "more_videos": more}
+        return JSONResponse({"models": list(self.models), **found, **limits})
 
     async def video(self, request: Request) -> Response:
         """Send a listed video, whole or the range that a player asks for."""

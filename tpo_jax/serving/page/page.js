@@ -47,7 +47,8 @@ async function start() {
   for (const id of KEPT) $(id).value = localStorage.getItem(id) ?? $(id).value;
   for (const id of ["num_frames", "max_tokens"]) // another server may allow less
     $(id).value = Math.min($(id).value, $(id).max);
-  $("search").placeholder = `Search ${state.videos.length} videos`;
+  const all = settings.more_videos ? ": the folders hold more than are listed" : "";
+  $("search").placeholder = `Search ${state.videos.length} videos${all}`;
   search();
   say("Choose a video.");
   const last = localStorage.getItem("video");
