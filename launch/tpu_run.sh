@@ -14,6 +14,8 @@ preempted, creates it again and runs the same command. An ARG gs://BUCKET/PATH, 
 becomes a path below a mount of that bucket.
 
   --accelerator=TYPE      v5litepod-16, v5p-8, v6e-8, v4-8, …
+  --slices=N              so many of them, NAME-0, NAME-1, …, that train together; if one is lost,
+                          all start again from the last checkpoint
   --spot                  preemptible capacity, at a lower price
   --project=PROJECT       otherwise gcloud's own setting
   --revision=COMMIT       commit, branch or tag of this checkout to install (HEAD)
@@ -42,7 +44,7 @@ note() { echo "tpu_run: $*" >&2; }
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 name="" zone="" project="" accelerator="" runtime="" revision=HEAD backend=tpu-vm cluster=""
-action=run spot="" delete_when_done="" dry_run="" poll_seconds=30
+action=run slices="" spot="" delete_when_done="" dry_run="" poll_seconds=30
 create_flags=() job=() # arguments of the worker: [NAME=VALUE…] -- COMMAND [ARG…]
 
 while [ $# -gt 0 ]; do
@@ -51,6 +53,7 @@ while [ $# -gt 0 ]; do
     --zone=*) zone="${1#*=}" ;;
     --project=*) project="${1#*=}" ;;
     --accelerator=*) accelerator="${1#*=}" ;;
+    --slices=*) slices="${1#*=}" ;;
     --runtime=*) runtime="${1#*=}" ;;
     --revision=*) revision="${1#*=}" ;;
     --backend=*) backend="${1#*=}" ;;
@@ -84,6 +87,7 @@ done
 [[ "$name" =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
   fail 2 "--name='$name': needed, lower case letters, digits and hyphens, at most 63"
 [ -n "$zone" ] || fail 2 "--zone is needed, for instance --zone=us-west4-a"
+[[ "${slices:-1}" =~ ^[1-9][0-9]{0,2}$ ]] || fail 2 "--slices=$slices is not a number of slices"
 [[ "$poll_seconds" =~ ^[0-9]+$ ]] || fail 2 "--poll_seconds=$poll_seconds is not a whole number"
 case "$backend" in
   tpu-vm)
@@ -104,6 +108,12 @@ esac
 
 where=("--zone=$zone")
 [ -z "$project" ] || where+=("--project=$project")
+if [ -n "$dry_run" ]; then
+  scratch=/tmp/tpo_jax_upload
+else
+  scratch="$(mktemp -d)"
+  trap 'rm -rf "$scratch"' EXIT
+fi
 
 check_accelerator() {
   [ -n "$accelerator" ] || fail 2 "--accelerator is needed, for instance --accelerator=v5litepod-16"
@@ -112,7 +122,11 @@ check_accelerator() {
     v5litepod-*) : "${runtime:=v2-alpha-tpuv5-lite}" ;;
     v5p-*) : "${runtime:=v2-alpha-tpuv5}" ;;
     v6e-*) : "${runtime:=v2-alpha-tpuv6e}" ;;
-    v[234]-*) : "${runtime:=tpu-ubuntu2204-base}" ;;
+    v[23]-*)
+      [ "$slices" = 1 ] || fail 2 "--slices=$slices: $accelerator works alone; v4 and later do not"
+      : "${runtime:=tpu-ubuntu2204-base}"
+      ;;
+    v4-*) : "${runtime:=tpu-ubuntu2204-base}" ;;
     tpu7x*) fail 2 "--accelerator=$accelerator exists on GKE only: --backend=xpk" ;;
     *) fail 2 "--accelerator=$accelerator is none of v5litepod-N, v5p-N, v6e-N, v4-N, v3-N, v2-N" ;;
   esac
@@ -149,125 +163,24 @@ read_job() { # COMMAND [ARG…]
     esac
     job+=("$flag$value")
   done
+  [ "$slices" = 1 ] || [ "$1" = train ] || fail 2 "--slices=$slices: only train spans slices"
   [ "$1" = train ] || return 0
+  [ "$slices" = 1 ] || [ "$distributed" = auto ] ||
+    fail 2 "--slices=$slices: add --distributed=auto to the arguments of train"
   [ -n "$distributed" ] || ! [[ "$size" =~ ^[0-9]+$ ]] || [ "$size" -le 8 ] ||
     fail 2 "$accelerator has several hosts: add --distributed=auto to the arguments of train"
   [ -z "$spot" ] || [[ "$workdir" == "$MOUNTS"/* ]] ||
     fail 2 "--spot: preemption erases the TPU's disk; give train a --workdir=gs://BUCKET/PATH"
 }
 
-# --- commands ------------------------------------------------------------------------------------
+# shellcheck source=launch/tpu_slices.sh
+source "$root/launch/tpu_slices.sh"
 
-exec 3>&1
-run() { # every command with an effect goes through here
-  if [ -n "$dry_run" ]; then
-    { printf '%q' "$1" && printf ' %q' "${@:2}" && echo; } >&3
-  else
-    "$@" </dev/null
-  fi
-}
-tpus() { run gcloud compute tpus "$@"; }
-on() { # WORKER ACTION [ARG…]: tpu_worker.sh there
-  local command worker="$1"
+# --- the life of a run ---------------------------------------------------------------------------
+
+attempt() { # WHAT COMMAND…: retry while the slices exist; 1 when they do not
+  local code what="$1"
   shift
-  command="$(printf '%q ' bash tpu_worker.sh "$@")"
-  tpus tpu-vm ssh "$name" "${where[@]}" --quiet "--worker=$worker" "--command=${command% }"
-}
-
-if [ -n "$dry_run" ]; then
-  scratch=/tmp/tpo_jax_upload
-else
-  scratch="$(mktemp -d)"
-  trap 'rm -rf "$scratch"' EXIT
-fi
-
-describe() { # queued-resources|tpu-vm FIELDS: their values, NOT_FOUND if there is none
-  if [ -n "$dry_run" ]; then
-    tpus "$1" describe "$name" "${where[@]}" "--format=value($2)"
-  elif ! tpus "$1" describe "$name" "${where[@]}" "--format=value($2)" 2>"$scratch/error"; then
-    grep -q NOT_FOUND "$scratch/error" || { cat "$scratch/error" >&2 && return 1; }
-    echo NOT_FOUND
-  fi
-}
-
-# Set `request` and `node` to the states Google reports, `state` to absent, waiting, ready or lost.
-look() {
-  local type=""
-  request="$(describe queued-resources state.state)" || return
-  node="$(describe tpu-vm 'state,acceleratorType')" || return
-  read -r node type <<<"$node" || true
-  [ -z "$dry_run" ] || { state="$dry_state" && return; }
-  case "$request/$node" in
-    ACTIVE/READY | NOT_FOUND/READY) state=ready ;;
-    NOT_FOUND/NOT_FOUND) state=absent ;;
-    FAILED/* | SUSPENDED/* | ACTIVE/NOT_FOUND | */PREEMPTED | */TERMINATED) state=lost ;;
-    *) state=waiting ;;
-  esac
-  [ "$state" != ready ] || [ -z "$accelerator" ] || [ "${type:-$accelerator}" = "$accelerator" ] ||
-    fail 2 "$name is already a $type; another --accelerator needs another --name"
-}
-dry_state=absent
-
-delete_slice() {
-  if [ "$request" = NOT_FOUND ]; then
-    tpus tpu-vm delete "$name" "${where[@]}" --quiet
-  else
-    tpus queued-resources delete "$name" "${where[@]}" --force --quiet
-  fi
-  dry_state=absent
-}
-
-create_slice() {
-  tpus queued-resources create "$name" "--node-id=$name" "${where[@]}" \
-    "--accelerator-type=$accelerator" "--runtime-version=$runtime" ${spot:+--spot} \
-    ${create_flags[@]+"${create_flags[@]}"} ||
-    fail 1 "Google refused the request for $name, see above (quota, zone, rights: docs/tpu.md)"
-  dry_state=ready
-}
-
-# --- the life of a slice -------------------------------------------------------------------------
-
-MISSES=10 misses=0 reached=""
-missed() { # MESSAGE: something did not answer; give up after MISSES times in a row
-  [ -n "$reached" ] && [ $((misses += 1)) -lt $MISSES ] || fail 1 "$1"
-  sleep "$poll_seconds"
-}
-
-provision() { # return when the slice is ready
-  local created="" said=""
-  while :; do
-    if ! look; then
-      missed "gcloud cannot say what $name is, see above; logged in? right project and zone?"
-      continue
-    fi
-    reached=yes
-    case "$state" in
-      ready)
-        misses=0
-        return
-        ;;
-      absent)
-        note "requesting $name, $accelerator${spot:+, spot}"
-        create_slice
-        created=yes
-        ;;
-      lost)
-        [ -z "$created" ] || [ "$request" != FAILED ] ||
-          fail 1 "the request failed: gcloud compute tpus queued-resources describe $name ${where[*]}"
-        note "$name is lost ($request, $node): creating it again"
-        delete_slice || missed "$name cannot be deleted, see above"
-        ;;
-      waiting)
-        [ "$said" = "$request/$node" ] || note "waiting for $name: $request, $node"
-        said="$request/$node"
-        sleep "$poll_seconds"
-        ;;
-    esac
-  done
-}
-
-attempt() { # COMMAND…: retry while the slice exists; 1 when it does not
-  local code
   while :; do
     code=0
     "$@" || code=$?
@@ -279,68 +192,94 @@ attempt() { # COMMAND…: retry while the slice exists; 1 when it does not
       2) fail 2 "the workers refused, see above" ;;
     esac
     ! look || [ "$state" = ready ] || return 1
-    note "failed (exit code $code), trying again: ${*:1:3}"
-    missed "gave up on: ${*:1:3}"
+    note "failed (exit code $code), trying again: $what"
+    missed "gave up on: $what"
   done
 }
 
-copy() {
-  tpus tpu-vm scp "$scratch/tpo_jax.tar.gz" "$root/launch/tpu_worker.sh" "$name:" "${where[@]}" \
-    --quiet --worker=all
+# Several slices run one program, which none of them can join later: where only some run it, because
+# a slice was replaced, it ends on all.
+end_remnants() {
+  local found
+  [ "${#nodes[@]}" -gt 1 ] || return 0
+  found="$(states)" || return
+  case "$found" in
+    *$'\n'running | running$'\n'*) each on all end ;;
+  esac
 }
 
 survived() { # after a command failed: the state of a lost slice changes with a delay
-  local i
+  local i found
   for i in 1 2 3 4; do
     if look && [ "$state" != ready ]; then return 1; fi
     [ "$i" = 4 ] || sleep "$poll_seconds"
   done
+  [ "${#nodes[@]}" -gt 1 ] || return 0
+  found="$(states)" && [[ "$found" != *gone* ]] # a slice that was replaced knows of no command
 }
 
-watch() { # set `status` to the command's exit status; 1 when the command, or the slice, is gone
+# Return whether the command has come to its end on all slices. On a slice that is told of its
+# preemption it ends with 143, and with 0 on the others, which save the checkpoint with it.
+completed() {
+  local found
+  [ "${#nodes[@]}" -gt 1 ] || return 0
+  found="$(states)" || return
+  while [[ "$found" == *running* ]]; do
+    sleep "$poll_seconds"
+    found="$(states)" || return
+  done
+  [ -n "$dry_run" ] || [ "$found" = 0 ]
+}
+
+watch() { # set `status` to the command's exit status; 1 when the command, or a slice, is gone
   local lines=+1
   while :; do
-    on 0 follow "$lines" || true
+    on "${nodes[0]}" 0 follow "$lines" || true
     lines=20
     status=""
     if [ -n "$dry_run" ]; then
-      on 0 report
+      on "${nodes[0]}" 0 report
       status=0
-    elif on 0 report >"$scratch/report"; then
+    elif on "${nodes[0]}" 0 report >"$scratch/report"; then
       read -r status <"$scratch/report" || true
     fi
     case "$status" in
       running) misses=0 ;;
       gone) return 1 ;;
       [0-9]*)
-        [ "$status" = 0 ] || [ "$status" = 2 ] || survived || return 1
+        if [ "$status" = 0 ]; then
+          completed || { survived || true; return 1; }
+        elif [ "$status" != 2 ]; then
+          survived || return 1
+        fi
         [ -n "$dry_run" ] || tail -n +2 "$scratch/report"
         return 0
         ;;
       *)
         ! look || [ "$state" = ready ] || return 1
         note "worker 0 does not answer, trying again"
-        missed "worker 0 of $name does not answer"
+        missed "worker 0 of ${nodes[0]} does not answer"
         ;;
     esac
   done
 }
 
-run_on_slice() {
+run_on_slices() {
   trap 'note "$name keeps running; the same call attaches to it again, --stop ends it"; exit 130' INT
   run mkdir -p "$scratch"
   run git -C "$root" archive --format=tar.gz "--output=$scratch/tpo_jax.tar.gz" "$commit"
   while :; do
     provision
-    note "installing $commit on $name"
-    attempt copy || continue
-    attempt on all install "$commit" ${buckets[@]+"${buckets[@]}"} || continue
-    attempt on all start "$commit" "${job[@]}" || continue
+    note "installing $commit on ${nodes[*]}"
+    attempt "copy of $commit" each copy || continue
+    attempt install each on all install "$commit" "$slices" ${buckets[@]+"${buckets[@]}"} || continue
+    attempt "end of an earlier run" end_remnants || continue
+    attempt start each on all start "$commit" "${job[@]}" || continue
     watch || continue
     break
   done
   [ "$status" = 0 ] || note "the command ended with exit code $status"
-  [ -z "$delete_when_done" ] || delete_slice
+  [ -z "$delete_when_done" ] || delete_slices
   return "$status"
 }
 
@@ -355,7 +294,7 @@ run_on_gke() {
   command="$(printf '%q ' bash tpu_worker.sh container "${job[@]}")"
   for bucket in ${buckets[@]+"${buckets[@]}"}; do storage+=("--storage=$bucket"); done
   run xpk workload create "--workload=$name" "--cluster=$cluster" "${where[@]}" \
-    "--tpu-type=$accelerator" --num-slices=1 --base-docker-image=python:3.11 \
+    "--tpu-type=$accelerator" "--num-slices=$slices" --base-docker-image=python:3.11 \
     "--script-dir=$scratch/source" --max-restarts=50 "--command=${command% }" \
     ${storage[@]+"${storage[@]}"} ${create_flags[@]+"${create_flags[@]}"} ||
     fail 1 "xpk refused $name, see above"
@@ -364,6 +303,7 @@ run_on_gke() {
 # --- main ----------------------------------------------------------------------------------------
 
 if [ "$action" = run ]; then
+  : "${slices:=1}"
   check_accelerator
   read_job "$@"
 elif [ $# -gt 0 ]; then
@@ -374,15 +314,15 @@ case "$backend/$action" in
   xpk/delete)
     run xpk workload delete "--workload=$name" "--cluster=$cluster" "${where[@]}" --force
     ;;
-  tpu-vm/run) run_on_slice ;;
+  tpu-vm/run) run_on_slices ;;
   *)
     look || fail 1 "gcloud cannot say what $name is, see above; logged in? right project and zone?"
     if [ "$state" = absent ] && [ -z "$dry_run" ]; then
       note "there is no $name in $zone"
     elif [ "$action" = stop ]; then
-      on all stop
+      each on all stop
     else
-      delete_slice
+      delete_slices
     fi
     ;;
 esac

@@ -1,21 +1,25 @@
 #!/usr/bin/env bash
 # The part of launch/tpu_run.sh that runs on a TPU worker, in the home directory it is copied to.
 #
-#   install COMMIT [BUCKET…]                      mounts, source, environment
+#   install COMMIT SLICES [BUCKET…]               mounts, source, environment
 #   start COMMIT [NAME=VALUE…] -- COMMAND [ARG…]  in the background; survives the connection
 #   follow LINES                                  the log on standard error, until the command ends
 #   report                                        "running", "gone", or exit status and then its output
+#   state                                         the first line of `report`
 #   stop                                          SIGTERM, then wait for the end
+#   end                                           SIGKILL, for what waits for machines that are gone
 #   users [FILE…]                                 the processes that have the TPU, or those files, open
 #   container [NAME=VALUE…] -- COMMAND [ARG…]     the command in the foreground (GKE)
 set -euo pipefail
 
 SOURCE="$HOME/tpo_jax" RUN="$HOME/tpo_jax_run" MOUNTS=/mnt/gcs
 
-running() { [ -s "$RUN/pid" ] && kill -0 "$(cat "$RUN/pid")" 2>/dev/null; }
+# After a restart of the machine the number may be another program's.
+running() { [ -s "$RUN/pid" ] && grep -qas tpu_worker.sh "/proc/$(cat "$RUN/pid")/cmdline"; }
 
 install_gcsfuse() {
   local key=/usr/share/keyrings/cloud.google.asc host=https://packages.cloud.google.com/apt codename
+  # shellcheck source=/dev/null
   codename="$(. /etc/os-release && echo "$VERSION_CODENAME")"
   curl -fsSL "$host/doc/apt-key.gpg" | sudo tee "$key" >/dev/null
   echo "deb [signed-by=$key] $host gcsfuse-$codename main" |
@@ -37,9 +41,22 @@ mount_bucket() { # BUCKET
     --metadata-cache-negative-ttl-secs=0 "$1" "$point" >&2
 }
 
-install() { # COMMIT [BUCKET…]
+# Without these values each slice would train by itself, all of them in one working directory.
+check_slices() { # SLICES: Google tells the machines of a request how many slices it has
+  local url=http://metadata.google.internal/computeMetadata/v1/instance/attributes/tpu-env told
+  [ "$1" -gt 1 ] || return 0
+  told="$(curl -fsS -H 'Metadata-Flavor: Google' "$url")"
+  if ! grep -Eq "^MEGASCALE_NUM_SLICES: *'?$1'?\$" <<<"$told" ||
+    ! grep -q '^MEGASCALE_COORDINATOR_ADDRESS:' <<<"$told"; then
+    echo "tpu_run: $(hostname) is not told that it is one of $1 slices; delete them with --delete" >&2
+    return 2
+  fi
+}
+
+install() { # COMMIT SLICES [BUCKET…]
   local bucket commit="$1"
-  shift
+  check_slices "$2"
+  shift 2
   for bucket; do mount_bucket "$bucket"; done
   running && return # `start` says whether that is the same command
   mkdir -p "$SOURCE"
@@ -134,14 +151,25 @@ run() { # COMMIT [NAME=VALUE…] -- COMMAND [ARG…]
 
 follow() { tail -n "$1" -f --pid="$(cat "$RUN/pid")" "$RUN/log" >&2; }
 
-report() {
+state() {
   if [ -f "$RUN/status" ]; then
-    cat "$RUN/status" "$RUN/out"
+    cat "$RUN/status"
   elif running; then
     echo running
   else
     echo gone
   fi
+}
+
+report() {
+  state
+  [ ! -f "$RUN/status" ] || cat "$RUN/out"
+}
+
+end() {
+  running || return 0
+  kill -KILL -- "-$(cat "$RUN/pid")" # `start` made it the leader of its group
+  while running; do sleep 1; done
 }
 
 stop() {
@@ -159,7 +187,9 @@ main() { # ACTION [ARG…]
     run) run "$@" ;;
     follow) follow "$@" ;;
     report) report ;;
+    state) state ;;
     stop) stop ;;
+    end) end ;;
     users) users "$@" ;;
     container) run_command "$@" ;;
   esac

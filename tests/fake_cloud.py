@@ -29,18 +29,18 @@ class Cloud:
     @classmethod
     def install(cls, root: Path, **knobs) -> "Cloud":
         """An empty cloud; `knobs` are faults: no_login, no_quota, unlucky, ssh_failures,
-        preemptions.
+        preemptions; of several slices also late, expires, untold and loses_slice, which is the exit
+        status of the other slices' command and the state that Google then reports.
         """
         cloud = cls(root)
         (root / "bin").mkdir()
         cloud.bucket.mkdir()
-        script = (
-            f"#!/bin/sh\nexec '{sys.executable}' '{__file__}' '{root}' \"$(basename $0)\" \"$@\"\n"
-        )
-        for name in ("gcloud", "xpk", "gcsfuse", "sudo", "mountpoint"):
-            (root / "bin" / name).write_text(script)
+        script = f"exec '{sys.executable}' -IS '{__file__}' '{root}' \"$(basename $0)\" \"$@\""
+        quick = {"sudo": "exit 0", "mountpoint": "exit 1"}
+        for name in ("gcloud", "xpk", "gcsfuse", "curl", *quick):
+            (root / "bin" / name).write_text(f"#!/bin/sh\n{quick.get(name, script)}\n")
             (root / "bin" / name).chmod(0o755)
-        cloud.save({"request": [], "type": "", "calls": [], **knobs})
+        cloud.save({"request": [], "type": "", "count": 1, "nodes": {}, **knobs})
         return cloud
 
     def load(self) -> dict:
@@ -53,43 +53,50 @@ class Cloud:
 
     def calls(self, *words: str) -> list[list[str]]:
         """Recorded calls that begin with `words`."""
-        return [call for call in self.load()["calls"] if call[: len(words)] == list(words)]
+        record = self.root / "calls.jsonl"
+        lines = record.read_text().splitlines() if record.exists() else []
+        return [call for call in map(json.loads, lines) if call[: len(words)] == list(words)]
 
-    def lend(self, type_: str = "v5litepod-16") -> None:
-        """The slice is there."""
-        self.save(self.load() | {"request": ["ACTIVE"], "type": type_})
+    def lend(self, type_: str = "v5litepod-16", slices: int = 1) -> None:
+        """The slices are there."""
+        self.save(
+            self.load() | {"request": ["ACTIVE"], "type": type_, "count": slices, "nodes": {}}
+        )
+        for slice_ in range(slices):
+            self.make_machines(slice_)
+
+    def make_machines(self, slice_: int) -> None:
+        """New machines with empty disks."""
         for worker in range(WORKERS):
-            shutil.rmtree(self.home(worker), ignore_errors=True)
-            self.home(worker).mkdir()
+            shutil.rmtree(self.home(worker, slice_), ignore_errors=True)
+            self.home(worker, slice_).mkdir()
 
-    def home(self, worker: int) -> Path:
-        return self.root / f"worker{worker}"
+    def home(self, worker: int, slice_: int = 0) -> Path:
+        return self.root / (f"worker{worker}" + f"-{slice_}" * (slice_ > 0))
 
     def environment(self, home: Path) -> dict[str, str]:
         """What a program on a worker sees."""
         path = f"{self.root / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         return {"PATH": path, "HOME": str(home), "FAKE_BUCKET": str(self.bucket)}
 
-    def preempt(self) -> None:
-        """Machines tell their processes, and are gone."""
+    def preempt(self, slice_: int = 0) -> None:
+        """The machines of a slice tell their processes, and are gone."""
         for worker in range(WORKERS):
-            pid = int((self.home(worker) / "tpo_jax_run/pid").read_text())
+            home = self.home(worker, slice_)
+            pid = int((home / "tpo_jax_run/pid").read_text())
             os.kill(pid, signal.SIGTERM)
             while Path(f"/proc/{pid}").exists():
                 time.sleep(0.02)
-            shutil.rmtree(self.home(worker))
-        self.save(self.load() | {"request": ["SUSPENDING", "SUSPENDED"]})
+            shutil.rmtree(home)
 
 
 def main(root: str, program: str, *arguments: str) -> int:
     cloud = Cloud(Path(root))
     state = cloud.load()
-    if program == "sudo":
-        return 0
-    if program == "mountpoint":
-        return 1
-    state["calls"].append([program, *arguments])
-    cloud.save(state)
+    if program == "curl":
+        return metadata(state)
+    with (cloud.root / "calls.jsonl").open("a") as file:
+        file.write(json.dumps([program, *arguments]) + "\n")
     flags = dict(a[2:].partition("=")[::2] for a in arguments if a.startswith("--"))
     if program == "gcsfuse":
         return 0
@@ -99,9 +106,17 @@ def main(root: str, program: str, *arguments: str) -> int:
         print("ERROR: You do not currently have an active account selected.", file=sys.stderr)
         return 1
     kind, verb = arguments[2:4]
-    return (
-        tpu_vm(cloud, verb, arguments[4:], flags) if kind == "tpu-vm" else queue(cloud, verb, flags)
-    )
+    if kind == "tpu-vm":
+        return tpu_vm(cloud, verb, arguments[4:], flags)
+    return queue(cloud, verb, flags)
+
+
+def metadata(state: dict) -> int:
+    """What the metadata server of a machine says of the slices of its request."""
+    if not state.get("untold"):
+        print(f"ZONE: 'us-west4-a'\nMEGASCALE_NUM_SLICES: '{state['count']}'")
+        print("MEGASCALE_SLICE_ID: '0'\nMEGASCALE_COORDINATOR_ADDRESS: '10.0.0.1'")
+    return 0
 
 
 def not_found() -> int:
@@ -115,16 +130,19 @@ def queue(cloud: Cloud, verb: str, flags: dict[str, str]) -> int:
         if state.get("no_quota"):
             print("ERROR: RESOURCE_EXHAUSTED: Quota limit exceeded.", file=sys.stderr)
             return 1
-        cloud.lend(flags["accelerator-type"])
+        cloud.lend(flags["accelerator-type"], int(flags.get("node-count", 1)))
         creation = ["FAILED"] if state.get("unlucky") else CREATION
-        cloud.save(cloud.load() | {"request": creation})
+        if state.get("expires"):
+            creation = [*CREATION[:-1], "PROVISIONING", "FAILED"]
+        late = {"1": ["CREATING"] * state.get("late", 0) + ["READY"]}
+        cloud.save(cloud.load() | {"request": creation, "nodes": late})
         return 0
     if not state["request"]:
         return not_found()
     if verb == "delete":
         cloud.save(state | {"request": []})
         return 0
-    print(state["request"][0])
+    print(state["request"][0], state["count"] if state["count"] > 1 else "", sep="\t")
     if len(state["request"]) > 1:
         cloud.save(state | {"request": state["request"][1:]})
     return 0
@@ -132,11 +150,20 @@ def queue(cloud: Cloud, verb: str, flags: dict[str, str]) -> int:
 
 def tpu_vm(cloud: Cloud, verb: str, arguments: tuple[str, ...], flags: dict[str, str]) -> int:
     state = cloud.load()
-    node = NODE.get((state["request"] or [""])[0])
+    *files, name = (a for a in arguments if not a.startswith("--"))
+    slice_ = int(name.rstrip(":").rpartition("-")[2]) if state["count"] > 1 else 0
+    own = state["nodes"].get(str(slice_))
+    node = own[0] if own and state["count"] > 1 else "READY"
+    if state["request"][:1] != ["ACTIVE"]:
+        node = NODE.get((state["request"] or [""])[0])
+        if state.get("expires") and node:  # of the slices only the first was made
+            node = None if slice_ else "READY"
     if verb == "describe":
-        if not node:
+        if not node or node == "NOT_FOUND":
             return not_found()
         print(f"{node}\t{state['type']}")
+        if own and len(own) > 1 and state["request"] == ["ACTIVE"]:
+            cloud.save(state | {"nodes": state["nodes"] | {str(slice_): own[1:]}})
         return 0
     if node != "READY":
         return 255
@@ -145,26 +172,40 @@ def tpu_vm(cloud: Cloud, verb: str, arguments: tuple[str, ...], flags: dict[str,
         return 255
     workers = range(WORKERS) if flags["worker"] == "all" else [int(flags["worker"])]
     if verb == "scp":
-        files = [Path(a) for a in arguments if not a.startswith("--")][:-1]
         for worker in workers:
             for file in files:
-                shutil.copy(file, cloud.home(worker) / file.name)
+                shutil.copy(file, cloud.home(worker, slice_))
         return 0
-    codes = [run(cloud, w, flags["command"]) for w in workers]
+    codes = [run(cloud, cloud.home(w, slice_), flags["command"]) for w in workers]
     return next((code for code in codes if code), 0)
 
 
-def run(cloud: Cloud, worker: int, command: str) -> int:
-    home = cloud.home(worker)
-    if " follow " in command and cloud.load().get("preemptions"):
-        while not all((cloud.bucket / f"worker{w}.started").exists() for w in range(WORKERS)):
-            time.sleep(0.02)
+def run(cloud: Cloud, home: Path, command: str) -> int:
+    state = cloud.load()
+    if " follow " in command and state.get("preemptions"):
+        wait_for_workers(cloud)
         cloud.preempt()
-        state = cloud.load()
-        cloud.save(state | {"preemptions": state["preemptions"] - 1})
+        cloud.save(
+            cloud.load()
+            | {"preemptions": state["preemptions"] - 1, "request": ["SUSPENDING", "SUSPENDED"]}
+        )
         return 255
+    if " follow " in command and state.get("loses_slice"):
+        wait_for_workers(cloud)
+        cloud.preempt(1)
+        code, left = state["loses_slice"]
+        cloud.save(cloud.load() | left | {"loses_slice": None})
+        if "READY" in left.get("nodes", {"1": []})["1"]:  # Google replaces it
+            cloud.make_machines(1)
+        (cloud.bucket / "lost").write_text(str(code))
     shell = ["bash", "-c", command]
     return subprocess.run(shell, cwd=home, env=cloud.environment(home), check=False).returncode
+
+
+def wait_for_workers(cloud: Cloud) -> None:
+    homes = [cloud.home(w, s) for s in range(cloud.load()["count"]) for w in range(WORKERS)]
+    while not all((cloud.bucket / f"{home.name}.started").exists() for home in homes):
+        time.sleep(0.02)
 
 
 def xpk(cloud: Cloud, verb: str, flags: dict[str, str]) -> int:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fake_cloud import Cloud
+from tests.fake_cloud import Cloud, wait_for_workers
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = '''
@@ -28,7 +28,11 @@ if __name__ == "__main__":
     print("log of", worker, file=sys.stderr, flush=True)
     (bucket / f"{worker}.started").touch()
     if "--wait" in sys.argv and lives == 1:
-        time.sleep(60)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (bucket / "lost").exists():
+            time.sleep(0.02)
+        if (bucket / "lost").exists():  # of another slice; JAX ends the processes of all
+            sys.exit(int((bucket / "lost").read_text()))
     if "--fail" in sys.argv:
         sys.exit(3)
     print("result of", worker)
@@ -36,6 +40,9 @@ if __name__ == "__main__":
 ENV = 'find_python() { echo python; }\nmake_env() { [ "$1" = tpu ]; }\n'
 FLAGS = ["--name=slice", "--zone=us-west4-a", "--poll_seconds=0"]
 SLICE = [*FLAGS, "--accelerator=v5litepod-16"]
+SLICES = [*SLICE, "--slices=2"]
+TRAIN = ["train", "--workdir=gs://runs/a", "--distributed=auto"]
+TRAIN_GETS = ["--workdir=/mnt/gcs/runs/a", "--distributed=auto"]
 AWKWARD = [
     '--prompt=What\'s "there"?',
     "--config.data.shards=gs://data/shards of mine",
@@ -60,7 +67,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
     (root / "launch").mkdir()
     (root / "tpo_jax").mkdir()
-    for name in ("tpu_run.sh", "tpu_worker.sh"):
+    for name in ("tpu_run.sh", "tpu_slices.sh", "tpu_worker.sh"):
         shutil.copy(ROOT / "launch" / name, root / "launch")
     (root / "launch/env.sh").write_text(ENV)
     (root / "tpo_jax/__init__.py").touch()
@@ -96,11 +103,10 @@ def launch(project: Path, cloud: Cloud | None, *arguments: str) -> Result:
     return Result(child.returncode, out, err)
 
 
-def seen(cloud: Cloud, worker: int = 0) -> list[list]:
+def seen(cloud: Cloud, worker: int = 0, slice_: int = 0) -> list[list]:
     """Return `[arguments, $NOTE, working directory]` of every run of a command on a worker."""
-    return [
-        json.loads(line) for line in (cloud.bucket / f"worker{worker}").read_text().splitlines()
-    ]
+    record = cloud.bucket / cloud.home(worker, slice_).name
+    return [json.loads(line) for line in record.read_text().splitlines()]
 
 
 def test_runs_on_all_workers_with_the_arguments_intact(project: Path, cloud: Cloud) -> None:
@@ -130,6 +136,98 @@ def test_resumes_after_preemption(project: Path, cloud: Cloud) -> None:
     creations = cloud.calls("gcloud", "compute", "tpus", "queued-resources", "create")
     assert len(creations) == 2 and creations[0] == creations[1]
     assert {"--spot", "--labels=a=b"} < set(creations[0])
+
+
+def test_several_slices_run_one_command(project: Path, cloud: Cloud) -> None:
+    cloud.save(cloud.load() | {"late": 3})
+    result = launch(project, cloud, *SLICES, "--delete_when_done", "--", *TRAIN)
+    assert (result.code, result.out) == (0, "result of worker0\n"), result.err
+    assert "log of worker0\n" in result.err and "log of worker0-1" not in result.err
+    assert "waiting for slice: ACTIVE, CREATING" in result.err
+    runs = [seen(cloud, worker, slice_) for worker in (0, 1) for slice_ in (0, 1)]
+    assert [[arguments for arguments, *_ in run] for run in runs] == 4 * [[TRAIN_GETS]]
+    [create] = cloud.calls("gcloud", "compute", "tpus", "queued-resources", "create")
+    assert {"--node-count=2", "--node-prefix=slice", "--accelerator-type=v5litepod-16"} < set(
+        create
+    )
+    assert not [word for word in create if word.startswith("--node-id")]
+    assert cloud.load()["request"] == []
+
+
+LOST = {"request": ["ACTIVE"], "nodes": {"1": ["NOT_FOUND"]}}
+SUSPENDED = {"request": ["ACTIVE", "ACTIVE", "SUSPENDING", "SUSPENDED"]}
+REPAIRED = {"request": ["ACTIVE"], "nodes": {"1": ["CREATING"] * 8 + ["READY"]}}
+REPAIRED_AT_ONCE = {"request": ["ACTIVE"], "nodes": {"1": ["READY"]}}
+
+
+@pytest.mark.parametrize(
+    ("code", "left", "requests"),  # 0: the others could save a checkpoint
+    [(0, LOST, 2), (1, SUSPENDED, 2), (0, REPAIRED, 1), (1, REPAIRED_AT_ONCE, 1)],
+)
+def test_all_slices_start_again_when_one_is_lost(
+    project: Path, cloud: Cloud, code: int, left: dict, requests: int
+) -> None:
+    cloud.save(cloud.load() | {"loses_slice": [code, left]})
+    result = launch(project, cloud, *SLICES, "--", *TRAIN, "--wait")
+    assert (result.code, result.out) == (0, "result of worker0\n"), result.err
+    for worker, slice_ in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        first, second = seen(cloud, worker, slice_)
+        assert first == second
+    creations = cloud.calls("gcloud", "compute", "tpus", "queued-resources", "create")
+    assert len(creations) == requests
+
+
+def test_what_a_lost_slice_left_running_ends_first(project: Path, cloud: Cloud) -> None:
+    cloud.lend(slices=2)
+    watcher = start(project, cloud, *SLICES, "--", *TRAIN, "--wait")
+    wait_for_workers(cloud)
+    watcher.kill()  # the launcher's machine is gone, too
+    watcher.communicate()
+    cloud.preempt(1)
+    cloud.make_machines(1)
+    result = launch(project, cloud, *SLICES, "--", *TRAIN, "--wait")
+    assert (result.code, result.out) == (0, "result of worker0\n"), result.err
+    assert [len(seen(cloud, 0, slice_)) for slice_ in (0, 1)] == [2, 2]
+
+
+def test_attaches_to_several_slices_and_stops_them(project: Path, cloud: Cloud) -> None:
+    cloud.lend(slices=2)
+    watchers = [start(project, cloud, *SLICES, "--", *TRAIN, "--wait")]
+    wait_for_workers(cloud)
+    watchers.append(start(project, cloud, *SLICES, "--", *TRAIN, "--wait"))
+    while "log of worker0" not in watchers[1].stderr.readline():
+        pass
+    assert launch(project, cloud, *FLAGS, "--stop").code == 0
+    for watcher in watchers:
+        watcher.communicate(timeout=60)
+        assert watcher.returncode == 143
+    assert [len(seen(cloud, 1, slice_)) for slice_ in (0, 1)] == [1, 1]
+    assert launch(project, cloud, *FLAGS, "--delete").code == 0
+    assert cloud.load()["request"] == []
+
+
+def test_slices_that_never_come(project: Path, cloud: Cloud) -> None:
+    cloud.save(cloud.load() | {"expires": True})  # the first slice is made, the second never
+    result = launch(project, cloud, *SLICES, "--", *TRAIN)
+    assert result.code == 1 and "request failed" in result.err and "--delete" in result.err
+    assert "waiting for slice: PROVISIONING, NOT_FOUND" in result.err
+    assert not cloud.calls("gcloud", "compute", "tpus", "tpu-vm", "ssh")
+    assert len(cloud.calls("gcloud", "compute", "tpus", "queued-resources", "create")) == 1
+
+
+@pytest.mark.parametrize("there", [1, 3])
+def test_another_number_of_slices_is_refused(project: Path, cloud: Cloud, there: int) -> None:
+    cloud.lend(slices=there)
+    result = launch(project, cloud, *SLICES, "--", *TRAIN)
+    assert result.code == 2 and f"a request for {there} slices" in result.err
+    assert cloud.load()["request"] == ["ACTIVE"]
+
+
+def test_slices_that_do_not_know_of_each_other_do_not_train(project: Path, cloud: Cloud) -> None:
+    cloud.save(cloud.load() | {"untold": True})
+    result = launch(project, cloud, *SLICES, "--", *TRAIN)
+    assert result.code == 2 and "is not told that it is one of 2 slices" in result.err
+    assert not list(cloud.bucket.iterdir())
 
 
 def test_ssh_may_fail_once(project: Path, cloud: Cloud) -> None:
@@ -239,10 +337,20 @@ def test_dry_run_prints_what_would_run(project: Path, texts: list[str]) -> None:
 def test_dry_run_changes_nothing(project: Path, cloud: Cloud) -> None:
     modes = [[*SLICE, "--delete_when_done", "--", "generate"], [*FLAGS, "--delete"]]
     modes += [[*FLAGS, "--stop"], [*SLICE, "--backend=xpk", "--cluster=c", "--", "generate"]]
+    modes += [[*SLICES, "--", *TRAIN], [*FLAGS, "--slices=2", "--stop"]]
     for mode in modes:
         result = launch(project, cloud, "--dry_run", *mode)
         assert result.code == 0 and result.out, result.err
-    assert not cloud.load()["calls"] and not list(cloud.bucket.iterdir())
+    assert not cloud.calls() and not list(cloud.bucket.iterdir())
+
+
+def test_dry_run_of_several_slices_names_each(project: Path) -> None:
+    result = launch(project, None, *SLICES, "--dry_run", "--", *TRAIN)
+    assert result.code == 0, result.err
+    starts = [words(line) for line in result.out.splitlines() if " start " in words(line)[-1]]
+    assert [command[5] for command in starts] == ["slice-0", "slice-1"]
+    workload = ["--backend=xpk", "--cluster=c", "--dry_run", "--", *TRAIN]
+    assert "--num-slices=2" in launch(project, None, *SLICES, *workload).out
 
 
 def test_xpk_runs_the_same_command(project: Path, cloud: Cloud) -> None:
@@ -279,6 +387,11 @@ def test_xpk_runs_the_same_command(project: Path, cloud: Cloud) -> None:
         ([*SLICE, "--", "train", "--workdir=gs://runs/a"], "--distributed=auto"),
         ([*SLICE, "--spot", "--", "train", "--distributed=auto", "--workdir=run"], "gs://"),
         ([*SLICE, "--", "generate", "--video=gs:///a.mp4"], "gs:///a.mp4"),
+        ([*SLICE, "--slices=0", "--", *TRAIN], "--slices=0"),
+        ([*SLICE, "--slices=two", "--", *TRAIN], "--slices=two"),
+        ([*SLICES, "--", "generate"], "only train"),
+        ([*FLAGS, "--accelerator=v6e-8", "--slices=2", "--", "train"], "--distributed=auto"),
+        ([*FLAGS, "--accelerator=v3-8", "--slices=2", "--", *TRAIN], "v3-8"),
         ([*SLICE, "--backend=slurm", "--", "train"], "slurm"),
         ([*SLICE, "--backend=xpk", "--", "train"], "--cluster"),
         ([*SLICE, "--cluster=c", "--", "train"], "--cluster"),
@@ -292,7 +405,7 @@ def test_wrong_flags(project: Path, cloud: Cloud, arguments: list[str], named: s
     assert (result.code, result.out) == (2, "")
     [line] = result.err.splitlines()
     assert named in line
-    assert not cloud.load()["calls"]
+    assert not cloud.calls()
 
 
 def test_without_gcloud(project: Path, tmp_path: Path) -> None:

@@ -1,16 +1,25 @@
-"""Two real processes of four devices each, with real collectives between them."""
+"""Real processes with real collectives between them: two of four devices each, and two that
+are the slices of one mesh.
+"""
 
 import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from tests.batches import random_batch
+from tests.groups import DEVICES, GROUPS, ROWS, one_step
 from tests.tiny_run import final_state, metrics, tiny_config
+from tpo_jax.errors import InputError
+from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.train import train
 
 pytestmark = pytest.mark.slow
@@ -77,3 +86,45 @@ def test_two_processes_stop_together_and_one_resumes(
         for name in ("eval/losses/total", "eval/rewards/margins", "eval/pairs"):
             assert a.get(name) == pytest.approx(b.get(name), abs=1e-3)
     assert_close(final_state(work)["params"], final_state(finished_run)["params"])
+
+
+def test_two_slices_take_the_step_of_one(tmp_path):
+    port, file = free_port(), tmp_path / "step.npz"
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.groups", str(port), str(index), str(file)],
+            cwd=Path(__file__).parents[1],
+            env=os.environ
+            | {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "JAX_NUM_CPU_DEVICES": str(DEVICES)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(GROUPS)
+    ]
+    try:
+        errors = [child.communicate(timeout=600)[1] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    assert not any(child.returncode for child in children), errors
+
+    sizes = {"data": 1, "fsdp": DEVICES, "tensor": 1, "context": 1}
+    expected = one_step(make_mesh(sizes, jax.devices()[:DEVICES]), random_batch(B=ROWS))
+    with np.load(file) as archive:
+        found = jax.tree.unflatten(
+            jax.tree.structure(expected), [archive[name] for name in archive.files]
+        )
+    assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+    assert_close(found["gradients"], expected["gradients"])
+    assert_close(found["params"], expected["params"])
+
+
+def test_only_data_crosses_the_slices():
+    devices, sizes = jax.devices(), {"data": 2, "fsdp": -1, "tensor": 1, "context": 2}
+    slices = [device.id % 2 for device in devices]
+    mesh = make_mesh(sizes, devices, slices)
+    assert mesh.devices.shape == (2, 2, 1, 2)
+    for index in (0, 1):
+        assert {device.id % 2 for device in mesh.devices[index].flat} == {index}
+    with pytest.raises(InputError, match="mesh.data=1 must be a multiple of the 2 slices"):
+        make_mesh(sizes | {"data": 1}, devices, slices)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 
 from tpo_jax.errors import InputError
@@ -44,29 +45,39 @@ def mesh_shape(sizes: dict[str, int], num_devices: int) -> tuple[int, ...]:
 
 
 def make_mesh(
-    sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
+    sizes: dict[str, int],
+    devices: Sequence[jax.Device] | None = None,
+    slices: Sequence[int] | None = None,
 ) -> jax.sharding.Mesh:
     """Make a mesh over all devices, or the given ones, with every axis automatic.
 
     Args:
         sizes: `{"data": 1, "fsdp": -1, "tensor": 1, "context": 1}`; -1 takes the rest.
         devices: by default all devices of all processes.
+        slices: the slice of every device, between which the network is slow; by default what
+            devices of a TPU say of themselves, and a single one where devices say nothing.
 
     Raises:
         InputError: the sizes do not multiply to the number of devices, or several slices do not
             divide `data`.
     """
     devices = jax.devices() if devices is None else devices
+    slices = [getattr(x, "slice_index", 0) for x in devices] if slices is None else slices
     shape = mesh_shape(sizes, len(devices))
     types = (jax.sharding.AxisType.Auto,) * len(AXES)
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
+    count = len(set(slices))
+    if count == 1:
         return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
-    if shape[0] % slices:
+    if shape[0] % count:
         raise InputError(
-            f"mesh.data={shape[0]} must be a multiple of the {slices} slices: only rows are split "
+            f"mesh.data={shape[0]} must be a multiple of the {count} slices: only rows are split "
             "over the slow network between them"
         )
-    within, between = (shape[0] // slices, *shape[1:]), (slices,) + (1,) * (len(AXES) - 1)
-    grid = mesh_utils.create_hybrid_device_mesh(within, between, devices)
-    return jax.sharding.Mesh(grid, AXES, axis_types=types)
+    within = (shape[0] // count, *shape[1:])
+    grids = [
+        mesh_utils.create_device_mesh(
+            within, [x for x, i in zip(devices, slices, strict=True) if i == index]
+        )
+        for index in sorted(set(slices))
+    ]
+    return jax.sharding.Mesh(np.concatenate(grids), AXES, axis_types=types)
