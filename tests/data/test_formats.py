@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -239,6 +240,13 @@ CONVERSATIONS = {
         "chosen": CHOSEN,
         "rejected": REJECTED,
     },
+    "tools that are none, a URL of a file, a developer": {
+        "messages": [turn("developer", "Be brief."), FIRST, SAID, NEXT],
+        "chosen": CHOSEN,
+        "rejected": REJECTED,
+        "tools": "[]",
+        "videos": ["file:///videos/a.mp4"],
+    },
     "swift without messages": {
         "query": "Where?",
         "response": "Here.",
@@ -319,7 +327,7 @@ def test_conversations_are_kept_whole(tmp_path, shape, suffix):
         if shape == "trl, turns in the answers":
             pytest.skip("a column of a table holds texts or lists of parts, not both")
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([CONVERSATIONS[shape]]), path)
-    ((pair,), rejections) = read_pairs(path)
+    ((pair,), rejections) = read_pairs(path, videos=Path("/videos"))
     assert not rejections
     assert pair.history == (
         Message("system", "Be brief."),
@@ -382,7 +390,8 @@ def test_logged_fields_of_messages_are_named(tmp_path, capsys):
 
 @pytest.mark.parametrize("part", [{"video_url": {"url": "a.mp4"}}, {"video_url": "a.mp4"}])
 def test_parts_of_chat_requests(tmp_path, part):
-    content = [{"type": "video_url", **part}, {"type": "text", "text": "Who?"}]
+    cached = {"cache_control": {"type": "ephemeral"}}
+    content = [{"type": "video_url", **part}, {"type": "text", "text": "Who?", **cached}]
     record = {k: v for k, v in GOOD.items() if k != "video"} | {"prompt": [turn("user", content)]}
     (tmp_path / "p.json").write_text(json.dumps([record]))
     assert read(tmp_path / "p.json") == [tuple(GOOD.values())]

@@ -28,6 +28,7 @@ _REFUSED = (
     *("tools", "rejected_tools", "tool_calls", "audios", "rejected_audios"),
     *("objects", "rejected_objects"),  # boxes that ms-swift writes into the texts
 )
+_NO_JSON = ("[]", "{}")  # LlamaFactory has JSON in a text
 
 
 def adapt(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def _is_asked(fields: Mapping[str, Any]) -> bool:
 
 def _refuse(fields: Mapping[str, Any]) -> None:
     for name in _REFUSED:
-        if fields.get(name):
+        if fields.get(name) and fields[name] not in _NO_JSON:
             raise ValueError(f"has {name}, which no prompt template here can hold")
     asked = [n for n in ("prompt", "question", "conversations", "messages") if fields.get(n)]
     if clash := [n for n in ("instruction", "input", "query") if asked and fields.get(n)]:
@@ -225,7 +226,8 @@ def _one_video(new: dict[str, Any], name: str, found: list[Any]) -> None:
 
 def _path(name: str, value: Any) -> Any:
     if not isinstance(value, dict):
-        return value
+        # Qwen's example code names local files so.
+        return value.removeprefix("file://") if isinstance(value, str) else value
     # A video feature of `datasets`.
     if not value.get("path"):
         raise ValueError(f"{name} is embedded, without a path; save it as a file")

@@ -21,10 +21,11 @@ LOGGED = frozenset(
     + ("date", "timestamp", "created", "created_at", "updated_at", "language", "lang")
     + ("finish_reason", "stop_reason", "usage", "tokens", "score", "rating", "metadata")
 )
-_ROLES = {"human": "user", "gpt": "assistant"}
+_ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}
 REPLIES = ("assistant", "gpt")  # the model's role
 _SCALE = "loss_scale"  # has no effect on a message that has no loss
 _LOSSES = ("loss", _SCALE, "weight", "train", "training")
+_CACHED = "cache_control"  # of a part: what a provider keeps
 _PARTS = {"image": IMAGE, "video": "<video>", "image_url": IMAGE, "video_url": "<video>"}
 
 Visuals = tuple[tuple[str, Any], ...]  # of a message's parts: `image` or `video`, and its path
@@ -129,5 +130,5 @@ def _of_parts(parts: Sequence[Mapping[str, Any]], name: str) -> tuple[str, Visua
             visuals.append((kind.removesuffix("_url"), path))
         else:
             raise ValueError(f"{name} has a part of type {kind!r}, which no template here can hold")
-        _only(part, ("type", kind), f"{name} has a part of type {kind!r}")
+        _only(part, ("type", kind, _CACHED), f"{name} has a part of type {kind!r}")
     return "\n".join(text for text in texts if text), tuple(visuals)
