@@ -27,7 +27,7 @@ from tpo_jax.study import full_size, full_size_pages, pages, settings
 from tpo_jax.study import pairs as study_pairs
 from tpo_jax.study import runs as study_runs
 from tpo_jax.study.items import ITEMS, needed
-from tpo_jax.study.records import Candidate, Run
+from tpo_jax.study.records import Candidate, StudyRun
 from tpo_jax.study.rows import ROWS
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 
@@ -184,7 +184,7 @@ def made_up(tmp_path) -> Path:
         for variant, share in shares.items():
             if (seed, variant) == (3, "comprehensive_only"):
                 continue
-            path = Run("tiny_longva", seed, variant).answers(tmp_path)
+            path = StudyRun("tiny_longva", seed, variant).answers(tmp_path)
             path.parent.mkdir(parents=True, exist_ok=True)
             rows = [
                 {

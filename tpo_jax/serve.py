@@ -16,10 +16,10 @@ from absl import flags
 from tpo_jax.errors import InputError, run_command
 from tpo_jax.inference.flags import define_model
 from tpo_jax.io.paths import define_path, define_paths
-from tpo_jax.serving.settings import Settings
+from tpo_jax.serving.settings import ServerSettings
 from tpo_jax.video import sampling
 
-_DEFAULT = Settings()
+_DEFAULT = ServerSettings()
 _MODEL = define_model(dtype="float32")
 _COMPARE = define_path(
     "compare",
@@ -91,7 +91,7 @@ CONNECTIONS_OVER_WAITING = 4
 GRACE_SECONDS = 10
 
 
-def read_settings() -> Settings:
+def read_settings() -> ServerSettings:
     """Return the settings that the flags give; raise `InputError` if they conflict."""
     for folder in _FOLDERS.value:
         if not Path(folder).is_dir():
@@ -99,7 +99,7 @@ def read_settings() -> Settings:
     if _NUM_FRAMES.value > _MAX_FRAMES.value:
         raise InputError(f"--num_frames={_NUM_FRAMES.value} is above --max_frames")
     local = ["localhost", "127.0.0.1", _HOST.value]
-    return Settings(
+    return ServerSettings(
         folders=tuple(map(Path, _FOLDERS.value)),
         allow_urls=_ALLOW_URLS.value,
         api_key=os.environ.get(KEY, ""),

@@ -17,7 +17,7 @@ from tests.config_files import load
 from tests.curation.conftest import SEED
 from tests.curation.fake_endpoint import FAULTS, play, words
 from tpo_jax.curation import journals, projection
-from tpo_jax.curation.clients import Clip
+from tpo_jax.curation.clients import VideoView
 from tpo_jax.curation.config import read
 from tpo_jax.curation.ledger import Ledger
 from tpo_jax.curation.run import curate
@@ -138,11 +138,11 @@ def test_a_store_of_the_videos_gives_the_same_run(finished, world_videos, world_
     prepare(None, world_videos, store, Settings(num_frames=1))
     for name in ("full", "segment", "rest", "irrelevant", "sparse:2", "drop:4", "shuffle:4"):
         one, other = (
-            Clip(folder / "00001.mp4", View(name, 4, (3.0, 9.0), seed=1)).read()
+            VideoView(folder / "00001.mp4", View(name, 4, (3.0, 9.0), seed=1)).read()
             for folder in (world_videos, store)
         )
         assert np.array_equal(one, other) and len(one)
-    gone = Clip(store / "none.mp4", View("full", 4)).read()
+    gone = VideoView(store / "none.mp4", View("full", 4)).read()
     assert f"no such video in the store {store}" in gone.reason
 
     world_config.videos.folder = str(store)
@@ -164,7 +164,7 @@ def test_a_store_of_the_videos_gives_the_same_run(finished, world_videos, world_
 @pytest.mark.parametrize("count", [2, 3])
 def test_any_number_of_parts_gives_the_same_pairs(count, finished, world_config, tmp_path):
     for index in range(count):
-        report = curate(world_config, tmp_path / "run", journals.Part(index, count))
+        report = curate(world_config, tmp_path / "run", journals.WorkPart(index, count))
         assert ("waiting" in report) == (index < count - 1)
     assert pairs_of(tmp_path / "run") == pairs_of(finished[0])
     assert journaled(tmp_path / "run") == journaled(finished[0])
@@ -389,18 +389,18 @@ def test_the_budget_is_kept(endpoint, endpoint_config, tmp_path):
 def test_all_parts_share_the_budget(endpoint, endpoint_config, tmp_path):
     """What one part has spent counts for the others, in this run and later ones."""
     endpoint_config.openai.price_in = 1000.0
-    ours = journals.Part(2, 3)
+    ours = journals.WorkPart(2, 3)
     assert any(ours.has(f"{i:05d}") for i in range(5))
     curate(endpoint_config, tmp_path / "run", ours)
     lines = (tmp_path / "run/costs.2-of-3.jsonl").read_text().splitlines()
     spent = sum(json.loads(line)["cost"] for line in lines)
     calls = endpoint.calls
     with pytest.raises(InputError, match=rf"--max_cost={spent:g}: {spent:.4f} spent"):
-        curate(endpoint_config, tmp_path / "run", journals.Part(1, 3), max_cost=spent)
+        curate(endpoint_config, tmp_path / "run", journals.WorkPart(1, 3), max_cost=spent)
     assert spent and endpoint.calls == calls
     # A part that began first reads what another has spent since.
     ledgers = [
-        Ledger(journals.Part(i, 2).file(tmp_path, "costs"), read(endpoint_config).openai, 1.0)
+        Ledger(journals.WorkPart(i, 2).file(tmp_path, "costs"), read(endpoint_config).openai, 1.0)
         for i in range(2)
     ]
     ledgers[0].reserve()

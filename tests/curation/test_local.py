@@ -9,7 +9,7 @@ import pytest
 from tests.curation.test_curate import journaled, pairs_of
 from tpo_jax import families
 from tpo_jax.checkpoints.models import save_model
-from tpo_jax.curation.clients import Clip, Failure, Request
+from tpo_jax.curation.clients import Failure, Request, VideoView
 from tpo_jax.curation.config import read
 from tpo_jax.curation.local_client import LocalClient
 from tpo_jax.curation.run import curate
@@ -53,11 +53,11 @@ def test_questions_about_one_clip_share_its_encoding(checkpoint, world_videos, w
     model = load(checkpoint, mesh={"fsdp": -1})
     paths = [world_videos / f"{i:05d}.mp4" for i in range(2)]
     requests = [
-        Request(f"{v}{q}", text, Clip(paths[v], View("full", 4)), 0, UNIT)
+        Request(f"{v}{q}", text, VideoView(paths[v], View("full", 4)), 0, UNIT)
         for v in range(2)
         for q, text in enumerate(["Who is it?", "What colour?", "Where?"])
     ]
-    lost = Request("lost", "Who?", Clip(world_videos / "no.mp4", View("full", 4)), 0, UNIT)
+    lost = Request("lost", "Who?", VideoView(world_videos / "no.mp4", View("full", 4)), 0, UNIT)
     client = LocalClient(model, read(config).answerer, batch_rows=8)
     encoded = []
     answer = client._generator.answer

@@ -9,14 +9,14 @@ import pytest
 from tpo_jax.serving.access import AccessControl, host_allowed
 from tpo_jax.serving.app import build_app
 from tpo_jax.serving.metrics import Metrics
-from tpo_jax.serving.settings import Settings
+from tpo_jax.serving.settings import ServerSettings
 
 SCOPE = {"type": "http", "path": "/health", "headers": [(b"host", b"localhost:8000")]}
 
 
 def test_api_key(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    transport = httpx.ASGITransport(build_app([], Settings(api_key="secret")))
+    transport = httpx.ASGITransport(build_app([], ServerSettings(api_key="secret")))
 
     async def run():
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
@@ -56,7 +56,7 @@ def test_a_failure_of_the_server_is_counted() -> None:
         raise RuntimeError("broken")
 
     metrics = Metrics()
-    access = AccessControl(failing, Settings(), metrics, ["/health"])
+    access = AccessControl(failing, ServerSettings(), metrics, ["/health"])
     with pytest.raises(RuntimeError, match="broken"):
         asyncio.run(access(SCOPE, None, None))
     assert 'requests_total{path="/health",status="500"} 1.0' in metrics.text().decode()
@@ -72,7 +72,7 @@ def test_a_request_cancelled_at_shutdown_gets_an_error() -> None:
         sent.append(message)
 
     async def run():
-        access = AccessControl(waiting, Settings(), Metrics(), ["/health"])
+        access = AccessControl(waiting, ServerSettings(), Metrics(), ["/health"])
         task = asyncio.create_task(access(SCOPE, None, send))
         await asyncio.sleep(0)
         task.cancel()

@@ -10,12 +10,12 @@ import pytest
 from starlette.requests import Request
 
 from tpo_jax import families
-from tpo_jax.serving.decoder import Cache, Decoder
+from tpo_jax.serving.decoder import Cache, MediaDecoder
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.fetching import fetch, is_public
 from tpo_jax.serving.intake import Intake
 from tpo_jax.serving.media import Media
-from tpo_jax.serving.settings import MB, Settings
+from tpo_jax.serving.settings import MB, ServerSettings
 
 KIND = [(b"content-type", b"application/json")]
 
@@ -91,14 +91,14 @@ def test_a_decoder_past_its_deadline_is_replaced(folder) -> None:
     }
 
     async def run():
-        decoder = Decoder(Settings(media_seconds=0.01))
+        decoder = MediaDecoder(ServerSettings(media_seconds=0.01))
         with pytest.raises(ApiError, match="longer than"):
             await decoder.decode(request)
         decoder.settings = dataclasses.replace(decoder.settings, media_seconds=60)
         arrays = await decoder.decode(request)
         again = await decoder.decode(request)
         await decoder.close()
-        small = Decoder(Settings(decode_memory_mb=64))
+        small = MediaDecoder(ServerSettings(decode_memory_mb=64))
         with pytest.raises(ApiError):
             await small.decode(request)
         await small.close()
@@ -146,7 +146,7 @@ def test_large_bodies_do_not_block_small_ones() -> None:
         return Request({"type": "http", "method": "POST", "headers": KIND}, receive)
 
     async def run():
-        intake = Intake(settings, Media(settings), Decoder(settings))
+        intake = Intake(settings, Media(settings), MediaDecoder(settings))
         with contextlib.ExitStack() as held:
             refused = []
             for large in [request(*[piece] * 15) for _ in range(6)]:
@@ -165,7 +165,7 @@ def test_large_bodies_do_not_block_small_ones() -> None:
         await intake.close()
         return refused
 
-    settings = Settings(max_upload_mb=1)
+    settings = ServerSettings(max_upload_mb=1)
     assert asyncio.run(run()) == [429, 429]
 
 
@@ -174,7 +174,7 @@ def test_old_uploads_are_removed(tmp_path) -> None:
         yield data
 
     async def run():
-        media = Media(Settings(max_upload_mb=1))
+        media = Media(ServerSettings(max_upload_mb=1))
         urls = [await media.upload(chunks(bytes([i]) * MB)) for i in range(6)]
         found = [url for url in urls if url in media._uploads]
         left = [path.name for path in media.temporary.iterdir()]
@@ -199,7 +199,7 @@ def test_visitors_see_names_and_get_listed_videos_only(tmp_path, monkeypatch) ->
         (folders[:1], ["deep/x.mp4"]),
         (folders, ["a/clips/deep/x.mp4", "b/clips/deep/x.mp4"]),
     ):
-        media = Media(Settings(folders=given))
+        media = Media(ServerSettings(folders=given))
         assert media.listed() == (names, False)
         with monkeypatch.context() as patched:
             patched.setattr("tpo_jax.serving.media.LISTED", 1)

@@ -6,13 +6,13 @@ from tpo_jax.families.template import Message
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.media import frame_urls
 from tpo_jax.serving.protocol import parse_chat
-from tpo_jax.serving.settings import Settings
+from tpo_jax.serving.settings import ServerSettings
 
 ASKED = {"model": "tpo", "messages": [{"role": "user", "content": "Why?"}]}
 
 
 def parsed(**more):
-    return parse_chat(ASKED | more, Settings(video_of_images=2))
+    return parse_chat(ASKED | more, ServerSettings(video_of_images=2))
 
 
 def said(role, *parts):

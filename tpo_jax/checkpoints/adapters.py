@@ -11,7 +11,7 @@ import numpy as np
 from tpo_jax import families
 from tpo_jax.checkpoints import hub
 from tpo_jax.checkpoints.huggingface import weights
-from tpo_jax.checkpoints.safetensors_files import Shards
+from tpo_jax.checkpoints.safetensors_files import TensorFiles
 from tpo_jax.errors import InputError
 from tpo_jax.families.weights import Leaf, from_torch
 from tpo_jax.io.files import read_json_object
@@ -135,14 +135,14 @@ def _read_config(directory: Path) -> _Config:
     return _Config(where, values, Lora(rank, float(alpha)))
 
 
-def _open(directory: Path, config: ModelConfig) -> Shards:
+def _open(directory: Path, config: ModelConfig) -> TensorFiles:
     family = families.of(config)
     pickled, stored = "non_lora_trainables.bin", "non_lora_trainables.safetensors"
     if (directory / pickled).is_file() and not (directory / stored).is_file():
         raise InputError(
             f"{directory}/{pickled} is pickled and never loaded; store it as {stored} first"
         )
-    return Shards(directory, lambda name: family.canonical(name.removeprefix(_PREFIX)))
+    return TensorFiles(directory, lambda name: family.canonical(name.removeprefix(_PREFIX)))
 
 
 def _place(directory: Path, places: dict, name: str, config: ModelConfig) -> tuple:
@@ -163,7 +163,7 @@ def _not_of_this(directory: Path, name: str, found: Any, wanted: Any) -> InputEr
 
 
 def _factors(
-    shards: Shards, module: str, leaf: Leaf, read: _Config
+    shards: TensorFiles, module: str, leaf: Leaf, read: _Config
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return `A` `[in, r]` and `B` `[r, out]` of a module, float32, `B` in units of the common
     scale.

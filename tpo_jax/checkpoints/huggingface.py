@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from tpo_jax import families
-from tpo_jax.checkpoints.safetensors_files import DTYPES, Shards
+from tpo_jax.checkpoints.safetensors_files import DTYPES, TensorFiles
 from tpo_jax.errors import InputError
 from tpo_jax.families.family import Family
 from tpo_jax.families.weights import Leaf, Weights, from_patch
@@ -51,7 +51,7 @@ def weights(config: ModelConfig) -> Weights:
     return families.of(config).weights(config, shapes)
 
 
-def check_tensors(shards: Shards, config: ModelConfig) -> list[str]:
+def check_tensors(shards: TensorFiles, config: ModelConfig) -> list[str]:
     """Return the names the model does not use; InputError unless every tensor is as expected."""
     table = weights(config)
     for name, shape in table.tensors.items():
@@ -82,7 +82,7 @@ def check_tensors(shards: Shards, config: ModelConfig) -> list[str]:
 
 
 def _reader(
-    shards: Shards, leaf: Leaf, shape: tuple[int, ...], dtype: np.dtype
+    shards: TensorFiles, leaf: Leaf, shape: tuple[int, ...], dtype: np.dtype
 ) -> Callable[[Index], np.ndarray]:
     """Return a function from an index into the parameter to that part of it."""
 
@@ -106,7 +106,7 @@ def _reader(
     return read
 
 
-def open_shards(directory: Path, family: Family, tower: Path | None = None) -> Shards:
+def open_shards(directory: Path, family: Family, tower: Path | None = None) -> TensorFiles:
     """Open the tensors of a checkpoint under the names of `families.weights`.
 
     Args:
@@ -117,14 +117,14 @@ def open_shards(directory: Path, family: Family, tower: Path | None = None) -> S
     Raises:
         InputError: what is wrong with the files; no tower anywhere.
     """
-    shards = Shards(directory, family.canonical)
+    shards = TensorFiles(directory, family.canonical)
     if found := family.beside(directory, shards.shapes(), tower):
         shards.add(*found)
     return shards
 
 
 def open_params(
-    shards: Shards, config: ModelConfig, dtype: Callable[[str], Any] = lambda path: None
+    shards: TensorFiles, config: ModelConfig, dtype: Callable[[str], Any] = lambda path: None
 ) -> dict:
     """Return parameters as `families.abstract_params(config)`, every leaf a `Stored`.
 

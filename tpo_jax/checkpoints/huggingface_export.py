@@ -16,7 +16,13 @@ from safetensors.numpy import load_file, save_file
 
 from tpo_jax import families
 from tpo_jax.checkpoints.huggingface import check_tensors, flatten, weights
-from tpo_jax.checkpoints.safetensors_files import DTYPES, INDEX, Entry, SafetensorsWriter, Shards
+from tpo_jax.checkpoints.safetensors_files import (
+    DTYPES,
+    INDEX,
+    Entry,
+    SafetensorsWriter,
+    TensorFiles,
+)
 from tpo_jax.errors import InputError, note
 from tpo_jax.families.weights import Leaf, Weights, to_torch
 from tpo_jax.io.files import read_json_object, write_json
@@ -39,7 +45,7 @@ SIDE_FILES = (
 _SHARD_BYTES = 5 * 10**9
 
 
-def keep(shards: Shards, target: Path, config: ModelConfig) -> None:
+def keep(shards: TensorFiles, target: Path, config: ModelConfig) -> None:
     """Store what an export needs beyond the parameters to give a checkpoint back byte by byte.
 
     That is `config.json`, the config files of its parts, `layout.json` (which tensor lies in which

@@ -21,7 +21,7 @@ from tpo_jax.checkpoints import huggingface_export as export
 from tpo_jax.checkpoints.adapters import read_adapters
 from tpo_jax.checkpoints.huggingface import flatten
 from tpo_jax.checkpoints.native import nested
-from tpo_jax.checkpoints.safetensors_files import Shards
+from tpo_jax.checkpoints.safetensors_files import TensorFiles
 from tpo_jax.errors import InputError, note
 from tpo_jax.families.family import Family
 from tpo_jax.io.files import read_json_object, replacing_directory, write_json
@@ -111,7 +111,7 @@ def load_config(
     values = read_json_object(directory / "config.json")
     if not is_native(directory):
         family = _published_family(directory, values)
-        shapes = Shards(directory, family.canonical).shapes()
+        shapes = TensorFiles(directory, family.canonical).shapes()
         return family.read_config(directory, shapes, settings | _tower(tower))
     _no_tower(directory, tower)
     try:
@@ -226,7 +226,7 @@ def _no_tower(directory: Path, tower: str | Path | None) -> None:
         raise InputError(f"--tower={tower}: {directory} is a native directory, which has its own")
 
 
-def _open(directory: Path, config: ModelConfig, tower: str | Path | None) -> Shards:
+def _open(directory: Path, config: ModelConfig, tower: str | Path | None) -> TensorFiles:
     family = families.of(config)
     return huggingface.open_shards(directory, family, _tower(tower).get("tower"))
 
@@ -297,4 +297,4 @@ def _keep(source: Path, target: Path, config: ModelConfig, tower: str | Path | N
 
 
 def _names(directory: Path) -> dict[str, Any]:
-    return Shards(directory).shapes() if any(directory.glob("*.safetensors")) else {}
+    return TensorFiles(directory).shapes() if any(directory.glob("*.safetensors")) else {}

@@ -25,7 +25,7 @@ class _Tensor(NamedTuple):
     dtype: str  # as safetensors names it
 
 
-class Shards:
+class TensorFiles:
     """The safetensors files of a directory, read by slice.
 
     A file is open only while it is read: its pages are given back, and a model of many files takes

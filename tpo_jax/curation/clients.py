@@ -30,7 +30,7 @@ class Failure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Clip:
+class VideoView:
     """Frames of a video file, folder of images or stored video; equal clips are equal frames."""
 
     path: Path
@@ -58,7 +58,7 @@ class Request:
 
     id: str
     prompt: str
-    clip: Clip | None
+    clip: VideoView | None
     seed: int
     unit: Unit = field(compare=False)
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from tpo_jax.curation import projection
 from tpo_jax.curation.clients import Failure, ModelClient, Request
-from tpo_jax.curation.journals import ADVICE, Outcome, Part, next_units, read_outcomes
+from tpo_jax.curation.journals import ADVICE, Outcome, WorkPart, next_units, read_outcomes
 from tpo_jax.curation.roles import Clients
 from tpo_jax.curation.stages import Dropped, Stage
 from tpo_jax.curation.units import Unit
@@ -43,7 +43,7 @@ class StageRunner:
     def __init__(
         self,
         workdir: Path,
-        part: Part,
+        part: WorkPart,
         owners: Mapping[str, dict[str, Any]],
         clients: Clients,
         retry: bool = False,

@@ -23,7 +23,7 @@ Outcome = dict[str, Any]  # `id` and one of `items`, `dropped`, `set_aside`
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class WorkPart:
     """The share of the videos that one run works on: `index` of `count`."""
 
     index: int = 0
@@ -39,18 +39,18 @@ class Part:
         return workdir / f"{name}{tag}.jsonl"
 
 
-def parse_part(text: str) -> Part:
+def parse_part(text: str) -> WorkPart:
     """Return the part that `i/n` names; the whole for an empty text.
 
     Raises:
         InputError: Not of that form, or i is not below n.
     """
     if not text:
-        return Part()
+        return WorkPart()
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise InputError(f"--part={text}: must be i/n with i from 0 to n - 1, as 0/4")
-    return Part(int(index), int(count))
+    return WorkPart(int(index), int(count))
 
 
 def read_outcomes(

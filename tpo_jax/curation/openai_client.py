@@ -13,7 +13,7 @@ import httpx2
 import openai
 from openai.types.chat import ChatCompletion
 
-from tpo_jax.curation.clients import Clip, Failure, Replies, Request, Stop
+from tpo_jax.curation.clients import Failure, Replies, Request, Stop, VideoView
 from tpo_jax.curation.config import OpenAI, Role
 from tpo_jax.curation.ledger import Ledger
 from tpo_jax.errors import InputError
@@ -196,7 +196,7 @@ class OpenAIClient:
             reason = f"not a chat completion: {_line(response.text)}"
             raise httpx2.DecodingError(reason, request=response.request)
 
-    def _images(self, clip: Clip) -> list[dict[str, Any]] | Failure:
+    def _images(self, clip: VideoView) -> list[dict[str, Any]] | Failure:
         frames = clip.read()
         if isinstance(frames, Failure):
             return frames

@@ -27,7 +27,7 @@ EXCLUDED = "struck.txt"
 def curate(
     config: ConfigDict,
     workdir: Path,
-    part: journals.Part = journals.Part(),  # noqa: B008, a constant
+    part: journals.WorkPart = journals.WorkPart(),  # noqa: B008, a constant
     max_cost: float = 0.0,
     retry: bool = False,
 ) -> dict[str, Any]:

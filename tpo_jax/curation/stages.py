@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tpo_jax.curation import templates
-from tpo_jax.curation.clients import Clip, Request
+from tpo_jax.curation.clients import Request, VideoView
 from tpo_jax.curation.config import Config
 from tpo_jax.curation.seeds import seed_of
 from tpo_jax.curation.units import Unit
@@ -72,20 +72,20 @@ class Stage(abc.ABC):
         """Return the fields of a finished unit that the journal stores."""
         return {name: getattr(unit, name) for name in ("id", *self.adds)}
 
-    def _request(self, unit: Unit, part: str, prompt: str, clip: Clip | None) -> Request:
+    def _request(self, unit: Unit, part: str, prompt: str, clip: VideoView | None) -> Request:
         name = f"{unit.id}/{part}"
         return Request(name, prompt, clip, seed_of(self.seed, self.role, name), unit)
 
-    def _clip(self, unit: Unit, view: str, part: str, video: str = "") -> Clip:
+    def _clip(self, unit: Unit, view: str, part: str, video: str = "") -> VideoView:
         """Return what the stage's role sees of a video through a view."""
         bare = parse(view)[0]
         span = unit.segment if bare in SPANS else None
         # Seeded by segment, not by question: questions that see the same frames share an encoding.
         draw = seed_of(self.seed, part, unit.video, str(span)) if bare in RANDOM else 0
         count = self.config.role(self.role).num_frames
-        return Clip(self.folder / (video or unit.video), View(view, count, span, draw))
+        return VideoView(self.folder / (video or unit.video), View(view, count, span, draw))
 
-    def _subject(self, unit: Unit) -> Clip | None:
+    def _subject(self, unit: Unit) -> VideoView | None:
         """Return the part of the video that the unit is about; None for a role of 0 frames."""
         if not self.config.role(self.role).num_frames:
             return None

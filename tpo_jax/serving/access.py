@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.metrics import Metrics
 from tpo_jax.serving.page_api import ASSETS
-from tpo_jax.serving.settings import Settings
+from tpo_jax.serving.settings import ServerSettings
 
 WITHOUT_KEY = (*ASSETS, "/health")
 
@@ -18,7 +18,9 @@ WITHOUT_KEY = (*ASSETS, "/health")
 class AccessControl:
     """ASGI middleware: checks host name and API key, counts responses by path and status."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, paths: Sequence[str]):
+    def __init__(
+        self, app: ASGIApp, settings: ServerSettings, metrics: Metrics, paths: Sequence[str]
+    ):
         self.app, self.metrics, self.paths = app, metrics, paths
         self.hosts = settings.hosts
         self.expected = f"Bearer {settings.api_key}".encode() if settings.api_key else b""

@@ -15,17 +15,17 @@ from starlette.routing import Route
 from tpo_jax.serving.access import AccessControl
 from tpo_jax.serving.batching import Engine
 from tpo_jax.serving.chat import Chat
-from tpo_jax.serving.decoder import Decoder
+from tpo_jax.serving.decoder import MediaDecoder
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.intake import Intake
 from tpo_jax.serving.media import Media
 from tpo_jax.serving.metrics import Metrics
-from tpo_jax.serving.models import Model
+from tpo_jax.serving.models import ServedModel
 from tpo_jax.serving.page_api import PageApi
-from tpo_jax.serving.settings import Settings
+from tpo_jax.serving.settings import ServerSettings
 
 
-def build_app(models: Sequence[Model], settings: Settings) -> Starlette:
+def build_app(models: Sequence[ServedModel], settings: ServerSettings) -> Starlette:
     """Return the application; its state has `metrics` and `engine`.
 
     Args:
@@ -34,7 +34,7 @@ def build_app(models: Sequence[Model], settings: Settings) -> Starlette:
     """
     hosted, metrics = {model.name: model for model in models}, Metrics()
     engine = Engine(metrics, settings.max_batch, settings.wait_ms, settings.max_waiting)
-    intake = Intake(settings, Media(settings), Decoder(settings))
+    intake = Intake(settings, Media(settings), MediaDecoder(settings))
     started = int(time.time())
 
     @asynccontextmanager

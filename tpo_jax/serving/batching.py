@@ -21,7 +21,7 @@ from tpo_jax.generation.sampling import Sampling
 from tpo_jax.inference.generator import Answer
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.metrics import Metrics
-from tpo_jax.serving.models import Model, Visual, prompt_length
+from tpo_jax.serving.models import ServedModel, Visual, prompt_length
 
 
 @dataclasses.dataclass(eq=False)
@@ -43,7 +43,7 @@ class Job:
         last: The latest state delivered.
     """
 
-    model: Model
+    model: ServedModel
     visual: Visual
     question: Question
     row: Row

@@ -17,9 +17,9 @@ from tpo_jax.serving.batching import Engine, Job
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.intake import Intake
 from tpo_jax.serving.metrics import Metrics
-from tpo_jax.serving.models import Model
+from tpo_jax.serving.models import ServedModel
 from tpo_jax.serving.protocol import ChatRequest, Reply, parse_chat
-from tpo_jax.serving.settings import Settings
+from tpo_jax.serving.settings import ServerSettings
 
 T = TypeVar("T")
 
@@ -133,8 +133,8 @@ class Chat:
 
     def __init__(
         self,
-        models: dict[str, Model],
-        settings: Settings,
+        models: dict[str, ServedModel],
+        settings: ServerSettings,
         engine: Engine,
         intake: Intake,
         metrics: Metrics,
@@ -176,7 +176,7 @@ class Chat:
         return job, asked
 
 
-def find_model(models: Mapping[str, Model], name: str) -> Model:
+def find_model(models: Mapping[str, ServedModel], name: str) -> ServedModel:
     """Return the model of that name; raise `ApiError` if there is none."""
     if name not in models:
         known = ", ".join(models)

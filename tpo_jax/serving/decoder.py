@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 
 from tpo_jax.serving.errors import ApiError
-from tpo_jax.serving.settings import MB, Settings
+from tpo_jax.serving.settings import MB, ServerSettings
 
 PROCESSES = 2
 KEPT = 16  # decoded videos
 
 
-class Decoder:
+class MediaDecoder:
     """A pool of decoding processes; one that is late or broken is killed and replaced."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: ServerSettings):
         self.settings = settings
         self._slots = asyncio.Semaphore(PROCESSES)
         self._idle: list[asyncio.subprocess.Process] = []

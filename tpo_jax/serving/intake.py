@@ -10,13 +10,13 @@ from starlette.requests import ClientDisconnect, Request
 
 from tpo_jax import families
 from tpo_jax.models.pictures import Pictures
-from tpo_jax.serving.decoder import Cache, Decoder
+from tpo_jax.serving.decoder import Cache, MediaDecoder
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.fields import parse_json
 from tpo_jax.serving.media import Media
 from tpo_jax.serving.messages import Shown
-from tpo_jax.serving.models import Model, Visual
-from tpo_jax.serving.settings import MB, Settings
+from tpo_jax.serving.models import ServedModel, Visual
+from tpo_jax.serving.settings import MB, ServerSettings
 
 BODIES_OVER_ONE = 4  # bytes of all large bodies in flight, in units of the largest allowed
 SMALL_BODY = 1 << 18
@@ -31,7 +31,7 @@ def need_type(request: Request, kind: str) -> None:
 class Intake:
     """Reads bodies and media within the limits of the settings."""
 
-    def __init__(self, settings: Settings, media: Media, decoder: Decoder):
+    def __init__(self, settings: ServerSettings, media: Media, decoder: MediaDecoder):
         self.settings, self.media, self.decoder = settings, media, decoder
         self.most = settings.max_upload_mb * MB
         self._cache = Cache()
@@ -102,7 +102,7 @@ class Intake:
     def _too_large(self) -> ApiError:
         return ApiError(413, f"larger than {self.settings.max_upload_mb} MB", "too_large")
 
-    async def look(self, model: Model, shown: Shown, num_frames: int) -> Visual:
+    async def look(self, model: ServedModel, shown: Shown, num_frames: int) -> Visual:
         """Return the parts of a conversation as the model sees them; equal ones are decoded once.
 
         Args:

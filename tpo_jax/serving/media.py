@@ -21,9 +21,9 @@ from urllib.parse import unquote, urlsplit
 
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.fetching import fetch
-from tpo_jax.serving.messages import FRAMES, Part
+from tpo_jax.serving.messages import FRAMES, MediaPart
 from tpo_jax.serving.models import names
-from tpo_jax.serving.settings import MB, Settings
+from tpo_jax.serving.settings import MB, ServerSettings
 
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".ts", ".ogv", ".flv"}
 LISTED = 5000
@@ -40,7 +40,7 @@ class File(NamedTuple):
 class Media:
     """Turns the parts of messages into files."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: ServerSettings):
         self.settings = settings
         self.folders = tuple(dict.fromkeys(folder.resolve() for folder in settings.folders))
         called = names([*map(str, self.folders)]) if len(self.folders) > 1 else [""]
@@ -55,7 +55,7 @@ class Media:
         shutil.rmtree(self.temporary, ignore_errors=True)
 
     @asynccontextmanager
-    async def files(self, parts: tuple[Part, ...]) -> AsyncIterator[list[File]]:
+    async def files(self, parts: tuple[MediaPart, ...]) -> AsyncIterator[list[File]]:
         """Yield the parts as files, which exist until the block ends; frames are one file each.
 
         Raises:

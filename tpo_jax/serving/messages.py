@@ -15,7 +15,7 @@ _CACHED = ("cache_control", "uuid")  # what a provider keeps of a prompt: no ans
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class MediaPart:
     """An image or a video of a message.
 
     Attributes:
@@ -38,7 +38,7 @@ class Shown(NamedTuple):
     """
 
     kind: str
-    parts: tuple[Part, ...]
+    parts: tuple[MediaPart, ...]
 
 
 def parse_messages(messages: Any, video_of_images: int) -> tuple[tuple[Message, ...], Shown]:
@@ -67,7 +67,7 @@ def parse_messages(messages: Any, video_of_images: int) -> tuple[tuple[Message, 
     return tuple(conversation), shown
 
 
-def _kind(parts: Sequence[Part], counts: Sequence[int], video_of_images: int) -> str:
+def _kind(parts: Sequence[MediaPart], counts: Sequence[int], video_of_images: int) -> str:
     if any(part.kind == "video" for part in parts):
         if len(parts) > 1:
             raise wrong("messages", "must have either one video or images")
@@ -83,7 +83,7 @@ def _with_placeholders(text: str, parts: int, kind: str) -> str:
     return " ".join([IMAGE] * (parts if kind == "images" else 1)) + "\n" + text
 
 
-def _parse_message(message: dict, where: str) -> tuple[Message, list[Part]]:
+def _parse_message(message: dict, where: str) -> tuple[Message, list[MediaPart]]:
     # First, for a message that calls a tool has no content.
     held = {name for name, value in message.items() if value} - {"role", "content", *LOGGED}
     if held:
@@ -101,10 +101,10 @@ def _parse_message(message: dict, where: str) -> tuple[Message, list[Part]]:
     text = "\n".join(part for part in read if isinstance(part, str)).strip()
     if not text and role == "user":
         raise wrong(where, "must have text")
-    return Message(role, text), [part for part in read if isinstance(part, Part)]
+    return Message(role, text), [part for part in read if isinstance(part, MediaPart)]
 
 
-def _parse_part(part: Any, where: str, role: str) -> str | Part:
+def _parse_part(part: Any, where: str, role: str) -> str | MediaPart:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text":
         check_keys(part, ("type", kind, *_CACHED), where)
@@ -120,4 +120,4 @@ def _parse_part(part: Any, where: str, role: str) -> str | Part:
     if not isinstance(url, str) or not url:
         raise wrong(where, f"must have {kind}.url")
     check_keys(link, ("url", "detail"), f"{where}.{kind}")
-    return Part(PARTS[kind], url, where)
+    return MediaPart(PARTS[kind], url, where)

@@ -45,7 +45,7 @@ class Visual(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Model:
+class ServedModel:
     """A loaded model and its name in the API."""
 
     name: str
@@ -93,7 +93,7 @@ class Model:
         )
 
 
-def warm_up(model: Model, num_frames: int) -> None:
+def warm_up(model: ServedModel, num_frames: int) -> None:
     """Compile the programs of a single question about a video of `num_frames` frames.
 
     A longer video's times are longer numbers, so that its prompt may have another shape: the
@@ -136,7 +136,7 @@ class Source(NamedTuple):
     weights: str = ""
 
 
-def load(source: Source, name: str, max_new_tokens: int, dtype: str) -> Model:
+def load(source: Source, name: str, max_new_tokens: int, dtype: str) -> ServedModel:
     """Load a model; all devices share a row.
 
     Raises:
@@ -144,7 +144,7 @@ def load(source: Source, name: str, max_new_tokens: int, dtype: str) -> Model:
     """
     checkpoint, tower, adapters, weights = source
     model = inference.load(checkpoint, dtype=dtype, tower=tower, adapters=adapters, weights=weights)
-    return Model(name, model, max_new_tokens)
+    return ServedModel(name, model, max_new_tokens)
 
 
 def names(directories: Sequence[str]) -> list[str]:

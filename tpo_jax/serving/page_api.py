@@ -16,9 +16,9 @@ from tpo_jax.serving import fields
 from tpo_jax.serving.chat import find_model
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.intake import Intake, need_type
-from tpo_jax.serving.messages import Part, Shown
-from tpo_jax.serving.models import Model
-from tpo_jax.serving.settings import Settings
+from tpo_jax.serving.messages import MediaPart, Shown
+from tpo_jax.serving.models import ServedModel
+from tpo_jax.serving.settings import ServerSettings
 
 FOLDER = Path(__file__).parent / "page"
 ASSETS = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
@@ -37,7 +37,7 @@ THUMBNAIL = 224  # pixels, at most
 class PageApi:
     """Handlers of the page's files, settings, videos, uploads and frames."""
 
-    def __init__(self, models: Mapping[str, Model], settings: Settings, intake: Intake):
+    def __init__(self, models: Mapping[str, ServedModel], settings: ServerSettings, intake: Intake):
         self.models, self.settings, self.intake = models, settings, intake
 
     def routes(self) -> list[Route]:
@@ -83,7 +83,7 @@ class PageApi:
         with self.intake.reserved(request):
             body = await self.intake.json(request)
             model = find_model(self.models, fields.text(body, "model"))
-            part = Part("video", fields.text(body, "url"), "url")
+            part = MediaPart("video", fields.text(body, "url"), "url")
             default, most = self.settings.num_frames, self.settings.max_frames
             count = fields.number(body, "num_frames", default, 1, most)
             visual = await self.intake.look(model, Shown("video", (part,)), count)

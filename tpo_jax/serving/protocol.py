@@ -10,7 +10,7 @@ from tpo_jax.generation.sampling import Sampling
 from tpo_jax.inference.generator import Answer
 from tpo_jax.serving.fields import check_keys, check_names, flag, number, text, wrong
 from tpo_jax.serving.messages import Shown, parse_messages
-from tpo_jax.serving.settings import Settings
+from tpo_jax.serving.settings import ServerSettings
 
 MOST_STOPS = 4
 
@@ -31,7 +31,7 @@ class ChatRequest:
     include_usage: bool
 
 
-def parse_chat(body: dict, settings: Settings) -> ChatRequest:
+def parse_chat(body: dict, settings: ServerSettings) -> ChatRequest:
     """Return what the body of a chat completion asks for.
 
     Besides OpenAI's fields, accepts `num_frames`, `top_k` and `repetition_penalty`.

@@ -7,7 +7,7 @@ MB = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """Each field is a flag of `tpo_jax.serve`, whose help explains it; sizes are in MB."""
 
     folders: tuple[Path, ...] = ()

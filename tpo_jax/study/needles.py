@@ -12,7 +12,7 @@ from tpo_jax.inference.model import load
 from tpo_jax.study.records import NeedlesFound
 from tpo_jax.study.stages import LONG_SECONDS
 from tpo_jax.worlds.render import render
-from tpo_jax.worlds.timeline import CORNERS, DIGITS, HUES, Needle, Timeline, make_timeline
+from tpo_jax.worlds.timeline import CORNERS, DIGITS, HUES, Timeline, WorldNeedle, make_timeline
 
 DEPTHS = niah.depths(0.2)
 SPACING = 3  # seconds between frames, as in the training of TPO
@@ -44,7 +44,7 @@ def search(model: Path, seed: int, lengths: tuple[int, ...], count: int) -> Need
     needles = []
     for index in range(count):
         hue, digit, corner = index % len(HUES), *rng.integers((len(DIGITS), len(CORNERS)))
-        shown = Needle(0, 1, hue, int(digit), int(corner))
+        shown = WorldNeedle(0, 1, hue, int(digit), int(corner))
         [frame] = processor.resize(render(Timeline(1, (), (shown,)), seed, index))
         question = f"\nWhich number is written in {HUES[hue]}?"
         answer = f"The number is {DIGITS[shown.digit]}."

@@ -25,7 +25,7 @@ from tpo_jax.study.stages import (
     videos_of,
 )
 from tpo_jax.study.statistics import exact
-from tpo_jax.worlds.questions import Question, make_questions
+from tpo_jax.worlds.questions import WorldQuestion, make_questions
 from tpo_jax.worlds.timeline import make_timeline
 from tpo_jax.worlds.world import WorldVideo
 
@@ -56,7 +56,7 @@ def pair_line(made: Candidate, verdict: str, model: str = "base") -> dict[str, A
     return {name: fields[name] for name in names} | {"provenance": provenance}
 
 
-def questions_of(seed: int, videos: int, localized: int) -> list[list[Question]]:
+def questions_of(seed: int, videos: int, localized: int) -> list[list[WorldQuestion]]:
     """Return for each long video its comprehensive questions and `localized` localized ones."""
     world, found = seed + LONG_WORLD, []
     for index in range(videos):
@@ -72,7 +72,7 @@ def candidates(
     videos: Sequence[WorldVideo],
     frames: np.ndarray,
     times: np.ndarray,
-    questions: Sequence[Sequence[Question]],
+    questions: Sequence[Sequence[WorldQuestion]],
 ) -> list[Candidate]:
     """Answer the questions about videos well and badly informed.
 

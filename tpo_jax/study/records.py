@@ -70,7 +70,7 @@ class NeedlesFound:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class StudyRun:
     """A model family, a seed, and the row of `rows.ROWS` that is trained."""
 
     family: str  # preset of the model

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tpo_jax.io.files import read_json
-from tpo_jax.study.records import Answer, Candidate, NeedlesFound, Run, read_rows
+from tpo_jax.study.records import Answer, Candidate, NeedlesFound, StudyRun, read_rows
 from tpo_jax.study.stages import LONG_FRAMES, LONG_SECONDS
 from tpo_jax.study.statistics import Difference, Mean, bootstrap, paired, t_interval
 
@@ -43,9 +43,9 @@ class Results:
         self.workdir, self.family, self.seeds = workdir, family, tuple(seeds)
         self.answers = functools.cache(self._answers)
 
-    def run(self, row: str, seed: int) -> Run:
+    def run(self, row: str, seed: int) -> StudyRun:
         """Return the run of a row and a seed."""
-        return Run(self.family, seed, row)
+        return StudyRun(self.family, seed, row)
 
     def _answers(self, row: str, seed: int) -> list[Answer]:
         return read_rows(self.run(row, seed).answers(self.workdir), Answer)

@@ -49,7 +49,7 @@ class FullSize:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class TableRow:
     """One way to train.
 
     Attributes:
@@ -69,29 +69,29 @@ NESTED = {"data.subset_seed": 1}  # the smaller subset is part of the larger one
 SUPERVISED = {"objective.dpo_weight": 0.0, "objective.alpha": 1.0}
 # `docs/objectives.md` says where the numbers of Hound-DPO, RRPO and LeanPO come from.
 ROWS = {
-    "base": Row("base", miniature=None, full_size=None),
-    "base_stretched": Row("base, positions scaled", miniature=None, full_size=None),
-    "tpo": Row("TPO"),
-    "localized_only": Row("localized only", {"data.mixing": (1.0, 0.0)}),
-    "mix_8_2": Row("8:2", {"data.mixing": (0.8, 0.2)}),
-    "mix_2_8": Row("2:8", {"data.mixing": (0.2, 0.8)}),
-    "comprehensive_only": Row("comprehensive only", {"data.mixing": (0.0, 1.0)}),
-    "scale_20": Row(
+    "base": TableRow("base", miniature=None, full_size=None),
+    "base_stretched": TableRow("base, positions scaled", miniature=None, full_size=None),
+    "tpo": TableRow("TPO"),
+    "localized_only": TableRow("localized only", {"data.mixing": (1.0, 0.0)}),
+    "mix_8_2": TableRow("8:2", {"data.mixing": (0.8, 0.2)}),
+    "mix_2_8": TableRow("2:8", {"data.mixing": (0.2, 0.8)}),
+    "comprehensive_only": TableRow("comprehensive only", {"data.mixing": (0.0, 1.0)}),
+    "scale_20": TableRow(
         "a fifth of the pairs",
         miniature=Miniature(share=0.2),
         full_size=FullSize("scale_2k", pairs=2_000, changes={"data.limit": 2_000} | NESTED),
     ),
-    "scale_50": Row(
+    "scale_50": TableRow(
         "half of the pairs",
         miniature=Miniature(share=0.5),
         full_size=FullSize("scale_5k", pairs=5_000, changes={"data.limit": 5_000} | NESTED),
     ),
-    "dpo": Row("no SFT term", {"objective.alpha": 0.0}),
-    "sft_self": Row("SFT_Self", SUPERVISED),
-    "sft_llm": Row(
+    "dpo": TableRow("no SFT term", {"objective.alpha": 0.0}),
+    "sft_self": TableRow("SFT_Self", SUPERVISED),
+    "sft_llm": TableRow(
         "SFT_LLM", SUPERVISED, Miniature("written"), FullSize("sft_self", shards="written")
     ),
-    "hound_dpo": Row(
+    "hound_dpo": TableRow(
         "Hound-DPO",
         {"objective.alpha": 0.0},
         Miniature("sampled", changes={"data.mixing": ()}),
@@ -106,7 +106,7 @@ ROWS = {
             },
         ),
     ),
-    "rrpo": Row(
+    "rrpo": TableRow(
         "RRPO",
         {
             "objective.loss": "rrpo",
@@ -115,17 +115,17 @@ ROWS = {
             "objective.token_kl": 0.01,
         },
     ),
-    "leanpo": Row(
+    "leanpo": TableRow(
         "LeanPO", {"objective.loss": "leanpo", "objective.beta": 2.0, "objective.alpha": 0.0}
     ),
-    "judge_off": Row("judge off", miniature=Miniature("unjudged"), full_size=None),
-    "noisy_judge": Row("noisy judge", miniature=Miniature("noisy"), full_size=None),
-    "frames_48": Row(
+    "judge_off": TableRow("judge off", miniature=Miniature("unjudged"), full_size=None),
+    "noisy_judge": TableRow("noisy judge", miniature=Miniature("noisy"), full_size=None),
+    "frames_48": TableRow(
         "trained at 48 frames",
         miniature=Miniature(changes={"data.num_frames": 48}),
         full_size=None,
     ),
-    "stretched": Row(
+    "stretched": TableRow(
         "TPO, positions scaled", miniature=Miniature(start="stretched"), full_size=None
     ),
 }

@@ -29,7 +29,7 @@ from tpo_jax.io.files import read_json, write_json
 from tpo_jax.io.processes import end_with_parent
 from tpo_jax.study import needles, pairs, stages
 from tpo_jax.study.asking import ask_held_out, generator_of
-from tpo_jax.study.records import Answer, Candidate, Run, read_rows, write_rows
+from tpo_jax.study.records import Answer, Candidate, StudyRun, read_rows, write_rows
 from tpo_jax.study.rows import ROWS
 from tpo_jax.study.settings import (
     COMMON_SEED,
@@ -97,7 +97,7 @@ def evaluate(directory: Path, family: str, name: str, choices: Choices, model: s
     write_rows(directory / f"{name}_answers.json", rows)
 
 
-def carry_out(run: Run, workdir: Path, choices: Choices, train: Train) -> None:
+def carry_out(run: StudyRun, workdir: Path, choices: Choices, train: Train) -> None:
     """Do what is missing of a run.
 
     Raises:
@@ -107,7 +107,7 @@ def carry_out(run: Run, workdir: Path, choices: Choices, train: Train) -> None:
     directory, common = run.directory(workdir), workdir / "common"
     with _locked(directory):
         if other := DECODER_OF.get(run.family):
-            there = Run(other, run.seed, "base").directory(workdir)
+            there = StudyRun(other, run.seed, "base").directory(workdir)
             names = ("long", *(f"eval_{seconds}" for seconds in choices.scale.lengths))
             _link(directory, [there / f"{name}{end}" for name in names for end in ("", ".json")])
         stages.long_stages(Stages(directory), choices.scale, run.seed)
@@ -148,11 +148,11 @@ def initial_model(
     save_model(directory / "initial", config, params, directory / "tokenizer")
 
 
-def _stages(run: Run, workdir: Path, choices: Choices, train: Train) -> None:
+def _stages(run: StudyRun, workdir: Path, choices: Choices, train: Train) -> None:
     directory = run.directory(workdir)
     stage, scale, seed, decoder = Stages(directory), choices.scale, run.seed, None
     if other := DECODER_OF.get(run.family):
-        decoder = Run(other, run.seed, "base").directory(workdir) / "base" / "model"
+        decoder = StudyRun(other, run.seed, "base").directory(workdir) / "base" / "model"
         scale = dataclasses.replace(scale, base_steps=choices.adapting_steps)
     initial = (directory, run.family, seed, workdir / "common" / run.family, decoder)
     stage("initial weights", "initial", initial_model, *initial)
@@ -216,7 +216,7 @@ def check_workdir(workdir: Path, choices: Choices, *, make: bool = True) -> None
 
 
 def carry_out_all(
-    todo: Sequence[Run], workdir: Path, choices: Choices, train: Train, workers: int
+    todo: Sequence[StudyRun], workdir: Path, choices: Choices, train: Train, workers: int
 ) -> None:
     """Carry out runs in order, but never two of one seed at a time.
 
@@ -240,7 +240,7 @@ def carry_out_all(
     with concurrent.futures.ProcessPoolExecutor(
         *(workers, context), initializer=begin_worker, initargs=(workdir / "compiled", cores)
     ) as pool:
-        running: dict[concurrent.futures.Future, Run] = {}
+        running: dict[concurrent.futures.Future, StudyRun] = {}
         while waiting or running:
             busy = {run.seed for run in running.values()}
             for run in list(waiting):

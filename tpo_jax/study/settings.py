@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from tpo_jax.study.records import Run
+from tpo_jax.study.records import StudyRun
 from tpo_jax.study.rows import ROWS, tiny
 from tpo_jax.study.stages import LONG_FRAMES, SCALES, Scale
 
@@ -84,7 +84,7 @@ def draws(family: str) -> int:
     return 2 if "sampled" in sources else 0
 
 
-def runs(wanted: Iterable[tuple[str, str]], seeds: Sequence[int]) -> list[Run]:
+def runs(wanted: Iterable[tuple[str, str]], seeds: Sequence[int]) -> list[StudyRun]:
     """Return the runs of all seeds for (family, row), in the order of `WAVES`.
 
     The bases of `DECODER_OF` that they need are among them.
@@ -92,7 +92,7 @@ def runs(wanted: Iterable[tuple[str, str]], seeds: Sequence[int]) -> list[Run]:
     wanted = set(wanted)
     wanted |= {(DECODER_OF[family], "base") for family, _ in wanted if family in DECODER_OF}
     return [
-        Run(family, seed, row)
+        StudyRun(family, seed, row)
         for family, rows in WAVES
         for seed in seeds
         for row in rows

@@ -25,7 +25,7 @@ from tpo_jax.study.rows import tiny
 from tpo_jax.study.tower import TowerTraining, pretrain_tower
 from tpo_jax.video import sampling
 from tpo_jax.worlds.labels import SIZES, frame_labels
-from tpo_jax.worlds.questions import Question
+from tpo_jax.worlds.questions import WorldQuestion
 from tpo_jax.worlds.timeline import make_timeline
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer, world_texts
 from tpo_jax.worlds.world import WorldVideo, make_videos
@@ -127,7 +127,7 @@ def render(
 def videos_of(workdir: Path, name: str) -> list[WorldVideo]:
     """Load the videos that `render` made."""
     return [
-        WorldVideo(v["path"], v["duration"], tuple(Question(**q) for q in v["questions"]))
+        WorldVideo(v["path"], v["duration"], tuple(WorldQuestion(**q) for q in v["questions"]))
         for v in read_json(workdir / f"{name}.json")
     ]
 

@@ -46,7 +46,7 @@ PARTS = {  # of the account: title, colour
 }
 
 
-class Part(NamedTuple):
+class TimeShare(NamedTuple):
     """A part of the bar of time."""
 
     title: str
@@ -75,7 +75,7 @@ def page(name: str, run: Run) -> str:
     """Return the HTML page of a run that is called `name`."""
     account = run.account
     parts = [
-        Part(title, colour, seconds, 100 * seconds / account.wall)
+        TimeShare(title, colour, seconds, 100 * seconds / account.wall)
         for part, (title, colour) in PARTS.items()
         if (seconds := account.seconds[part]) > 0
     ]

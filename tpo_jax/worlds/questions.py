@@ -20,8 +20,8 @@ from tpo_jax.worlds.timeline import (
     MOTIONS,
     SHAPES,
     Event,
-    Needle,
     Timeline,
+    WorldNeedle,
     generator,
 )
 
@@ -38,7 +38,7 @@ TYPES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
+class WorldQuestion:
     """A question, its one true answer, and the segment in seconds that shows it (None: all)."""
 
     type: str
@@ -52,7 +52,7 @@ class Question:
 Candidate = tuple[tuple[str, str], tuple[str, str], tuple[float, float] | None]
 
 
-def _segment(first: Event | Needle, last: Event | Needle) -> tuple[float, float]:
+def _segment(first: Event | WorldNeedle, last: Event | WorldNeedle) -> tuple[float, float]:
     return first.start / FPS, last.end / FPS
 
 
@@ -187,7 +187,9 @@ QUESTION_TYPES: dict[
 }
 
 
-def make_questions(timeline: Timeline, seed: int, index: int, count: int = 8) -> list[Question]:
+def make_questions(
+    timeline: Timeline, seed: int, index: int, count: int = 8
+) -> list[WorldQuestion]:
     """Return up to `count` different questions about one video, spread evenly over the types.
 
     Args:
@@ -201,7 +203,7 @@ def make_questions(timeline: Timeline, seed: int, index: int, count: int = 8) ->
     """
     rng = generator(seed, index, 1)
     pools = {name: _pool(name, timeline, rng) for name in TYPES}
-    questions: list[Question] = []
+    questions: list[WorldQuestion] = []
     while len(questions) < count and any(pools.values()):
         for i in rng.permutation(len(TYPES)):
             if pools[TYPES[i]] and len(questions) < count:
@@ -209,7 +211,7 @@ def make_questions(timeline: Timeline, seed: int, index: int, count: int = 8) ->
     return questions
 
 
-def _pool(name: str, timeline: Timeline, rng: np.random.Generator) -> list[Question]:
+def _pool(name: str, timeline: Timeline, rng: np.random.Generator) -> list[WorldQuestion]:
     """Return every question of one type in random order, its families alternating from the end."""
     ranked = []
     for family in QUESTION_TYPES[name]:
@@ -220,5 +222,5 @@ def _pool(name: str, timeline: Timeline, rng: np.random.Generator) -> list[Quest
     for _, (sentence, bare, segment) in sorted(ranked, key=lambda item: -item[0]):
         text, answer = sentence if rng.random() < 0.5 else bare
         kind = "comprehensive" if segment is None else "localized"
-        pool.append(Question(name, kind, text, answer, segment))
+        pool.append(WorldQuestion(name, kind, text, answer, segment))
     return pool

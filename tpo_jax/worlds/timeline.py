@@ -37,7 +37,7 @@ class Event:
 
 
 @dataclasses.dataclass(frozen=True)
-class Needle:
+class WorldNeedle:
     """A dark frame with a digit, from second `start` up to `end`."""
 
     start: int
@@ -53,7 +53,7 @@ class Timeline:
 
     seconds: int
     events: tuple[Event, ...]
-    needles: tuple[Needle, ...]
+    needles: tuple[WorldNeedle, ...]
 
 
 def generator(seed: int, index: int, purpose: int) -> np.random.Generator:
@@ -91,7 +91,7 @@ def make_timeline(seed: int, index: int, seconds: int) -> Timeline:
         if rng.random() < 0.4 and now + 2 + MIN_SECONDS <= seconds:
             start = now + 2
             needles.append(
-                Needle(start, start + MIN_SECONDS, next(inks), draw(DIGITS), draw(CORNERS))
+                WorldNeedle(start, start + MIN_SECONDS, next(inks), draw(DIGITS), draw(CORNERS))
             )
             now += 8
         else:

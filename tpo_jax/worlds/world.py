@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import cv2
 
 from tpo_jax.io.processes import end_with_parent
-from tpo_jax.worlds.questions import Question, make_questions
+from tpo_jax.worlds.questions import WorldQuestion, make_questions
 from tpo_jax.worlds.render import render, write_mp4
 from tpo_jax.worlds.timeline import FPS, make_timeline
 
@@ -22,7 +22,7 @@ class WorldVideo:
 
     path: str
     duration: float
-    questions: tuple[Question, ...]
+    questions: tuple[WorldQuestion, ...]
 
 
 def make_video(
