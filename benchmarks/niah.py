@@ -22,7 +22,7 @@ from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import WITHIN_ROW, batch_sharding, parameter_shardings
 from tpo_jax.planning import hlo
 from tpo_jax.planning.chips import CHIPS, devices_of
-from tpo_jax.planning.plan import GIB, memory_asked
+from tpo_jax.planning.program import GIB, memory_asked
 
 # slice, tensor, frames; all other chips along `context`
 ROWS = (

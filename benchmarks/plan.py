@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.config_files import load
 from tpo_jax.plan import model_of
-from tpo_jax.planning.plan import GIB, Plan, compile_step
+from tpo_jax.planning.plan import Plan, compile_step
+from tpo_jax.planning.program import GIB
 
 # What is kept where memory allows; everything else is recomputed.
 _KEPT, _MORE = "attention:save", "qkv:save,attention:save,residual:save"

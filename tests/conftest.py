@@ -151,13 +151,16 @@ def program_for_tpus(monkeypatch) -> Callable[..., str]:
         class Lowered(Exception):
             pass
 
+        from tpo_jax.parallel import attention, programs
+
         real = getattr(module, name)
 
         def stop(*arguments, **options):
             raise Lowered(real.trace(*arguments, **options).lower(lowering_platforms=("tpu",)))
 
         monkeypatch.setattr(module, name, stop)
-        monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+        monkeypatch.setattr(attention, "platform", lambda mesh=None: "tpu")
+        monkeypatch.setattr(programs, "platform", lambda: "tpu")
         with pytest.raises(Lowered) as found:
             run()
         return found.value.args[0].as_text()

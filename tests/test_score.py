@@ -82,7 +82,7 @@ def test_many_tpus_run_the_kernel(folder, program_for_tpus) -> None:
     def run():
         return model.score(PAIRS, videos=folder / "videos", num_frames=4)
 
-    assert "tpu_custom_call" in program_for_tpus(scoring, "_sums", run)
+    assert "tpu_custom_call" in program_for_tpus(scoring, "score_batch", run)
 
 
 def still_logps(loaded, folder, pair):

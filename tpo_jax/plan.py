@@ -2,8 +2,12 @@
 
 `python -m tpo_jax.plan --config=FILE[:variant] --topology=v5e:4x4 [--config.a.b=…] [--json]`.
 
+`--of=generate`, `score`, `evaluate` or `serve` plans that command instead of `train`: its programs
+for one batch of `--rows` videos, with their caches.
+
 `--search=frames` finds the most frames that fit the slice, `--search=topology` the smallest slice
-of a kind (`--topology=v5e`) that the experiment fits.
+of a kind (`--topology=v5e`) that the experiment fits, `--search=fastest` the mesh, remat policy,
+micro-batches and moments with the lowest time on a slice, and prints their flags.
 
 The step that `train` runs is compiled by the TPU compiler (`pip install libtpu`), on any Linux
 machine; a model of 7B parameters takes a minute or more. Exit code 1: it does not fit.
@@ -23,8 +27,11 @@ from tpo_jax.errors import InputError, run_command
 from tpo_jax.io.paths import define_path, local_path
 from tpo_jax.models.config import ModelConfig, check_source
 from tpo_jax.parallel.mesh import AXES, mesh_shape
-from tpo_jax.planning.chips import devices_of
-from tpo_jax.planning.plan import GIB, RESPONSE_TOKENS, Plan, compile_step
+from tpo_jax.planning.chips import CHIPS, devices_of
+from tpo_jax.planning.fastest import fastest, settings
+from tpo_jax.planning.inference import COMMANDS, compile_command
+from tpo_jax.planning.plan import RESPONSE_TOKENS, Plan, compile_step
+from tpo_jax.planning.program import GIB
 from tpo_jax.planning.search import most_frames, smallest_slice
 
 
@@ -46,10 +53,12 @@ def model_of(config: ConfigDict) -> ModelConfig:
 def report(plan: Plan) -> str:
     """Return the plan as text."""
     mesh = " ".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1)
+    what = {"train": "step", "score": "batch"}.get(plan.of)
+    batch = f"{what}: {plan.pairs} pairs" if what else f"batch: {plan.pairs} questions"
+    answers = f"answers {'2 x ' if what else 'of at most '}{plan.response} tokens"
     lines = [
         f"{plan.topology}: {plan.chips} chips, mesh {mesh or 'of one'}",
-        f"step: {plan.pairs} pairs of {plan.frames} frames, prefix {plan.prefix}, "
-        f"answers 2 x {plan.response} tokens",
+        f"{batch} of {plan.frames} frames, prefix {plan.prefix}, {answers}",
     ]
     if not plan.memory:
         return "\n".join(
@@ -67,6 +76,7 @@ def report(plan: Plan) -> str:
         lines += measured(plan)
     else:
         lines.append("FLOPs, traffic and time: unknown, jaxlib cannot read this compiled program")
+    lines += [f"flags: {plan.flags}"] * bool(plan.flags)
     lines.append("fits" if plan.fits else "does NOT fit")
     return "\n".join(lines)
 
@@ -74,15 +84,18 @@ def report(plan: Plan) -> str:
 def measured(plan: Plan) -> list[str]:
     """Return the lines on FLOPs, collectives and time."""
     times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in plan.seconds.items())
+    step, longest, done = "step", "a step takes the longest of them", "pairs"
+    if plan.of not in ("train", "score"):
+        step, longest, done = "batch", "a batch takes both", "questions"
     return [
-        f"FLOPs per step: {plan.flops:.3e} compiled, {plan.minimum_flops:.3e} at least by formula: "
-        f"{plan.flops / plan.minimum_flops:.2f} times",
+        f"FLOPs per {step}: {plan.flops:.3e} compiled, {plan.minimum_flops:.3e} at least by "
+        f"formula: {plan.flops / plan.minimum_flops:.2f} times",
         *(
-            f"{kind}: {count:.0f} per step, {size / 1e9:.2f} GB per device"
+            f"{kind}: {count:.0f} per {step}, {size / 1e9:.2f} GB per device"
             for kind, (count, size) in sorted(plan.collectives.items())
         ),
-        f"roofline: {times}; {plan.pairs_per_hour:.0f} pairs/h, {plan.chip_hours:.1f} chip-hours "
-        "for 10,000 pairs if a step takes the longest of them, everything at its peak rate",
+        f"roofline: {times}; {plan.pairs_per_hour:.0f} {done}/h, {plan.chip_hours:.1f} chip-hours "
+        f"for 10,000 {done} if {longest}, everything at its peak rate",
     ]
 
 
@@ -95,10 +108,14 @@ def planned(config: ConfigDict, topology: str, **changes: object) -> Plan:
     """Compile an experiment with some fields changed, and return its plan."""
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(changes)
-    plan, compiled = compile_step(config, model_of(config), topology, _SLICES.value)
-    if compiled and _HLO.value:
-        with open(_HLO.value, "w", encoding="utf-8") as file:
-            file.write(compiled.as_text())
+    if _OF.value != "train":
+        plan = compile_command(config, model_of(config), topology, _OF.value, _ROWS.value)
+    else:
+        cache = None if _HLO.value else _CACHE.value
+        plan, compiled = compile_step(config, model_of(config), topology, _SLICES.value, cache)
+        if compiled and _HLO.value:
+            with open(_HLO.value, "w", encoding="utf-8") as file:
+                file.write(compiled.as_text())
     tell(
         f"{plan.topology}, {plan.frames} frames: peak {plan.peak / GIB:.2f} GiB of "
         f"{plan.limit / GIB:.2f} per chip"
@@ -135,11 +152,42 @@ def search_topology(config: ConfigDict, kind: str) -> Plan:
     return smallest_slice(lambda topology: planned(config, topology), kind, tell)
 
 
+def check_flags() -> None:
+    """Raise InputError for flags that have no effect together."""
+    if _OF.value == "train":
+        if _ROWS.value:
+            raise InputError("--rows is for --of; pairs of a step are train.batch_size")
+        return
+    for flag, given in (
+        ("--slices", _SLICES.value > 1),
+        ("--hlo", _HLO.value),
+        (f"--search={_SEARCH.value}", _SEARCH.value in ("frames", "fastest")),
+    ):
+        if given:
+            raise InputError(f"{flag} is for the step of train, not for --of={_OF.value}")
+
+
+def search_fastest(config: ConfigDict, topology: str) -> Plan:
+    """Return the plan of the fastest settings that fit, or of the smallest where none do."""
+    model, devices = model_of(config), devices_of(topology, _SLICES.value)
+    chip = CHIPS[topology.partition(":")[0]]
+    setting, plan = fastest(
+        lambda setting: planned(config, topology, **setting.changes),
+        settings(config, model, devices, chip),
+        chip.hbm * GIB,
+        tell,
+    )
+    plan.flags = setting.flags
+    return plan
+
+
 def main() -> int:
     """Plan or search, and print the result."""
     # A flag of another compiler there would end the process; those of libtpu are LIBTPU_INIT_ARGS.
     os.environ.pop("XLA_FLAGS", None)
-    search = {"": planned, "frames": search_frames, "topology": search_topology}[_SEARCH.value]
+    check_flags()
+    searches = {"frames": search_frames, "topology": search_topology, "fastest": search_fastest}
+    search = searches.get(_SEARCH.value, planned)
     plan = search(_CONFIG.value, _TOPOLOGY.value)
     print(json.dumps(dataclasses.asdict(plan), indent=2) if _JSON.value else report(plan))
     return 0 if plan.fits else 1
@@ -153,9 +201,18 @@ if __name__ == "__main__":
         "of a slice: v5e:4x4, v5p:2x2x1, v6e:2x4 …; of a search: v5e",
         required=True,
     )
-    _SEARCH = flags.DEFINE_enum("search", "", ["", "frames", "topology"], "what to look for")
+    _SEARCH = flags.DEFINE_enum(
+        "search", "", ["", "frames", "topology", "fastest"], "what to look for"
+    )
+    _OF = flags.DEFINE_enum("of", "train", ["train", *COMMANDS], "whose programs are compiled")
+    _ROWS = flags.DEFINE_integer("rows", 0, "videos of a batch; 0: the command's default", 0)
     _SLICES = flags.DEFINE_integer("slices", 1, "how many slices", lower_bound=1)
     _JSON = flags.DEFINE_bool("json", False, "print JSON")
+    _CACHE = define_path(
+        "cache",
+        os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")) + "/tpo_jax/plans",
+        "folder of the figures of steps that were compiled before",
+    )
     _HLO = define_path("hlo", None, "also write the compiled program to this file")
     flags.mark_flag_as_required("config")
     run_command(main)

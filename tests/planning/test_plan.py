@@ -14,12 +14,11 @@ import pytest
 from jax import P
 
 from tests.memory import free_programs
+from tests.planning.slice import SLICE, experiment
 from tpo_jax import families
 from tpo_jax.checkpoints.models import save_model
 from tpo_jax.errors import InputError
-from tpo_jax.families.llava_qwen.config import TowerConfig
 from tpo_jax.models.batch import BatchShape
-from tpo_jax.models.config import DecoderConfig
 from tpo_jax.models.vlm import cast
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.plan import report
@@ -29,44 +28,15 @@ from tpo_jax.planning.plan import (
     Plan,
     compile_step,
     devices_of,
-    memory_asked,
     minimum_flops,
 )
+from tpo_jax.planning.program import memory_asked
 from tpo_jax.planning.search import frames_of, most_frames, smallest_slice
 from tpo_jax.training.experiment import Source, base, read
 from tpo_jax.training.weights import load_weights, stored_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = ROOT / "docs/results/plan.md"
-
-# The widths that decide what the compiler does with a layer; two layers and a small tower.
-SLICE = dataclasses.replace(
-    families.preset("longva_7b"),
-    tower=TowerConfig("clip", 112, 14, width=128, layers=2, heads=2, mlp_width=256),
-    decoder=DecoderConfig(
-        vocab_size=1024,
-        width=512,
-        layers=2,
-        heads=4,
-        kv_heads=2,
-        head_dim=128,
-        mlp_width=1024,
-        rope_theta=1e6,
-    ),
-)
-
-
-def experiment(**changes):
-    config = base()
-    config.model.preset = "longva_7b"
-    config.train.batch_size = 4
-    config.data.num_frames = 60
-    config.data.max_prefix = 1536
-    config.data.max_response = 128
-    config.update_from_flattened_dict(
-        {"mesh.fsdp": 4, "mesh.context": 2, **{k.replace("__", "."): v for k, v in changes.items()}}
-    )
-    return config
 
 
 @pytest.fixture(scope="module")

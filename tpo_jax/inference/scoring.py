@@ -63,7 +63,7 @@ class PairRow(NamedTuple):
 
 
 @functools.partial(LayerwiseProgram, static_argnames="config")
-def _sums(config: ModelConfig, params: dict, batch: Batch) -> jax.Array:
+def score_batch(config: ModelConfig, params: dict, batch: Batch) -> jax.Array:
     """Return float32 `[B, 2]`: summed log-probabilities of the answers."""
     logps = families.bind(config, params).token_logps(batch, chunk=RESPONSE_MULTIPLE)
     return logps.sum(axis=(1, 3), dtype=np.float32)
@@ -134,8 +134,8 @@ def _scores(
             rows = list(pool.map(read, part))
             with model.computing():
                 batch = to_global(_batch(model, rows, size, source.num_frames), model.mesh)
-                sums = _sums(model.config, model.params, batch)
-            running.append((part, sums, [row.texts.target_mask.sum(axis=(0, 2)) for row in rows]))
+                logps = score_batch(model.config, model.params, batch)
+            running.append((part, logps, [row.texts.target_mask.sum(axis=(0, 2)) for row in rows]))
             if len(running) > 1:
                 yield from _results(*running.pop(0))
         for waiting in running:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from tpo_jax.errors import InputError
-from tpo_jax.parallel.sharding import axis_size
+from tpo_jax.parallel.sharding import axis_size, platform
 from tpo_jax.parallel.splash import LANES, splash_attention, zigzag_positions
 
 BACK_ENDS = ("auto", "xla", "splash", "cudnn")
@@ -28,7 +28,7 @@ def prefix_multiple(mesh: jax.sharding.Mesh | None) -> int:
     Few programs are compiled then, and on a TPU the back end `auto` can use the splash kernel.
     """
     chips = 1 if mesh is None else mesh.shape["context"]
-    return chips * (LANES if jax.default_backend() == "tpu" else 64)
+    return chips * (LANES if platform(mesh) == "tpu" else 64)
 
 
 def prefix_attention(
@@ -57,7 +57,7 @@ def prefix_attention(
         the values are finite and meaningless.
     """
     if back_end == "auto":
-        device = jax.default_backend()
+        device = platform()
         back_end = "xla"
         if device == "tpu" and q.shape[1] % LANES == 0:
             back_end = "splash"

@@ -6,13 +6,15 @@ from typing import Any
 
 import jax
 
+from tpo_jax.parallel.sharding import platform
+
 # XLA's CPU back end multiplies bfloat16 matrices as float32 ones. The pass would move that
 # conversion out of the scan over layers: a copy of the decoder in float32, twice its own size.
 _ON_CPU = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 
 
 class LayerwiseProgram:
-    """What `jax.jit` makes of a function, compiled with the options of the default platform.
+    """What `jax.jit` makes of a function, compiled with the options of the platform it is for.
 
     Args:
         function: a pure function.
@@ -29,8 +31,8 @@ class LayerwiseProgram:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it."""
-        return self._jit(jax.default_backend())(*args, **kwargs)
+        return self._jit(platform())(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the jitted function, such as `lower`."""
-        return getattr(self._jit(jax.default_backend()), name)
+        return getattr(self._jit(platform()), name)

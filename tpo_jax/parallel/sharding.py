@@ -56,6 +56,16 @@ def axis_size(name: str) -> int:
     return jax.sharding.get_abstract_mesh().shape.get(name, 1)
 
 
+def platform(mesh: jax.sharding.Mesh | None = None) -> str:
+    """Return what a program is compiled for, `cpu`, `gpu` or `tpu`: the devices of a mesh, by
+    default of the current one, or JAX's default without a mesh.
+
+    A mesh may be of devices that are not there, as in `planning`.
+    """
+    device = (mesh.abstract_mesh if mesh else jax.sharding.get_abstract_mesh()).abstract_device
+    return device.platform if device else jax.default_backend()
+
+
 def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
     """Lay `x` out as `P(*spec)` over the current mesh; return `x` itself without a mesh.
 

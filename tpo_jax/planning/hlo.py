@@ -10,8 +10,8 @@ import math
 import re
 from typing import Any
 
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4}
-_BYTES |= {"s32": 4, "u32": 4, "s64": 8, "u64": 8, "f64": 8}
+_BYTES: dict[str, float] = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "bf16": 2, "f16": 2}
+_BYTES |= {"s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "u64": 8, "f64": 8}
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 _LINE = re.compile(r"\s+(ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -31,6 +31,7 @@ class Work:
         default_factory=lambda: collections.defaultdict(lambda: [0, 0])
     )
     chains: set[tuple] = dataclasses.field(default_factory=set)  # collectives already counted
+    steps: int = 0  # of a loop that does not count to a constant
 
 
 @dataclasses.dataclass
@@ -54,14 +55,18 @@ class _Instruction:
         return found
 
 
-def work(text: str) -> Work:
+def work(text: str, steps: int = 0) -> Work:
     """Count the work in the text of a compiled module (`compiled.as_text()`).
 
+    Args:
+        steps: how often a loop runs whose end depends on data, as that of `generation.decode`.
+
     Raises:
-        ValueError: the compiler writes its programs otherwise than this file expects.
+        ValueError: there is such a loop and no `steps`, or the compiler writes its programs
+            otherwise than this file expects.
     """
     computations, entry = _parse(text)
-    total = Work()
+    total = Work(steps=steps)
     _add(computations, entry, 1, total, fused=False)
     return total
 
@@ -97,7 +102,9 @@ def _add(
             if stated:
                 trips = int(stated.group(1))
             else:
-                trips = _trips(computations[condition], computations[body])
+                trips = _trips(computations[condition], computations[body], total.steps)
+                if not trips:
+                    raise ValueError(f"the loop {label} does not count to a constant")
             _add(computations, body, times * trips, total, fused=False)
         elif it.op in ("fusion", "call", "async-start"):
             _add(computations, it.called("calls", "to_apply"), times, total, True)
@@ -127,11 +134,11 @@ def _add(
             total.hbm_bytes += times * _traffic(it, table, computations)
 
 
-def _size(dtype: str, dims: str, layout: str = "") -> int:
+def _size(dtype: str, dims: str, layout: str = "") -> float:
     return _BYTES.get(dtype, 0) * math.prod(map(int, dims.split(","))) if dims else 0
 
 
-def _hbm(shape: str) -> int:
+def _hbm(shape: str) -> float:
     """Return the bytes of a shape that lie in HBM; `S(1)` is on-chip memory."""
     return sum(_size(*found) for found in _SHAPE.findall(shape) if "S(" not in found[2])
 
@@ -166,16 +173,19 @@ def _traffic(
     return written + sum(read)
 
 
-def _trips(condition: dict[str, _Instruction], body: dict[str, _Instruction]) -> int:
-    """Return the trip count of a loop from 0 to a constant; unrolled loops count in larger steps.
+def _trips(
+    condition: dict[str, _Instruction], body: dict[str, _Instruction], otherwise: int
+) -> int:
+    """Return the trip count of a loop from 0 to a constant, `otherwise` for another kind of loop.
 
-    Raises:
-        ValueError: another kind of loop.
+    Unrolled loops count in larger steps.
     """
     test = next((it for it in condition.values() if it.op == "compare"), None)
-    if test is None:
-        raise ValueError("a loop of the compiled program does not count to a constant")
+    if test is None or (otherwise and "direction=LT" not in test.rest):
+        return otherwise
     left, right = (condition[name] for name in test.operands[:2])
+    if right.op != "constant" or right.shape[0] == "f":
+        return otherwise
     limit, index = _integer(right), int(left.attribute("index") or 0)
     following = body[list(body.values())[-1].operands[index]]  # the body's root is its last line
     step = next((_integer(body[n]) for n in following.operands if body[n].op == "constant"), 1)

@@ -1,10 +1,10 @@
 """Compile the train step of a config for a TPU slice, on a machine without a TPU."""
 
 import dataclasses
-import re
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict
 
 from tpo_jax import families
@@ -13,44 +13,46 @@ from tpo_jax.models.batch import BatchShape
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import batch_sharding, check_heads, check_rows, parameter_shardings
-from tpo_jax.planning import hlo
 from tpo_jax.planning.chips import CHIPS, Chip, devices_of
+from tpo_jax.planning.program import GIB, Program, cached_program, compile_program, placed
 from tpo_jax.training import experiment
-from tpo_jax.training.state import learning_rate_schedule, make_optimizer, new_state
-from tpo_jax.training.step import Compute, make_step
+from tpo_jax.training.state import TrainState, learning_rate_schedule, make_optimizer, new_state
+from tpo_jax.training.step import make_step
 from tpo_jax.training.weights import stored_weights
 
 TEXT_TOKENS = 100  # of the prefix beside the video, where the config does not say
 RESPONSE_TOKENS = 128
-GIB = 2**30
 
 
 @dataclasses.dataclass
 class Plan:
-    """Memory, FLOPs and traffic of a compiled step; bytes and FLOPs are per device unless said
-    otherwise.
+    """Memory, FLOPs and traffic of a compiled step, or of the programs that answer the questions of
+    a batch; bytes and FLOPs are per device unless said otherwise.
     """
 
     topology: str
     devices: int
     chips: int
     mesh: dict[str, int]
-    pairs: int  # per step
+    pairs: int  # per step; where questions are answered: questions of a batch
     frames: int
     prefix: int
     response: int
     fits: bool
     limit: float
     peak: float  # where the step does not fit: the memory it needs
+    of: str = "train"  # or the command whose programs are compiled
     memory: dict[str, float] = dataclasses.field(default_factory=dict)
     minimum_flops: float = 0.0  # of all chips, by formula
     # The following fields stay empty where jaxlib cannot read the compiled program.
     flops: float = 0.0  # of all chips, by the compiled program
     hbm_bytes: float = 0.0
     collectives: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    # Of each unit of a chip at its peak rate; of several programs, of the slowest unit of each.
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     pairs_per_hour: float = 0.0
     chip_hours: float = 0.0  # for 10,000 pairs
+    flags: str = ""  # of a search: what it chose
 
 
 def minimum_flops(
@@ -58,6 +60,7 @@ def minimum_flops(
     shape: BatchShape,
     live_reference: bool = False,
     frozen_decoder: bool = False,
+    backward: bool = True,
 ) -> float:
     """Return the FLOPs of a step that computes nothing twice.
 
@@ -67,6 +70,7 @@ def minimum_flops(
     Args:
         live_reference: one more forward pass after the tower.
         frozen_decoder: no gradients of the decoder's weights; adapters' own work is left out.
+        backward: false: one forward pass alone.
     """
     d, (prefix, response, frames) = model.decoder, (shape.prefix, shape.response, shape.frames)
     D, C = d.width, d.head_dim
@@ -76,22 +80,27 @@ def minimum_flops(
     pairs_seen = prefix**2 / 2 + answers * (prefix + response / 2)
     attention = 4 * d.layers * d.heads * C * pairs_seen
     tower, projector = families.of(model).frame_flops(model)
-    passes = 4 if live_reference else 3
+    passes = (3 if backward else 1) + live_reference
     linear *= passes - frozen_decoder
     return shape.rows * (linear + passes * (attention + frames * projector) + frames * tower)
 
 
 def compile_step(
-    config: ConfigDict, model: ModelConfig, topology: str, slices: int = 1
+    config: ConfigDict,
+    model: ModelConfig,
+    topology: str,
+    slices: int = 1,
+    cache: Path | None = None,
 ) -> tuple[Plan, jax.stages.Compiled | None]:
     """Compile the step of an experiment.
 
     Args:
         config: as `train` takes it.
         topology: of one slice.
+        cache: folder of figures of steps compiled before; None: compile in any case.
 
     Returns:
-        The plan, and the compiled step or None where it does not fit.
+        The plan, and the compiled step; None where it does not fit or is in the cache.
 
     Raises:
         InputError: the config cannot run on these slices.
@@ -99,12 +108,14 @@ def compile_step(
     devices = devices_of(topology, slices)
     wanted = experiment.read(config)
     mesh = make_mesh(dataclasses.asdict(wanted.mesh), devices)
-    compute = wanted.compute
-    if compute.attention == "auto":
-        compute = dataclasses.replace(compute, attention="splash")
-    check_rows(wanted.data.batch_size // wanted.data.pairs_per_row, mesh, compute.micro_batches)
+    if wanted.compute.attention == "auto":
+        # Not what `auto` falls back to: a prefix that the kernel does not take is an error here.
+        compute = dataclasses.replace(wanted.compute, attention="splash")
+        wanted = dataclasses.replace(wanted, compute=compute)
+    rows = wanted.data.batch_size // wanted.data.pairs_per_row
+    check_rows(rows, mesh, wanted.compute.micro_batches)
     check_heads(model.decoder.heads, model.decoder.kv_heads, mesh)
-    shape = _batch_shape(wanted, model)
+    shape = batch_shape(wanted, model)
     live = wanted.objective.uses_live_reference
     frozen = bool(wanted.lora.rank) or "decoder" in wanted.optimizer.freeze
     chip = CHIPS[topology.split(":")[0]]
@@ -122,18 +133,13 @@ def compile_step(
         peak=0.0,
         minimum_flops=minimum_flops(model, shape, live, frozen),
     )
-    lowered = _lower(wanted, compute, model, shape, mesh)
-    try:
-        with jax.set_mesh(mesh):
-            compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        plan.peak = memory_asked(error)
-        return plan, None
-    _measure(plan, compiled, chip)
-    return plan, compiled
+    lowered = _lower(wanted, model, shape, mesh)
+    program = cached_program(lowered, mesh, cache) if cache else compile_program(lowered, mesh)
+    fill(plan, {"step": program}, chip)
+    return plan, program.compiled
 
 
-def _batch_shape(wanted: experiment.Experiment, model: ModelConfig) -> BatchShape:
+def batch_shape(wanted: experiment.Experiment, model: ModelConfig) -> BatchShape:
     """Return the shape of a batch; InputError if a row exceeds the model's context."""
     data, objective = wanted.data, wanted.objective
     needed = model.visual_tokens(data.num_frames) + TEXT_TOKENS
@@ -160,79 +166,71 @@ def _batch_shape(wanted: experiment.Experiment, model: ModelConfig) -> BatchShap
     )
 
 
+def abstract_state(
+    wanted: experiment.Experiment, model: ModelConfig, mesh: jax.sharding.Mesh
+) -> tuple[optax.GradientTransformation, TrainState]:
+    """Return the optimizer, and shapes, dtypes and shardings of the state that `train` begins with.
+
+    Raises:
+        InputError: the weights cannot be laid out over this mesh.
+    """
+    settings = wanted.optimizer
+    optimizer = make_optimizer(settings, learning_rate_schedule(1e-6, 100, 0.1))
+    abstract = jax.eval_shape(
+        lambda p: new_state(p, optimizer, settings.freeze, wanted.lora, 0),
+        stored_weights(wanted.source, model),
+    )
+    return optimizer, jax.tree.map(placed, abstract, parameter_shardings(mesh, abstract))
+
+
 def _lower(
     wanted: experiment.Experiment,
-    compute: Compute,
     model: ModelConfig,
     shape: BatchShape,
     mesh: jax.sharding.Mesh,
 ) -> jax.stages.Lowered:
     """Lower the step for the shapes and shardings of its arguments."""
-    settings, objective, lora = wanted.optimizer, wanted.objective, wanted.lora
-    optimizer = make_optimizer(settings, learning_rate_schedule(1e-6, 100, 0.1))
-    abstract = jax.eval_shape(
-        lambda p: new_state(p, optimizer, settings.freeze, lora, 0),
-        stored_weights(wanted.source, model),
-    )
-    shardings = parameter_shardings(mesh, abstract)
-    state = jax.tree.map(lambda x, s: _placed(x, x.dtype, s), abstract, shardings)
-    batch = jax.tree.map(lambda x: _placed(x, x.dtype, batch_sharding(mesh)), shape.abstract())
+    objective, compute, lora = wanted.objective, wanted.compute, wanted.lora
+    optimizer, state = abstract_state(wanted, model, mesh)
+    batch = jax.tree.map(lambda x: placed(x, batch_sharding(mesh)), shape.abstract())
     reference = None
     if objective.uses_live_reference:
         reference = jax.tree.map(
-            lambda x: _placed(x, jnp.dtype(compute.dtype), x.sharding),
+            lambda x: placed(x, x.sharding, compute.dtype),
             {name: part for name, part in state.params.items() if name not in state.frozen},
         )
     step = jax.jit(
         make_step(model, objective, compute, optimizer, lora),
         donate_argnums=0,
-        out_shardings=(shardings, jax.NamedSharding(mesh, jax.P())),
+        out_shardings=(
+            jax.tree.map(lambda x: x.sharding, state),
+            jax.NamedSharding(mesh, jax.P()),
+        ),
     )
     with jax.set_mesh(mesh):
         return step.lower(state, batch, reference)
 
 
-def _placed(
-    x: jax.ShapeDtypeStruct, dtype: jax.typing.DTypeLike, sharding: jax.sharding.Sharding
-) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding)
-
-
-def memory_asked(error: jax.errors.JaxRuntimeError) -> float:
-    """Return the bytes per device that a program needs, from the error that it does not fit.
-
-    Raises:
-        JaxRuntimeError: the given error, if it says something else.
-    """
-    asked = re.search(r"([\d.]+)([KMGT])\)? (?:of|exceeds available)", str(error))
-    if "RESOURCE_EXHAUSTED" not in str(error) or not asked:
-        raise error
-    return float(asked[1]) * {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}[asked[2]]
-
-
-def _measure(plan: Plan, compiled: jax.stages.Compiled, chip: Chip) -> None:
-    """Read the plan's figures from the compiled step."""
-    memory = compiled.memory_analysis()
-    plan.peak = float(memory.peak_memory_in_bytes)
-    plan.memory = {
-        name: float(getattr(memory, f"{name}_size_in_bytes"))
-        for name in ("argument", "output", "alias", "temp")
-    }
-    plan.fits = plan.peak <= plan.limit
-    try:
-        work = hlo.work(compiled.as_text())
-    except jax.errors.JaxRuntimeError as error:
-        # jaxlib 0.10.2 cannot read some of what libtpu 0.0.51 writes for tpu7x.
-        if "RET_CHECK" not in str(error):
-            raise
+def fill(plan: Plan, programs: dict[str, Program], chip: Chip) -> None:
+    """Put the figures of the programs that a plan runs, one after the other, into it."""
+    worst = max(programs.values(), key=lambda program: program.peak)
+    plan.peak, plan.memory = worst.peak, worst.memory
+    plan.fits = all(program.memory for program in programs.values()) and plan.peak <= plan.limit
+    works = [program.work for program in programs.values() if program.work]
+    if len(works) < len(programs):
         return
-    plan.flops, plan.hbm_bytes = work.flops * plan.devices, work.hbm_bytes
-    plan.collectives = dict(work.collectives)
-    plan.seconds = {
-        "compute": work.flops / chip.flops,
-        "memory": work.hbm_bytes / chip.bandwidth,
-        "links": sum(size for _, size in work.collectives.values()) / chip.links,
-    }
-    step = max(plan.seconds.values())
+    plan.flops = plan.devices * sum(work.flops for work in works)
+    plan.hbm_bytes = sum(work.hbm_bytes for work in works)
+    for work in works:
+        for kind, (count, size) in work.collectives.items():
+            before = plan.collectives.get(kind, [0.0, 0.0])
+            plan.collectives[kind] = [before[0] + count, before[1] + size]
+    if len(programs) == 1:
+        (program,) = programs.values()
+        plan.seconds = program.seconds(chip)
+        step = max(plan.seconds.values())
+    else:
+        plan.seconds = {name: max(p.seconds(chip).values()) for name, p in programs.items()}
+        step = sum(plan.seconds.values())
     plan.pairs_per_hour = 3600 * plan.pairs / step
     plan.chip_hours = 10_000 / plan.pairs_per_hour * plan.chips

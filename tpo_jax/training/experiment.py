@@ -104,8 +104,8 @@ class Experiment:
     mesh: MeshShape
 
 
-def _take(kind: type[T], section: Mapping[str, Any], **others: Any) -> T:
-    """Return a dataclass made of its fields in a section and of `others`."""
+def take(kind: type[T], section: Mapping[str, Any], **others: Any) -> T:
+    """Return a dataclass of `SECTIONS`, made of its fields in a section and of `others`."""
     values = {field.name: section[field.name] for field in _settable(kind)}
     return kind(
         **{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}, **others
@@ -118,9 +118,9 @@ def read(config: ConfigDict) -> Experiment:
     Raises:
         InputError: a field has a value that it cannot have.
     """
-    objective = _take(Objective, config.objective)
-    schedule = _take(Schedule, config.train)
-    data = _take(
+    objective = take(Objective, config.objective)
+    schedule = take(Schedule, config.train)
+    data = take(
         DataConfig,
         config.data,
         batch_size=schedule.batch_size,
@@ -134,8 +134,8 @@ def read(config: ConfigDict) -> Experiment:
             f"train.eval_every={schedule.eval_every} needs held-out pairs: data.eval_shards or "
             "data.eval_share"
         )
-    source, lora = _take(Source, config.model), _take(Lora, config.lora)
-    optimizer = _take(Optimizer, config.train)
+    source, lora = take(Source, config.model), take(Lora, config.lora)
+    optimizer = take(Optimizer, config.train)
     if source.weights and not (lora.rank or "decoder" in list(optimizer.freeze)):
         raise InputError(
             f"model.weights={source.weights} is for a decoder that is not trained: set lora.rank, "
@@ -144,12 +144,12 @@ def read(config: ConfigDict) -> Experiment:
     return Experiment(
         source=source,
         data=data,
-        reference=_take(ReferenceCache, config.data),
+        reference=take(ReferenceCache, config.data),
         objective=objective,
-        compute=_take(Compute, config.compute),
+        compute=take(Compute, config.compute),
         schedule=schedule,
         optimizer=optimizer,
-        checkpoints=_take(CheckpointPolicy, config.train),
+        checkpoints=take(CheckpointPolicy, config.train),
         lora=lora,
-        mesh=_take(MeshShape, config.mesh),
+        mesh=take(MeshShape, config.mesh),
     )

@@ -1,0 +1,62 @@
+"""The programs of commands that answer and score, planned; compiled for the CPU here."""
+
+import jax
+import pytest
+
+from tpo_jax import families
+from tpo_jax.errors import InputError
+from tpo_jax.plan import report
+from tpo_jax.planning import hlo, inference
+from tpo_jax.planning.inference import COMMANDS, compile_command
+from tpo_jax.training.experiment import base
+
+MODEL = families.preset("tiny_longva")
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """Plan for two CPU devices in place of a slice."""
+    monkeypatch.setattr(inference, "devices_of", lambda topology: jax.devices()[:2])
+
+
+def config(**changes):
+    found = base()
+    found.data.num_frames = 4
+    found.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return found
+
+
+@pytest.mark.parametrize("command", ["score", "serve"])
+def test_programs_of_a_command(on_cpu, command):
+    plan = compile_command(config(data__max_response=8), MODEL, "v5e:1x1", command, rows=1)
+    shares = COMMANDS[command].axis == "context"
+    assert plan.pairs == (1 if shares else 2)  # every device has a video, or all share one
+    assert plan.fits and plan.peak > 0
+    # Every answer token is a run of the decoder, on each device that shares the video.
+    assert 1.0 <= plan.flops / plan.minimum_flops < (2.5 if shares else 1.6)
+    text, what = report(plan), "2 pairs" if command == "score" else f"{plan.pairs} questions"
+    assert f"batch: {what} of 4 frames" in text and text.endswith("\nfits")
+    programs = ["compute", "memory", "links"] if command == "score" else ["prefill", "decode"]
+    assert list(plan.seconds) == programs
+
+
+def test_questions_share_a_video(on_cpu):
+    changed = config(data__max_response=4, data__pairs_per_row=2, model__weights="int8")
+    plan = compile_command(changed, MODEL, "v5e:1x1", "evaluate", rows=1)
+    assert plan.pairs == 2 * 2
+    assert 1.0 <= plan.flops / plan.minimum_flops < 1.6
+
+
+def test_a_prompt_that_the_context_does_not_hold(on_cpu):
+    with pytest.raises(InputError, match="exceed the model's context of 1024"):
+        compile_command(config(data__num_frames=1000), MODEL, "v5e:1x1", "serve")
+
+
+def test_a_loop_that_ends_by_its_data_runs_as_often_as_is_said():
+    def program(x):
+        return jax.lax.while_loop(lambda x: x.sum() < 1e9, lambda x: x @ x, x)
+
+    text = jax.jit(program).lower(jax.numpy.ones((64, 64))).compile().as_text()
+    assert hlo.work(text, 7).flops == 7 * 2 * 64**3
+    with pytest.raises(ValueError, match="does not count to a constant"):
+        hlo.work(text)
