@@ -23,6 +23,7 @@ from tpo_jax.models.vlm import cast
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.plan import report
 from tpo_jax.planning import hlo
+from tpo_jax.planning.inference import compile_command
 from tpo_jax.planning.plan import (
     CHIPS,
     Plan,
@@ -108,6 +109,17 @@ def test_step_of_chips_that_are_two_devices(libtpu):
     assert plan.fits and (plan.devices, plan.chips) == (8, 4)
     assert compiled is not None
     assert "4 chips" in report(plan)
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.slow
+def test_programs_that_answer(libtpu):
+    config = experiment(data__max_prefix=0, data__max_response=0, data__num_frames=8)
+    config.model.weights = "int8"
+    plan = compile_command(config, SLICE, "v5e:2x4", "evaluate")
+    assert plan.fits and plan.pairs == 8 and list(plan.seconds) == ["prefill", "decode"]
+    # Fifteen runs of the decoder after the first token, whose loop ends by its data.
+    assert 1.0 <= plan.flops / plan.minimum_flops <= 1.05
 
 
 def published():
