@@ -23,6 +23,7 @@ _KEPT, _MORE = "attention:save", "qkv:save,attention:save,residual:save"
 # model, frames, topology, (fsdp, context), prefix tokens come in multiples of, remat
 ROWS = (
     ("llava_onevision_0.5b", 32, "v5e:1x1", (1, 1), 512, _KEPT),  # the tests compile it, too
+    ("llava_onevision_7b", 32, "v5e:4x4", (16, 1), 512, _KEPT),
     ("llava_video_7b", 32, "v5e:4x4", (16, 1), 512, _KEPT),
     ("llava_video_7b", 64, "v5e:4x4", (16, 1), 512, _KEPT),
     ("llava_video_7b", 128, "v5e:4x8", (16, 2), 1024, _KEPT),

@@ -273,6 +273,7 @@ def test_figures_of_memory_are_those_of_the_plans():
 
     names = {
         "LLaVA-OneVision-0.5B": "llava_onevision_0.5b",
+        "LLaVA-OneVision-7B": "llava_onevision_7b",
         "LLaVA-Video-7B": "llava_video_7b",
         "LongVA-7B": "longva_7b",
     }
