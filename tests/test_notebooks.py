@@ -8,19 +8,24 @@ from pathlib import Path
 
 import pytest
 
+from tpo_jax.study.machines import MACHINES
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LEFT = {
     "01_quickstart": ["quickstart/tpo/report.html"],
     "02_finetune_your_pairs": [
-        *("small_model/config.json", "shards/manifest.json", "run/report.html"),
-        *("run/adapters/adapter_model.safetensors", "run/huggingface/config.json"),
+        *("small_model/config.json", "finetuned/shards/manifest.json"),
+        *("finetuned/run/report.html", "finetuned/run/adapters/adapter_model.safetensors"),
+        *("finetuned/after.jsonl", "finetuned/huggingface/config.json"),
     ],
     "03_curate_and_evaluate": [
         *("curated/review.html", "curated/shards/manifest.json", "base.jsonl", "tpo.jsonl"),
         "evaluated/results.json",
     ],
 }
+LEFT["04_finetune_on_kaggle"] = LEFT["02_finetune_your_pairs"]
+MACHINE = {"02_finetune_your_pairs": "colab_v5e", "04_finetune_on_kaggle": "kaggle_v5e"}
 
 
 def cells(path: Path) -> list[dict]:
@@ -52,6 +57,14 @@ def test_a_notebook_has_its_badge_and_mentions_tpus(path):
         assert (path.parent / link).exists(), link
 
 
+def test_kaggle_runs_the_cells_of_colab():
+    """After the ones that get the project and mount what lasts."""
+    colab, kaggle = (
+        [cell["source"] for cell in cells(ROOT / f"notebooks/{name}.ipynb")] for name in MACHINE
+    )
+    assert colab[3:] == kaggle[2:]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_top_to_bottom(path, smoke_quickstart, tmp_path, monkeypatch):
@@ -66,6 +79,8 @@ def test_it_runs_top_to_bottom(path, smoke_quickstart, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("TPO_JAX_SCALE", "smoke")
+    if path.stem in MACHINE:
+        monkeypatch.setenv("TPO_JAX_MACHINE", MACHINE[path.stem])
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
@@ -73,6 +88,12 @@ def test_it_runs_top_to_bottom(path, smoke_quickstart, tmp_path, monkeypatch):
     client.execute()
     for name in LEFT[path.stem]:
         assert (tmp_path / name).exists(), name
+    texts = "".join(
+        output.get("text", "") for c in notebook.cells for output in c.get("outputs", ())
+    )
+    if path.stem in MACHINE:
+        assert texts.startswith(MACHINES[MACHINE[path.stem]].title)
+        assert "train: 0 min" in texts and "GB at the peak" in texts
     pictures = [
         output
         for cell in notebook.cells
