@@ -271,7 +271,7 @@ run_on_slices() {
   while :; do
     provision
     note "installing $commit on ${nodes[*]}"
-    attempt "copy of $commit" each copy || continue
+    attempt "copy of $commit" copy || continue
     attempt install each on all install "$commit" "$slices" ${buckets[@]+"${buckets[@]}"} || continue
     attempt "end of an earlier run" end_remnants || continue
     attempt start each on all start "$commit" "${job[@]}" || continue

@@ -25,9 +25,12 @@ on() { # NODE WORKER ACTION [ARG…]: tpu_worker.sh there
   tpus tpu-vm ssh "$node" "${where[@]}" --quiet "--worker=$worker" "--command=${command% }"
 }
 
-copy() { # NODE
-  tpus tpu-vm scp "$scratch/tpo_jax.tar.gz" "$root/launch/tpu_worker.sh" "$1:" "${where[@]}" \
-    --quiet --worker=all
+copy() { # to one slice after the other: the first connection makes gcloud's SSH key
+  local node
+  for node in "${nodes[@]}"; do
+    tpus tpu-vm scp "$scratch/tpo_jax.tar.gz" "$root/launch/tpu_worker.sh" "$node:" "${where[@]}" \
+      --quiet --worker=all || return
+  done
 }
 
 each() { # FUNCTION [ARG…]: FUNCTION NODE ARG… for all nodes at once; 2 if one returns that
