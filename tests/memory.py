@@ -2,12 +2,21 @@
 
 import ctypes
 import gc
+import threading
 
 import jax
 
 
+def wait_for_compilations() -> None:
+    """Wait for steps that are still compiled, of runs that ended with an error before."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("compile"):
+            thread.join()
+
+
 def free_programs() -> None:
     """Free all compiled programs and return their memory to the system."""
+    wait_for_compilations()
     jax.clear_caches()
     gc.collect()
     # glibc keeps freed memory unless it is told to return it.

@@ -16,6 +16,7 @@ import pytest
 
 from benchmarks.torture_run import Run, kill_once
 from tests.commands import call_program
+from tests.memory import wait_for_compilations
 from tests.tiny_run import final_state, metrics, same_bits, tiny_config
 from tpo_jax import families
 from tpo_jax import train as command
@@ -33,6 +34,21 @@ from tpo_jax.training.step import make_scorer
 @pytest.fixture
 def config(tiny_world):
     return tiny_config(tiny_world)
+
+
+@pytest.fixture
+def programs():
+    """The names of the programs that are compiled, in their order."""
+    wait_for_compilations()  # of a run that was refused
+    names = []
+
+    def note(event, seconds, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(note)
 
 
 def test_the_first_loss_is_ln_2_and_training_moves_the_right_way(finished_run):
@@ -156,7 +172,7 @@ def test_adapters_alone_train_resume_bit_for_bit_and_are_merged(config, tmp_path
     assert not (finished_run / "adapters").exists()
 
 
-def test_adapters_on_a_quantized_decoder(config, tmp_path, tiny_world, finished_run):
+def test_adapters_on_a_quantized_decoder(config, tmp_path, tiny_world, finished_run, programs):
     """The first loss, a resume to the bit, and the result: the checkpoint's own weights, merged."""
     base = finished_run / "model"
     config.model.preset, config.model.tokenizer = "", ""
@@ -168,6 +184,7 @@ def test_adapters_on_a_quantized_decoder(config, tmp_path, tiny_world, finished_
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     caches = set((tiny_world / "shards").glob("reference-*.npz"))
     train(config, whole)
+    assert programs.count("jit(step)") == 1  # the one that was compiled beside the loading
     (cache,) = set((tiny_world / "shards").glob("reference-*.npz")) - caches
     assert metrics(whole)[0]["losses/total"] == pytest.approx(np.log(2), abs=1e-6)
     state = final_state(whole, 3)
@@ -312,9 +329,10 @@ def supervised(config, small_model):
     return config
 
 
-def test_supervised_training_reads_chosen_answers_only(supervised, tmp_path, monkeypatch):
+def test_supervised_training_reads_chosen_answers_only(supervised, tmp_path, monkeypatch, programs):
     monkeypatch.setattr(reference.Reference, "logps", None)
     train(supervised, tmp_path)
+    assert programs.count("jit(step)") == 1
     records = metrics(tmp_path)
     assert [record["step"] for record in records] == [1, 2, 3]
     assert records[-1]["losses/total"] == records[-1]["losses/sft"]
@@ -324,7 +342,7 @@ def test_supervised_training_reads_chosen_answers_only(supervised, tmp_path, mon
 
 @pytest.mark.parametrize("token_kl", [0.0, 0.1])
 def test_phrase_rewards_from_the_cache_and_from_a_live_reference(
-    supervised, tiny_world, tmp_path, monkeypatch, token_kl
+    supervised, tiny_world, tmp_path, monkeypatch, programs, token_kl
 ):
     config, kept = supervised, []
     config.objective.loss, config.objective.token_kl = "rrpo", token_kl
@@ -332,6 +350,7 @@ def test_phrase_rewards_from_the_cache_and_from_a_live_reference(
     config.train.num_steps, config.train.log_every = 2, 1
     monkeypatch.setattr(reference, "save", lambda path, key, logps: kept.append(logps))
     train(config, tmp_path)
+    assert programs.count("jit(step)") == 1
     first, second = metrics(tmp_path)
     # The first step starts from the reference.
     assert first["losses/rrpo"] == pytest.approx(np.log(2), abs=1e-5)

@@ -30,6 +30,7 @@ from tpo_jax.errors import InputError, Subcommand, run_command
 from tpo_jax.evaluation import rescoring, runs, scorers
 from tpo_jax.inference.flags import define_model, define_prompts
 from tpo_jax.io.paths import define_path, output_file
+from tpo_jax.parallel.programs import keep_programs
 
 # Every subcommand has flags of its own, read as attributes: `_RUN.num_frames`.
 _RUN, _SCORE, _NIAH = flags.FlagValues(), flags.FlagValues(), flags.FlagValues()
@@ -111,6 +112,7 @@ def _settings(kind: type, values: flags.FlagValues) -> Any:
 
 def run() -> None:
     """Ask a model, write the results and print the aggregate."""
+    keep_programs(_RUN.compilation_cache)
     print(json.dumps(runs.run_benchmark(_settings(runs.BenchmarkRun, _RUN)), indent=2))
 
 
@@ -125,6 +127,7 @@ def score() -> None:
 
 def niah() -> None:
     """Look for the needles, write scores and heat map and print the aggregate."""
+    keep_programs(_NIAH.compilation_cache)
     print(json.dumps(runs.find_needles(_settings(runs.NeedleRun, _NIAH)), indent=2))
 
 

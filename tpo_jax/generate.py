@@ -18,6 +18,7 @@ from tpo_jax.generation.sampling import Sampling
 from tpo_jax.inference.flags import define_model, define_prompts
 from tpo_jax.inference.model import load, load_processor
 from tpo_jax.io.paths import define_path, define_paths
+from tpo_jax.parallel.programs import keep_programs
 from tpo_jax.video import sampling
 
 _MODEL = define_model(dtype="float32")
@@ -65,6 +66,7 @@ def main() -> None:
     )
     visual, questions = read_visual(processor)
     processor.prompts(questions, visual)  # wrong input is reported before the weights are read
+    keep_programs(_MODEL.compilation_cache.value)
     model = load(
         _MODEL.checkpoint.value,
         dtype=_MODEL.dtype.value,

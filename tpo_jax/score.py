@@ -21,6 +21,7 @@ from tpo_jax.inference.model import load, load_processor
 from tpo_jax.inference.scoring import FrameSource, read_list, read_row, score
 from tpo_jax.io.files import replacing
 from tpo_jax.io.paths import define_path, output_file
+from tpo_jax.parallel.programs import keep_programs
 from tpo_jax.video import sampling
 
 _MODEL = define_model(dtype="float32")
@@ -53,6 +54,7 @@ def main() -> None:
     )
     source = FrameSource(_VIDEOS.value, _NUM_FRAMES.value, _SAMPLING.value)
     read_row(processor, pairs[0], source)  # what is wrong with all pairs shows before the weights
+    keep_programs(_MODEL.compilation_cache.value)
     model = load(
         _MODEL.checkpoint.value,
         dtype=_MODEL.dtype.value,

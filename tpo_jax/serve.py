@@ -16,6 +16,7 @@ from absl import flags
 from tpo_jax.errors import InputError, run_command
 from tpo_jax.inference.flags import define_model
 from tpo_jax.io.paths import define_path, define_paths
+from tpo_jax.parallel.programs import keep_programs
 from tpo_jax.serving.settings import ServerSettings
 from tpo_jax.video import sampling
 
@@ -155,6 +156,7 @@ def main() -> None:
         raise InputError(f"--compare={_COMPARE.value} is the same directory as --checkpoint")
     # JAX warns about forks; decoding processes execute another program at once, which is safe.
     warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+    keep_programs(_MODEL.compilation_cache.value)
     with listen() as listening:  # before loading, which may take minutes
         models = [
             load(source, name, settings.max_new_tokens, _MODEL.dtype.value)

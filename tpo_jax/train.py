@@ -32,7 +32,8 @@ from tpo_jax.models.config import ModelConfig
 from tpo_jax.objectives.preference import metric_names
 from tpo_jax.parallel import distributed
 from tpo_jax.parallel.mesh import make_mesh
-from tpo_jax.parallel.sharding import check_rows, parameter_shardings
+from tpo_jax.parallel.programs import CACHE_HELP, compile_meanwhile, keep_programs
+from tpo_jax.parallel.sharding import batch_sharding, check_rows, parameter_shardings, placed
 from tpo_jax.training import loop, run_page
 from tpo_jax.training.experiment import Experiment, read
 from tpo_jax.training.feed import Feed
@@ -49,7 +50,7 @@ from tpo_jax.training.state import (
 )
 from tpo_jax.training.step import METRICS, make_forward, make_scorer, make_step
 from tpo_jax.training.watch import Watch
-from tpo_jax.training.weights import load_weights, save_result
+from tpo_jax.training.weights import open_weights, save_result
 
 
 def open_data(
@@ -136,6 +137,24 @@ def frozen_copy(params: dict, dtype: str) -> dict:
     return jax.jit(copy, out_shardings=jax.tree.map(lambda x: x.sharding, params))(params)
 
 
+def announce(
+    experiment: Experiment, pipeline: Pipeline, state: TrainState, mesh: jax.sharding.Mesh
+) -> tuple[tuple[TrainState, Any], dict[str, Any]]:
+    """Return shapes, dtypes and shardings of the arguments that every step of a run has."""
+    objective, data = experiment.objective, experiment.data
+    shape = dataclasses.replace(pipeline.shape, rows=data.batch_size // data.pairs_per_row)
+    if not objective.uses_live_reference:
+        sums = (4 if objective.uses_phrases else 2) if objective.uses_reference else 0
+        shape = dataclasses.replace(shape, reference_sums=sums)
+    rows = batch_sharding(mesh)
+    batch = jax.tree.map(lambda x: placed(x, rows), shape.abstract())
+    if not objective.uses_live_reference:
+        return (state, batch), {}
+    trained = {name: part for name, part in state.params.items() if name not in state.frozen}
+    live = lambda x: placed(x, x.sharding, experiment.compute.dtype)  # noqa: E731
+    return (state, batch), {"reference": jax.tree.map(live, trained)}
+
+
 def make_directory(workdir: Path) -> None:
     """Make the working directory if there is none.
 
@@ -159,8 +178,9 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
     experiment = read(config)
     objective, compute, lora = experiment.objective, experiment.compute, experiment.lora
     mesh = make_mesh(dataclasses.asdict(experiment.mesh))
-    model, params, tokenizer = load_weights(experiment, mesh)
-    pipeline, held_out_pairs = open_data(experiment, model, tokenizer, mesh)
+    begin = open_weights(experiment, mesh)
+    model = begin.model
+    pipeline, held_out_pairs = open_data(experiment, model, begin.tokenizer, mesh)
     length = run_length(experiment, pipeline, watch)
 
     settings, seed = experiment.optimizer, experiment.schedule.seed
@@ -169,7 +189,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
     )
     optimizer = make_optimizer(settings, schedule)
     initial = lambda p: new_state(p, optimizer, settings.freeze, lora, seed)  # noqa: E731
-    abstract = jax.eval_shape(initial, params)
+    abstract = jax.eval_shape(initial, begin.abstract)
     shardings, replicated = parameter_shardings(mesh, abstract), jax.NamedSharding(mesh, jax.P())
     step = jax.jit(
         make_step(model, objective, compute, optimizer, lora),
@@ -180,6 +200,11 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
         make_evaluator(make_forward(model, objective, compute, lora), objective),
         out_shardings=replicated,
     )
+    # Compiled while the weights are read and the reference log-probabilities are computed.
+    where = jax.tree.map(placed, abstract, shardings)
+    arguments, named = announce(experiment, pipeline, where, mesh)
+    step = compile_meanwhile(step, mesh, *arguments, **named)
+    params = begin.load()
     if objective.uses_live_reference:
         live = frozen_copy(split_params(params, settings.freeze, lora)[0], compute.dtype)
         step = functools.partial(step, reference=live)
@@ -204,9 +229,6 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
             held_out = HeldOut(held_out_pairs, eval_feed, evaluate, objective)
         if saved:
             del params, reference  # the state that is read takes their place on the devices
-            where = jax.tree.map(
-                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
-            )
             restored, position = checkpoints.restore(vars(where))
             state = TrainState(**restored)
             batches.set_state(position)
@@ -221,12 +243,13 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
     if int(state.step) < length.num_steps:
         print(f"stopped at step {int(state.step)}; run again to resume", file=sys.stderr)
         return None
-    return save_result(experiment, workdir, model, state, tokenizer)
+    return save_result(experiment, workdir, model, state, begin.tokenizer)
 
 
 def main() -> None:
     """Run the command."""
     distributed.start(_DISTRIBUTED.value)
+    keep_programs(_COMPILATION_CACHE.value)
     watch = Watch(_PROFILE_STEPS.value, _WANDB_PROJECT.value)
     result = train(_CONFIG.value, Path(_WORKDIR.value), watch)
     if result and jax.process_index() == 0:
@@ -240,6 +263,7 @@ if __name__ == "__main__":
         "workdir", None, "checkpoints, metrics and the trained model", required=True
     )
     _DISTRIBUTED = flags.DEFINE_string("distributed", "", distributed.FLAG_HELP)
+    _COMPILATION_CACHE = flags.DEFINE_bool("compilation_cache", True, CACHE_HELP)
     _PROFILE_STEPS = flags.DEFINE_string(
         "profile_steps", "", "FIRST:LAST, steps to trace into workdir/profile"
     )

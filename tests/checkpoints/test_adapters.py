@@ -21,7 +21,7 @@ from tpo_jax.inference.model import load_processor
 from tpo_jax.models.lora import Lora, init_adapters, join, merge
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.training import experiment
-from tpo_jax.training.weights import load_weights
+from tpo_jax.training.weights import open_weights
 
 CONFIG = families.preset("tiny_llava_video")
 LORA = Lora(rank=3, alpha=7.0)
@@ -67,10 +67,10 @@ def test_in_python_and_as_the_start_of_a_run(trained):
     config = experiment.base()
     config.model.checkpoint, config.model.adapters = str(folder / "base"), str(folder / "adapters")
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": 1}, jax.devices()[:1])
-    assert_same(load_weights(experiment.read(config), mesh)[1], expected)
+    assert_same(open_weights(experiment.read(config), mesh).load(), expected)
     config.model.checkpoint, config.model.preset = "", "tiny_llava_video"
     with pytest.raises(InputError, match=r"model.adapters are for a model.checkpoint"):
-        load_weights(experiment.read(config), mesh)
+        open_weights(experiment.read(config), mesh)
 
 
 def edit(directory, **changes):

@@ -17,7 +17,7 @@ from tpo_jax.models.quantized import GROUP, LARGEST, dequantize, quantize, quant
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.training import experiment
 from tpo_jax.training.state import TrainState
-from tpo_jax.training.weights import load_weights, save_result
+from tpo_jax.training.weights import open_weights, save_result
 
 CONFIG = families.preset("tiny_longva")
 
@@ -89,7 +89,7 @@ def test_what_is_refused_is_one_line(base, tmp_path, tiny_world):
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": 1}, jax.devices()[:1])
     preset = {"model.preset": "tiny_longva", "model.tokenizer": str(tiny_world / "tokenizer")}
     with pytest.raises(InputError, match=r"model.weights=int8 needs a model.checkpoint"):
-        load_weights(experiment.read(config_of(**preset, **{"lora.rank": 2})), mesh)
+        open_weights(experiment.read(config_of(**preset, **{"lora.rank": 2})), mesh)
     gone = {"model.checkpoint": str(tmp_path / "gone"), "train.freeze": ("tower", "decoder")}
     newline = jax.device_put(np.ones(3, np.float32), jax.NamedSharding(mesh, jax.P()))
     state = TrainState({"newline": newline}, {}, (), jnp.zeros((), jnp.int32))

@@ -34,7 +34,7 @@ from tpo_jax.planning.plan import (
 from tpo_jax.planning.program import memory_asked
 from tpo_jax.planning.search import frames_of, most_frames, smallest_slice
 from tpo_jax.training.experiment import Source, base, read
-from tpo_jax.training.weights import load_weights, stored_weights
+from tpo_jax.training.weights import open_weights, stored_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = ROOT / "docs/results/plan.md"
@@ -154,9 +154,9 @@ def test_weights_count_as_train_loads_them(tmp_path, tiny_world, monkeypatch, so
         config.model.weights = "int4" if source.startswith("quantized") else ""
     wanted = read(config)
     mesh = make_mesh(dataclasses.asdict(wanted.mesh))
-    model, loaded, _ = load_weights(wanted, mesh)
-    assert jax.tree.map(lambda x: x.dtype, loaded) == jax.tree.map(
-        lambda x: x.dtype, stored_weights(wanted.source, model)
+    begin = open_weights(wanted, mesh)
+    assert jax.tree.map(lambda x: x.dtype, begin.load()) == jax.tree.map(
+        lambda x: x.dtype, stored_weights(wanted.source, begin.model)
     )
 
 

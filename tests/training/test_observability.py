@@ -201,11 +201,12 @@ def test_a_run_records_where_its_time_went(finished_run):
         shares = [record[f"time/{name}"] for name in ("step", *SPANS, "other")]
         assert sum(shares) == pytest.approx(1) and min(shares) >= -1e-6
         assert 0 < record["time/goodput"] < 1
-    assert records[0]["time/compile"] > 0 and records[-1]["time/compile"] == 0
+    assert records[-1]["time/compile"] == 0
     lines = read(finished_run)
     assert [x["steps"] for x in lines[1:]] == [*([i, i + 1] for i in range(6)), [6, 6]]
     assert records[-1]["time/goodput"] == pytest.approx(Account(lines[:-1]).goodput)
-    assert Account(lines).seconds["checkpoint"] > 0
+    spent = Account(lines).seconds
+    assert spent["checkpoint"] > 0 and spent["startup"] > 0
 
 
 def test_memory_is_of_the_fullest_device_or_absent(monkeypatch):

@@ -8,6 +8,7 @@ from absl import flags
 from tpo_jax.families.template import STYLES, TIME_INSTRUCTIONS
 from tpo_jax.io.paths import define_path
 from tpo_jax.models import quantized
+from tpo_jax.parallel.programs import CACHE_HELP
 
 _WEIGHTS = "Quantize the decoder's layers while they are loaded; empty: as stored."
 
@@ -17,7 +18,7 @@ flags.disclaim_key_flags()  # flags defined here belong to the module that calls
 @dataclasses.dataclass(frozen=True)
 class ModelFlags:
     """Where a model comes from, its compute dtype and that of its layers, as `tpo_jax.load` takes
-    them.
+    them, and whether its programs are kept.
     """
 
     checkpoint: flags.FlagHolder[Path]
@@ -25,6 +26,7 @@ class ModelFlags:
     tower: flags.FlagHolder[Path | None]
     dtype: flags.FlagHolder[str]
     weights: flags.FlagHolder[str]
+    compilation_cache: flags.FlagHolder[bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,7 @@ def define_model(dtype: str, values: flags.FlagValues = flags.FLAGS) -> ModelFla
         ),
         dtype=flags.DEFINE_enum("dtype", dtype, ["float32", "bfloat16"], "Compute dtype.", values),
         weights=flags.DEFINE_enum("weights", "", quantized.CHOICES, _WEIGHTS, values),
+        compilation_cache=flags.DEFINE_bool("compilation_cache", True, CACHE_HELP, values),
     )
 
 

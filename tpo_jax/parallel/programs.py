@@ -1,16 +1,84 @@
-"""Jitted functions that read the weights of a scan layer by layer, on the CPU, too."""
+"""Compiled programs: kept for the next start, made while the host reads, options of platforms."""
 
 import functools
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
 
+from tpo_jax.errors import note
 from tpo_jax.parallel.sharding import platform
+
+CACHE_HELP = (
+    "Keep compiled programs in the user's cache folder for the next start, or where "
+    "JAX_COMPILATION_CACHE_DIR says; not on a CPU."
+)
+CACHE_BYTES = 20 * 2**30  # the step of a 7B model takes some hundred MB
 
 # XLA's CPU back end multiplies bfloat16 matrices as float32 ones. The pass would move that
 # conversion out of the scan over layers: a copy of the decoder in float32, twice its own size.
 _ON_CPU = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+
+
+def keep_programs(wanted: bool) -> None:
+    """Set up JAX's persistent compilation cache; call this after `distributed.start`.
+
+    It is `tpo_jax/compilation` below `XDG_CACHE_HOME` or `~/.cache`, and programs that were not
+    used for longest are removed from it. A folder that `JAX_COMPILATION_CACHE_DIR` names is left
+    as it is. On a CPU there is none by default: XLA stores machine code for the processor at hand,
+    which another machine with the same home folder may not be able to run, and rejects what
+    some processors themselves have stored (https://github.com/jax-ml/jax/issues/38445).
+
+    Args:
+        wanted: False: no cache, whatever the environment says.
+    """
+    if not wanted:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    if jax.config.jax_compilation_cache_dir or jax.default_backend() == "cpu":
+        return
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    folder = (base if base.is_absolute() else Path.home() / ".cache") / "tpo_jax/compilation"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        note(f"{folder}: {error.strerror}; compiled programs are not kept for the next start")
+        return
+    jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def compile_meanwhile(
+    program: Callable[..., Any], mesh: jax.sharding.Mesh, *arguments: Any, **named: Any
+) -> Callable[..., Any]:
+    """Start to compile a jitted function in a thread; return a function that waits and calls it.
+
+    The call finds the program if its arguments are those that were announced; otherwise it compiles
+    another one.
+
+    Args:
+        program: what `jax.jit` returned.
+        mesh: the mesh of the call.
+        *arguments: `jax.ShapeDtypeStruct` with shardings in place of arrays.
+    """
+
+    def work() -> None:
+        with jax.set_mesh(mesh):
+            program.lower(*arguments, **named).compile()  # type: ignore[attr-defined]
+
+    executor = ThreadPoolExecutor(1, "compile")
+    compiled = executor.submit(work)
+    executor.shutdown(wait=False)
+
+    @functools.wraps(program)
+    def call(*arguments: Any, **named: Any) -> Any:
+        compiled.result()
+        return program(*arguments, **named)
+
+    return call
 
 
 class LayerwiseProgram:

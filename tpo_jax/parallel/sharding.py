@@ -150,6 +150,13 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
     return jax.NamedSharding(mesh, P(ROWS))
 
 
+def placed(
+    x: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding, dtype: jax.typing.DTypeLike = None
+) -> jax.ShapeDtypeStruct:
+    """Return an array that is not there, laid out over a mesh, by default in its own dtype."""
+    return jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=sharding)
+
+
 def check_rows(rows: int, mesh: jax.sharding.Mesh, micro_batches: int = 1) -> None:
     """Check that all devices get the same number of rows in every micro-batch.
 

@@ -21,10 +21,10 @@ from tpo_jax.models.quantized import quantize_params
 from tpo_jax.models.vlm import cast
 from tpo_jax.parallel.attention import prefix_multiple
 from tpo_jax.parallel.mesh import AXES, make_mesh
-from tpo_jax.parallel.sharding import ROWS, batch_sharding, parameter_shardings
+from tpo_jax.parallel.sharding import ROWS, batch_sharding, parameter_shardings, placed
 from tpo_jax.planning.chips import CHIPS, devices_of
 from tpo_jax.planning.plan import RESPONSE_TOKENS, TEXT_TOKENS, Plan, fill, minimum_flops
-from tpo_jax.planning.program import GIB, Program, compile_program, placed
+from tpo_jax.planning.program import GIB, Program, compile_program
 from tpo_jax.serving.models import QUESTION_MULTIPLE
 from tpo_jax.serving.settings import ServerSettings
 from tpo_jax.training import experiment

@@ -12,9 +12,15 @@ from tpo_jax.errors import InputError
 from tpo_jax.models.batch import BatchShape
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.parallel.mesh import make_mesh
-from tpo_jax.parallel.sharding import batch_sharding, check_heads, check_rows, parameter_shardings
+from tpo_jax.parallel.sharding import (
+    batch_sharding,
+    check_heads,
+    check_rows,
+    parameter_shardings,
+    placed,
+)
 from tpo_jax.planning.chips import CHIPS, Chip, devices_of
-from tpo_jax.planning.program import GIB, Program, cached_program, compile_program, placed
+from tpo_jax.planning.program import GIB, Program, cached_program, compile_program
 from tpo_jax.training import experiment
 from tpo_jax.training.state import TrainState, learning_rate_schedule, make_optimizer, new_state
 from tpo_jax.training.step import make_step

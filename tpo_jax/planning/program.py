@@ -104,10 +104,3 @@ def memory_asked(error: jax.errors.JaxRuntimeError) -> float:
     if "RESOURCE_EXHAUSTED" not in str(error) or not asked:
         raise error
     return float(asked[1]) * {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}[asked[2]]
-
-
-def placed(
-    x: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding, dtype: jax.typing.DTypeLike = None
-) -> jax.ShapeDtypeStruct:
-    """Return an array that is not there, laid out over a mesh, by default in its own dtype."""
-    return jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=sharding)

@@ -1,7 +1,7 @@
 """The weights that a run begins with, and the model that it ends with."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,32 @@ from tpo_jax.training.experiment import Experiment, Source
 from tpo_jax.training.state import TrainState
 
 
-def load_weights(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[ModelConfig, dict, Path]:
-    """Return model config, parameters on the mesh and tokenizer directory."""
+@dataclasses.dataclass(frozen=True)
+class Beginning:
+    """What a run begins with; its weights are known by shape and dtype until they are loaded.
+
+    Attributes:
+        tokenizer: Directory.
+        abstract: The parameters as `jax.ShapeDtypeStruct`.
+        load: Returns the parameters on the mesh.
+    """
+
+    model: ModelConfig
+    tokenizer: Path
+    abstract: dict
+    load: Callable[[], dict]
+
+
+def open_weights(experiment: Experiment, mesh: jax.sharding.Mesh) -> Beginning:
+    """Open the checkpoint, or describe the random weights of a preset, without loading either."""
     given = experiment.source
     check_source(given.checkpoint, given.preset)
     if given.checkpoint:
-        loaded = load_model(
-            given.checkpoint, mesh=mesh, dtype=None, weights=given.weights, **_how(given)
-        )
-        return loaded.config, loaded.params, loaded.tokenizer_directory
+        opened = open_model(given.checkpoint, given.tower, **_length(given))
+        abstract = stored_weights(given, opened.config)
+        how = {"mesh": mesh, "dtype": None, "weights": given.weights, **_how(given)}
+        load = lambda: load_model(given.checkpoint, **how).params  # noqa: E731
+        return Beginning(opened.config, opened.tokenizer_directory, abstract, load)
     if given.tower or given.adapters:
         raise InputError("model.tower and model.adapters are for a model.checkpoint, not a preset")
     if given.weights:
@@ -47,16 +64,17 @@ def load_weights(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[Model
     model = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, vocab_size=size))
     seed, dtype = experiment.schedule.seed, families.preset_dtype(given.preset)
     init = lambda: cast(families.init_params(model, seed), dtype)  # noqa: E731
-    shardings = parameter_shardings(mesh, jax.eval_shape(init))
-    return model, jax.jit(init, out_shardings=shardings)(), Path(given.tokenizer)
+    abstract = stored_weights(given, model)
+    random = jax.jit(init, out_shardings=parameter_shardings(mesh, abstract))
+    return Beginning(model, Path(given.tokenizer), abstract, random)
 
 
 def stored_weights(given: Source, model: ModelConfig) -> dict:
-    """Return shapes and dtypes of the parameters that `load_weights` returns, without loading any.
+    """Return shapes and dtypes of the parameters that a run begins with, without loading any.
 
     Args:
-        given: as for `load_weights`; a preset may have `weights`, to plan a run on a checkpoint of
-            its sizes.
+        given: a checkpoint or a preset; a preset may have `weights`, to plan a run on a checkpoint
+            of its sizes.
         model: sizes.
 
     Raises:
