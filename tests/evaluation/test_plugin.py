@@ -17,6 +17,7 @@ from tests.evaluation.folders import FOLDERS
 from tpo_jax import families
 from tpo_jax.checkpoints.models import save_model
 from tpo_jax.errors import InputError
+from tpo_jax.evaluation import lmms_plugin
 from tpo_jax.evaluation.benchmarks import ask
 from tpo_jax.evaluation.lmms_plugin import TpoJax
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
@@ -103,9 +104,18 @@ def test_prompts_are_those_the_checkpoint_and_the_arguments_ask_for(
     assert asked == answers(model, time_instruction="newline") != plain
     assert answers(tmp_path / "asks", time_instruction="none") == plain
     assert answers(model, prompt_style="dpo_trainer") != plain
-    for name in ("time_instruction", "prompt_style"):
+    for name in ("time_instruction", "prompt_style", "weights"):
         with pytest.raises(InputError, match=f"{name}='never' must be one of"):
             TpoJax(str(model), **{name: "never"})
+
+
+def test_a_model_is_loaded_as_the_arguments_say(model, benchmark_folders, monkeypatch) -> None:
+    taken = []
+    monkeypatch.setattr(lmms_plugin, "load", lambda folder, **how: taken.append((folder, how)))
+    TpoJax(str(model), adapters="lora", weights="int8", device="cuda", max_batch_size=4)
+    ((folder, how),) = taken
+    assert (folder, how["adapters"], how["weights"]) == (str(model), "lora", "int8")
+    assert not how.keys() & {"device", "max_batch_size"}
 
 
 def test_requests_that_cannot_be_answered(plugin, benchmark_folders, tmp_path, capsys) -> None:

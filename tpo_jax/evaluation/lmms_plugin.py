@@ -26,6 +26,8 @@ except ImportError:  # not installed: then the class is not used
 
 # The default of lmms-eval's wrapper of LongVA.
 _MAX_NEW_TOKENS = 1024
+# Arguments of `load` that are handed on.
+_LOADED = ("tower", "adapters", "weights")
 
 
 def manifest() -> Any:
@@ -46,7 +48,8 @@ class TpoJax(lmms):
         time_instruction: none, inline or newline; None: what the checkpoint asks for.
         prompt_style: inference or dpo_trainer.
         allow_missing: give an empty answer instead of an error where a video cannot be used.
-        **given: `device` and `max_batch_size`, which lmms-eval passes to every model; ignored.
+        **given: `tower`, `adapters` and `weights` as `tpo_jax.load` takes them; `device` and
+            `max_batch_size`, which lmms-eval passes to every model, are ignored.
 
     Raises:
         InputError: what is wrong with the directory or a setting.
@@ -66,12 +69,18 @@ class TpoJax(lmms):
         **given: Any,
     ) -> None:
         super().__init__()
-        if unknown := sorted(given.keys() - {"device", "max_batch_size"}):
+        if unknown := sorted(given.keys() - {*_LOADED, "device", "max_batch_size"}):
             raise InputError(f"tpo_jax has no argument {unknown[0]!r}")
+        loaded = {name: value for name, value in given.items() if name in _LOADED}
         processor = load_processor(
-            pretrained, time_instruction=time_instruction, prompt_style=prompt_style
+            pretrained,
+            time_instruction=time_instruction,
+            prompt_style=prompt_style,
+            tower=loaded.get("tower"),
         )
-        self._model = load(pretrained, dtype=dtype, mesh={"fsdp": -1}, processor=processor)
+        self._model = load(
+            pretrained, dtype=dtype, mesh={"fsdp": -1}, processor=processor, **loaded
+        )
         self._read = runner.make_reader(processor, max_frames_num)
         self._batch_rows, self._allow_missing = int(batch_size), allow_missing
 
