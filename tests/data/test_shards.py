@@ -1,6 +1,8 @@
 import copy
 import json
 import shutil
+import subprocess
+import sys
 
 import av
 import grain
@@ -264,3 +266,28 @@ def test_verification_names_the_file_that_changed(directory):
         with pytest.raises(InputError, match=f"{name}: changed since it was written"):
             open_shards(directory, verify=True)
         (directory / name).write_bytes(content)
+
+
+FIRST_READERS = """
+import sys, threading
+from tpo_jax.data.records import PairRecord
+from tpo_jax.data.store import VideoRecord
+
+def read(kind):
+    start.wait()
+    try:
+        kind.from_bytes(b"no record")
+    except ValueError:
+        pass
+
+sys.setswitchinterval(1e-6)
+start = threading.Barrier(8)
+threads = [threading.Thread(target=read, args=(kind,)) for kind in 4 * (PairRecord, VideoRecord)]
+for thread in threads:
+    thread.start()
+"""
+
+
+def test_several_threads_may_be_the_first_to_read():
+    """TFDS is imported by the first of them; unguarded, many starts hang."""
+    subprocess.run([sys.executable, "-c", FIRST_READERS], check=True, timeout=300)

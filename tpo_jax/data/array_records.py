@@ -1,6 +1,7 @@
 """ArrayRecord files that appear whole, and what TFDS needs beside them to open them."""
 
 import hashlib
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from tpo_jax.errors import InputError
 from tpo_jax.io.files import write_json
 
 SPLIT, VERSION = "train", "2.0.0"
+# TFDS imports its parts on first use; two threads doing so may wait for each other for ever.
+IMPORTING_TFDS = threading.Lock()
 
 
 def shard_names(name: str, count: int) -> list[str]:

@@ -7,12 +7,12 @@ alike. TFDS does this without TensorFlow.
 
 import dataclasses
 import functools
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from tpo_jax.data.array_records import IMPORTING_TFDS
 from tpo_jax.families.template import Message, Question, visual_at
 
 KINDS = ("localized", "comprehensive", "other", "video")
@@ -223,13 +223,9 @@ def _forms(history: bool) -> dict[str, _Form]:
     return {name: _FORMS[kind] for name, kind in names.items() if history or name != "history"}
 
 
-# TFDS imports its parts on first use; two threads doing so may wait for each other for ever.
-_IMPORTING = threading.Lock()
-
-
 def features(history: bool = False) -> Any:
     """Return the `tfds.features.FeaturesDict` of a pair record, with conversations or without."""
-    with _IMPORTING:
+    with IMPORTING_TFDS:
         return _features(history)
 
 

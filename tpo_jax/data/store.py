@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from tpo_jax.data.array_records import sha256, shard_names, write_info
+from tpo_jax.data.array_records import IMPORTING_TFDS, sha256, shard_names, write_info
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import write_lines
 from tpo_jax.video.packets import Header, Part, StoredVideo
@@ -62,9 +62,15 @@ class VideoRecord(NamedTuple):
 
 
 def _example() -> Any:
-    from tensorflow_datasets.proto import tf_example_pb2
+    return _message()()
 
-    return tf_example_pb2.Example()
+
+@functools.cache
+def _message() -> Any:
+    with IMPORTING_TFDS:
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        return tf_example_pb2.Example
 
 
 def features() -> Any:
