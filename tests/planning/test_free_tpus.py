@@ -1,5 +1,8 @@
 """The recipes for the TPUs of Kaggle and Colab run, and fit by formula."""
 
+import sys
+from pathlib import Path
+
 import jax
 import pytest
 
@@ -13,7 +16,16 @@ from tpo_jax.planning.plan import abstract_state, batch_shape
 from tpo_jax.planning.program import GIB
 from tpo_jax.training.experiment import read
 
+ROOT = Path(__file__).resolve().parents[2]
 FILE = load("free_tpus")
+
+
+def rows():
+    """The rows of docs/results/free_tpus.md by name."""
+    text = (ROOT / "docs/results/free_tpus.md").read_text(encoding="utf-8")
+    lines = [line.split("|")[1:-1] for line in text.splitlines() if line[:2] == "| "]
+    head, *found = ([cell.strip(" `") for cell in line] for line in lines)
+    return {row[0]: dict(zip(head, row, strict=True)) for row in found}
 
 
 @pytest.mark.parametrize("name", FILE.RECIPES)
@@ -27,8 +39,19 @@ def test_a_recipe_fits_by_formula(name):
     check_rows(shape.rows, mesh, wanted.compute.micro_batches)
     limit = CHIPS[topology.split(":")[0]].hbm
     # Working memory is beyond the formula: at least as much as the smallest model takes.
-    assert least_memory(wanted, model, shape, state, mesh) / GIB + 1 < limit
+    peak = least_memory(wanted, model, shape, state, mesh) / GIB
+    assert peak + 1 < limit
     assert str(config.data.num_frames) == str(frames) == name.split("_")[-1]
+    if row := rows().get(name):
+        assert (row["model"], row["frames"]) == (preset, str(frames))
+        assert peak < float(row["peak, GiB"]) <= float(row["limit"]) == round(limit, 2)
+
+
+def test_the_page_has_rows_of_what_is_there():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import free_tpus as benchmark
+
+    assert {*rows()} <= {*FILE.RECIPES, *benchmark.USES}
 
 
 def test_an_unknown_recipe_is_named():
