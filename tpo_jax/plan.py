@@ -198,7 +198,7 @@ if __name__ == "__main__":
     _TOPOLOGY = flags.DEFINE_string(
         "topology",
         None,
-        "of a slice: v5e:4x4, v5p:2x2x1, v6e:2x4 …; of a search: v5e",
+        "the slice, as v5e:4x4, v5p:2x2x1 or v6e:2x4; with --search=topology its kind alone, v5e",
         required=True,
     )
     _SEARCH = flags.DEFINE_enum(

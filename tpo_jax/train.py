@@ -228,9 +228,10 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
             eval_feed = make_feed(experiment, reference, held_out_pairs, keys[1])
             held_out = HeldOut(held_out_pairs, eval_feed, evaluate, objective)
         if saved:
-            del params, reference  # the state that is read takes their place on the devices
-            restored, position = checkpoints.restore(vars(where))
-            state = TrainState(**restored)
+            frozen = split_params(params, settings.freeze, lora)[1]
+            del params, reference  # what is read takes the place of the trained ones
+            restored, position = checkpoints.restore(where.moving)
+            state = TrainState(frozen=frozen, **restored)
             batches.set_state(position)
             print(f"resuming at step {int(state.step)}", file=sys.stderr)
             watch.note_resume(int(state.step))

@@ -1,9 +1,9 @@
 """Checkpoints of a training run: `{state, data, meta}` by Orbax, written in the background.
 
-`state` is the sharded train state, `data` the position of the input pipeline and `meta` what the
-run must agree with when it resumes; the latter two are JSON. A checkpoint is written under a
-temporary name and renamed when it is whole. `docs/reliability.md` says what happens when it cannot
-be written or read.
+`state` is what steps change of the sharded train state, `data` the position of the input pipeline
+and `meta` what the run must agree with when it resumes; the latter two are JSON. A checkpoint is
+written under a temporary name and renamed when it is whole. `docs/reliability.md` says what happens
+when it cannot be written or read.
 """
 
 import dataclasses

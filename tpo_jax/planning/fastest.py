@@ -58,12 +58,8 @@ class Setting(NamedTuple):
 
     @property
     def flags(self) -> str:
-        """Return the command line that sets them, without what every run has."""
-        return " ".join(
-            f"--config.{name}={value}"
-            for name, value in self.changes.items()
-            if name not in ("mesh.data", "mesh.tensor") or value != 1
-        )
+        """Return the command line that sets them."""
+        return " ".join(f"--config.{name}={value}" for name, value in self.changes.items())
 
 
 def settings(

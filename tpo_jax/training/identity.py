@@ -34,6 +34,9 @@ FREE = (
     "train.keep_best",
 )
 
+# Of checkpoints: what steps change, without the frozen weights that format 1 had, too.
+FORMAT = 2
+
 
 def identity(
     experiment: Experiment, config: ConfigDict, params: dict, sets: list[Pipeline]
@@ -46,7 +49,7 @@ def identity(
     """
     weights = weights_fingerprint(params)
     keys = [cache_key(pairs, weights, experiment.compute.dtype) for pairs in sets]
-    identity = dict(keys[0])
+    identity = keys[0] | {"checkpoint_format": FORMAT}
     for key in keys[1:]:
         identity["held_out"] = [key["shards"], key["pairs"]]
     return keys, {"config": json.loads(config.to_json_best_effort()), "identity": identity}

@@ -117,7 +117,9 @@ def run(
             if save:
                 with clock.span("checkpoint"):
                     position = batches.get_state()
-                    checkpoints.save(step, vars(state), position, recorder.meta, scalars, last=last)
+                    checkpoints.save(
+                        step, state.moving, position, recorder.meta, scalars, last=last
+                    )
         recorder.note_time(step, step, clock.split())
     return state
 

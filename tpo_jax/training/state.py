@@ -24,6 +24,11 @@ class TrainState:
     step: jax.Array
     """int32 scalar: steps taken."""
 
+    @property
+    def moving(self) -> dict:
+        """What steps change, by field: a checkpoint holds no more, the rest is the base's."""
+        return {name: value for name, value in vars(self).items() if name != "frozen"}
+
 
 DECAYED = ("kernel", "embedding", "lora_a", "lora_b")
 
