@@ -1,4 +1,4 @@
-"""An environment for the notebooks on Colab and Kaggle: `%run notebooks/environment.py` in a clone.
+"""An environment for the notebooks on Colab and Kaggle, made by their first cell.
 
 The machine's own Python packages, JAX among them, stay as they are: what the project needs is
 installed into `.venv`, which the commands and the imports of the notebook then use. Without the
@@ -22,3 +22,5 @@ extra = "tpu" if find_chips() else ""
 subprocess.run(["bash", "-c", f"source launch/env.sh && make_env {extra}"], check=True)
 os.environ["PATH"] = os.pathsep.join([os.path.abspath(".venv/bin"), os.environ["PATH"]])
 sys.path[:0] = glob.glob(os.path.abspath(".venv/lib/python*/site-packages"))
+if mixed := sorted({"numpy", "matplotlib", "jax"} & sys.modules.keys()):
+    print(f"{', '.join(mixed)} of the machine are in use: if pictures fail, restart and run again")

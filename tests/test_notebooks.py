@@ -18,12 +18,14 @@ LEFT = {
         *("small_model/config.json", "finetuned/shards/manifest.json"),
         *("finetuned/run/report.html", "finetuned/run/adapters/adapter_model.safetensors"),
         *("finetuned/after.jsonl", "finetuned/huggingface/config.json"),
+        *("kept/adapters/adapter_config.json", "kept/report.html"),
     ],
     "03_curate_and_evaluate": [
         *("curated/review.html", "curated/shards/manifest.json", "base.jsonl", "tpo.jsonl"),
         "evaluated/results.json",
     ],
 }
+COLAB = "colab.research.google.com/github"
 LEFT["04_finetune_on_kaggle"] = LEFT["02_finetune_your_pairs"]
 MACHINE = {"02_finetune_your_pairs": "colab_v5e", "04_finetune_on_kaggle": "kaggle_v5e"}
 
@@ -50,7 +52,8 @@ def test_nothing_of_a_run_is_committed(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_has_its_badge_and_mentions_tpus(path):
     texts = "".join("".join(cell["source"]) for cell in cells(path))
-    target = f"colab.research.google.com/github/OWNER/tpo_jax/blob/main/notebooks/{path.name}"
+    place = "kaggle.com/kernels/welcome?src=https://github.com" if "kaggle" in path.stem else COLAB
+    target = f"{place}/OWNER/tpo_jax/blob/main/notebooks/{path.name}"
     assert target in texts and target in (ROOT / "README.md").read_text(encoding="utf-8")
     assert "**On a TPU**" in texts
     for link in re.findall(r"\]\(([^:)]+)\)", texts):

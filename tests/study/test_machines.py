@@ -72,8 +72,8 @@ def test_settings_are_of_the_machine_and_small_elsewhere(monkeypatch, tmp_path):
     settings = settings_of(machine)
     assert settings["CHECKPOINT"] == machine.checkpoint
     assert settings["CONFIG"].endswith(machine.recipe)
-    assert settings["WORK"].startswith(str(tmp_path))
-    assert settings_of(machine._replace(keep="/none"))["WORK"] == settings_of(None)["WORK"]
+    assert settings["KEEP"].startswith(str(tmp_path))
+    assert settings_of(machine._replace(keep="/none"))["KEEP"] == settings_of(None)["KEEP"]
     assert settings_of(None).items() >= SMALL.items()
     monkeypatch.setenv("TPO_JAX_SCALE", "smoke")
     assert settings_of(machine).items() >= SMALL.items()

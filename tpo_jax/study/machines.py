@@ -100,20 +100,20 @@ def find_machine(devices: Path = DEVICES) -> Machine | None:
 def settings_of(machine: Machine | None) -> dict[str, str]:
     """Return the environment variables of a notebook's commands.
 
-    `WORK` is where everything that lasts is kept: in the folder that outlives a session, if it is
-    there, else here. With `TPO_JAX_SCALE=smoke` any machine gets the small model.
+    `WORK` is a folder of this machine's disk, `KEEP` one that outlives the session, where there is
+    one. With `TPO_JAX_SCALE=smoke` any machine gets the small model.
     """
+    here = {"WORK": "finetuned", "KEEP": "kept", "WEIGHTS": "", "FLAGS": "", "MOST_PAIRS": "200"}
     if machine is None:
-        return SMALL | {"WORK": "finetuned", "TOPOLOGY": "v5e:1x1"}
-    keep = Path(machine.keep)
-    settings = {
+        return here | SMALL | {"TOPOLOGY": "v5e:1x1"}
+    if (keep := Path(machine.keep)).is_dir():
+        here["KEEP"] = str(keep / "tpo_jax_run")
+    settings = here | {
         "CHECKPOINT": machine.checkpoint,
         "PAIRS": "LongVA-TPO-10k/dataset.csv",
         "VIDEOS": "LongVA-TPO-10k/unpacked",
         "CONFIG": f"configs/free_tpus.py:{machine.recipe}",
         "FRAMES": str(machine.frames),
-        "FLAGS": "",
         "TOPOLOGY": machine.topology,
-        "WORK": str(keep / "tpo_jax_run" if keep.is_dir() else "finetuned"),
     }
     return settings | SMALL if os.environ.get("TPO_JAX_SCALE") == "smoke" else settings

@@ -44,8 +44,9 @@ def run_cell(title: str, cell: str) -> None:
 
     Raises:
         CalledProcessError: a command failed.
+        KeyboardInterrupt: it was interrupted, and the commands have ended.
     """
-    start = time.monotonic()
+    start, interrupted = time.monotonic(), False
     process = subprocess.Popen(
         ["bash", "-e", "-c", cell],
         stdout=subprocess.PIPE,
@@ -64,9 +65,12 @@ def run_cell(title: str, cell: str) -> None:
             break
         except KeyboardInterrupt:
             os.killpg(process.pid, signal.SIGINT)
+            interrupted = True
     process.returncode = os.waitstatus_to_exitcode(status)
     minutes, seconds = divmod(round(time.monotonic() - start), 60)
     print(f"{title}: {minutes} min {seconds:02d} s, {usage.ru_maxrss / 1e6:.1f} GB at the peak")
+    if interrupted:
+        raise KeyboardInterrupt
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, title)
 
