@@ -17,6 +17,7 @@ _LINE = re.compile(r"\s+(ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # Matrix products per pair of query and key: scores and output forward; more for the gradients.
 _KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+_SLICES = ("dynamic-slice", "gather")
 _NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "iota"}
 
 
@@ -149,28 +150,47 @@ def _traffic(
     computations: dict[str, dict[str, _Instruction]],
 ) -> float:
     """Return the HBM bytes an instruction reads and writes; of a sliced array only the slice."""
-    operands = [table[name] for name in it.operands if name in table]
-    if it.op == "dynamic-slice":
+    if it.op in _SLICES:
         return 2 * _hbm(it.shape)
-    body = computations.get(it.attribute("calls") or "", {}) if it.op == "fusion" else {}
+    operands = [table[name] for name in it.operands if name in table]
     written, read = _hbm(it.shape), [_hbm(operand.shape) for operand in operands]
-    parameters = {name: _integer(inner) for name, inner in body.items() if inner.op == "parameter"}
-    for inner in body.values():
-        if inner.op not in ("dynamic-slice", "dynamic-update-slice"):
-            continue
-        source = inner.operands[0]
-        while source in body and body[source].op in ("bitcast", "copy", "convert"):
-            source = body[source].operands[0]
-        if source not in parameters or parameters[source] >= len(read):
-            continue
-        if inner.op == "dynamic-slice":
-            read[parameters[source]] = min(read[parameters[source]], _hbm(inner.shape))
-        else:  # in place: the rest of the array is not touched
-            whole, update = read[parameters[source]], body.get(inner.operands[1])
-            part = _hbm(update.shape) if update else 0
-            read[parameters[source]] = 0
-            written = written - whole + part if written >= whole else written
+    parts = _parts(it.called("calls"), computations) if it.op == "fusion" else {}
+    for number, (part, in_place) in parts.items():
+        whole = read[number]
+        read[number] = 0 if in_place else min(whole, part)
+        if in_place and written >= whole:  # the rest of the array is not touched
+            written += min(whole, part) - whole
     return written + sum(read)
+
+
+def _parts(
+    name: str, computations: dict[str, dict[str, _Instruction]]
+) -> dict[int, tuple[float, bool]]:
+    """Return the parameters of a fused computation that it slices, also in fusions inside: by
+    number the bytes of the largest slice, and whether that is written in place.
+    """
+    body = computations[name]
+    numbers = {label: _integer(it) for label, it in body.items() if it.op == "parameter"}
+    parts: dict[int, tuple[float, bool]] = {}
+
+    def note(label: str, part: float, in_place: bool) -> None:
+        while label in body and body[label].op in ("bitcast", "copy", "convert"):
+            label = body[label].operands[0]
+        if label in numbers:
+            number = numbers[label]
+            before, was = parts.get(number, (0.0, False))
+            parts[number] = max(before, part), was or in_place
+
+    for it in body.values():
+        if it.op in _SLICES:
+            note(it.operands[0], _hbm(it.shape), in_place=False)
+        elif it.op == "dynamic-update-slice":
+            update = body.get(it.operands[1])
+            note(it.operands[0], _hbm(update.shape) if update else 0, in_place=True)
+        elif it.op == "fusion":
+            for number, found in _parts(it.called("calls"), computations).items():
+                note(it.operands[number], *found)
+    return parts
 
 
 def _trips(
