@@ -291,3 +291,23 @@ for thread in threads:
 def test_several_threads_may_be_the_first_to_read():
     """TFDS is imported by the first of them; unguarded, many starts hang."""
     subprocess.run([sys.executable, "-c", FIRST_READERS], check=True, timeout=300)
+
+
+OPEN_AND_READ = """
+import sys
+from pathlib import Path
+from tpo_jax.data.clips import read_clip
+from tpo_jax.data.shards import open_shards
+
+shards = open_shards(Path(sys.argv[1]))
+before = set(sys.modules)
+shards[0], read_clip(shards, 0, "uniform", 2)
+print(*(name for name in sys.modules.keys() - before if name.startswith("tensorflow_datasets")))
+"""
+
+
+def test_opening_imports_what_reading_needs(directory):
+    """While TFDS is imported, `import` fails in other threads, that of the compiler among them."""
+    child = [sys.executable, "-c", OPEN_AND_READ, str(directory)]
+    done = subprocess.run(child, capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout == "\n"

@@ -13,7 +13,9 @@ from tpo_jax.errors import InputError
 from tpo_jax.io.files import write_json
 
 SPLIT, VERSION = "train", "2.0.0"
-# TFDS imports its parts on first use; two threads doing so may wait for each other for ever.
+# TFDS imports its parts on first use, and `import` behaves otherwise in all threads while it does
+# (`etils.epy.lazy_imports`): two threads doing so may wait for each other for ever, and one that
+# traces a program may fail. Shards and stores are opened, and TFDS imported, before there are any.
 IMPORTING_TFDS = threading.Lock()
 
 

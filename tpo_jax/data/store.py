@@ -256,6 +256,7 @@ def open_store(directory: Path, shards: Sequence[dict[str, Any]]) -> VideoStore:
         shard_holds = shards[entry.shard]["records"] if 0 <= entry.shard < len(shards) else 0
         if not 0 <= entry.first < entry.first + entry.records <= shard_holds:
             raise InputError(f"{path}: {entry.video} lies outside of the shards; run prepare again")
+    _message()  # not first in a thread that reads
     return VideoStore(directory, shards, entries)
 
 
