@@ -49,7 +49,7 @@ and links at their peak rates (v5e: 197 TFLOP/s, 819 GB/s, 200 GB/s). The paper 
 about four hours, 32 GPU-hours, at 10,000 pairs of at most 60 frames.
 
 The rows of 7B models are older: their frozen tower counts as float32, where `plan` now says bfloat16
-as published, 0.05 GiB a chip less at most.
+as published, 0.05 GiB a chip less at most. Compute bounds their time, as it did.
 
 Written by `python benchmarks/plan.py --output=docs/results/plan.md`; jax 0.10.2, libtpu 0.0.51.
 
