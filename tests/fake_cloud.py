@@ -4,6 +4,7 @@ worker runs here, in a home directory of its own.
 `Cloud.install` writes them to a directory for the PATH. The state lies in `state.json` beside it.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -84,7 +85,8 @@ class Cloud:
         for worker in range(WORKERS):
             home = self.home(worker, slice_)
             pid = int((home / "tpo_jax_run/pid").read_text())
-            os.kill(pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it ends with one that was told before
+                os.kill(pid, signal.SIGTERM)
             while Path(f"/proc/{pid}").exists():
                 time.sleep(0.02)
             shutil.rmtree(home)
