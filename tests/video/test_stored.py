@@ -213,3 +213,8 @@ def test_a_header_or_part_that_is_damaged(clip):  # noqa: F811
     unknown = dataclasses.replace(stored.video, header=stored.header._replace(codec="nonsense"))
     with pytest.raises(VideoError, match="no decoder"), opened(unknown):
         pass
+    for parameters in ({"pix}fmt": "yuv420p"}, {"framerate": "1/0"}, {"width": "wide"}):
+        header = stored.header._replace(parameters=parameters)
+        damaged = dataclasses.replace(stored.video, header=header)
+        with pytest.raises(VideoError, match="damaged: .* in its header"), opened(damaged):
+            pass

@@ -134,14 +134,17 @@ def make_decoder(header: Header) -> av.VideoCodecContext:
     """Return a decoder with the parameters that the container of a video gave.
 
     Raises:
-        VideoError: FFmpeg here has no such decoder.
+        VideoError: FFmpeg here has no such decoder, or it takes no such parameter.
     """
     try:
         context: Any = av.CodecContext.create(header.codec, "r")
     except (av.FFmpegError, ValueError) as error:
         raise VideoError(header.codec, "FFmpeg has no decoder of this name here") from error
     for name, value in header.parameters.items():
-        setattr(context, name, Fraction(value) if name in FRACTIONS else value)
+        try:
+            setattr(context, name, Fraction(value) if name in FRACTIONS else value)
+        except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
+            raise VideoError(header.codec, f"damaged: {name}={value!r} in its header") from error
     context.extradata = header.extradata or None
     context.thread_type = "AUTO"
     return context
