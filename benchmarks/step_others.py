@@ -20,6 +20,7 @@ from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model
 from tpo_jax.models.batch import Batch
 from tpo_jax.models.config import ModelConfig
+from tpo_jax.models.decoder import PrefixStream
 from tpo_jax.models.vlm import gather_logps
 from tpo_jax.objectives.preference import Objective, denominators, tpo_loss
 from tpo_jax.training.state import TrainState, new_state
@@ -204,7 +205,7 @@ def text_logps(model: ModelConfig, params: dict, batch: Batch) -> jax.Array:
     B, Q, A, R = batch.input_ids.shape
     x, y = map(decoder.embed, (batch.prefix_ids, batch.input_ids))
     mask = batch.input_mask.reshape(B, Q * A, R)
-    hidden = decoder.row(x, batch.prefix_mask, y.reshape(B, Q * A, R, -1), mask)
+    hidden = decoder.row(PrefixStream(x, batch.prefix_mask), y.reshape(B, Q * A, R, -1), mask)
     targets = batch.target_ids.reshape(B, Q * A, R)
     return gather_logps(hidden, decoder.head.kernel[...], targets).reshape(B, Q, A, R)
 

@@ -18,6 +18,7 @@ from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.checkpoints.peft import save_adapters
 from tpo_jax.errors import InputError
 from tpo_jax.inference.model import load_processor
+from tpo_jax.models.decoder import PrefixStream
 from tpo_jax.models.lora import Lora, init_adapters, join, merge
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.training import experiment
@@ -162,7 +163,7 @@ def test_peft_s_own_directories(tmp_path, rslora):
 
     def logits(params):
         decoder = families.bind(config, params).decoder
-        hidden = decoder.sequence(decoder.embed(ids), jnp.ones(ids.shape, bool))
+        hidden = decoder.sequence(PrefixStream(decoder.embed(ids), jnp.ones(ids.shape, bool)))
         return hidden @ decoder.head_kernel
 
     before = load_model(tmp_path / "base").params

@@ -22,8 +22,8 @@ from tpo_jax.families.template import Template
 from tpo_jax.families.weights import DECODER, DECODER_LAYER, DECODER_LAYERS, Weights, leaves, linear
 from tpo_jax.io.files import read_json_object
 from tpo_jax.models.config import DecoderConfig
+from tpo_jax.models.decoder import Decoder
 from tpo_jax.models.pictures import Pictures
-from tpo_jax.models.qwen2 import Decoder
 from tpo_jax.models.vlm import VideoLanguageModel
 
 

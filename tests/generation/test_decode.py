@@ -14,6 +14,7 @@ from tpo_jax.data.collate import collate
 from tpo_jax.generation.decode import Limits, advance, decode, prefill
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.models.batch import BatchShape
+from tpo_jax.models.decoder import PrefixStream
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import parameter_shardings, to_global
 
@@ -47,7 +48,7 @@ def classic_logits(config, params, visual, ids, index, mask):
     """Logits `[T, W]` of one row without cache: the classic layout."""
     m = families.bind(config, params)
     x = m.embed_prefix(ids[None], visual, index[None])
-    return m.decoder.sequence(x, mask[None])[0] @ params["decoder"]["head"]["kernel"]
+    return m.decoder.sequence(PrefixStream(x, mask[None]))[0] @ params["decoder"]["head"]["kernel"]
 
 
 def recomputed(model, visual, row, question, tokens):

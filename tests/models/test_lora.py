@@ -20,6 +20,7 @@ from tpo_jax.checkpoints import huggingface
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.checkpoints.peft import save_adapters
 from tpo_jax.errors import InputError
+from tpo_jax.models.decoder import PrefixStream
 from tpo_jax.models.lora import PROJECTIONS, Lora, adapters_of, init_adapters, join, merge, scaled
 from tpo_jax.models.vlm import cast
 from tpo_jax.objectives.preference import Objective
@@ -41,7 +42,9 @@ def random_adapters(lora, params, seed=0):
 
 def logits(config, params, ids):
     decoder = families.bind(config, params).decoder
-    return decoder.head(decoder.sequence(decoder.embed(ids), jnp.ones(ids.shape, bool)))
+    return decoder.head(
+        decoder.sequence(PrefixStream(decoder.embed(ids), jnp.ones(ids.shape, bool)))
+    )
 
 
 class Adapted(torch.nn.Module):

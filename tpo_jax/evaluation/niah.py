@@ -29,6 +29,7 @@ from tpo_jax.inference.generator import round_up
 from tpo_jax.inference.model import Model
 from tpo_jax.models.batch import Batch, BatchShape
 from tpo_jax.models.config import ModelConfig
+from tpo_jax.models.decoder import PrefixStream
 from tpo_jax.parallel.sharding import ROWS, WITHIN_ROW, batch_sharding, constrain
 from tpo_jax.parallel.splash import LANES
 
@@ -289,6 +290,7 @@ def exact(
     visual = constrain(visual, ROWS, None, WITHIN_ROW)
     x = model.embed_prefix(batch.prefix_ids, visual, batch.visual_index)
     y = model.decoder.embed(ids)
-    hidden = model.decoder.row(x, batch.prefix_mask, y, mask, back_end=back_end)
+    prefix = PrefixStream(x, batch.prefix_mask)
+    hidden = model.decoder.row(prefix, y, mask, back_end=back_end)
     right = (model.next_tokens(hidden) == targets) | ~labelled
     return constrain(right.all(axis=(1, 2)), None)

@@ -10,7 +10,7 @@ from tpo_jax.families.family import Family
 from tpo_jax.models.config import ModelConfig
 
 if TYPE_CHECKING:
-    from tpo_jax.models.qwen2 import Projections
+    from tpo_jax.models.blocks import Projections
     from tpo_jax.models.vlm import VideoLanguageModel
 
 # One line a family, by name.
@@ -96,7 +96,7 @@ def abstract_params(config: ModelConfig) -> dict:
     """Return shapes and dtypes (float32) of the parameters: nested dict of
     `jax.ShapeDtypeStruct`.
     """
-    from tpo_jax.models.qwen2 import Projections
+    from tpo_jax.models.blocks import Projections
 
     return _split_abstract(config, Projections())[1]
 
@@ -105,7 +105,7 @@ def init_params(config: ModelConfig, seed: int) -> dict:
     """Return random float32 parameters, a pure function of `seed`."""
     from flax import nnx
 
-    from tpo_jax.models.qwen2 import Projections
+    from tpo_jax.models.blocks import Projections
 
     model = of(config).model()(config, nnx.Rngs(seed), Projections())
     return nnx.to_pure_dict(nnx.split(model)[1])
@@ -121,9 +121,9 @@ def bind(config: ModelConfig, params: dict) -> "VideoLanguageModel":
     """
     from flax import nnx
 
+    from tpo_jax.models.blocks import Projections
     from tpo_jax.models.lora import adapters_of
     from tpo_jax.models.quantized import SCALE
-    from tpo_jax.models.qwen2 import Projections
 
     ranks = {name: part["lora_a"].shape[-1] for name, part in adapters_of(params).items()}
     quantized = SCALE in params["decoder"]["layers"]["q"]

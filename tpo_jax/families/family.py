@@ -36,8 +36,8 @@ class Family:
     presets: Mapping[str, ModelConfig]
     # Dtype that the checkpoints of these sizes were published in; where there are none, float32.
     preset_dtypes: Mapping[str, str]
-    # The NNX class, called with (config, rngs, `models.qwen2.Projections`). A function that imports
-    # it, so that a process which only decodes files does without JAX.
+    # The NNX class, called with (config, rngs, `models.blocks.Projections`). A function that
+    # imports it, so that a process which only decodes files does without JAX.
     model: Callable[[], Any]
     # Frames uint8 [n, height, width, 3] to uint8 [n, *config.frame_shape]; with `pad` they are
     # widened to a square first.

@@ -52,7 +52,7 @@ def norm(path: str, name: str) -> Rules:
     return {f"{path}/scale": (f"{name}.weight", "same"), f"{path}/bias": (f"{name}.bias", "same")}
 
 
-# The shared decoder under the names of `transformers`' Qwen2ForCausalLM.
+# The shared decoder under the names of `transformers`' Qwen2ForCausalLM and Qwen3ForCausalLM.
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DECODER: Rules = {
     "decoder/embed/embedding": (EMBEDDING, "same"),
@@ -65,6 +65,7 @@ DECODER_LAYER: Rules = {
     for ours, theirs in {
         **{name: f"self_attn.{name}_proj" for name in "qkvo"},
         **{name: f"mlp.{name}_proj" for name in ("gate", "up", "down")},
+        **{name: f"self_attn.{name}" for name in ("q_norm", "k_norm")},
         "input_norm": "input_layernorm",
         "mlp_norm": "post_attention_layernorm",
     }.items()

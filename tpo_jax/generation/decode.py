@@ -16,7 +16,8 @@ from tpo_jax.generation.sampling import Sampling, choose
 from tpo_jax.models import vlm
 from tpo_jax.models.batch import Array, Batch
 from tpo_jax.models.config import ModelConfig
-from tpo_jax.models.qwen2 import causal, continuation_positions
+from tpo_jax.models.decoder import causal
+from tpo_jax.models.rotary import continuation_positions
 from tpo_jax.parallel.programs import LayerwiseProgram
 
 
@@ -110,14 +111,13 @@ def prefill(
     B, Q, A, R = batch.input_mask.shape
     M = Q * A
     prefix_mask, input_mask = batch.prefix_mask, batch.input_mask.reshape(B, M, R)
-    visual = model.encode(batch)
-    x = model.embed_prefix(batch.prefix_ids, visual, batch.visual_index)
-    prefix = Prefix(decoder.prefill(x, prefix_mask), prefix_mask)
+    stream = model.prefix(batch)
+    prefix = Prefix(decoder.prefill(stream), prefix_mask)
 
     y = decoder.embed(batch.input_ids.reshape(B, M, R))
     heads = (config.decoder.kv_heads, config.decoder.head_dim)
     empty = jnp.zeros((config.decoder.layers, B, M, R + new_tokens, *heads), y.dtype)
-    positions = continuation_positions(prefix_mask, input_mask)
+    positions = continuation_positions(prefix_mask, input_mask, stream.end)
     own_mask = jnp.pad(causal(input_mask), [(0, 0)] * 3 + [(0, new_tokens)])
     hidden, cache = decoder.extend(
         y, positions, prefix.keys_values, prefix_mask, (empty, empty), 0, own_mask

@@ -64,7 +64,7 @@ class BatchShape:
     answers: int  # A
     response: int  # R
     frames: int  # F; of images: views
-    frame_shape: tuple[int, int, int]  # S, S, 3
+    frame_shape: tuple[int, ...]  # S, S, 3
     images: bool = False  # patch_index, patch_weight
     prefix_labels: bool = False  # target_at
     pairs: bool = False  # pair_index

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from tpo_jax.models.batch import Array, Batch
+from tpo_jax.models.decoder import PrefixStream
+from tpo_jax.models.rotary import continuation_positions
 from tpo_jax.models.vlm import VideoLanguageModel
 
 
@@ -40,7 +42,7 @@ def log_probabilities(
     """Return the log-probability of every token of the vocabulary at every answer position.
 
     Args:
-        remat: policy of the decoder layers, see `qwen2.remat_policy`.
+        remat: policy of the decoder layers, see `blocks.remat_policy`.
         freeze_tower: no gradient into the tower.
         encode_once: the answers of a row share its encoded video.
         answers_only: the head is applied to answer positions only.
@@ -51,22 +53,23 @@ def log_probabilities(
     B, Q, A, R = batch.input_ids.shape
     M, P = Q * A, batch.prefix_ids.shape[1]
 
-    def per_answer(values: Array) -> jax.Array:
-        return jnp.repeat(values, M, axis=0)
+    def per_answer(rows: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), M, axis=0), rows)
 
     def flat(values: Array) -> Array:
         return values.reshape(B * M, R)
 
     if encode_once:
-        visual = per_answer(model.encode(batch, freeze_tower=freeze_tower))
+        prefix = per_answer(model.prefix(batch, freeze_tower=freeze_tower))
     else:
-        names = ("frames", "patch_index", "patch_weight")
-        repeated = jax.tree.map(per_answer, {name: getattr(batch, name) for name in names})
-        visual = model.encode(dataclasses.replace(batch, **repeated), freeze_tower=freeze_tower)
-    x = model.embed_prefix(per_answer(batch.prefix_ids), visual, per_answer(batch.visual_index))
-    x = jnp.concatenate([x, model.decoder.embed(flat(batch.input_ids))], axis=1)
-    mask = jnp.concatenate([per_answer(batch.prefix_mask), flat(batch.input_mask)], axis=1)
-    hidden = model.decoder.sequence(x, mask, remat=remat)
+        names = [
+            *("frames", "patch_index", "patch_weight", "prefix_ids", "prefix_mask"),
+            "visual_index",
+        ]
+        repeated = per_answer({name: getattr(batch, name) for name in names})
+        prefix = model.prefix(dataclasses.replace(batch, **repeated), freeze_tower=freeze_tower)
+    answers = model.decoder.embed(flat(batch.input_ids)), flat(batch.input_mask)
+    hidden = model.decoder.sequence(followed(prefix, *answers), remat=remat)
     places = jnp.broadcast_to(jnp.arange(P, P + R), (B * M, R))
     if batch.target_at is not None:
         places = jnp.where(flat(batch.target_at) >= 0, flat(batch.target_at), places)
@@ -79,3 +82,21 @@ def log_probabilities(
     else:
         logps = jnp.take_along_axis(head(hidden), places[..., None], axis=1)
     return logps.reshape(B, Q, A, R, -1)
+
+
+def followed(prefix: PrefixStream, x: jax.Array, mask: Array) -> PrefixStream:
+    """Return one stream of prefixes and what follows each: `[B, R, D]` and bool `[B, R]`."""
+    deepstack = prefix.deepstack
+    if deepstack is not None:
+        deepstack = jnp.pad(deepstack, ((0, 0), (0, 0), (0, x.shape[1]), (0, 0)))
+    positions = prefix.positions
+    if positions is not None:
+        after = continuation_positions(prefix.mask, mask[:, None], prefix.end)[:, 0]
+        after = jnp.repeat(after[..., None], 3, axis=-1)
+        positions = jnp.concatenate([positions, after], axis=1)
+    return PrefixStream(
+        jnp.concatenate([prefix.x, x], axis=1),
+        jnp.concatenate([prefix.mask, mask], axis=1),
+        positions=positions,
+        deepstack=deepstack,
+    )

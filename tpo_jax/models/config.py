@@ -33,7 +33,7 @@ def check_types(config: Any, name: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """A Qwen2 decoder: grouped queries, q/k/v biases, gated SiLU MLP."""
+    """A Qwen2 or Qwen3 decoder: grouped queries, gated SiLU MLP."""
 
     vocab_size: int  # W
     width: int  # D
@@ -45,12 +45,25 @@ class DecoderConfig:
     rope_theta: float
     norm_eps: float = 1e-6
     tied: bool = False  # the head is the transposed embedding: one table, one gradient
+    qkv_bias: bool = True  # Qwen2's; Qwen3 has none
+    qk_norm: bool = False  # Qwen3's: an RMSNorm over C of every query and key
+    # Wavelengths that turn with the time, the height and the width of visual tokens, and whether
+    # they take turns; see `models.rotary`. Empty: tokens have one position.
+    rope_sections: tuple[int, ...] = ()
+    rope_interleaved: bool = False
 
     def __post_init__(self) -> None:
         check_types(self, "decoder")
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"decoder.heads={self.heads} is no multiple of kv_heads={self.kv_heads}"
+            )
+        object.__setattr__(self, "rope_sections", tuple(self.rope_sections))  # JSON has lists
+        sections = self.rope_sections
+        if sections and (len(sections) != 3 or 2 * sum(sections) != self.head_dim):
+            raise ValueError(
+                f"decoder.rope_sections={sections} must be three numbers that sum to half of "
+                f"head_dim={self.head_dim}"
             )
 
 
@@ -80,8 +93,10 @@ class ModelConfig(Protocol):
         """
 
     @property
-    def frame_shape(self) -> tuple[int, int, int]:
-        """Shape of a preprocessed frame, or of a view of an image: `(S, S, 3)`."""
+    def frame_shape(self) -> tuple[int, ...]:
+        """Shape of a preprocessed frame, or of a view of an image: `(S, S, 3)`, or a family's
+        own.
+        """
 
     @property
     def patches_per_frame(self) -> int:

@@ -17,7 +17,7 @@ def map_frames(frames: jax.Array, encode: Callable[[jax.Array], jax.Array]) -> j
     frames.
 
     Args:
-        frames: uint8 `[B, F, S, S, 3]`.
+        frames: uint8 `[B, F, S, S, 3]`, or frames of a family's own shape.
         encode: frames uint8 `[m, S, S, 3]`, spread over all chips, to their tokens `[m, n, D]`.
     """
     B, F = frames.shape[:2]
@@ -25,14 +25,15 @@ def map_frames(frames: jax.Array, encode: Callable[[jax.Array], jax.Array]) -> j
     chunks = -(-F // (chips * _FRAMES_AT_ONCE))
     size = -(-F // (chips * chunks))
     filled = chips * chunks * size
-    frames = jnp.pad(frames, ((0, 0), (0, filled - F), *((0, 0),) * 3))
-    frames = constrain(frames, ROWS, WITHIN_ROW, None, None, None)
+    shape = [None] * (frames.ndim - 2)
+    frames = jnp.pad(frames, ((0, 0), (0, filled - F), *((0, 0) for _ in shape)))
+    frames = constrain(frames, ROWS, WITHIN_ROW, *shape)
     frames = frames.reshape(B, chips, chunks, size, *frames.shape[2:])
 
     def part(frames: jax.Array) -> jax.Array:
         """Encode uint8 `[B, chips, m, S, S, 3]` to `[B, chips, m * n, D]`."""
         flat = frames.reshape(-1, *frames.shape[3:])
-        x = encode(constrain(flat, ALL, None, None, None))
+        x = encode(constrain(flat, ALL, *shape))
         return x.reshape(B, chips, -1, x.shape[-1])
 
     if chunks == 1:

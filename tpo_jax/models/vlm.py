@@ -12,8 +12,8 @@ from flax import nnx
 
 from tpo_jax.models.batch import Array, Batch
 from tpo_jax.models.config import ModelConfig
+from tpo_jax.models.decoder import Decoder, PrefixStream
 from tpo_jax.models.quantized import SCALE
-from tpo_jax.models.qwen2 import Decoder
 from tpo_jax.parallel.sharding import ROWS, WEIGHTS, WITHIN_ROW, constrain, vocabulary_axes
 
 
@@ -57,9 +57,34 @@ class VideoLanguageModel(nnx.Module):
         # visual tokens of a row.
         text = constrain(self.decoder.embed(ids), "data", None, WEIGHTS)
         text = constrain(text, ROWS, None, WITHIN_ROW)
-        taken = jnp.take_along_axis(visual, jnp.maximum(visual_index, 0)[..., None], axis=1)
-        taken = constrain(taken, ROWS, None, WITHIN_ROW)
-        return jnp.where(visual_index[..., None] >= 0, taken.astype(text.dtype), text)
+        return _in_slots(visual, visual_index, text)
+
+    def features(
+        self, batch: Batch, *, freeze_tower: bool = False, remat: str = "none"
+    ) -> tuple[jax.Array, ...]:
+        """Return the visual tokens and, level by level, what a model with DeepStack adds to them
+        after its first decoder layers, `[B, n, D]` each.
+
+        Such a model overrides this; arguments are those of `encode`.
+        """
+        return (self.encode(batch, freeze_tower=freeze_tower, remat=remat),)
+
+    def prefix(
+        self, batch: Batch, *, freeze_tower: bool = False, remat: str = "none"
+    ) -> PrefixStream:
+        """Encode and embed the prefixes of a batch; arguments are those of `encode`.
+
+        A model whose tokens have three positions adds them.
+        """
+        tokens, *levels = self.features(batch, freeze_tower=freeze_tower, remat=remat)
+        x = self.embed_prefix(batch.prefix_ids, tokens, batch.visual_index)
+        nothing = jnp.zeros((), x.dtype)
+        added = [_in_slots(level, batch.visual_index, nothing) for level in levels]
+        return PrefixStream(
+            x,
+            batch.prefix_mask,
+            deepstack=jnp.stack(added, axis=1) if added else None,
+        )
 
     def hidden_states(
         self,
@@ -86,13 +111,9 @@ class VideoLanguageModel(nnx.Module):
         def flat(values: Array | None) -> Array | None:
             return None if values is None else values.reshape(B, Q * A, R)
 
-        visual = self.encode(batch, freeze_tower=freeze_tower, remat=remat)
-        x = self.embed_prefix(batch.prefix_ids, visual, batch.visual_index)
-        y = self.decoder.embed(flat(batch.input_ids))
         hidden = self.decoder.row(
-            x,
-            batch.prefix_mask,
-            y,
+            self.prefix(batch, freeze_tower=freeze_tower, remat=remat),
+            self.decoder.embed(flat(batch.input_ids)),
             flat(batch.input_mask),
             target_at=flat(batch.target_at),
             remat=remat,
@@ -124,6 +145,13 @@ class VideoLanguageModel(nnx.Module):
             float32 `[B, Q, A, R]`, zero where `target_mask` is false.
         """
         return self.gather(self.hidden_states(batch, **how), batch, chunk)
+
+
+def _in_slots(visual: jax.Array, visual_index: Array, text: jax.Array) -> jax.Array:
+    """Return the visual tokens `[B, n, D]` that int `[B, P]` names, and `text` where it is -1."""
+    taken = jnp.take_along_axis(visual, jnp.maximum(visual_index, 0)[..., None], axis=1)
+    taken = constrain(taken, ROWS, None, WITHIN_ROW)
+    return jnp.where(visual_index[..., None] >= 0, taken.astype(text.dtype), text)
 
 
 def cast(params: dict, dtype: jax.typing.DTypeLike) -> dict:

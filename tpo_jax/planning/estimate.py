@@ -18,7 +18,7 @@ _SPLASH = 9 / 6
 
 
 def kept_tensors(remat: str) -> set[str]:
-    """Return the tensors of `models.qwen2.REMAT_TENSORS` that stay on the device for the backward
+    """Return the tensors of `models.blocks.REMAT_TENSORS` that stay on the device for the backward
     pass.
     """
     if remat == "none":

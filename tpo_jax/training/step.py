@@ -11,9 +11,9 @@ import optax
 from tpo_jax import families
 from tpo_jax.errors import InputError
 from tpo_jax.models.batch import Array, Batch
+from tpo_jax.models.blocks import remat_policy
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.lora import NO_ADAPTERS, Lora, join, scaled
-from tpo_jax.models.qwen2 import remat_policy
 from tpo_jax.models.vlm import cast, token_divergence
 from tpo_jax.objectives.preference import Objective, denominators, mean_log_ratios, tpo_loss
 from tpo_jax.parallel.attention import BACK_ENDS

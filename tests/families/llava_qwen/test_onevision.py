@@ -20,6 +20,7 @@ from tpo_jax.checkpoints.huggingface_export import export_model
 from tpo_jax.checkpoints.models import load_config, load_model, save_model
 from tpo_jax.data.images import read_pictures
 from tpo_jax.errors import InputError
+from tpo_jax.models.decoder import PrefixStream
 
 torch, transformers = originals.torch, originals.transformers
 MODULE, LOGITS = 1e-5, 1e-4
@@ -84,7 +85,7 @@ def logits(loaded, batch, ids, index):
     def ours(params, batch):
         model = families.bind(loaded.config, params)
         x = model.embed_prefix(np.array([ids]), model.encode(batch), np.array([index]))
-        hidden = model.decoder.sequence(x, jnp.ones((1, len(ids)), bool))
+        hidden = model.decoder.sequence(PrefixStream(x, jnp.ones((1, len(ids)), bool)))
         return hidden @ model.decoder.head_kernel
 
     return ours(loaded.params, batch)[0]
@@ -239,7 +240,9 @@ def test_one_gradient_of_a_tied_table(onevision):
     def loss(embedding, head):
         decoder = loaded.params["decoder"] | {"embed": {"embedding": embedding}}
         model = families.bind(loaded.config, loaded.params | {"decoder": decoder})
-        hidden = model.decoder.sequence(model.decoder.embed(ids), jnp.ones(ids.shape, bool))
+        hidden = model.decoder.sequence(
+            PrefixStream(model.decoder.embed(ids), jnp.ones(ids.shape, bool))
+        )
         return jnp.sin(hidden @ (model.decoder.head_kernel if head is None else head)).sum()
 
     table = loaded.params["decoder"]["embed"]["embedding"]

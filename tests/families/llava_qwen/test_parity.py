@@ -20,8 +20,10 @@ from tpo_jax.families.llava_qwen.model import pool
 from tpo_jax.families.llava_qwen.processing import picture
 from tpo_jax.families.weights import to_torch
 from tpo_jax.models.batch import Batch
+from tpo_jax.models.blocks import RMSNorm
+from tpo_jax.models.decoder import PrefixStream
 from tpo_jax.models.pictures import joined
-from tpo_jax.models.qwen2 import RMSNorm, rotary
+from tpo_jax.models.rotary import rotary
 from tpo_jax.objectives.preference import Objective, denominators, tpo_loss
 
 torch = originals.torch
@@ -141,7 +143,7 @@ def test_logits(family, agree):
     def ours(params):
         model = families.bind(config, params)
         x = model.embed_prefix(ids, model.encode_frames(frames[None]), index)
-        hidden = model.decoder.sequence(x, jnp.ones(ids.shape, bool))
+        hidden = model.decoder.sequence(PrefixStream(x, jnp.ones(ids.shape, bool)))
         return hidden, model.decoder.head(hidden)
 
     hidden, logits = ours(params)
@@ -200,7 +202,8 @@ def test_logits_of_images(family, number, agree):
     def ours(params, batch):
         model = families.bind(config, params)
         x = model.embed_prefix(np.array([ids]), model.encode(batch), np.array([index]))
-        return model.decoder.head(model.decoder.sequence(x, jnp.ones((1, len(ids)), bool)))
+        prefix = PrefixStream(x, jnp.ones((1, len(ids)), bool))
+        return model.decoder.head(model.decoder.sequence(prefix))
 
     what = f"{number} images" if number else "text alone"
     agree(f"{name} whole model, {what}, logits", ours(params, batch)[0], theirs, LOGITS)

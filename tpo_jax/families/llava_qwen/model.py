@@ -14,8 +14,9 @@ from flax import nnx
 from tpo_jax.families.llava_qwen.config import LlavaQwenConfig
 from tpo_jax.families.llava_qwen.vision import Tower
 from tpo_jax.models.batch import Array, Batch
+from tpo_jax.models.blocks import Projections
+from tpo_jax.models.decoder import Decoder
 from tpo_jax.models.frames import map_frames
-from tpo_jax.models.qwen2 import Decoder, Projections
 from tpo_jax.models.vlm import VideoLanguageModel
 from tpo_jax.parallel.sharding import ALL, ROWS, WITHIN_ROW, constrain
 
