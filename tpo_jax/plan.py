@@ -2,8 +2,9 @@
 
 `python -m tpo_jax.plan --config=FILE[:variant] --topology=v5e:4x4 [--config.a.b=…] [--json]`.
 
-`--of=generate`, `score`, `evaluate` or `serve` plans that command instead of `train`: its programs
-for one batch of `--rows` videos, with their caches.
+`--of=generate`, `score`, `evaluate`, `curate` or `serve` plans that command instead of `train`: its
+programs for one batch of `--rows` videos, with their caches. `--search=rows` finds the most videos
+at a time that fit, `--questions` says how long so many questions take.
 
 `--search=frames` finds the most frames that fit the slice, `--search=topology` the smallest slice
 of a kind (`--topology=v5e`) that the experiment fits, `--search=fastest` the mesh, remat policy,
@@ -32,7 +33,7 @@ from tpo_jax.planning.fastest import fastest, settings
 from tpo_jax.planning.inference import COMMANDS, compile_command
 from tpo_jax.planning.plan import RESPONSE_TOKENS, Plan, compile_step
 from tpo_jax.planning.program import GIB
-from tpo_jax.planning.search import most_frames, smallest_slice
+from tpo_jax.planning.search import most_frames, most_rows, smallest_slice
 
 
 def model_of(config: ConfigDict) -> ModelConfig:
@@ -50,8 +51,8 @@ def model_of(config: ConfigDict) -> ModelConfig:
     return dataclasses.replace(families.preset(given.preset), **settings)
 
 
-def report(plan: Plan) -> str:
-    """Return the plan as text."""
+def report(plan: Plan, questions: int = 0) -> str:
+    """Return the plan as text, with the hours that `questions` take where it is above 0."""
     mesh = " ".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1)
     what = {"train": "step", "score": "batch"}.get(plan.of)
     batch = f"{what}: {plan.pairs} pairs" if what else f"batch: {plan.pairs} questions"
@@ -76,6 +77,9 @@ def report(plan: Plan) -> str:
         lines += measured(plan)
     else:
         lines.append("FLOPs, traffic and time: unknown, jaxlib cannot read this compiled program")
+    if plan.seconds and questions:
+        hours, asked = questions / plan.pairs_per_hour, "pairs" if what else "questions"
+        lines.append(f"{questions:,} {asked}: {hours:.1f} hours on this slice at that rate")
     lines += [f"flags: {plan.flags}"] * bool(plan.flags)
     lines.append("fits" if plan.fits else "does NOT fit")
     return "\n".join(lines)
@@ -104,20 +108,24 @@ def tell(line: str) -> None:
     print(f"plan: {line}", file=sys.stderr, flush=True)
 
 
-def planned(config: ConfigDict, topology: str, **changes: object) -> Plan:
-    """Compile an experiment with some fields changed, and return its plan."""
+def planned(config: ConfigDict, topology: str, rows: int = 0, **changes: object) -> Plan:
+    """Compile an experiment with some fields changed, or a command for `rows` videos, and return
+    its plan.
+    """
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(changes)
     if _OF.value != "train":
-        plan = compile_command(config, model_of(config), topology, _OF.value, _ROWS.value)
+        rows = rows or _ROWS.value
+        plan = compile_command(config, model_of(config), topology, _OF.value, rows)
     else:
         cache = None if _HLO.value else _CACHE.value
         plan, compiled = compile_step(config, model_of(config), topology, _SLICES.value, cache)
         if compiled and _HLO.value:
             with open(_HLO.value, "w", encoding="utf-8") as file:
                 file.write(compiled.as_text())
+    videos = "" if plan.of == "train" else f"{plan.rows} at a time, "
     tell(
-        f"{plan.topology}, {plan.frames} frames: peak {plan.peak / GIB:.2f} GiB of "
+        f"{plan.topology}, {videos}{plan.frames} frames: peak {plan.peak / GIB:.2f} GiB of "
         f"{plan.limit / GIB:.2f} per chip"
     )
     return plan
@@ -152,19 +160,32 @@ def search_topology(config: ConfigDict, kind: str) -> Plan:
     return smallest_slice(lambda topology: planned(config, topology), kind, tell)
 
 
+def search_rows(config: ConfigDict, topology: str) -> Plan:
+    """Return the plan of the most videos at a time that fit, or of the fewest where none do."""
+    return most_rows(lambda rows: planned(config, topology, rows), _ROWS.value or 1)
+
+
 def check_flags() -> None:
     """Raise InputError for flags that have no effect together."""
-    if _OF.value == "train":
-        if _ROWS.value:
-            raise InputError("--rows is for --of; pairs of a step are train.batch_size")
+    of, search = _OF.value, _SEARCH.value
+    if of == "train":
+        for flag, given in (
+            ("--rows", _ROWS.value > 0),
+            ("--questions", _QUESTIONS.value > 0),
+            ("--search=rows", search == "rows"),
+        ):
+            if given:
+                raise InputError(f"{flag} is for --of; pairs of a step are train.batch_size")
         return
+    if search == "rows" and not COMMANDS[of].flag:
+        raise InputError(f"--search=rows: {of} takes one video at a time")
     for flag, given in (
         ("--slices", _SLICES.value > 1),
-        ("--hlo", _HLO.value),
-        (f"--search={_SEARCH.value}", _SEARCH.value in ("frames", "fastest")),
+        ("--hlo", _HLO.value is not None),
+        (f"--search={search}", search in ("frames", "fastest")),
     ):
         if given:
-            raise InputError(f"{flag} is for the step of train, not for --of={_OF.value}")
+            raise InputError(f"{flag} is for the step of train, not for --of={of}")
 
 
 def search_fastest(config: ConfigDict, topology: str) -> Plan:
@@ -186,10 +207,16 @@ def main() -> int:
     # A flag of another compiler there would end the process; those of libtpu are LIBTPU_INIT_ARGS.
     os.environ.pop("XLA_FLAGS", None)
     check_flags()
-    searches = {"frames": search_frames, "topology": search_topology, "fastest": search_fastest}
+    searches = {
+        "frames": search_frames,
+        "rows": search_rows,
+        "topology": search_topology,
+        "fastest": search_fastest,
+    }
     search = searches.get(_SEARCH.value, planned)
     plan = search(_CONFIG.value, _TOPOLOGY.value)
-    print(json.dumps(dataclasses.asdict(plan), indent=2) if _JSON.value else report(plan))
+    as_json = json.dumps(dataclasses.asdict(plan), indent=2)
+    print(as_json if _JSON.value else report(plan, _QUESTIONS.value))
     return 0 if plan.fits else 1
 
 
@@ -202,10 +229,11 @@ if __name__ == "__main__":
         required=True,
     )
     _SEARCH = flags.DEFINE_enum(
-        "search", "", ["", "frames", "topology", "fastest"], "what to look for"
+        "search", "", ["", "frames", "rows", "topology", "fastest"], "what to look for"
     )
     _OF = flags.DEFINE_enum("of", "train", ["train", *COMMANDS], "whose programs are compiled")
     _ROWS = flags.DEFINE_integer("rows", 0, "videos of a batch; 0: the command's default", 0)
+    _QUESTIONS = flags.DEFINE_integer("questions", 0, "with --of: also tell their hours", 0)
     _SLICES = flags.DEFINE_integer("slices", 1, "how many slices", lower_bound=1)
     _JSON = flags.DEFINE_bool("json", False, "print JSON")
     _CACHE = define_path(

@@ -8,6 +8,8 @@ from tpo_jax.errors import InputError
 from tpo_jax.plan import report
 from tpo_jax.planning import hlo, inference
 from tpo_jax.planning.inference import COMMANDS, compile_command
+from tpo_jax.planning.plan import Plan
+from tpo_jax.planning.search import most_rows
 from tpo_jax.training.experiment import base
 
 MODEL = families.preset("tiny_longva")
@@ -45,6 +47,31 @@ def test_questions_share_a_video(on_cpu):
     plan = compile_command(changed, MODEL, "v5e:1x1", "evaluate", rows=1)
     assert plan.pairs == 2 * 2
     assert 1.0 <= plan.flops / plan.minimum_flops < 1.6
+
+
+def test_the_most_videos_at_a_time(on_cpu):
+    """More videos take more memory; the largest batch that fits is found, with its flag."""
+
+    def plan_of(rows):
+        return compile_command(config(data__max_response=4), MODEL, "v5e:1x1", "curate", rows)
+
+    fewest, more = plan_of(1), plan_of(4)
+    assert (fewest.rows, more.rows) == (2, 4)  # one device of the two takes half of them
+    assert fewest.peak < more.peak
+    assert more.flags == "--config.local.batch_rows=4"
+    text, hours = report(more, questions=1000), 1000 / more.pairs_per_hour
+    assert f"1,000 questions: {hours:.1f} hours on this slice" in text
+
+
+@pytest.mark.parametrize("fits, found", [(0, 2), (2, 2), (31, 16), (32, 32)])
+def test_search_for_the_largest_batch(fits, found):
+    def compile_at(rows):
+        sizes = {"devices": 2, "chips": 2, "mesh": {}, "pairs": 1, "frames": 1, "prefix": 1}
+        rows = max(rows, 2)
+        return Plan("", **sizes, response=1, limit=1.0, peak=0.0, rows=rows, fits=rows <= fits)
+
+    plan = most_rows(compile_at, 1)
+    assert (plan.rows, plan.fits) == (found, fits > 0)
 
 
 def test_a_prompt_that_the_context_does_not_hold(on_cpu):

@@ -9,6 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tpo_jax import families
+from tpo_jax.curation import local_client
+from tpo_jax.curation.config import Local, Role
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.runner import PROMPT_MULTIPLE
 from tpo_jax.generation.decode import Limits, decode, prefill
@@ -39,14 +41,26 @@ class Command(NamedTuple):
     rows: int  # at a time, rounded up to a multiple of the devices that do not share one
     question: int  # its tokens are rounded up to a multiple
     answer: int  # its most tokens
+    flag: str = ""  # that sets the rows; empty: there is none
 
 
 COMMANDS = {
     "generate": Command("context", 1, Decoding().question_multiple, RESPONSE_TOKENS),
-    "score": Command("fsdp", 8, RESPONSE_MULTIPLE, RESPONSE_TOKENS),
-    "evaluate": Command("fsdp", 1, PROMPT_MULTIPLE, 16),
+    "score": Command("fsdp", 8, RESPONSE_MULTIPLE, RESPONSE_TOKENS, "--batch_size"),
+    "evaluate": Command("fsdp", 1, PROMPT_MULTIPLE, 16, "--batch_size"),
+    "curate": Command(
+        "fsdp",
+        Local().batch_rows,
+        local_client.PROMPT_MULTIPLE,
+        Role().max_new_tokens,
+        "--config.local.batch_rows",
+    ),
     "serve": Command(
-        "context", ServerSettings().max_batch, QUESTION_MULTIPLE, ServerSettings().max_new_tokens
+        "context",
+        ServerSettings().max_batch,
+        QUESTION_MULTIPLE,
+        ServerSettings().max_new_tokens,
+        "--max_batch",
     ),
 }
 
@@ -88,6 +102,8 @@ def compile_command(
         limit=chip.hbm * GIB,
         peak=0.0,
         of=name,
+        rows=shape.rows,
+        flags=f"{command.flag}={shape.rows}" if command.flag else "",
     )
     params = _weights(model, source.weights, dtype, mesh)
     batch = jax.tree.map(lambda x: placed(x, batch_sharding(mesh)), shape.abstract())

@@ -48,6 +48,7 @@ class Plan:
     limit: float
     peak: float  # where the step does not fit: the memory it needs
     of: str = "train"  # or the command whose programs are compiled
+    rows: int = 0  # videos of a batch of such a command
     memory: dict[str, float] = dataclasses.field(default_factory=dict)
     minimum_flops: float = 0.0  # of all chips, by formula
     # The following fields stay empty where jaxlib cannot read the compiled program.
@@ -58,7 +59,7 @@ class Plan:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     pairs_per_hour: float = 0.0
     chip_hours: float = 0.0  # for 10,000 pairs
-    flags: str = ""  # of a search: what it chose
+    flags: str = ""  # what a search chose; how to give a command its rows
 
 
 def minimum_flops(

@@ -1,4 +1,6 @@
-"""Find the longest videos that fit a slice, and the smallest slice that an experiment fits."""
+"""Find the longest videos or the largest batch that fits a slice, and the smallest slice that an
+experiment fits.
+"""
 
 import bisect
 import math
@@ -67,6 +69,20 @@ def most_frames(
             slope = max(1.0, (plans[b].peak - plans[a].peak) / (b - a))
             guess = a + int((plans[a].limit - plans[a].peak) / slope)
     return plans.get(low), plans.get(high)
+
+
+def most_rows(compile_at: Callable[[int], Plan], start: int) -> Plan:
+    """Return the plan of the most videos at a time that fit, doubled from the fewest; that of the
+    fewest where they do not fit.
+
+    Args:
+        compile_at: returns the plan of a number of videos, or of more if the mesh needs more.
+        start: the fewest.
+    """
+    best = compile_at(start)
+    while best.fits and (more := compile_at(2 * best.rows)).fits:
+        best = more
+    return best
 
 
 def smallest_slice(
