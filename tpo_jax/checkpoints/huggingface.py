@@ -17,7 +17,7 @@ from tpo_jax import families
 from tpo_jax.checkpoints.safetensors_files import DTYPES, TensorFiles
 from tpo_jax.errors import InputError
 from tpo_jax.families.family import Family
-from tpo_jax.families.weights import Leaf, Weights, from_patch
+from tpo_jax.families.weights import Leaf, Weights, from_torch
 from tpo_jax.models.config import ModelConfig
 
 Index = tuple[slice, ...]
@@ -89,8 +89,8 @@ def _reader(
     def part(name: str, index: Index) -> np.ndarray:
         if leaf.kind == "transposed":
             return shards.read(name, index[::-1]).T
-        if leaf.kind == "patch":
-            return from_patch(shards.read(name))[index]
+        if leaf.kind in ("patch", "frame_pair"):
+            return from_torch(leaf, shards.read(name))[index]
         return shards.read(name, index)
 
     def read(index: Index) -> np.ndarray:

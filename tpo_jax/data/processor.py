@@ -14,7 +14,7 @@ from tpo_jax.data.clips import Clip
 from tpo_jax.data.folders import video_at
 from tpo_jax.data.rows import Row, Size
 from tpo_jax.errors import InputError
-from tpo_jax.families.template import TIME_INSTRUCTIONS, Question
+from tpo_jax.families.template import TIME_INSTRUCTIONS, Opening, Question
 from tpo_jax.models.config import ModelConfig, most_frames
 from tpo_jax.models.pictures import Pictures
 from tpo_jax.video import sampling
@@ -234,14 +234,11 @@ class Processor:
         times = clip.times if known else [0.0] * len(clip.frames)
         return most_frames(lambda times: fits(fewer(times)), times)
 
-    def _shown(self, visual: Visual) -> tuple[int | Sequence[int], str]:
-        """Return the visual tokens of a video, or of every image, and the sentence on its times."""
+    def _shown(self, visual: Visual) -> tuple[int | Sequence[int], Opening]:
+        """Return the visual tokens of a video, or of every image, and what is said on its times."""
         if isinstance(visual, Pictures):
             return visual.tokens, ""
-        if not len(visual.times):
-            return self.config.visual_tokens(len(visual.frames)), ""
-        opening = self.template.time_opening(self.time_instruction, visual.times, visual.duration)
-        return self.config.visual_tokens(len(visual.times)), opening
+        return self.template.shown(self.config, *visual, self.time_instruction)
 
     def _advice(self, visual: Visual, fits: Callable[[Visual], bool]) -> str:
         if isinstance(visual, Pictures):

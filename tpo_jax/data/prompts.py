@@ -15,6 +15,7 @@ from tpo_jax.families.template import (
     IMAGE,
     PLACEHOLDERS,
     Message,
+    Opening,
     Pieces,
     Question,
     Template,
@@ -102,7 +103,7 @@ def build_row(
     visuals: int | Sequence[int],
     *,
     template: Template,
-    opening: str = "",
+    opening: Opening = "",
     cut: str = "answer",
     size: Size = Size(),  # noqa: B008, a constant
 ) -> Row:
@@ -115,9 +116,10 @@ def build_row(
             conversation one at most (`place_visual`). A question on images has as many `<image>` as
             there are images, or none: then the images open its last message.
         answers: `[Q][A]` texts; labelled are their tokens and what the template labels after them.
-        visuals: visual tokens of the video, or a sequence of those of every image; `()` for text.
+        visuals: visual tokens of the video, or a sequence of those of every image, or of every
+            group of frames that has an opening; `()` for text.
         template: how prompt and answer are written.
-        opening: of `Template.time_opening`.
+        opening: of `Template.shown`.
         cut: 'answer': before the last token of the prompt, for one question; 'video': after the
             last visual token and the tokens of the opening, for any number of questions.
         size: P and R to pad to.
@@ -141,7 +143,7 @@ def build_prompts(
     visuals: int | Sequence[int],
     *,
     template: Template,
-    opening: str = "",
+    opening: Opening = "",
     cut: str = "answer",
     size: Size = Size(),  # noqa: B008, a constant
 ) -> Row:
@@ -171,7 +173,7 @@ def _prompts(
     questions: Sequence[Question],
     visuals: int | Sequence[int],
     template: Template,
-    opening: str,
+    opening: Opening,
     cut: str,
 ) -> tuple[list[Text], list[Text]]:
     """Return the texts before, between and after the visuals of the prefix, and the rest of every
@@ -198,9 +200,9 @@ def _prompts(
 
 
 def _around(
-    question: Question, visuals: int | Sequence[int], template: Template, opening: str
+    question: Question, visuals: int | Sequence[int], template: Template, opening: Opening
 ) -> list[Pieces]:
-    if isinstance(visuals, int):
+    if isinstance(visuals, int) or isinstance(opening, tuple):
         return template.around_visual(opening, *place_visual(question))
     check_placeholders(question, len(visuals))
     messages = conversation_of(question)

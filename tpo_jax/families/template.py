@@ -4,7 +4,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from tpo_jax.errors import InputError
+from tpo_jax.models.config import ModelConfig
 
 IMAGE = "<image>"
 PLACEHOLDERS = (IMAGE, "<video>")
@@ -17,6 +20,9 @@ ROLES = ("system", "user", "assistant")
 
 # Texts that are tokenised one by one, and whether their tokens are labelled.
 Pieces = Sequence[tuple[str, bool]]
+# What a prompt says on the times of a video's frames: a text after it or, where the video is shown
+# in groups of frames, a text before each of them.
+Opening = str | tuple[str, ...]
 
 
 class Message(NamedTuple):
@@ -93,12 +99,36 @@ class Template:
         """Return whole messages as text."""
         return "".join(m.content.join(self.around[m.role]) for m in messages)
 
-    def around_visual(self, opening: str, conversation: Sequence[Message], at: int) -> list[Pieces]:
-        """Return the texts around one visual: before it, the part after it that all questions on
-        it share, and all that is after it.
+    def shown(
+        self,
+        config: ModelConfig,
+        frames: np.ndarray,
+        times: Sequence[float],
+        duration: float,
+        mode: str,
+    ) -> tuple[int | Sequence[int], Opening]:
+        """Return the visual tokens of a video, or of each group of its frames, and what the prompt
+        says on their times.
 
         Args:
-            opening: of `time_opening`.
+            frames: of `Family.preprocess`; none where only lengths are asked for.
+            times: of the video's frames, seconds; empty where nobody knows them.
+            duration: of the video, seconds.
+            mode: one of `TIME_INSTRUCTIONS`.
+        """
+        if not len(times):
+            return config.visual_tokens(len(frames)), ""
+        opening = self.time_opening(mode, times, duration)
+        return config.visual_tokens(len(times)), opening
+
+    def around_visual(
+        self, opening: Opening, conversation: Sequence[Message], at: int
+    ) -> list[Pieces]:
+        """Return the texts around one visual: before it, the part after it that all questions on
+        it share, and all that is after it. Where it is shown in groups of frames: before each one.
+
+        Args:
+            opening: of `shown`.
             conversation: messages without placeholders, the last one to be answered.
             at: which message, a user's, the visual opens.
         """
@@ -106,7 +136,8 @@ class Template:
         begin, end = self.around["user"]
         behind = f"{opening}\n{conversation[at].content}{end}{self.written(after)}"
         behind += self.around["assistant"][0]
-        return [[(self.written(before) + begin, False)], [(opening, False)], [(behind, False)]]
+        texts = (self.written(before) + begin, str(opening), behind)
+        return [[(text, False)] for text in texts]
 
     def around_images(self, conversation: Sequence[Message], images: int) -> list[Pieces]:
         """Return the texts before, between and after images, the last two as `around_visual`.

@@ -16,8 +16,9 @@ Rules = dict[str, tuple[str, str]]  # parameter path -> (PyTorch name, kind of `
 class Leaf(NamedTuple):
     """Where a parameter is stored: one tensor, or one for each of the stacked layers.
 
-    `kind` is `same`; `transposed`, `[out, in]` to `[in, out]`; or `patch`, the kernel
-    `[D, 3, p, p]` of a convolution with stride `p` to `[p * p * 3, D]`.
+    `kind` is `same`; `transposed`, `[out, in]` to `[in, out]`; `patch`, the kernel `[D, 3, p, p]`
+    of a convolution with stride `p` to `[p * p * 3, D]`; or `frame_pair`, the kernel
+    `[D, 3, 2, p, p]` of one over two frames to `[3 * 2 * p * p, D]`.
     """
 
     names: tuple[str, ...]
@@ -109,6 +110,9 @@ def _torch_shape(shape: Shape, kind: str) -> Shape:
     if kind == "patch":
         side = math.isqrt(shape[0] // 3)
         return (shape[1], 3, side, side)
+    if kind == "frame_pair":
+        side = math.isqrt(shape[0] // 6)
+        return (shape[1], 3, 2, side, side)
     return shape[::-1] if kind == "transposed" else shape
 
 
@@ -118,16 +122,15 @@ def to_torch(leaf: Leaf, values: np.ndarray) -> Iterator[np.ndarray]:
         if leaf.kind == "patch":
             D, channels, p, _ = leaf.shape
             part = part.reshape(p, p, channels, D).transpose(3, 2, 0, 1)
+        if leaf.kind == "frame_pair":
+            part = part.T.reshape(leaf.shape)
         yield part.T if leaf.kind == "transposed" else part
-
-
-def from_patch(tensor: np.ndarray) -> np.ndarray:
-    """Return the parameter of a tensor of kind `patch`."""
-    return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
 
 
 def from_torch(leaf: Leaf, tensor: np.ndarray) -> np.ndarray:
     """Return the parameter, or its layer, of one of a leaf's tensors."""
     if leaf.kind == "patch":
-        return from_patch(tensor)
+        return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
+    if leaf.kind == "frame_pair":
+        return tensor.reshape(len(tensor), -1).T
     return tensor.T if leaf.kind == "transposed" else tensor

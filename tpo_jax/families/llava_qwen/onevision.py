@@ -13,7 +13,7 @@ from tpo_jax.families.llava_qwen.config import (
     spatial_unpad,
 )
 from tpo_jax.families.llava_qwen.towers import tower_numbers, tower_values
-from tpo_jax.families.llava_qwen.values import (
+from tpo_jax.families.values import (
     check_fixed,
     read_rows,
     read_tied,

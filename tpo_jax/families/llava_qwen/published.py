@@ -22,7 +22,8 @@ from tpo_jax.families.llava_qwen.towers import (
     tower_values,
     towers_in,
 )
-from tpo_jax.families.llava_qwen.values import (
+from tpo_jax.families.llava_qwen.weights import CONNECTOR, canonical
+from tpo_jax.families.values import (
     check_fixed,
     has_rotary_base,
     read_rows,
@@ -31,7 +32,6 @@ from tpo_jax.families.llava_qwen.values import (
     rotary_base,
     scaled_positions,
 )
-from tpo_jax.families.llava_qwen.weights import CONNECTOR, canonical
 from tpo_jax.families.weights import EMBEDDING, Rename, Shape
 from tpo_jax.io.files import read_json_object
 from tpo_jax.models.config import DecoderConfig

@@ -19,6 +19,7 @@ from tpo_jax.families.template import (
     ROLES,
     TIME_INSTRUCTIONS,
     Message,
+    Opening,
     Pieces,
     Template,
     visual_at,
@@ -64,7 +65,9 @@ class TrainerTemplate(QwenTemplate):
     labels of earlier answers are left out: the loss is on the last answer.
     """
 
-    def around_visual(self, opening: str, conversation: Sequence[Message], at: int) -> list[Pieces]:
+    def around_visual(
+        self, opening: Opening, conversation: Sequence[Message], at: int
+    ) -> list[Pieces]:
         """Return the texts around one visual, with the trainer's labels."""
         head = [piece for m in self.with_system(conversation[:at]) for piece in _labelled(m)]
         head += [(IM_START, True), ("user", False), ("\n", False)]
@@ -72,7 +75,7 @@ class TrainerTemplate(QwenTemplate):
         tail += [(IM_END, True), ("\n", True)]
         tail += [piece for m in conversation[at + 1 :] for piece in _labelled(m)]
         tail += [(IM_START, True), ("assistant", False), ("\n", False)]
-        return [head, [("\n", False), (opening, False)], tail]
+        return [head, [("\n", False), (str(opening), False)], tail]
 
     def around_images(self, conversation: Sequence[Message], images: int) -> list[Pieces]:
         """Return the texts around one image; the trainer knows rows of one image only."""

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tpo_jax.errors import InputError, note
 from tpo_jax.families.llava_qwen.config import TowerConfig
-from tpo_jax.families.llava_qwen.values import check_fixed, read_value
 from tpo_jax.families.llava_qwen.weights import VISION
+from tpo_jax.families.values import check_fixed, read_value
 from tpo_jax.families.weights import Shape
 from tpo_jax.io.files import read_json_object
 

@@ -1,0 +1,140 @@
+"""Qwen3-VL: tower and mergers before a decoder that takes visual features at several layers."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tpo_jax.families.qwen_vl.config import MERGE, QwenVLConfig
+from tpo_jax.families.qwen_vl.vision import Merger, Tower
+from tpo_jax.models.batch import Array, Batch
+from tpo_jax.models.blocks import Projections
+from tpo_jax.models.decoder import Decoder, PrefixStream
+from tpo_jax.models.frames import map_frames
+from tpo_jax.models.vlm import VideoLanguageModel
+from tpo_jax.parallel.sharding import ROWS, WITHIN_ROW, constrain
+
+
+def grids_of(frames: Array) -> jax.Array:
+    """Return rows and columns of patches, int32 `[..., 2]`, of pairs of frames uint8
+    `[..., 1 + N, pixels]`, whose headers `processing.preprocess` wrote.
+    """
+    low, high = (frames[..., 0, i:4:2].astype(jnp.int32) for i in (0, 1))
+    return low + 256 * high
+
+
+def positions_of(mask: Array, place: Array, grids: Array, tokens: int) -> tuple[Array, Array]:
+    """Return the positions of prefix tokens in time, height and width, and the one after them.
+
+    Text counts on by one. A visual token's time is where its frame begins, its height and width
+    are row and column from there; the text after a frame goes on behind its longer side
+    (`get_rope_index` in `modeling_qwen3_vl.py` of `transformers`).
+
+    Args:
+        mask: bool `[B, P]`, real tokens.
+        place: int `[B, P]`, `frame * V + token` of visual tokens; -1 elsewhere.
+        grids: int32 `[B, F, 2]`, rows and columns of patches.
+        tokens: V.
+
+    Returns:
+        int32 `[B, P, 3]` and int32 `[B]`.
+    """
+    if not grids.shape[1]:
+        grids = jnp.zeros((len(grids), 1, 2), jnp.int32)
+    visual, place = place >= 0, jnp.maximum(place, 0)
+    frame, token = place // tokens, place % tokens
+    rows, columns = (jnp.take_along_axis(grids[..., i] // MERGE, frame, axis=1) for i in (0, 1))
+    last = token == rows * columns - 1
+    step = jnp.where(visual, jnp.where(last, jnp.maximum(rows, columns), 0), mask)
+    after = jnp.cumsum(step, axis=1, dtype=jnp.int32)
+    start = after - step
+    across = jnp.maximum(columns, 1)
+    inner = jnp.stack([jnp.zeros_like(token), token // across, token % across], axis=-1)
+    positions = start[..., None] + jnp.where(visual[..., None], inner, 0)
+    return jnp.where(mask[..., None], positions, 0), after[:, -1]
+
+
+class QwenVL(VideoLanguageModel):
+    """Qwen3-VL, by config."""
+
+    config: QwenVLConfig
+
+    def __init__(self, config: QwenVLConfig, rngs: nnx.Rngs, projections: Projections) -> None:
+        self.config = config
+        width, outputs = config.tower.width, config.decoder.width
+        self.tower = Tower(config.tower, rngs)
+        self.projector = Merger(width, outputs, rngs, joined=False)
+        if config.tower.deepstack:
+            self.deepstack = nnx.vmap(lambda r: Merger(width, outputs, r, joined=True))(
+                rngs.split(len(config.tower.deepstack))
+            )
+        self.decoder = Decoder(config.decoder, rngs, projections)
+
+    def encode(self, batch: Batch, *, freeze_tower: bool = False, remat: str = "none") -> jax.Array:
+        """Encode the frames or images of a batch; see `VideoLanguageModel.encode`."""
+        return self.features(batch, freeze_tower=freeze_tower, remat=remat)[0]
+
+    def encode_frames(
+        self, frames: Array, *, freeze_tower: bool = False, remat: str = "none"
+    ) -> jax.Array:
+        """Encode pairs of frames uint8 `[B, F, 1 + N, pixels]` to visual tokens `[B, F * V, D]`."""
+        return self._levels(frames, freeze_tower, remat)[0]
+
+    def features(
+        self, batch: Batch, *, freeze_tower: bool = False, remat: str = "none"
+    ) -> tuple[jax.Array, ...]:
+        """Encode a batch to visual tokens and DeepStack features, `[B, n, D]` each."""
+        levels = self._levels(batch.frames, freeze_tower, remat)
+        if batch.patch_index is None:
+            return levels
+        if not batch.frames.shape[1]:  # text alone
+            shape = (*batch.prefix_ids.shape, self.config.decoder.width)
+            return tuple(jnp.zeros(shape, x.dtype) for x in levels)
+        index = jnp.maximum(batch.patch_index[..., :1] - 1, 0)
+        return tuple(
+            constrain(jnp.take_along_axis(x, index, axis=1), ROWS, None, WITHIN_ROW) for x in levels
+        )
+
+    def prefix(
+        self, batch: Batch, *, freeze_tower: bool = False, remat: str = "none"
+    ) -> PrefixStream:
+        """Encode and embed the prefixes of a batch, with positions in time, height and width."""
+        stream = super().prefix(batch, freeze_tower=freeze_tower, remat=remat)
+        place = batch.visual_index
+        if batch.patch_index is not None:
+            own = jnp.take_along_axis(batch.patch_index[..., 0], jnp.maximum(place, 0), axis=1)
+            place = jnp.where(place >= 0, own - 1, -1)
+        positions, end = positions_of(
+            batch.prefix_mask, place, grids_of(batch.frames), self.config.frame_tokens
+        )
+        return stream._replace(positions=positions, end=end)
+
+    def _levels(self, frames: Array, freeze_tower: bool, remat: str) -> tuple[jax.Array, ...]:
+        """Return the tokens of frames and of their DeepStack levels, `[B, F * V, D]` each."""
+
+        def encode(frames: jax.Array) -> jax.Array:
+            outputs = self.tower(
+                frames[:, 1:], grids_of(frames), remat=remat != "none" and not freeze_tower
+            )
+            outputs = jax.lax.stop_gradient(outputs) if freeze_tower else outputs
+            return (self.merged if remat == "none" else jax.checkpoint(self.merged))(outputs)
+
+        x = map_frames(frames, encode)
+        levels = 1 + len(self.config.tower.deepstack)
+        return tuple(
+            constrain(part, ROWS, None, WITHIN_ROW) for part in jnp.split(x, levels, axis=-1)
+        )
+
+    def merged(self, outputs: Sequence[jax.Array]) -> jax.Array:
+        """Merge what the tower returns to visual tokens and DeepStack features, side by side:
+        `[m, V, (1 + levels) * D]`.
+        """
+        last, *levels = outputs
+        merged = [self.projector(last)]
+        if levels:
+            definition, weights = nnx.split(self.deepstack)
+            for i, x in enumerate(levels):
+                own = jax.tree.map(lambda w, i=i: w[i], weights)
+                merged.append(nnx.merge(definition, own)(x))
+        return jnp.concatenate(merged, axis=-1)

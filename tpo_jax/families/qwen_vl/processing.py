@@ -1,0 +1,147 @@
+"""Frames and images to padded patch sequences, as the published processors make them.
+
+A frame of a batch is a pair of video frames: a header that holds its rows and columns of patches,
+then the patches, then zeros. An image is a pair of itself. So the model reads shapes from the
+pixels, and a frame of zeros is an empty one.
+"""
+
+import math
+
+import numpy as np
+from PIL import Image
+
+from tpo_jax.errors import InputError
+from tpo_jax.families.qwen_vl.config import MERGE, PAIR, QwenVLConfig, TowerConfig, pairs
+from tpo_jax.models.pictures import Pictures
+
+MOST_ASPECT = 200  # of the longer side to the shorter
+
+
+def video_size(config: QwenVLConfig, num_frames: int, height: int, width: int) -> tuple[int, int]:
+    """Return height and width that frames of a video are resized to, pixels.
+
+    As `smart_resize` and `cap_pixels_per_frame` in `video_processing_qwen3_vl.py` of
+    `transformers`, with `frame_tokens` for `max_video_tokens`.
+
+    Raises:
+        InputError: an aspect ratio that the processor refuses or `frame_tokens` cannot hold.
+    """
+    side, (least, most) = config.tower.token_side, config.video_pixels
+    count = max(num_frames, PAIR)
+    if min(height, width) < side:
+        scale = max(side / height, side / width)
+        height, width = int(height * scale), int(width * scale)
+    share = min(config.frame_tokens * side**2, most // count)
+    budget = least, count * max(share, int(least * 1.05))
+    size = _fitted(height, width, side, budget, count)
+    if count % PAIR and size[0] * size[1] > config.frame_tokens * side**2:
+        # The processor counts an odd video a frame short, and would pass the cap.
+        size = _fitted(height, width, side, budget, count, rounded=count + 1)
+    return _held(config, size)
+
+
+def image_size(config: QwenVLConfig, height: int, width: int) -> tuple[int, int]:
+    """Return height and width that an image is resized to, pixels.
+
+    As `smart_resize` in `image_processing_qwen2_vl.py` of `transformers`, of `frame_tokens` at
+    most.
+
+    Raises:
+        InputError: as for `video_size`.
+    """
+    side, (least, most) = config.tower.token_side, config.image_pixels
+    most = min(most, config.frame_tokens * side**2)
+    return _held(config, _fitted(height, width, side, (min(least, most), most), 1))
+
+
+def _fitted(
+    height: int, width: int, side: int, budget: tuple[int, int], frames: int, rounded: int = 0
+) -> tuple[int, int]:
+    """Return sides that are multiples of `side`, near the aspect ratio, within a pixel budget of
+    all frames.
+    """
+    aspect = max(height, width) / min(height, width)
+    if aspect > MOST_ASPECT:
+        raise InputError(
+            f"{width}x{height} pixels: one side is {aspect:.0f} times the other, more than "
+            f"{MOST_ASPECT}, which the processor refuses; cut it"
+        )
+    least, most = budget
+    counted = rounded or (1 if frames == 1 else round(frames / PAIR) * PAIR)
+    sides = [round(x / side) * side for x in (height, width)]
+    if counted * sides[0] * sides[1] > most:
+        shrink = math.sqrt((rounded or frames) * height * width / most)
+        sides = [max(side, math.floor(x / shrink / side) * side) for x in (height, width)]
+    elif counted * sides[0] * sides[1] < least:
+        grow = math.sqrt(least / (frames * height * width))
+        sides = [math.ceil(x * grow / side) * side for x in (height, width)]
+    return sides[0], sides[1]
+
+
+def _held(config: QwenVLConfig, size: tuple[int, int]) -> tuple[int, int]:
+    tokens = size[0] * size[1] // config.tower.token_side**2
+    if tokens > config.frame_tokens:
+        raise InputError(
+            f"{size[1]}x{size[0]} pixels are {tokens} visual tokens, more than frame_tokens="
+            f"{config.frame_tokens}; raise it, or cut the longer side"
+        )
+    return size
+
+
+def preprocess(frames: np.ndarray, config: QwenVLConfig, pad: bool = False) -> np.ndarray:
+    """Resize frames uint8 `[n, height, width, 3]` to pairs of them, uint8 `[F, 1 + N, pixels]`.
+
+    The last frame of an odd video is doubled. `pad` has no effect: frames keep their aspect ratio.
+
+    Raises:
+        InputError: as `video_size`.
+        ValueError: other shapes or dtypes.
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+        raise ValueError(
+            f"frames must be uint8 [n, height, width, 3], not {frames.dtype} {list(frames.shape)}"
+        )
+    if not len(frames):
+        return np.zeros((0, *config.frame_shape), np.uint8)
+    height, width = video_size(config, *frames.shape[:3])
+    out = np.zeros((pairs(len(frames)), *config.frame_shape), np.uint8)
+    for i, target in enumerate(out):
+        both = (frames[PAIR * i], frames[min(PAIR * i + 1, len(frames) - 1)])
+        images = [Image.fromarray(frame).resize((width, height), _FILTER) for frame in both]
+        _write(target, np.stack([np.asarray(image) for image in images]), config.tower)
+    return out
+
+
+_FILTER = Image.Resampling.BICUBIC
+
+
+def picture(image: Image.Image, config: QwenVLConfig, several: bool = False) -> Pictures:
+    """Return one RGB image as one view; `several` has no effect.
+
+    Raises:
+        InputError: as `image_size`.
+    """
+    height, width = image_size(config, image.height, image.width)
+    view = np.zeros((1, *config.frame_shape), np.uint8)
+    pixels = np.asarray(image.resize((width, height), _FILTER))
+    _write(view[0], np.stack([pixels] * PAIR), config.tower)
+    tokens = int(grids(view)[0].prod()) // MERGE**2
+    index, weight = np.zeros((tokens, 4), np.int32), np.zeros((tokens, 4), np.float32)
+    index[:, 0], weight[:, 0] = 1 + np.arange(tokens), 1.0
+    return Pictures(view, index, weight, (tokens,))
+
+
+def _write(target: np.ndarray, both: np.ndarray, tower: TowerConfig) -> None:
+    """Write header and patches of two frames `[2, height, width, 3]` into `[1 + N, pixels]`."""
+    p = tower.patch_size
+    rows, columns = both.shape[1] // p, both.shape[2] // p
+    header = np.array([rows, columns], "<u2").view(np.uint8)
+    target[0, : len(header)] = header
+    x = both.reshape(PAIR, rows // MERGE, MERGE, p, columns // MERGE, MERGE, p, 3)
+    x = x.transpose(1, 4, 2, 5, 7, 0, 3, 6)
+    target[1 : 1 + rows * columns] = x.reshape(rows * columns, -1)
+
+
+def grids(frames: np.ndarray) -> np.ndarray:
+    """Return rows and columns of patches, int `[F, 2]`, of pairs uint8 `[F, 1 + N, pixels]`."""
+    return np.ascontiguousarray(frames[:, 0, :4]).view("<u2").astype(np.int64)

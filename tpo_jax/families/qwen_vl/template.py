@@ -1,0 +1,90 @@
+"""Qwen3-VL's chat template.
+
+    <|im_start|>user\\n<0.3 seconds><|vision_start|>[visual tokens]<|vision_end|><1.3 seconds>…
+    [question]<|im_end|>\\n<|im_start|>assistant\\n[answer]<|im_end|>\\n
+
+Every pair of frames stands after the mean of its two times (`replace_video_token` in
+`processing_qwen3_vl.py` of `transformers`). There is no system message unless one is given.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tpo_jax.errors import InputError
+from tpo_jax.families.qwen_vl.config import MERGE, PAIR, pairs
+from tpo_jax.families.qwen_vl.processing import grids
+from tpo_jax.families.template import IMAGE, ROLES, Message, Opening, Pieces, Template
+
+IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+START, END = "<|vision_start|>", "<|vision_end|>"
+UNKNOWN_RATE = 24.0  # frames a second, assumed where nobody knows the times
+
+
+class Qwen3VLTemplate(Template):
+    """A timestamp before each pair of frames, vision markers around it."""
+
+    def shown(
+        self, config: Any, frames: np.ndarray, times: Sequence[float], duration: float, mode: str
+    ) -> tuple[int | Sequence[int], Opening]:
+        """Return the visual tokens of every pair of frames, and its timestamp.
+
+        Without pixels the pairs have as many tokens as they can.
+        """
+        if mode != "none":
+            raise InputError(
+                f"time_instruction={mode!r}: this model's prompts always name the times of frames"
+            )
+        if not len(times):
+            times = np.arange(PAIR * len(frames)) / UNKNOWN_RATE
+        count, each = pairs(len(times)), config.frame_tokens
+        if len(frames):
+            each = int(grids(frames[:1])[0].prod()) // MERGE**2
+        last = len(times) - 1
+        means = [(times[PAIR * i] + times[min(PAIR * i + 1, last)]) / 2 for i in range(count)]
+        return [each] * count, tuple(f"<{mean:.1f} seconds>" for mean in means)
+
+    def around_visual(
+        self, opening: Opening, conversation: Sequence[Message], at: int
+    ) -> list[Pieces]:
+        """Return the texts around the pairs of frames of a video; see `Template`."""
+        before, after = self.with_system(conversation[:at]), conversation[at + 1 :]
+        begin, end = self.around["user"]
+        heads = [f"{END}{stamp}{START}" for stamp in opening]
+        heads[0] = f"{self.written(before)}{begin}{opening[0]}{START}"
+        behind = f"{END}{conversation[at].content}{end}{self.written(after)}"
+        behind += self.around["assistant"][0]
+        return [[(text, False)] for text in (*heads, END, behind)]
+
+    def around_images(self, conversation: Sequence[Message], images: int) -> list[Pieces]:
+        """Return the texts around images, vision markers included; see `Template`."""
+        *others, last = conversation
+        asked = "".join(m.content for m in conversation if m.role == "user")
+        if IMAGE not in asked:
+            last = Message(last.role, IMAGE * images + last.content)
+        marked = [
+            Message(role, content.replace(IMAGE, f"{START}{IMAGE}{END}"))
+            if role == "user"
+            else Message(role, content)
+            for role, content in (*others, last)
+        ]
+        return super().around_images(marked, images)
+
+
+INFERENCE = Qwen3VLTemplate(
+    around={role: (f"{IM_START}{role}\n", f"{IM_END}\n") for role in ROLES},
+    end=((IM_END, True), ("\n", True)),
+    system="",
+    markers=(IM_START, IM_END, START, END, "<|image_pad|>", "<|video_pad|>"),
+    tokens=(IM_START, IM_END, START, END, "\n"),
+    stop=(IM_END, "<|endoftext|>"),
+    token_ids={
+        "<|endoftext|>": 151643,
+        IM_START: 151644,
+        IM_END: 151645,
+        START: 151652,
+        END: 151653,
+    },
+)
+TEMPLATES = {"inference": INFERENCE}
