@@ -85,12 +85,13 @@ class QwenVL(VideoLanguageModel):
         self, batch: Batch, *, freeze_tower: bool = False, remat: str = "none"
     ) -> tuple[jax.Array, ...]:
         """Encode a batch to visual tokens and DeepStack features, `[B, n, D]` each."""
+        if not batch.frames.shape[1]:  # text alone
+            dtype = self.decoder.norm.scale[...].dtype
+            nothing = jnp.zeros((len(batch.frames), 1, self.config.decoder.width), dtype)
+            return (nothing,) * (1 + len(self.config.tower.deepstack))
         levels = self._levels(batch.frames, freeze_tower, remat)
         if batch.patch_index is None:
             return levels
-        if not batch.frames.shape[1]:  # text alone
-            shape = (*batch.prefix_ids.shape, self.config.decoder.width)
-            return tuple(jnp.zeros(shape, x.dtype) for x in levels)
         index = jnp.maximum(batch.patch_index[..., :1] - 1, 0)
         return tuple(
             constrain(jnp.take_along_axis(x, index, axis=1), ROWS, None, WITHIN_ROW) for x in levels

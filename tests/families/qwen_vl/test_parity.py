@@ -1,0 +1,243 @@
+"""Whole Qwen3-VL models against `transformers`, float32, highest matmul precision."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.families.qwen_vl import originals
+from tests.families.qwen_vl.originals import CONFIG, make_tokenizer, their_inputs
+from tpo_jax import families
+from tpo_jax.checkpoints.huggingface import flatten, weights
+from tpo_jax.checkpoints.models import load_model
+from tpo_jax.data.clips import Clip
+from tpo_jax.data.collate import collate, visual_sizes
+from tpo_jax.data.processor import Processor
+from tpo_jax.families import qwen_vl
+from tpo_jax.families.qwen_vl.config import PRESETS
+from tpo_jax.families.weights import to_torch
+from tpo_jax.generation.decode import Limits, decode, prefill
+from tpo_jax.generation.sampling import Sampling
+from tpo_jax.models.batch import BatchShape
+from tpo_jax.models.pictures import joined
+from tpo_jax.objectives.preference import Objective, denominators, tpo_loss
+
+torch = originals.torch
+LOGITS, LOGPS, LOSS, GRADIENT = 1e-4, 1e-3, 1e-5, 1e-5
+QUESTION = "What is cut first?"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    """The family, whether or not the package lists it."""
+    before = dict(families.FAMILIES)
+    families.FAMILIES["qwen_vl"] = qwen_vl.FAMILY
+    yield
+    families.FAMILIES.clear()
+    families.FAMILIES.update(before)
+
+
+@pytest.fixture(scope="module")
+def loaded(registered, tmp_path_factory):
+    """The original and our parameters, read from its checkpoint."""
+    directory = tmp_path_factory.mktemp("qwen3_vl")
+    original = originals.make_original()
+    originals.write_checkpoint(directory, original)
+    model = load_model(directory, frame_tokens=CONFIG.frame_tokens)
+    assert model.config == CONFIG
+    return original, model.params, Processor(CONFIG, make_tokenizer())
+
+
+def clip_of(processor, frames, height, width, rate=8.0, seed=0):
+    shape = (frames, height, width, 3)
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    return Clip(processor.resize(pixels), (np.arange(frames) / rate).tolist(), frames / rate)
+
+
+def batch_of(config, rows, visuals):
+    """The rows as one batch, each padded to the longest."""
+    frames, images = visual_sizes(visuals)
+    shape = BatchShape(
+        rows=len(rows),
+        prefix=max(len(row.prefix_ids) for row in rows) + 3,
+        questions=max(row.input_ids.shape[0] for row in rows),
+        answers=rows[0].input_ids.shape[1],
+        response=max(row.input_ids.shape[2] for row in rows),
+        frames=frames,
+        frame_shape=config.frame_shape,
+        images=images,
+    )
+    return collate(config, rows, visuals, shape)
+
+
+@jax.jit
+def our_logits(params, batch):
+    model = families.bind(CONFIG, params)
+    return model.decoder.head(model.hidden_states(batch))
+
+
+@jax.jit
+def our_positions(params, batch):
+    stream = families.bind(CONFIG, params).prefix(batch)
+    return stream.positions, stream.end
+
+
+def check(loaded, rows, visuals, what, agree):
+    """Positions equal as integers, logits of every continuation within the bar."""
+    original, params, processor = loaded
+    batch = batch_of(CONFIG, rows, visuals)
+    logits = np.asarray(our_logits(params, batch))
+    positions, end = map(np.asarray, our_positions(params, batch))
+    for b, (row, visual) in enumerate(zip(rows, visuals, strict=True)):
+        inputs = their_inputs(processor.tokenizer, row, visual)
+        n, own = int(row.prefix_mask.sum()), int(row.input_mask[0, 0].sum())
+        with torch.no_grad():
+            theirs = original(**inputs).logits[0, n:]
+        agree(f"Qwen3-VL, {what}, logits", logits[b, 0, 0, :own], theirs, LOGITS)
+        if "mm_token_type_ids" not in inputs:
+            wanted = torch.arange(n + own).expand(3, 1, -1)
+        else:
+            keys = ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw")
+            wanted, _ = original.model.get_rope_index(
+                **{key: inputs.get(key) for key in keys if key in inputs}
+            )
+        np.testing.assert_array_equal(positions[b, :n].T, wanted[:, 0, :n])
+        assert end[b] == wanted[0, 0, n]
+
+
+def test_videos_of_several_shapes_in_one_batch(loaded, agree):
+    processor = loaded[2]
+    sizes = [(4, 24, 40), (5, 50, 16), (1, 16, 16), (2, 200, 30)]
+    clips = [clip_of(processor, *size) for size in sizes]
+    rows = [processor.prompts([QUESTION], clip) for clip in clips]
+    assert len({row.visual_index.max() for row in rows}) == len(rows)
+    check(loaded, rows, [clip.frames for clip in clips], "videos", agree)
+
+
+@pytest.mark.parametrize("number", [1, 3, 0], ids=["one image", "images", "text alone"])
+def test_images_and_text(loaded, number, agree):
+    processor, random = loaded[2], np.random.default_rng(0)
+    images = [
+        Image.fromarray(random.integers(0, 256, (*size, 3), np.uint8))
+        for size in [(20, 33), (60, 10), (8, 8)][:number]
+    ]
+    pictures = joined([qwen_vl.processing.picture(image, CONFIG) for image in images], CONFIG)
+    question = "<image> then <image> and <image>?" if number > 1 else QUESTION
+    row = processor.prompts([question], pictures)
+    check(loaded, [row], [pictures], "images" if number else "text alone", agree)
+
+
+def test_token_ids_are_those_of_the_published_prompt(loaded):
+    processor = loaded[2]
+    for frames in (4, 5, 2):
+        clip = clip_of(processor, frames, 24, 40, rate=8.0)
+        row = processor.prompts([QUESTION], clip)
+        ids = their_inputs(processor.tokenizer, row, clip.frames)["input_ids"][0].tolist()
+        text = originals.published_prompt(clip.frames, clip.times, QUESTION)
+        assert ids == processor.encode(text)
+
+
+def test_one_video_for_many_questions_shares_its_prefix(loaded, agree):
+    """Prompts cut behind the video continue as whole prompts do."""
+    original, params, processor = loaded
+    clip = clip_of(processor, 6, 24, 40)
+    questions = [QUESTION, "Who is it? Look twice.", "Why"]
+    row = processor.prompts(questions, clip)
+    assert row.input_ids.shape[0] == 3
+    logits = np.asarray(our_logits(params, batch_of(CONFIG, [row], [clip.frames])))
+    n = int(row.prefix_mask.sum())
+    for q in range(3):
+        inputs = their_inputs(processor.tokenizer, row, clip.frames, question=q)
+        with torch.no_grad():
+            theirs = original(**inputs).logits[0, n:]
+        agree("Qwen3-VL, shared prefix, logits", logits[0, q, 0, : len(theirs)], theirs, LOGITS)
+
+
+def test_loss_and_gradients(loaded, agree):
+    original, params, processor = loaded
+    clip = clip_of(processor, 4, 24, 40)
+    answers = ["The blue one is cut. " * 5, "No."]
+    row = processor.answers([QUESTION], [answers], clip)
+    batch = batch_of(CONFIG, [row], [clip.frames])
+    n, sums, means = int(row.prefix_mask.sum()), [], []
+    for a in range(2):
+        inputs = their_inputs(processor.tokenizer, row, clip.frames, answer=a)
+        logps = torch.log_softmax(original(**inputs).logits[0, n:], dim=-1)
+        mask = row.target_mask[0, a][: len(logps)]
+        targets = torch.tensor(row.target_ids[0, a][: len(logps)].astype(np.int64))
+        taken = logps.gather(1, targets[:, None])[:, 0][torch.tensor(mask)]
+        sums.append(taken.sum())
+        means.append(taken.mean())
+    assert len(taken) < 100 <= int(row.target_mask[0, 0].sum())
+    summed = torch.stack(sums)
+    reference = summed.detach().round() + torch.tensor([3.0, -4.0])
+    ratio = summed - reference
+    loss = -torch.nn.functional.logsigmoid(0.1 * (ratio[0] - ratio[1])) - 0.5 * means[0]
+    original.zero_grad()
+    loss.backward()
+
+    @jax.jit
+    def ours(params):
+        def objective(params):
+            logps = families.bind(CONFIG, params).token_logps(batch)
+            mask, given = jnp.asarray(batch.target_mask), jnp.asarray(reference.numpy())
+            how = Objective(beta=0.1, alpha=0.5)
+            return tpo_loss(logps, mask, given[None, None], how, denominators(mask))[0], logps
+
+        return jax.value_and_grad(objective, has_aux=True)(params)
+
+    (our_loss, logps), gradients = ours(params)
+    agree("Qwen3-VL summed log-probabilities", logps.sum(-1)[0, 0], summed, LOGPS)
+    agree("Qwen3-VL DPO + SFT loss", our_loss, loss, LOSS)
+    theirs, leaves = dict(original.named_parameters()), flatten(gradients)
+    for path, leaf in weights(CONFIG).leaves.items():
+        parts = to_torch(leaf, np.asarray(leaves[path]))
+        for name, part in zip(leaf.names, parts, strict=True):
+            wanted = theirs[name].grad.numpy()
+            norm = np.linalg.norm(wanted)
+            agree(f"gradient of {name}", part, wanted, GRADIENT, norm)
+
+
+def test_greedy_tokens(loaded):
+    original, params, processor = loaded
+    clips = [clip_of(processor, 4, 24, 40), clip_of(processor, 2, 50, 16, seed=1)]
+    rows = [processor.prompts([QUESTION], clip) for clip in clips]
+    batch = batch_of(CONFIG, rows, [clip.frames for clip in clips])
+    batch = dataclasses.replace(batch, seeds=np.zeros(2, np.uint32))
+    limits = Limits(np.full((2, 1), 64, np.int32), np.array([-1], np.int32), 320)
+    prefix, state = prefill(CONFIG, params, batch, Sampling(), limits, new_tokens=64)
+    state = decode(CONFIG, params, prefix, state, batch.seeds, Sampling(), limits, 63)
+    for b, (row, clip) in enumerate(zip(rows, clips, strict=True)):
+        inputs = their_inputs(processor.tokenizer, row, clip.frames)
+        with torch.no_grad():
+            out = original.generate(
+                **inputs, max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0
+            )
+        wanted = out[0, inputs["input_ids"].shape[1] :]
+        np.testing.assert_array_equal(np.asarray(state.tokens)[b, 0], wanted)
+    assert len(np.unique(state.tokens)) > 5
+
+
+# Counted of `transformers`' models on the meta device; `test_full_sizes` counts the 2B again.
+PARAMETERS = {
+    "qwen3_vl_2b": 2_127_532_032,
+    "qwen3_vl_4b": 4_437_815_808,
+    "qwen3_vl_8b": 8_767_123_696,
+    "qwen3_vl_32b": 33_357_390_064,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_full_sizes(name):
+    config = PRESETS[name]
+    shapes = flatten(families.abstract_params(config))
+    assert sum(x.size for x in shapes.values()) == PARAMETERS[name]
+    values = qwen_vl.published.new_config(config, "bfloat16")["config.json"]
+    made = originals.transformers.Qwen3VLConfig(**values)
+    with torch.device("meta"):
+        original = originals.transformers.Qwen3VLForConditionalGeneration(made)
+    theirs = {name: tuple(x.shape) for name, x in original.named_parameters()}
+    assert theirs == dict(weights(config).tensors)
