@@ -37,7 +37,7 @@ class Qwen3VLTemplate(Template):
                 f"time_instruction={mode!r}: this model's prompts always name the times of frames"
             )
         if not len(times):
-            times = np.arange(PAIR * len(frames)) / UNKNOWN_RATE
+            times = [i / UNKNOWN_RATE for i in range(PAIR * len(frames))]
         count, each = pairs(len(times)), config.frame_tokens
         if len(frames):
             each = int(grids(frames[:1])[0].prod()) // MERGE**2
