@@ -46,6 +46,11 @@ class ToyConfig:
 
     tokens_per_frame = patches_per_frame
 
+    frame_text = 0
+
+    def batch_frames(self, num_frames):
+        return num_frames
+
     def visual_tokens(self, num_frames):
         return -(-num_frames // 2) * self.patches_per_frame
 

@@ -238,7 +238,7 @@ class Pipeline:
             questions=config.pairs_per_row,
             answers=config.answers,
             response=self.max_response,
-            frames=config.num_frames,
+            frames=self.model.batch_frames(config.num_frames),
             frame_shape=self.model.frame_shape,
             prefix_labels=config.prompt_style == "dpo_trainer",
             pairs=True,

@@ -154,7 +154,7 @@ def _batch(model: "Model", rows: Sequence[PairRow], size: int, num_frames: int) 
         questions=1,
         answers=2,
         response=round_up(max(row.texts.input_ids.shape[-1] for row in rows), RESPONSE_MULTIPLE),
-        frames=frames if images else num_frames,
+        frames=frames if images else model.config.batch_frames(num_frames),
         frame_shape=model.config.frame_shape,
         images=images,
         prefix_labels=rows[0].texts.target_at is not None,

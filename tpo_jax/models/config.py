@@ -92,6 +92,13 @@ class ModelConfig(Protocol):
         newline.
         """
 
+    def batch_frames(self, num_frames: int) -> int:
+        """Return F, the frames of a batch that hold a video of `num_frames` frames."""
+
+    @property
+    def frame_text(self) -> int:
+        """Most text tokens that a prompt has beside each frame of a batch."""
+
     @property
     def frame_shape(self) -> tuple[int, ...]:
         """Shape of a preprocessed frame, or of a view of an image: `(S, S, 3)`, or a family's

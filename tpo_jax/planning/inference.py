@@ -25,7 +25,14 @@ from tpo_jax.parallel.attention import prefix_multiple
 from tpo_jax.parallel.mesh import AXES, make_mesh
 from tpo_jax.parallel.sharding import ROWS, batch_sharding, parameter_shardings, placed
 from tpo_jax.planning.chips import CHIPS, devices_of
-from tpo_jax.planning.plan import RESPONSE_TOKENS, TEXT_TOKENS, Plan, fill, minimum_flops
+from tpo_jax.planning.plan import (
+    RESPONSE_TOKENS,
+    TEXT_TOKENS,
+    Plan,
+    fill,
+    minimum_flops,
+    prefix_tokens,
+)
 from tpo_jax.planning.program import GIB, Program, compile_program
 from tpo_jax.serving.models import QUESTION_MULTIPLE
 from tpo_jax.serving.settings import ServerSettings
@@ -95,7 +102,7 @@ def compile_command(
         len(devices) // chip.devices,
         dict(mesh.shape),
         shape.rows * shape.questions,
-        shape.frames,
+        config.data.num_frames,
         shape.prefix,
         answer,
         fits=False,
@@ -122,7 +129,7 @@ def compile_command(
 def _batch_shape(config: ConfigDict, model: ModelConfig, name: str, multiple: int) -> BatchShape:
     """Return the shape of a batch of one row; InputError if it exceeds the model's context."""
     data, command = config.data, COMMANDS[name]
-    tokens = model.visual_tokens(data.num_frames) + TEXT_TOKENS
+    tokens = prefix_tokens(model, data.num_frames)
     scores, questions = name == "score", data.pairs_per_row
     if scores:
         questions, response = 1, data.max_response or command.answer
@@ -134,7 +141,7 @@ def _batch_shape(config: ConfigDict, model: ModelConfig, name: str, multiple: in
         questions=questions,
         answers=2 if scores else 1,
         response=round_up(response, command.question),
-        frames=data.num_frames,
+        frames=model.batch_frames(data.num_frames),
         frame_shape=model.frame_shape,
     )
     if shape.prefix + shape.response > model.max_length:

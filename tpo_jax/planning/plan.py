@@ -132,7 +132,7 @@ def compile_step(
         len(devices) // chip.devices,
         dict(mesh.shape),
         wanted.data.batch_size,
-        shape.frames,
+        wanted.data.num_frames,
         shape.prefix,
         shape.response,
         fits=False,
@@ -146,10 +146,16 @@ def compile_step(
     return plan, program.compiled
 
 
+def prefix_tokens(model: ModelConfig, num_frames: int) -> int:
+    """Return the most tokens of a prefix with a video of `num_frames` frames and some text."""
+    beside = model.frame_text * model.batch_frames(num_frames)
+    return model.visual_tokens(num_frames) + beside + TEXT_TOKENS
+
+
 def batch_shape(wanted: experiment.Experiment, model: ModelConfig) -> BatchShape:
     """Return the shape of a batch; InputError if a row exceeds the model's context."""
     data, objective = wanted.data, wanted.objective
-    needed = model.visual_tokens(data.num_frames) + TEXT_TOKENS
+    needed = prefix_tokens(model, data.num_frames)
     prefix = data.max_prefix or -(-needed // data.prefix_multiple) * data.prefix_multiple
     response = data.max_response or RESPONSE_TOKENS
     if prefix + response > model.max_length:
@@ -164,7 +170,7 @@ def batch_shape(wanted: experiment.Experiment, model: ModelConfig) -> BatchShape
         questions=data.pairs_per_row,
         answers=2,
         response=response,
-        frames=data.num_frames,
+        frames=model.batch_frames(data.num_frames),
         frame_shape=model.frame_shape,
         prefix_labels=data.prompt_style == "dpo_trainer",
         pairs=True,

@@ -177,6 +177,12 @@ class LlavaQwenConfig:
         """N, patches of a frame before pooling."""
         return self.tower.grid**2
 
+    frame_text = 0  # times are one sentence for the whole video
+
+    def batch_frames(self, num_frames: int) -> int:
+        """Return the frames of a batch that hold a video's: as many."""
+        return num_frames
+
     def visual_tokens(self, num_frames: int) -> int:
         """Return the number of visual tokens of a video of `num_frames` frames."""
         return num_frames * self.tokens_per_frame + (self.newline == "one_token")

@@ -117,6 +117,15 @@ class QwenVLConfig:
         """V, most visual tokens of a pair of frames."""
         return self.frame_tokens
 
+    @property
+    def frame_text(self) -> int:
+        """Most text tokens beside a pair of frames: vision markers and `<12345.6 seconds>`."""
+        return 12
+
+    def batch_frames(self, num_frames: int) -> int:
+        """Return the pairs of a video of `num_frames` frames."""
+        return pairs(num_frames)
+
     def visual_tokens(self, num_frames: int) -> int:
         """Return the most visual tokens of a video of `num_frames` frames."""
         return pairs(num_frames) * self.frame_tokens
