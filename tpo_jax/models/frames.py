@@ -10,7 +10,11 @@ from tpo_jax.parallel.sharding import ALL, ROWS, WITHIN_ROW, axis_size, constrai
 _FRAMES_AT_ONCE = 8  # of a row and chip
 
 
-def map_frames(frames: jax.Array, encode: Callable[[jax.Array], jax.Array]) -> jax.Array:
+def map_frames(
+    frames: jax.Array,
+    encode: Callable[[jax.Array], jax.Array],
+    at_once: int = _FRAMES_AT_ONCE,
+) -> jax.Array:
     """Return the tokens of all frames, `[B, F * n, D]`, split by width within a row.
 
     The frames of a row are shared out among its chips; what does not divide is filled up with empty
@@ -19,10 +23,11 @@ def map_frames(frames: jax.Array, encode: Callable[[jax.Array], jax.Array]) -> j
     Args:
         frames: uint8 `[B, F, S, S, 3]`, or frames of a family's own shape.
         encode: frames uint8 `[m, S, S, 3]`, spread over all chips, to their tokens `[m, n, D]`.
+        at_once: most frames of a row that a chip encodes at a time; fewer take less memory.
     """
     B, F = frames.shape[:2]
     chips = axis_size("tensor") * axis_size("context")
-    chunks = -(-F // (chips * _FRAMES_AT_ONCE))
+    chunks = -(-F // (chips * at_once))
     size = -(-F // (chips * chunks))
     filled = chips * chunks * size
     shape = [None] * (frames.ndim - 2)
