@@ -1,9 +1,14 @@
-"""Several calls of one command in one child process: starting Python and JAX takes the time."""
+"""Several calls of one command in one child process: starting Python and JAX takes the time.
+
+The child is a fork of a process that imported the command, of which there is one for the tests of a
+file.
+"""
 
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +62,25 @@ for arguments in json.loads(sys.argv[2]):
 print(json.dumps(results))
 """
 
+# Forks before JAX has a backend, and so before there are threads that hold locks.
+_IMPORTED = """
+import importlib, json, os, sys
+
+importlib.import_module(sys.argv[1])
+for line in sys.stdin:
+    if not os.fork():
+        break
+    print(os.wait()[1], flush=True)
+else:
+    sys.exit()
+script, arguments, *files = json.loads(line)
+for number, file in enumerate(files):
+    os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
+sys.argv[2:] = [arguments]
+exec(script)
+"""
+_imported: dict[tuple, subprocess.Popen] = {}  # by module and environment variables
+
 
 class Result(NamedTuple):
     """Exit code, standard output and standard error of a call."""
@@ -91,17 +115,27 @@ def call_program(
 
 
 def _results(script: str, name: str, arguments, variables: dict[str, str]) -> list[Result]:
-    command = [sys.executable, "-c", script, f"tpo_jax.{name}", json.dumps(arguments)]
-    child = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert child.returncode == 0, child.stderr
-    return [Result(*values) for values in json.loads(child.stdout.splitlines()[-1])]
+    environment = os.environ | variables
+    environment.pop("PYTEST_CURRENT_TEST", None)
+    key = (name, *sorted(environment.items()))
+    if key not in _imported:
+        command = [sys.executable, "-c", _IMPORTED, f"tpo_jax.{name}"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        _imported[key] = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
+    process = _imported[key]
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        request = (script, json.dumps(arguments), os.devnull, str(out), str(err))
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "0\n", err.read_text() if err.exists() else name
+        return [Result(*values) for values in json.loads(out.read_text().splitlines()[-1])]
+
+
+def stop_imported() -> None:
+    """End the processes that imported a command."""
+    while _imported:
+        _imported.popitem()[1].communicate()
 
 
 def _listed(values) -> list:

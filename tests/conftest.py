@@ -27,6 +27,7 @@ import hypothesis
 import jax
 import pytest
 
+from tests.commands import stop_imported
 from tests.memory import free_programs
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -91,6 +92,7 @@ def drop_programs() -> Iterator[None]:
     """Free the programs of a module after its last test: those of all tests take 6 GB."""
     yield
     free_programs()
+    stop_imported()
 
 
 def _shared(name: str) -> Path:

@@ -258,7 +258,13 @@ def test_bad_pairs_are_counted_once_each_also_after_a_restart(config, tiny_world
     assert [record["pairs"] for record in found] == (8 - left_out).tolist()
 
 
-def test_a_checkpoint_of_another_run_is_refused(finished_run, config):
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Compile no step beside the loading, for runs that end before their first one."""
+    monkeypatch.setattr(command, "compile_meanwhile", lambda step, *_, **__: step)
+
+
+def test_a_checkpoint_of_another_run_is_refused(finished_run, config, uncompiled):
     before = (finished_run / "metrics.jsonl").read_bytes()
     config.train.learning_rate = 1e-4
     config.objective.beta = 0.1
@@ -271,7 +277,7 @@ def test_a_checkpoint_of_another_run_is_refused(finished_run, config):
     assert (finished_run / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_checkpoint_of_other_weights_is_refused(finished_run, config, monkeypatch):
+def test_a_checkpoint_of_other_weights_is_refused(finished_run, config, monkeypatch, uncompiled):
     monkeypatch.setattr(identity, "weights_fingerprint", lambda _: "others")
     monkeypatch.setattr(reference.Reference, "compute", None)  # not reached
     with pytest.raises(InputError, match="of a run with other weights;"):
@@ -279,7 +285,7 @@ def test_a_checkpoint_of_other_weights_is_refused(finished_run, config, monkeypa
 
 
 def test_the_reference_is_computed_once_and_a_stale_one_refused(
-    finished_run, tiny_world, config, tmp_path, capfd, monkeypatch
+    finished_run, tiny_world, config, tmp_path, capfd, monkeypatch, uncompiled
 ):
     (cache,) = (tiny_world / "shards").glob("reference-*.npz")
     written = cache.stat().st_mtime_ns

@@ -63,7 +63,7 @@ def assert_same(found, expected, tolerance=1e-5):
 
 
 @pytest.mark.parametrize(
-    "shape", [{"Q": 1}, {"Q": 3, "B": 2}, {"Q": 2, "absent": True}, {"Q": 2, "within": True}]
+    "shape", [{"Q": 1}, {"Q": 3, "B": 2, "absent": True}, {"Q": 2, "within": True}]
 )
 @pytest.mark.parametrize("freeze", [("tower",), ()])
 def test_shared_prefix_equals_two_rows(shape, freeze):
@@ -145,7 +145,7 @@ def classic_gradient(objective):
 PARTS = Compute("float32", micro_batches=2, head_chunk=4)
 
 
-@pytest.mark.parametrize(("objective", "compute"), [(MIXED, EXACT), (MIXED, PARTS), (LEAN, PARTS)])
+@pytest.mark.parametrize(("objective", "compute"), [(MIXED, PARTS), (LEAN, EXACT)])
 def test_any_objective_equals_two_rows(objective, compute):
     optimizer = optax.sgd(1.0)
     before, _ = split_params(params(), ("tower",))
@@ -226,7 +226,6 @@ def updated(compute, sizes=(1, 1, 1, 1)):
 @pytest.mark.parametrize(
     "compute",
     [
-        Compute("float32", remat="full"),
         Compute("float32", remat="dots"),
         Compute("float32", remat="qkv:save,attention:save,residual:recompute,mlp:offload"),
         Compute("float32", remat="full", head_chunk=2, scan=False),
@@ -254,25 +253,18 @@ def test_frozen_tower_does_not_move_and_others_do():
     assert all(jax.tree.leaves(moved)), moved
 
 
-def test_state_is_donated_and_the_step_compiles_once():
+def test_state_is_donated_and_the_step_compiles_once_and_stays_on_the_device():
     optimizer = optax.adamw(1e-3)
     state = jax.jit(lambda p: new_state(p, optimizer, ("tower",)))(params())
     step = jax.jit(make_step(SMALL, OBJECTIVE, Compute("bfloat16"), optimizer), donate_argnums=0)
     for seed in range(3):
-        old = state
-        state, _ = step(state, jax.tree.map(jnp.asarray, random_batch(seed=seed)))
+        old, batch = state, jax.tree.map(jnp.asarray, random_batch(seed=seed))
+        with jax.transfer_guard("disallow"):
+            state, metrics = step(state, batch)
+            jax.block_until_ready((state, metrics))
         assert all(x.is_deleted() for x in jax.tree.leaves(old.params))
     assert step._cache_size() == 1
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.params))
-
-
-def test_nothing_crosses_to_the_host_inside_the_step():
-    optimizer = optax.adamw(1e-3)
-    state = jax.jit(lambda p: new_state(p, optimizer, ("tower",)))(params())
-    batch = jax.tree.map(jnp.asarray, random_batch())
-    step = jax.jit(make_step(SMALL, OBJECTIVE, Compute("float32"), optimizer))
-    with jax.transfer_guard("disallow"):
-        jax.block_until_ready(step(state, batch))
 
 
 def test_no_logits_of_the_prefix_exist():
