@@ -33,12 +33,13 @@ from tpo_jax.objectives.preference import metric_names
 from tpo_jax.parallel import distributed
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.programs import CACHE_HELP, compile_meanwhile, keep_programs
-from tpo_jax.parallel.sharding import batch_sharding, check_rows, parameter_shardings, placed
+from tpo_jax.parallel.sharding import check_rows, parameter_shardings, placed
 from tpo_jax.training import loop, run_page
 from tpo_jax.training.experiment import Experiment, read
 from tpo_jax.training.feed import Feed
 from tpo_jax.training.held_out import PREFIX, HeldOut, make_evaluator
 from tpo_jax.training.identity import check_same_run, identity
+from tpo_jax.training.program import jitted_step, step_arguments
 from tpo_jax.training.recorder import Recorder
 from tpo_jax.training.reference import Reference
 from tpo_jax.training.state import (
@@ -48,7 +49,7 @@ from tpo_jax.training.state import (
     new_state,
     split_params,
 )
-from tpo_jax.training.step import METRICS, make_forward, make_scorer, make_step
+from tpo_jax.training.step import METRICS, make_forward, make_scorer
 from tpo_jax.training.watch import Watch
 from tpo_jax.training.weights import open_weights, save_result
 
@@ -137,24 +138,6 @@ def frozen_copy(params: dict, dtype: str) -> dict:
     return jax.jit(copy, out_shardings=jax.tree.map(lambda x: x.sharding, params))(params)
 
 
-def announce(
-    experiment: Experiment, pipeline: Pipeline, state: TrainState, mesh: jax.sharding.Mesh
-) -> tuple[tuple[TrainState, Any], dict[str, Any]]:
-    """Return shapes, dtypes and shardings of the arguments that every step of a run has."""
-    objective, data = experiment.objective, experiment.data
-    shape = dataclasses.replace(pipeline.shape, rows=data.batch_size // data.pairs_per_row)
-    if not objective.uses_live_reference:
-        sums = (4 if objective.uses_phrases else 2) if objective.uses_reference else 0
-        shape = dataclasses.replace(shape, reference_sums=sums)
-    rows = batch_sharding(mesh)
-    batch = jax.tree.map(lambda x: placed(x, rows), shape.abstract())
-    if not objective.uses_live_reference:
-        return (state, batch), {}
-    trained = {name: part for name, part in state.params.items() if name not in state.frozen}
-    live = lambda x: placed(x, x.sharding, experiment.compute.dtype)  # noqa: E731
-    return (state, batch), {"reference": jax.tree.map(live, trained)}
-
-
 def make_directory(workdir: Path) -> None:
     """Make the working directory if there is none.
 
@@ -190,19 +173,17 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
     optimizer = make_optimizer(settings, schedule)
     initial = lambda p: new_state(p, optimizer, settings.freeze, lora, seed)  # noqa: E731
     abstract = jax.eval_shape(initial, begin.abstract)
-    shardings, replicated = parameter_shardings(mesh, abstract), jax.NamedSharding(mesh, jax.P())
-    step = jax.jit(
-        make_step(model, objective, compute, optimizer, lora),
-        donate_argnums=0,
-        out_shardings=(shardings, replicated),
-    )
+    shardings = parameter_shardings(mesh, abstract)
+    where = jax.tree.map(placed, abstract, shardings)
+    step = jitted_step(experiment, model, optimizer, where, mesh)
     evaluate = jax.jit(
         make_evaluator(make_forward(model, objective, compute, lora), objective),
-        out_shardings=replicated,
+        out_shardings=jax.NamedSharding(mesh, jax.P()),
     )
     # Compiled while the weights are read and the reference log-probabilities are computed.
-    where = jax.tree.map(placed, abstract, shardings)
-    arguments, named = announce(experiment, pipeline, where, mesh)
+    rows = experiment.data.batch_size // experiment.data.pairs_per_row
+    shape = dataclasses.replace(pipeline.shape, rows=rows)
+    arguments, named = step_arguments(experiment, shape, where, mesh)
     step = compile_meanwhile(step, mesh, *arguments, **named)
     params = begin.load()
     if objective.uses_live_reference:

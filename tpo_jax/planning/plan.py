@@ -13,7 +13,6 @@ from tpo_jax.models.batch import BatchShape
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import (
-    batch_sharding,
     check_heads,
     check_rows,
     parameter_shardings,
@@ -22,8 +21,8 @@ from tpo_jax.parallel.sharding import (
 from tpo_jax.planning.chips import CHIPS, Chip, devices_of
 from tpo_jax.planning.program import GIB, Program, cached_program, compile_program
 from tpo_jax.training import experiment
+from tpo_jax.training.program import jitted_step, step_arguments
 from tpo_jax.training.state import TrainState, learning_rate_schedule, make_optimizer, new_state
-from tpo_jax.training.step import make_step
 from tpo_jax.training.weights import stored_weights
 
 TEXT_TOKENS = 100  # of the prefix beside the video, where the config does not say
@@ -163,7 +162,6 @@ def batch_shape(wanted: experiment.Experiment, model: ModelConfig) -> BatchShape
             f"{prefix} prefix and {response} response tokens exceed the model's context of "
             f"{model.max_length}"
         )
-    cached = objective.uses_reference and not objective.uses_live_reference
     return BatchShape(
         rows=data.batch_size // data.pairs_per_row,
         prefix=prefix,
@@ -175,7 +173,6 @@ def batch_shape(wanted: experiment.Experiment, model: ModelConfig) -> BatchShape
         prefix_labels=data.prompt_style == "dpo_trainer",
         pairs=True,
         phrases=objective.uses_phrases,
-        reference_sums=(4 if objective.uses_phrases else 2) if cached else 0,
     )
 
 
@@ -203,25 +200,11 @@ def _lower(
     mesh: jax.sharding.Mesh,
 ) -> jax.stages.Lowered:
     """Lower the step for the shapes and shardings of its arguments."""
-    objective, compute, lora = wanted.objective, wanted.compute, wanted.lora
     optimizer, state = abstract_state(wanted, model, mesh)
-    batch = jax.tree.map(lambda x: placed(x, batch_sharding(mesh)), shape.abstract())
-    reference = None
-    if objective.uses_live_reference:
-        reference = jax.tree.map(
-            lambda x: placed(x, x.sharding, compute.dtype),
-            {name: part for name, part in state.params.items() if name not in state.frozen},
-        )
-    step = jax.jit(
-        make_step(model, objective, compute, optimizer, lora),
-        donate_argnums=0,
-        out_shardings=(
-            jax.tree.map(lambda x: x.sharding, state),
-            jax.NamedSharding(mesh, jax.P()),
-        ),
-    )
+    step = jitted_step(wanted, model, optimizer, state, mesh)
+    arguments, named = step_arguments(wanted, shape, state, mesh)
     with jax.set_mesh(mesh):
-        return step.lower(state, batch, reference)
+        return step.lower(*arguments, **named)
 
 
 def fill(plan: Plan, programs: dict[str, Program], chip: Chip) -> None:
