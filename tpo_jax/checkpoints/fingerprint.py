@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 @jax.jit
-def _sums(params: Any) -> Any:
+def tensor_sums(params: Any) -> Any:
     """Return wrapping integer sums over the bits of every tensor; no mesh or order changes them."""
 
     def digest(x: jax.Array) -> jax.Array:
@@ -35,6 +35,6 @@ def weights_fingerprint(params: Any) -> str:
     It tells weights apart that differ by mistake; it does not resist an adversary.
     """
     digest = hashlib.sha256()
-    for path, value in jax.tree_util.tree_flatten_with_path(jax.device_get(_sums(params)))[0]:
+    for path, value in jax.tree_util.tree_flatten_with_path(jax.device_get(tensor_sums(params)))[0]:
         digest.update(jax.tree_util.keystr(path).encode() + value.tobytes())
     return digest.hexdigest()[:32]

@@ -6,7 +6,6 @@ Both resume after a kill: finished answers are in a journal in the output folder
 import dataclasses
 import hashlib
 import itertools
-import json
 import math
 import sys
 import time
@@ -25,6 +24,7 @@ from tpo_jax.evaluation import benchmarks, niah, niah_files, results, runner, sc
 from tpo_jax.evaluation.journal import AnswerJournal
 from tpo_jax.inference.generator import Decoding
 from tpo_jax.inference.model import Model, load, load_processor
+from tpo_jax.io.files import as_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,6 +215,6 @@ def _identity(model: Model, dtype: str) -> dict[str, Any]:
     return {
         "weights": weights_fingerprint(model.params),
         "tokenizer": hashlib.sha256(model.tokenizer.to_str().encode()).hexdigest(),
-        "model_config": json.loads(json.dumps(dataclasses.asdict(model.config))),
+        "model_config": as_json(model.config),
         "dtype": dtype,
     }

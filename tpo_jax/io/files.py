@@ -146,6 +146,13 @@ def write_json(path: Place, value: Any) -> None:
         file.write(json.dumps(value, indent=2) + "\n")
 
 
+def as_json(values: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass as JSON gives them back, with lists for tuples: what is
+    compared with a file.
+    """
+    return json.loads(json.dumps(dataclasses.asdict(values)))
+
+
 def hash_of(value: Any) -> str:
     """Return a hash of what JSON can hold, dataclasses included."""
     text = json.dumps(value, sort_keys=True, default=dataclasses.asdict)

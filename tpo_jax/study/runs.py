@@ -12,7 +12,6 @@ import dataclasses
 import fcntl
 import functools
 import itertools
-import json
 import multiprocessing
 import os
 import sys
@@ -25,7 +24,7 @@ import numpy as np
 from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.errors import InputError
-from tpo_jax.io.files import read_json, write_json
+from tpo_jax.io.files import as_json, read_json, write_json
 from tpo_jax.io.processes import end_with_parent
 from tpo_jax.study import needles, pairs, stages
 from tpo_jax.study.asking import ask_held_out, generator_of
@@ -200,7 +199,7 @@ def check_workdir(workdir: Path, choices: Choices, *, make: bool = True) -> None
     Raises:
         InputError: it holds results of other choices, or is absent and may not be made.
     """
-    path, ours = workdir / "choices.json", json.loads(json.dumps(dataclasses.asdict(choices)))
+    path, ours = workdir / "choices.json", as_json(choices)
     if not path.exists():
         if not make:
             raise InputError(f"--workdir={workdir}: no folder of results, {path.name} is missing")

@@ -6,7 +6,6 @@ replaced silently.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import sys
@@ -23,7 +22,7 @@ from jax.experimental import multihost_utils
 from tpo_jax.data.pipeline import Pipeline
 from tpo_jax.data.records import PairRecord
 from tpo_jax.errors import InputError
-from tpo_jax.io.files import replacing_file
+from tpo_jax.io.files import as_json, replacing_file
 from tpo_jax.models.batch import Batch
 from tpo_jax.parallel.sharding import to_global
 
@@ -37,7 +36,7 @@ def cache_key(pipeline: Pipeline, weights: str, dtype: str) -> dict[str, Any]:
     data = pipeline.config
     return {
         "weights": weights,
-        "model": dataclasses.asdict(pipeline.model),
+        "model": as_json(pipeline.model),
         "shards": pipeline.shards.fingerprint,
         "pairs": hashlib.sha256(pipeline.pairs.tobytes()).hexdigest(),
         "sampling": [data.sampling, data.num_frames],
