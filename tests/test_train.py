@@ -129,7 +129,7 @@ def interrupt_at(workdir: Path, step: int) -> threading.Thread:
                 return os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.01)
 
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     return thread
 
