@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 
 import hypothesis
 import hypothesis.strategies as st
@@ -15,6 +13,7 @@ import pytest
 import safetensors
 
 from tests import originals
+from tests.commands import call
 from tpo_jax import families
 from tpo_jax.checkpoints.huggingface import weights
 from tpo_jax.checkpoints.huggingface_export import export_model
@@ -35,11 +34,6 @@ def family(request):
 @pytest.fixture(scope="module")
 def longva():
     return originals.Original(originals.LONGVA)
-
-
-def convert(source, target, *flags):
-    command = [sys.executable, "-m", "tpo_jax.convert", f"--input={source}", f"--output={target}"]
-    return subprocess.run([*command, *flags], capture_output=True, text=True)
 
 
 def read_tensors(directory):
@@ -78,11 +72,15 @@ def test_round_trip_is_byte_identical(tmp_path, family, dtype):
 
 def test_command_both_ways(tmp_path, longva, qwen2_tokenizer):
     tensors = originals.write_checkpoint(tmp_path / "source", longva, dtype=torch.bfloat16)
-    there = convert(tmp_path / "source", tmp_path / "native", "--max_length=99")
-    assert (there.returncode, there.stdout.strip()) == (0, str(tmp_path / "native")), there.stderr
-    assert load_config(tmp_path / "native").max_length == 99
-    back = convert(tmp_path / "native", tmp_path / "back")
-    assert back.returncode == 0, back.stderr
+    source, native, back = (tmp_path / name for name in ("source", "native", "back"))
+    there, home = call(
+        "convert",
+        {"input": source, "output": native, "max_length": 99},
+        {"input": native, "output": back},
+    )
+    assert (there.code, there.out) == (0, f"{native}\n"), there.err
+    assert load_config(native).max_length == 99
+    assert home.code == 0, home.err
     found = read_tensors(tmp_path / "back")
     assert found.keys() == tensors.keys()
     assert all(same_bytes(found[name][1], tensors[name]) for name in tensors)
@@ -91,9 +89,9 @@ def test_command_both_ways(tmp_path, longva, qwen2_tokenizer):
     assert json.loads((tmp_path / "back" / "config.json").read_text()) == values
     # A tokenizer with more ids than the embedding has rows belongs to another model.
     shutil.copy(qwen2_tokenizer / "tokenizer.json", tmp_path / "source")
-    failed = convert(tmp_path / "source", tmp_path / "again")
-    assert failed.returncode == 2 and "tokenizer.json" in failed.stderr
-    assert failed.stderr.count("\n") == 1
+    (failed,) = call("convert", {"input": source, "output": tmp_path / "again"})
+    assert failed.code == 2 and "tokenizer.json" in failed.err
+    assert failed.err.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back", "native", "source"]
 
 

@@ -3,8 +3,6 @@ numbers on a video, one image and several; its files in and out.
 """
 
 import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +13,7 @@ from PIL import Image
 
 from tests import originals
 from tests.batches import one_row
+from tests.commands import call
 from tpo_jax import families
 from tpo_jax.checkpoints.huggingface_export import export_model
 from tpo_jax.checkpoints.models import load_config, load_model, save_model
@@ -254,16 +253,15 @@ def test_one_gradient_of_a_tied_table(onevision):
 def test_command_to_the_other_layout(onevision, tmp_path):
     _, directory, loaded = onevision
 
-    def convert(source, target, *flags):
-        command = [sys.executable, "-m", "tpo_jax.convert", f"--input={source}", *flags]
-        return subprocess.run([*command, f"--output={target}"], capture_output=True, text=True)
-
-    there = convert(directory, tmp_path / "native")
-    assert there.returncode == 0, there.stderr
-    original = convert(tmp_path / "native", tmp_path / "original", "--layout=original")
-    assert original.returncode == 0, original.stderr
-    assert load_config(tmp_path / "original") == loaded.config
-    values = json.loads((tmp_path / "original" / "config.json").read_text())
+    native, original = tmp_path / "native", tmp_path / "original"
+    results = call(
+        "convert",
+        {"input": directory, "output": native},
+        {"input": native, "output": original, "layout": "original"},
+    )
+    assert [result.code for result in results] == [0, 0], results
+    assert load_config(original) == loaded.config
+    values = json.loads((original / "config.json").read_text())
     assert values["architectures"] == ["LlavaQwenForCausalLM"]
 
 
