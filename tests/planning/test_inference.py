@@ -2,14 +2,16 @@
 
 import jax
 import pytest
+from tokenizers import Tokenizer
 
 from tpo_jax import families
 from tpo_jax.errors import InputError
+from tpo_jax.families.qwen_vl.config import PRESETS
 from tpo_jax.plan import report
 from tpo_jax.planning import hlo, inference
 from tpo_jax.planning.inference import COMMANDS, compile_command
-from tpo_jax.planning.plan import Plan
-from tpo_jax.planning.search import most_rows
+from tpo_jax.planning.plan import TEXT_TOKENS, Plan, prefix_tokens
+from tpo_jax.planning.search import frames_of, most_rows
 from tpo_jax.training.experiment import base
 
 MODEL = families.preset("tiny_longva")
@@ -87,3 +89,15 @@ def test_a_loop_that_ends_by_its_data_runs_as_often_as_is_said():
     assert hlo.work(text, 7).flops == 7 * 2 * 64**3
     with pytest.raises(ValueError, match="does not count to a constant"):
         hlo.work(text)
+
+
+def test_pairs_of_frames_and_their_times_count(qwen2_tokenizer):
+    """A frame of Qwen3-VL's batch is two of the video, between markers and after its time."""
+    model = PRESETS["qwen3_vl_8b"]
+    tokenizer = Tokenizer.from_file(str(qwen2_tokenizer / "tokenizer.json"))
+    assert len(tokenizer.encode("<12345.6 seconds>").ids) + 2 == model.frame_text
+    for frames in (1, 64, 65):
+        pairs = -(-frames // 2)
+        needed = prefix_tokens(model, frames)
+        assert needed - pairs * (model.tokens_per_frame + model.frame_text) == TEXT_TOKENS
+        assert frames_of(model, needed) == 2 * pairs
