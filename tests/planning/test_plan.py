@@ -166,6 +166,8 @@ def test_every_published_row_fits():
         ("llava_onevision_0.5b", "32"),
         ("llava_onevision_7b", "32"),
         ("llava_video_7b", "32"),
+        ("llava_onevision_72b", "32"),
+        ("llava_video_72b", "32"),
         ("llava_video_7b", "64"),
         ("llava_video_7b", "128"),
         ("llava_video_7b", "512"),

@@ -56,7 +56,7 @@ def compile_program(
     try:
         work = hlo.work(compiled.as_text(), steps)
     except jax.errors.JaxRuntimeError as error:
-        # jaxlib 0.10.2 cannot read some of what libtpu 0.0.51 writes for tpu7x.
+        # jaxlib 0.10.2 cannot read some of what libtpu 0.0.51 writes for tpu7x and v5p.
         if "RET_CHECK" not in str(error):
             raise
         work = None
