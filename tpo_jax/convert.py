@@ -67,6 +67,13 @@ _SETTINGS = {
     "max_length": flags.DEFINE_integer(
         "max_length", None, "Import: tokens at most. Default: config.json's, else 32768.", 1
     ),
+    "frame_tokens": flags.DEFINE_integer(
+        "frame_tokens",
+        None,
+        "Import of Qwen3-VL: visual tokens of a pair of frames, and of an image, at most. "
+        "Default: 768.",
+        1,
+    ),
     "rope_theta": flags.DEFINE_float(
         "rope_theta",
         None,

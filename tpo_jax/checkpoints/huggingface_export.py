@@ -198,6 +198,9 @@ def _write_configs(
     which tensor goes into which file.
     """
     family = families.of(config)
+    if layout and layout not in family.layouts:
+        known = ", ".join(family.layouts)
+        raise InputError(f"--layout={layout}: checkpoints of this model have only {known}")
     if kept:
         values = json.loads((kept / "config.json").read_text(encoding="utf-8"))
         if layout in ("", family.layout_of(values)):

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from tpo_jax.errors import InputError
-from tpo_jax.families import llava_qwen
+from tpo_jax.families import llava_qwen, qwen_vl
 from tpo_jax.families.family import Family
 from tpo_jax.models.config import ModelConfig
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # One line a family, by name.
 FAMILIES: dict[str, Family] = {
     "llava_qwen": llava_qwen.FAMILY,
+    "qwen_vl": qwen_vl.FAMILY,
 }
 # Native model directories written before there were families do not name theirs.
 _UNNAMED = "llava_qwen"

@@ -50,13 +50,26 @@ def read(request: dict, config: ModelConfig) -> dict[str, np.ndarray]:
         opened = []
         for path in paths:
             with Image.open(path) as image:
-                frame = np.asarray(image.convert("RGB"))[None]
-            opened.append(families.of(config).preprocess(frame, config))
-        frames, times, duration = np.concatenate(opened), np.arange(float(len(paths))), 0.0
+                opened.append(np.asarray(image.convert("RGB")))
+        frames, times, duration = _one_size(opened, config), np.arange(float(len(paths))), 0.0
         return {"frames": frames, "times": times, "duration": np.array(duration)}
     frames, times, duration = sampling.read_frames(paths[0], request["rule"], request["num_frames"])
     frames = families.of(config).preprocess(frames, config)
     return {"frames": frames, "times": times, "duration": np.array(duration)}
+
+
+def _one_size(opened: list[np.ndarray], config: ModelConfig) -> np.ndarray:
+    """Return images as the frames of one video.
+
+    Raises:
+        InputError: they differ in size, and the model keeps the size of a video.
+    """
+    preprocess = families.of(config).preprocess
+    if len({image.shape for image in opened}) == 1:
+        return preprocess(np.stack(opened), config)
+    if config.batch_frames(2) != 2:  # it joins frames
+        raise InputError("the frames of a video must have one size")
+    return np.concatenate([preprocess(image[None], config) for image in opened])
 
 
 def answer(line: bytes, out: BinaryIO) -> None:

@@ -21,6 +21,7 @@ from tpo_jax.parallel.attention import prefix_multiple
 # Coarser than `generate`'s: a server sees all lengths, and compiles for each new one.
 QUESTION_MULTIPLE = 64
 WARM_UP_SECONDS = (9.0, 99.0, 999.0, 9999.0)
+WARM_UP_PIXELS = (360, 640)  # height and width, which count where a model keeps the shape of videos
 
 
 class Visual(NamedTuple):
@@ -99,8 +100,9 @@ def warm_up(model: ServedModel, num_frames: int) -> None:
     A longer video's times are longer numbers, so that its prompt may have another shape: the
     programs are those of the usual lengths, seconds to hours.
     """
-    height, width, channels = model.config.frame_shape
-    frames, shapes = np.zeros((num_frames, height, width, channels), np.uint8), set()
+    two = model.model.processor.resize(np.zeros((2, *WARM_UP_PIXELS, 3), np.uint8))
+    frames, shapes = np.concatenate([two] * -(-num_frames // 2)), set()
+    frames = frames[: model.config.batch_frames(num_frames)]
     for duration in WARM_UP_SECONDS:
         times = tuple(np.linspace(0, duration, num_frames).tolist())
         visual = Visual(("warm-up", duration), frames, times, duration)

@@ -4,6 +4,7 @@
 |---|---|
 | `uniform` | `num_frames`, evenly spaced, first and last included, repeated when short (LongVA) |
 | `fps` | one a second, as `uniform` where that is more than `num_frames` (training, demo) |
+| `two_fps` | two a second, at least four, evenly spaced and at most `num_frames` (Qwen3-VL) |
 | `forced` | as `uniform`: what `force_sample=True` makes of one a second (LLaVA-Video inference) |
 
 The originals give a frame's time as `index / average fps`; here it is the time at which the frame
@@ -38,9 +39,15 @@ def _one_per_second(available: int, fps: float, num_frames: int) -> np.ndarray:
     return indices if len(indices) <= num_frames else _uniform(available, fps, num_frames)
 
 
+def _two_per_second(available: int, fps: float, num_frames: int) -> np.ndarray:
+    count = min(max(int(available / max(fps, 1e-3) * 2), 4), num_frames, available)
+    return np.linspace(0, available - 1, count).round().astype(int)
+
+
 RULES: dict[str, Callable[[int, float, int], np.ndarray]] = {
     "uniform": _uniform,
     "fps": _one_per_second,
+    "two_fps": _two_per_second,
     "forced": _uniform,
 }
 

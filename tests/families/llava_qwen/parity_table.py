@@ -15,11 +15,12 @@ HEAD = """# Parity with the PyTorch originals
 float32 on CPU, highest matmul precision, random weights. Towers and decoder are those of
 `transformers` {transformers} under PyTorch {torch}; the connector is
 reimplemented in `tests/originals.py`. LLaVA-OneVision is `transformers`'
-`LlavaOnevisionForConditionalGeneration`, connector included; the decoders of Qwen3-VL and
-Qwen2.5-VL are compared with its text models of these names. Configurations are tiny and
-irregular: three query heads per key/value head, head sizes 6, 9 and 10, 27x27 patches that do not
-cover the frame. Differences are maxima of absolute values; for gradients, of the worst tensor, the
-norm of the difference over the norm.
+`LlavaOnevisionForConditionalGeneration`, connector included, and Qwen3-VL is its
+`Qwen3VLForConditionalGeneration`; the decoders of Qwen3-VL and Qwen2.5-VL are also compared with
+its text models of these names. Configurations are tiny and irregular: three query heads per
+key/value head, head sizes 6, 9 and 10, 27x27 patches that do not cover the frame. Differences are
+maxima of absolute values; for gradients, of the worst tensor, the norm of the difference over the
+norm.
 
 Written by `python tests/families/llava_qwen/parity_table.py`.
 
@@ -45,6 +46,8 @@ def main() -> int:
     collector = Collector()
     files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("parity", "onevision")]
     files.append(str(ROOT / "tests" / "models" / "test_decoder.py"))
+    qwen_vl = ROOT / "tests" / "families" / "qwen_vl"
+    files += [str(qwen_vl / f"test_{name}.py") for name in ("vision", "parity")]
     status = pytest.main([*files, "-q"], [collector])
     if status != 0 or not collector.rows:
         print("parity tests did not pass; the table is left as it is", file=sys.stderr)

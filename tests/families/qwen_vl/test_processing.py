@@ -14,6 +14,7 @@ from tpo_jax.errors import InputError
 from tpo_jax.families.qwen_vl import processing
 from tpo_jax.families.qwen_vl.config import MERGE, PRESETS, QwenVLConfig
 from tpo_jax.families.qwen_vl.processing import grids, image_size, picture, preprocess, video_size
+from tpo_jax.video import sampling
 
 torch = pytest.importorskip("torch", reason="compared with PyTorch")
 pytest.importorskip("transformers", reason="compared with transformers")
@@ -54,6 +55,16 @@ def test_videos_have_the_published_size(frames, height, width):
     assert ours == theirs if held else frames % 2
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 5000), st.floats(1, 120), st.integers(1, 800))
+def test_frames_are_those_of_the_published_rule(available, rate, most):
+    video = types.SimpleNamespace(total_num_frames=available, fps=rate)
+    limits = types.SimpleNamespace(min_frames=4, max_frames=most, fps=2)
+    published = of_videos.Qwen3VLVideoProcessor.sample_frames
+    ours = sampling.sample("two_fps", available, rate, most)
+    assert ours.tolist() == published(limits, video).tolist()
+
+
 @settings(max_examples=200, deadline=None)
 @given(SIDES, SIDES)
 def test_images_have_the_published_size(height, width):
@@ -63,6 +74,12 @@ def test_images_have_the_published_size(height, width):
     except InputError:
         return
     assert ours == of_images.smart_resize(height, width, side, FULL.image_pixels[0], most)
+
+
+def test_small_images_stay_within_few_tokens():
+    config = dataclasses.replace(FULL, frame_tokens=64)
+    height, width = image_size(config, 100, 150)
+    assert height * width <= 64 * 32**2 and (height, width) == (96, 160)
 
 
 @pytest.mark.parametrize("shape", [(1, 7000), (4000, 10)])

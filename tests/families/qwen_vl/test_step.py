@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from tpo_jax import families
-from tpo_jax.families import qwen_vl
 from tpo_jax.families.qwen_vl.config import MERGE, QwenVLConfig, TowerConfig
 from tpo_jax.families.qwen_vl.processing import grids, preprocess
 from tpo_jax.models import classic
@@ -40,16 +39,6 @@ CONFIG = QwenVLConfig(
 )
 SHAPES = [(4, 24, 40), (5, 50, 16), (1, 16, 16), (2, 200, 30)]  # frames, height, width
 F, P, Q, A, R = 3, 64, 2, 2, 8
-
-
-@pytest.fixture(scope="module", autouse=True)
-def registered():
-    """The family, whether or not the package lists it."""
-    before = dict(families.FAMILIES)
-    families.FAMILIES["qwen_vl"] = qwen_vl.FAMILY
-    yield
-    families.FAMILIES.clear()
-    families.FAMILIES.update(before)
 
 
 def make_batch():

@@ -44,21 +44,24 @@ def image_size(config: QwenVLConfig, height: int, width: int) -> tuple[int, int]
     """Return height and width that an image is resized to, pixels.
 
     As `smart_resize` in `image_processing_qwen2_vl.py` of `transformers`, of `frame_tokens` at
-    most.
+    most: a small image that the least pixels would take beyond it stays below.
 
     Raises:
         InputError: as for `video_size`.
     """
     side, (least, most) = config.tower.token_side, config.image_pixels
-    most = min(most, config.frame_tokens * side**2)
-    return _held(config, _fitted(height, width, side, (min(least, most), most), 1))
+    cap = config.frame_tokens * side**2
+    size = _fitted(height, width, side, (min(least, cap), min(most, cap)), 1)
+    if size[0] * size[1] > cap:
+        size = _fitted(height, width, side, (1, cap), 1)
+    return _held(config, size)
 
 
 def _fitted(
     height: int, width: int, side: int, budget: tuple[int, int], frames: int, rounded: int = 0
 ) -> tuple[int, int]:
     """Return sides that are multiples of `side`, near the aspect ratio, within a pixel budget of
-    all frames.
+    all frames, which count as `rounded` where that is given.
     """
     aspect = max(height, width) / min(height, width)
     if aspect > MOST_ASPECT:

@@ -86,10 +86,13 @@ def read_config(directory: Path, shapes: Mapping[str, Shape], settings: dict) ->
             "video_pixels": _budget(directory, "video_preprocessor_config.json", tower),
             "image_pixels": _budget(directory, "preprocessor_config.json", tower),
         }
-        given = {"max_length": length, **{k: v for k, v in budgets.items() if v}, **settings}
+        given = {"max_length": length, **{k: v for k, v in budgets.items() if v}}
+        given |= {"frame_tokens": _frame_tokens(directory), **settings}
         return QwenVLConfig(tower, decoder, **given)
+    except InputError:
+        raise
     except (TypeError, ValueError) as error:
-        raise error if isinstance(error, InputError) else InputError(f"{where}: {error}") from error
+        raise InputError(f"{where}: {error}") from error
 
 
 def _section(where: str, values: dict, name: str) -> dict:
@@ -165,6 +168,13 @@ def _budget(directory: Path, name: str, tower: TowerConfig) -> tuple[int, int] |
         for old, new in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
     )
     return least, most
+
+
+def _frame_tokens(directory: Path) -> int:
+    """Return the most visual tokens of a pair of frames, as published if no file says."""
+    path = directory / "video_preprocessor_config.json"
+    values = read_json_object(path) if path.is_file() else {}
+    return read_value(str(path), values, "max_video_tokens", int, 768)
 
 
 def beside(
@@ -251,6 +261,7 @@ def new_config(config: QwenVLConfig, dtype: str) -> dict[str, dict]:
         ("video_preprocessor_config.json", "video", config.video_pixels),
     ):
         files[name] = _processor(kind, tower, budget)
+    files[name] |= {"cap_pixels_per_frame": True, "max_video_tokens": config.frame_tokens}
     return files
 
 

@@ -1,0 +1,185 @@
+"""Qwen3-VL through the commands: trained in full and with LoRA on a quantized base, asked, scored,
+served and converted; what is not supported is one line.
+"""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+
+from tests.tiny_run import metrics, tiny_config
+from tpo_jax import families
+from tpo_jax.checkpoints import huggingface_export as export
+from tpo_jax.checkpoints.models import KEPT, load_config, open_model, save_model
+from tpo_jax.errors import InputError
+from tpo_jax.evaluation import runs
+from tpo_jax.families.qwen_vl.config import PRESETS
+from tpo_jax.families.qwen_vl.template import INFERENCE
+from tpo_jax.inference.model import load, load_processor
+from tpo_jax.serving import models as serving
+from tpo_jax.train import train
+
+ASK = {"num_frames": 5, "max_new_tokens": 6}
+
+
+def config_of(world, folder, **model):
+    """A run of one step on the tiny world, whose tokenizer gets the vision tokens."""
+    tokenizer = Tokenizer.from_file(str(world / "tokenizer" / "tokenizer.json"))
+    tokenizer.add_special_tokens(list(INFERENCE.markers[2:]))
+    (folder / "tokenizer").mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
+    config = tiny_config(world)
+    config.model.preset = ""
+    config.model.tokenizer = ""
+    config.model.update(model)
+    config.data.eval_shards = ""
+    config.data.limit = config.train.batch_size
+    config.train.num_epochs, config.train.eval_every = 1, 0
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_world, tmp_path_factory):
+    """The directory of a full run."""
+    folder = tmp_path_factory.mktemp("qwen3_vl")
+    config = config_of(
+        tiny_world, folder, preset="tiny_qwen3_vl", tokenizer=str(folder / "tokenizer")
+    )
+    train(config, folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    return load(trained / "model", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def video(tiny_world):
+    return sorted((tiny_world / "videos").glob("*.mp4"))[0]
+
+
+def test_training_begins_at_the_reference(trained):
+    [record] = metrics(trained)
+    assert record["losses/total"] == pytest.approx(math.log(2), abs=1e-5)
+    assert record["grad_norm"] > 0 and record["pairs"] == 8
+
+
+def test_scores_are_those_of_the_run(model, tiny_world):
+    pairs = [json.loads(line) for line in (tiny_world / "pairs.jsonl").read_text().splitlines()]
+    scores = model.score(pairs[:2], videos=tiny_world / "videos", num_frames=5)
+    assert all(np.isfinite([s.chosen_logp, s.rejected_logp]).all() for s in scores)
+    assert scores[0].chosen_logp < 0 and scores[0] != scores[1]
+
+
+def test_the_server_answers_as_the_model(trained, model, video):
+    served = serving.load(serving.Source(trained / "model"), "tiny", 6, "float32")
+    clip = model.processor.video(video, 5)
+    visual = serving.Visual(("video",), clip.frames, tuple(clip.times), clip.duration)
+    row = served.row(["Who?"], visual)
+    limit = np.full((1, 1), 6, np.int32)
+    steps = served.answers(
+        [visual], [row], [0], serving.Sampling(), limit, lambda: np.zeros((1, 1), bool), [[()]]
+    )
+    *_, [[answer]] = steps
+    assert answer.text == model.answer(video, "Who?", **ASK)
+
+
+def test_weights_go_out_and_in(trained, model, video, tmp_path):
+    opened = open_model(trained / "model")
+    (tmp_path / "out").mkdir()
+    export.copy_files(trained / "model", tmp_path / "out", export.SIDE_FILES)
+    with pytest.raises(InputError, match="--layout=original: .* only transformers"):
+        export.export_model(tmp_path / "out", opened.config, opened.params, None, None, "original")
+    export.export_model(tmp_path / "out", opened.config, opened.params, None)
+    published = load(tmp_path / "out", dtype="float32")
+    assert published.config == opened.config
+    assert published.answer(video, "Who?", **ASK) == model.answer(video, "Who?", **ASK)
+
+
+def test_a_published_checkpoint_is_given_back_byte_by_byte(tmp_path):
+    originals = pytest.importorskip("tests.families.qwen_vl.originals")
+    for name in ("published", "back"):
+        (tmp_path / name).mkdir()
+    originals.write_checkpoint(tmp_path / "published", originals.make_original(seed=1))
+    opened = open_model(tmp_path / "published")
+    save_model(tmp_path / "native", opened.config, opened.params, tmp_path / "published")
+    native = open_model(tmp_path / "native")
+    assert native.config == opened.config == originals.CONFIG
+    kept = tmp_path / "native" / KEPT
+    export.copy_files(tmp_path / "native", tmp_path / "back", export.SIDE_FILES)
+    export.export_model(tmp_path / "back", native.config, native.params, kept)
+    for file in (tmp_path / "published").iterdir():
+        assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_lora_on_a_quantized_base(trained, tiny_world, tmp_path):
+    config = config_of(tiny_world, tmp_path, checkpoint=str(trained / "model"), weights="int8")
+    config.lora.rank, config.lora.targets = 2, ("q_proj", "v_proj")
+    config.train.freeze = ("tower", "projector", "deepstack", "decoder")
+    train(config, tmp_path / "run")
+    [record] = metrics(tmp_path / "run")
+    assert record["losses/total"] == pytest.approx(math.log(2), abs=1e-5)
+    names = load_file(tmp_path / "run" / "adapters" / "adapter_model.safetensors")
+    first = "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight"
+    assert first in names and len(names) == 2 * 2 * PRESETS["tiny_qwen3_vl"].decoder.layers
+    assert open_model(tmp_path / "run" / "model").config == PRESETS["tiny_qwen3_vl"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"architectures": ["Qwen3VLMoeForConditionalGeneration"]},
+            "mixtures of experts; Qwen3VLF",
+        ),
+        ({"architectures": ["Qwen3_5ForConditionalGeneration"]}, "linear attention; Qwen3VLF"),
+        ({"text_config": {"attention_bias": True}}, "attention_bias=True is not supported"),
+        ({"text_config": {"rope_parameters": {"rope_type": "yarn"}}}, "'yarn': scaled positions"),
+        ({"vision_config": {"num_position_embeddings": 7}}, "must be a square"),
+        ({"vision_config": {"deepstack_visual_indexes": [9]}}, "must name blocks below 2"),
+    ],
+)
+def test_a_checkpoint_that_is_not_supported_is_one_line(trained, tmp_path, values, message):
+    opened = open_model(trained / "model")
+    export.export_model(tmp_path, opened.config, opened.params, None)
+    given = json.loads((tmp_path / "config.json").read_text())
+    for name, value in values.items():
+        given[name] = given[name] | value if isinstance(value, dict) else value
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    with pytest.raises(InputError, match=message) as error:
+        load_config(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_budget_below_one_token_is_one_line(trained, tmp_path):
+    opened = open_model(trained / "model")
+    export.export_model(tmp_path, opened.config, opened.params, None)
+    path = tmp_path / "video_preprocessor_config.json"
+    values = json.loads(path.read_text()) | {"size": {"shortest_edge": 9, "longest_edge": 99}}
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="99 pixels are less than one visual token of 16x16"):
+        load_config(tmp_path)
+
+
+def test_needles_and_sentences_on_times_are_refused(trained, video, tmp_path):
+    with pytest.raises(InputError, match="always name the times"):
+        processor = load_processor(trained / "model", time_instruction="inline")
+        processor.prompts(["Who?"], processor.video(video, 5))
+    given = dict.fromkeys(runs.NeedleRun.__dataclass_fields__)
+    given |= {"checkpoint": trained / "model", "haystack": video, "needles": video}
+    given |= {"output": tmp_path / "out", "min_frames": 8, "max_frames": 8, "frame_step": 8}
+    given |= {"depth_step": 0.5, "rope_theta": 0.0}
+    with pytest.raises(InputError, match="needle test is for models with one position"):
+        runs.find_needles(runs.NeedleRun(**given))
+
+
+def test_a_tokenizer_without_vision_tokens_is_one_line(tiny_world, tmp_path):
+    tokenizer = tiny_world / "tokenizer"
+    config = config_of(tiny_world, tmp_path, preset="tiny_qwen3_vl", tokenizer=str(tokenizer))
+    with pytest.raises(InputError, match=r"<\|vision_start\|>' must be one id of the template"):
+        train(config, tmp_path / "run")
+    assert families.preset("tiny_qwen3_vl") == PRESETS["tiny_qwen3_vl"]
