@@ -6,12 +6,14 @@ and, at 7B, as many bytes as its weights.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from tpo_jax.errors import InputError
+from tpo_jax.parallel.programs import LayerwiseProgram
 
 # PEFT's (and the original module's) names, and the decoder's.
 PROJECTIONS = {
@@ -100,25 +102,33 @@ def adapters_of(params: dict) -> dict:
 def merge(params: dict, lora: Lora) -> dict:
     """Return the same model without adapters: added to the kernels, in the kernels' dtype.
 
-    Adapters may lie beside any kernel, `[in, out]` or stacked `[L, in, out]`. Layer by layer in
-    float32; a result is sharded as its kernel, whose buffer is donated.
+    Adapters may lie beside any kernel, `[in, out]` or stacked `[L, in, out]`. A result is sharded
+    as its kernel, whose buffer is donated.
     """
-
-    def add(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-        product = jnp.matmul(a, b, precision="highest") * lora.scale
-        return (kernel.astype(jnp.float32) + product).astype(kernel.dtype)
 
     def merged(part: dict) -> dict:
         if "lora_a" not in part:
             return {k: merged(x) if isinstance(x, dict) else x for k, x in part.items()}
         kernel, a, b = part["kernel"], part["lora_a"], part["lora_b"]
-        stack = kernel.ndim == 3
-        run = jax.jit(
-            lambda *inputs: jax.lax.map(lambda x: add(*x), inputs) if stack else add(*inputs),
-            donate_argnums=0,
-            out_shardings=kernel.sharding,
-        )
         kept = {name: x for name, x in part.items() if not name.startswith("lora_")}
-        return kept | {"kernel": run(kernel, a, b)}
+        return kept | {"kernel": merging(lora.scale, kernel.sharding)(kernel, a, b)}
 
     return merged(params)
+
+
+@functools.cache
+def merging(scale: float, where: jax.sharding.Sharding) -> LayerwiseProgram:
+    """Return the program that adds the product of adapters to a kernel, in float32 and layer by
+    layer where it is a stack.
+    """
+
+    def add(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        product = jnp.matmul(a, b, precision="highest") * scale
+        return (kernel.astype(jnp.float32) + product).astype(kernel.dtype)
+
+    def whole(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        if kernel.ndim == 2:
+            return add(kernel, a, b)
+        return jax.lax.map(lambda layer: add(*layer), (kernel, a, b))
+
+    return LayerwiseProgram(whole, donate_argnums=0, out_shardings=where)
