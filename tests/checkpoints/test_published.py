@@ -6,7 +6,9 @@ import dataclasses
 import json
 import shutil
 
+import huggingface_hub
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -15,12 +17,14 @@ from tpo_jax import families
 from tpo_jax.checkpoints.huggingface import weights
 from tpo_jax.checkpoints.huggingface_export import export_model
 from tpo_jax.checkpoints.models import is_native, load_config, load_model, open_model, save_model
+from tpo_jax.checkpoints.peft import save_adapters
 from tpo_jax.checkpoints.safetensors_files import Entry, SafetensorsWriter
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError
 from tpo_jax.families.llava_qwen.config import LlavaQwenConfig, TowerConfig
 from tpo_jax.families.llava_qwen.weights import VISION
 from tpo_jax.models.config import DecoderConfig
+from tpo_jax.models.lora import Lora, init_adapters, join, merge
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 
 DECODER = DecoderConfig(320, 48, 2, 4, 2, 12, 64, 1e4)
@@ -307,6 +311,26 @@ def test_delayed_loading(tmp_path, kind, prefix):
     # A folder that is where config.json says needs no flag.
     edit(it, mm_vision_tower=str(tower))
     jax.tree.map(np.testing.assert_array_equal, load_model(it).params, params)
+
+
+def test_towers_and_adapters_have_names_on_the_hub(tmp_path, monkeypatch):
+    """The Hub itself is served in test_hub; here a download gives the folder of a name."""
+    params = delayed(tmp_path, "siglip", "")
+    lora = Lora(rank=2)
+    adapters = jax.tree.map(lambda x: x + 0.1, init_adapters(lora, params, 0))
+    save_adapters(tmp_path / "adapters", CONFIGS["siglip"], lora, adapters, "someone/it")
+    asked = []
+
+    def download(name, **_):
+        asked.append(name)
+        return str(tmp_path / name.removeprefix("someone/"))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    names = [f"someone/{name}" for name in ("it", "tower", "adapters")]
+    loaded = load_model(names[0], tower=names[1], adapters=names[2]).params
+    assert set(asked) == set(names)
+    expected = merge(join(jax.tree.map(jnp.asarray, params), adapters), lora)
+    jax.tree.map(np.testing.assert_array_equal, loaded, expected)
 
 
 def test_a_tower_s_folder_is_checked(tmp_path):
