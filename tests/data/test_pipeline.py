@@ -13,7 +13,7 @@ from tpo_jax import families
 from tpo_jax.data import clips, preparation, prompts, shards
 from tpo_jax.data import pipeline as pipeline_module
 from tpo_jax.data.phrases import phrase_mask
-from tpo_jax.data.pipeline import DataConfig, Pipeline
+from tpo_jax.data.pipeline import ON_ERROR, DataConfig, Pipeline
 from tpo_jax.data.rows import Size
 from tpo_jax.data.shards import open_shards, shard_names, write_metadata, write_shard
 from tpo_jax.errors import InputError
@@ -463,6 +463,24 @@ def test_a_pair_that_cannot_be_decoded_stops_without_the_policy(config, damaged,
             pipeline[k]
     with pytest.raises(InputError, match="data.on_error='skip' must be error or skip_and_count"):
         make(config, tokenizer, on_error="skip")
+
+
+def test_a_video_that_the_model_refuses_is_named(config, tokenizer, monkeypatch, capfd):
+    """As a family does that keeps aspect ratios."""
+
+    def refuse(frames, pad=False):
+        raise InputError("64x48 pixels: cannot be resized")
+
+    for on_error in ON_ERROR:
+        pipeline = make(config, tokenizer, on_error=on_error)
+        monkeypatch.setattr(pipeline.processor, "resize", refuse)
+        name = re.escape(f"{config.shards}: pair ") + r"'\d' \(\d.mp4\): 64x48 pixels: cannot be"
+        if on_error == "error":
+            with pytest.raises(InputError, match=f"^{name}"):
+                pipeline[0]
+        else:
+            assert (pipeline[0].pair_index < -1).all()
+            assert len(re.findall(f"is skipped: {name}", capfd.readouterr().err)) == 2
 
 
 def test_lengths_are_measured_once_for_the_same_settings(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from tpo_jax.data.records import PairRecord
 from tpo_jax.data.shards import Shards
 from tpo_jax.errors import InputError
 from tpo_jax.video import sampling
@@ -61,9 +62,13 @@ def read_clip(shards: Shards, position: int, rule: str, num_frames: int) -> Clip
         reason = str(error)
         if not isinstance(error, InputError):
             reason = f"{getattr(error, 'reason', error)}; run prepare again"
-        name = f"{shards.directory}: pair {pair.id!r} ({pair.video_id})"
-        raise InputError(f"{name}: {reason}") from error
+        raise InputError(f"{place_of(shards, pair)}: {reason}") from error
     return Clip(clip, times.tolist(), duration)
+
+
+def place_of(shards: Shards, pair: PairRecord) -> str:
+    """Return the beginning of messages about a pair: directory, id and video."""
+    return f"{shards.directory}: pair {pair.id!r} ({pair.video_id})"
 
 
 def _decode_image(encoded: bytes) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from tpo_jax.data.batches import BatchIterator
-from tpo_jax.data.clips import Clip, ClipCache, read_clip
+from tpo_jax.data.clips import Clip, ClipCache, place_of, read_clip
 from tpo_jax.data.collate import collate
 from tpo_jax.data.lengths import measured
 from tpo_jax.data.order import epoch_order, held_out_videos, select
@@ -46,7 +46,7 @@ class DataConfig:
     answers: int  # A: 2, or 1 for the chosen answer only
     phrases: bool  # whether batches say in which tokens the answers differ
     shards: str = ""  # directory that `prepare` made
-    num_frames: int = 32  # F
+    num_frames: int = 32  # of a video
     pairs_per_row: int = 1  # Q: pairs of one video that share its row
     sampling: str = "uniform"
     time_instruction: str = ""  # empty: what the model asks for
@@ -281,9 +281,13 @@ class Pipeline:
 
         def read() -> Clip:
             clip = read_clip(self.shards, position, self.config.sampling, self.config.num_frames)
-            return clip._replace(frames=self.processor.resize(clip.frames))
+            try:
+                return clip._replace(frames=self.processor.resize(clip.frames))
+            except InputError as error:
+                raise InputError(f"{place_of(self.shards, pair)}: {error}") from error
 
-        digest = self.shards.index[position].video_digest
+        pair = self.shards.index[position]
+        digest = pair.video_digest
         if digest not in clips:
             clips[digest] = self._clips.get(digest, read)
         return clips[digest]
@@ -296,8 +300,7 @@ class Pipeline:
             if isinstance(error, PrefixError):
                 fit = self._frames_that_fit(pairs, clip, size.prefix)
                 advice = f"; {fit} frames would fit instead of {len(clip.times)}"
-            pair = f"{self.shards.directory}: pair {pairs[0].id!r} ({pairs[0].video_id})"
-            raise InputError(f"{pair}: {error}{advice}") from error
+            raise InputError(f"{place_of(self.shards, pairs[0])}: {error}{advice}") from error
 
     def _built(
         self,

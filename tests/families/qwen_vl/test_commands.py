@@ -4,16 +4,18 @@ served and converted; what is not supported is one line.
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from tests.tiny_run import metrics, tiny_config
+from tests.tiny_run import FRAMES, metrics, tiny_config
 from tpo_jax import families
 from tpo_jax.checkpoints import huggingface_export as export
 from tpo_jax.checkpoints.models import KEPT, load_config, open_model, save_model
+from tpo_jax.data.shards import open_shards
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import runs
 from tpo_jax.families.qwen_vl.config import PRESETS
@@ -22,6 +24,7 @@ from tpo_jax.inference.model import load, load_processor
 from tpo_jax.serving import models as serving
 from tpo_jax.train import train
 
+MODEL = PRESETS["tiny_qwen3_vl"]
 ASK = {"num_frames": 5, "max_new_tokens": 6}
 
 
@@ -42,19 +45,54 @@ def config_of(world, folder, **model):
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_world, tmp_path_factory):
-    """The directory of a full run."""
-    folder = tmp_path_factory.mktemp("qwen3_vl")
-    config = config_of(
-        tiny_world, folder, preset="tiny_qwen3_vl", tokenizer=str(folder / "tokenizer")
-    )
+def initial(tiny_world, tmp_path_factory):
+    """The native directory of random weights."""
+    folder = tmp_path_factory.mktemp("initial")
+    config_of(tiny_world, folder)
+    params = families.init_params(MODEL, seed=1)
+    save_model(folder / "model", MODEL, params, folder / "tokenizer")
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_world, initial, tmp_path_factory):
+    """The directory of a full run from these weights, on shards of its own."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = config_of(tiny_world, folder, checkpoint=str(initial))
+    config.data.shards = str(folder / "shards")
+    shutil.copytree(tiny_world / "shards", folder / "shards")
     train(config, folder / "run")
     return folder / "run"
 
 
 @pytest.fixture(scope="module")
-def model(trained):
-    return load(trained / "model", dtype="float32")
+def model(initial):
+    return load(initial, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def exported(initial, tmp_path_factory):
+    """The directory in the published layout, which tests only read."""
+    folder = tmp_path_factory.mktemp("exported")
+    opened = open_model(initial)
+    export.copy_files(initial, folder, export.SIDE_FILES)
+    export.export_model(folder, opened.config, opened.params, None)
+    return folder
+
+
+@pytest.fixture
+def spoiled(exported, tmp_path):
+    """Return a function that copies the published directory and changes values of a file."""
+
+    def spoil(file, values):
+        shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
+        given = json.loads((tmp_path / file).read_text())
+        for name, value in values.items():
+            given[name] = given[name] | value if isinstance(value, dict) else value
+        (tmp_path / file).write_text(json.dumps(given))
+        return tmp_path
+
+    return spoil
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +104,32 @@ def test_training_begins_at_the_reference(trained):
     [record] = metrics(trained)
     assert record["losses/total"] == pytest.approx(math.log(2), abs=1e-5)
     assert record["grad_norm"] > 0 and record["pairs"] == 8
+    assert open_model(trained / "model").config == MODEL
 
 
-def test_scores_are_those_of_the_run(model, tiny_world):
-    pairs = [json.loads(line) for line in (tiny_world / "pairs.jsonl").read_text().splitlines()]
-    scores = model.score(pairs[:2], videos=tiny_world / "videos", num_frames=5)
-    assert all(np.isfinite([s.chosen_logp, s.rejected_logp]).all() for s in scores)
-    assert scores[0].chosen_logp < 0 and scores[0] != scores[1]
+def test_scores_are_the_reference_of_a_run_from_the_same_weights(trained, model, tiny_world):
+    shards = trained.parent / "shards"
+    [path] = shards.glob("reference-*.npz")
+    expected = np.load(path)["logps"]
+    records = open_shards(shards).index
+    used = [i for i in range(len(records)) if np.isfinite(expected[i]).all()]
+    pairs = [
+        {
+            "video": records[i].video_id,
+            "prompt": records[i].question,
+            "chosen": records[i].chosen,
+            "rejected": records[i].rejected,
+        }
+        for i in used
+    ]
+    scores = model.score(pairs, videos=tiny_world / "videos", num_frames=FRAMES)
+    found = np.array([[s.chosen_logp, s.rejected_logp] for s in scores])
+    np.testing.assert_allclose(found, expected[used], rtol=1e-5)
+    assert len(used) == 8 and len(np.unique(found)) == found.size
 
 
-def test_the_server_answers_as_the_model(trained, model, video):
-    served = serving.load(serving.Source(trained / "model"), "tiny", 6, "float32")
+def test_the_server_answers_as_the_model(initial, model, video):
+    served = serving.load(serving.Source(initial), "tiny", 6, "float32")
     clip = model.processor.video(video, 5)
     visual = serving.Visual(("video",), clip.frames, tuple(clip.times), clip.duration)
     row = served.row(["Who?"], visual)
@@ -88,14 +141,11 @@ def test_the_server_answers_as_the_model(trained, model, video):
     assert answer.text == model.answer(video, "Who?", **ASK)
 
 
-def test_weights_go_out_and_in(trained, model, video, tmp_path):
-    opened = open_model(trained / "model")
-    (tmp_path / "out").mkdir()
-    export.copy_files(trained / "model", tmp_path / "out", export.SIDE_FILES)
+def test_weights_go_out_and_in(initial, exported, model, video, tmp_path):
+    opened = open_model(initial)
     with pytest.raises(InputError, match="--layout=original: .* only transformers"):
-        export.export_model(tmp_path / "out", opened.config, opened.params, None, None, "original")
-    export.export_model(tmp_path / "out", opened.config, opened.params, None)
-    published = load(tmp_path / "out", dtype="float32")
+        export.export_model(tmp_path, opened.config, opened.params, None, None, "original")
+    published = load(exported, dtype="float32")
     assert published.config == opened.config
     assert published.answer(video, "Who?", **ASK) == model.answer(video, "Who?", **ASK)
 
@@ -125,8 +175,8 @@ def test_lora_on_a_quantized_base(trained, tiny_world, tmp_path):
     assert record["losses/total"] == pytest.approx(math.log(2), abs=1e-5)
     names = load_file(tmp_path / "run" / "adapters" / "adapter_model.safetensors")
     first = "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight"
-    assert first in names and len(names) == 2 * 2 * PRESETS["tiny_qwen3_vl"].decoder.layers
-    assert open_model(tmp_path / "run" / "model").config == PRESETS["tiny_qwen3_vl"]
+    assert first in names and len(names) == 2 * 2 * MODEL.decoder.layers
+    assert open_model(tmp_path / "run" / "model").config == MODEL
 
 
 @pytest.mark.parametrize(
@@ -143,34 +193,24 @@ def test_lora_on_a_quantized_base(trained, tiny_world, tmp_path):
         ({"vision_config": {"deepstack_visual_indexes": [9]}}, "must name blocks below 2"),
     ],
 )
-def test_a_checkpoint_that_is_not_supported_is_one_line(trained, tmp_path, values, message):
-    opened = open_model(trained / "model")
-    export.export_model(tmp_path, opened.config, opened.params, None)
-    given = json.loads((tmp_path / "config.json").read_text())
-    for name, value in values.items():
-        given[name] = given[name] | value if isinstance(value, dict) else value
-    (tmp_path / "config.json").write_text(json.dumps(given))
+def test_a_checkpoint_that_is_not_supported_is_one_line(spoiled, values, message):
     with pytest.raises(InputError, match=message) as error:
-        load_config(tmp_path)
+        load_config(spoiled("config.json", values))
     assert "\n" not in str(error.value)
 
 
-def test_a_budget_below_one_token_is_one_line(trained, tmp_path):
-    opened = open_model(trained / "model")
-    export.export_model(tmp_path, opened.config, opened.params, None)
-    path = tmp_path / "video_preprocessor_config.json"
-    values = json.loads(path.read_text()) | {"size": {"shortest_edge": 9, "longest_edge": 99}}
-    path.write_text(json.dumps(values))
+def test_a_budget_below_one_token_is_one_line(spoiled):
+    values = {"size": {"shortest_edge": 9, "longest_edge": 99}}
     with pytest.raises(InputError, match="99 pixels are less than one visual token of 16x16"):
-        load_config(tmp_path)
+        load_config(spoiled("video_preprocessor_config.json", values))
 
 
-def test_needles_and_sentences_on_times_are_refused(trained, video, tmp_path):
+def test_needles_and_sentences_on_times_are_refused(initial, video, tmp_path):
     with pytest.raises(InputError, match="always name the times"):
-        processor = load_processor(trained / "model", time_instruction="inline")
+        processor = load_processor(initial, time_instruction="inline")
         processor.prompts(["Who?"], processor.video(video, 5))
     given = dict.fromkeys(runs.NeedleRun.__dataclass_fields__)
-    given |= {"checkpoint": trained / "model", "haystack": video, "needles": video}
+    given |= {"checkpoint": initial, "haystack": video, "needles": video}
     given |= {"output": tmp_path / "out", "min_frames": 8, "max_frames": 8, "frame_step": 8}
     given |= {"depth_step": 0.5, "rope_theta": 0.0}
     with pytest.raises(InputError, match="needle test is for models with one position"):
@@ -182,4 +222,4 @@ def test_a_tokenizer_without_vision_tokens_is_one_line(tiny_world, tmp_path):
     config = config_of(tiny_world, tmp_path, preset="tiny_qwen3_vl", tokenizer=str(tokenizer))
     with pytest.raises(InputError, match=r"<\|vision_start\|>' must be one id of the template"):
         train(config, tmp_path / "run")
-    assert families.preset("tiny_qwen3_vl") == PRESETS["tiny_qwen3_vl"]
+    assert families.preset("tiny_qwen3_vl") == MODEL
