@@ -12,12 +12,21 @@ from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError
 from tpo_jax.families import preset
 from tpo_jax.families.llava_qwen.template import DPO_TRAINER, IM_END, IM_START, INFERENCE
+from tpo_jax.families.qwen_vl import template as qwen_vl
 from tpo_jax.families.template import PLACEHOLDERS, TIME_INSTRUCTIONS, Message
 from tpo_jax.models.config import most_frames
 
 VISUAL = -200
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
 TIMES = INFERENCE.time_opening("inline", [0.0, 1.534, 96.4], 98.0)
+
+
+@pytest.mark.parametrize("template", [INFERENCE, DPO_TRAINER, qwen_vl.INFERENCE])
+def test_a_template_refuses_the_opening_of_another(template):
+    """A tuple written as text would be learned."""
+    other = "seconds" if template is qwen_vl.INFERENCE else ("<0.3 seconds>", "<1.3 seconds>")
+    with pytest.raises(TypeError, match="this template"):
+        template.around_visual(other, (Message("user", "Who?"),), 0)
 
 
 @pytest.fixture(scope="module")

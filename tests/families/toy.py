@@ -146,6 +146,7 @@ FAMILY = Family(
     model=lambda: Toy,
     preprocess=preprocess,
     picture=picture,
+    independent_frames=False,
     templates={"inference": TEMPLATE},
     frame_flops=lambda config: (0, 0),
     recognises=lambda values, names: values.get("model_type") == "toy",

@@ -6,7 +6,6 @@ from tokenizers import Tokenizer
 
 from tpo_jax import families
 from tpo_jax.errors import InputError
-from tpo_jax.families.qwen_vl.config import PRESETS
 from tpo_jax.plan import report
 from tpo_jax.planning import hlo, inference
 from tpo_jax.planning.inference import COMMANDS, compile_command
@@ -93,7 +92,7 @@ def test_a_loop_that_ends_by_its_data_runs_as_often_as_is_said():
 
 def test_pairs_of_frames_and_their_times_count(qwen2_tokenizer):
     """A frame of Qwen3-VL's batch is two of the video, between markers and after its time."""
-    model = PRESETS["qwen3_vl_8b"]
+    model = families.preset("qwen3_vl_8b")
     tokenizer = Tokenizer.from_file(str(qwen2_tokenizer / "tokenizer.json"))
     assert len(tokenizer.encode("<12345.6 seconds>").ids) + 2 == model.frame_text
     for frames in (1, 64, 65):

@@ -3,13 +3,17 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from PIL import Image
 from starlette.requests import Request
 
 from tpo_jax import families
+from tpo_jax.errors import InputError
+from tpo_jax.serving import decode_process
 from tpo_jax.serving.decoder import Cache, MediaDecoder
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.fetching import fetch, is_public
@@ -45,6 +49,23 @@ def site():
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
+
+
+@pytest.mark.parametrize("preset", ["tiny_longva", "tiny_qwen3_vl"])
+def test_frames_of_several_sizes_need_a_model_that_takes_each_alone(preset, tmp_path) -> None:
+    config = families.preset(preset)
+    paths = [str(tmp_path / f"{width}.png") for width in (30, 40)]
+    for width, path in zip((30, 40), paths, strict=True):
+        Image.new("RGB", (width, 20)).save(path)
+    read = functools.partial(decode_process.read, config=config)
+    if families.of(config).independent_frames:
+        frames = read({"kind": "frames", "paths": paths})["frames"]
+        assert frames.shape == (2, *config.frame_shape)
+    else:
+        with pytest.raises(InputError, match="must have one size"):
+            read({"kind": "frames", "paths": paths})
+    same = read({"kind": "frames", "paths": paths[:1] * 2})["frames"]
+    assert same.shape == (config.batch_frames(2), *config.frame_shape)
 
 
 def test_only_public_addresses_are_fetched(site, tmp_path) -> None:

@@ -11,7 +11,7 @@ from tpo_jax.models.batch import Batch, BatchShape
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.pictures import Pictures, round_views
 
-# Frames uint8 `[n, S, S, 3]` of a video, or the images of a row.
+# Frames uint8 `[n, *frame_shape]` of a video, or the images of a row.
 Visual: TypeAlias = np.ndarray | Pictures
 
 

@@ -70,12 +70,12 @@ class Processor:
         self.template = templates[prompt_style]
 
     def video(self, source: Source, num_frames: int = 32, rule: str = "uniform") -> Clip:
-        """Sample, decode and resize frames: uint8 `[F, S, S, 3]`, times and duration in seconds.
+        """Sample, decode and resize frames of a video, whose times and duration are in seconds.
 
         Args:
             source: a video file, the bytes of one, a directory of frames, or a path into a store
                 (`data/folders.py`).
-            num_frames: F, at most; see `rule`.
+            num_frames: frames of the video, at most; see `rule`.
             rule: which frames are sampled, one of `video.sampling.RULES`.
 
         Raises:
@@ -90,7 +90,8 @@ class Processor:
         return Clip(self.resize(frames), times.tolist(), duration)
 
     def resize(self, frames: np.ndarray, pad: bool = False) -> np.ndarray:
-        """Resize frames uint8 `[n, height, width, 3]` to uint8 `[n, S, S, 3]`.
+        """Resize frames uint8 `[n, height, width, 3]` to those of a batch, uint8
+        `[config.batch_frames(n), *config.frame_shape]`.
 
         Args:
             pad: widen the frames to squares first, in the mean colour of the vision tower.

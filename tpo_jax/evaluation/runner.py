@@ -58,7 +58,7 @@ def make_groups(questions: Sequence[Question], processor: Processor) -> list[Gro
 def make_reader(processor: Processor, num_frames: int) -> Read:
     """Return a function that decodes a group's video and tokenises its prompts.
 
-    It returns frames uint8 `[F, S, S, 3]`, or images, and a row. It raises `InputError` for a
+    It returns frames uint8 `[F, *frame_shape]`, or images, and a row. It raises `InputError` for a
     video or a prompt that cannot be used.
     """
 

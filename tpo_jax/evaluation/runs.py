@@ -148,10 +148,10 @@ def find_needles(run: NeedleRun) -> dict[str, Any]:
             raise InputError(f"--{name}={path}: no such file")
     depths = niah.depths(run.depth_step)
     processor = load_processor(run.checkpoint, rope_theta=run.rope_theta, tower=run.tower)
-    if processor.config.decoder.rope_sections:
+    if not (family := families.of(processor.config)).independent_frames:
         raise InputError(
-            f"--checkpoint={run.checkpoint}: the needle test is for models with one position a "
-            "token, LongVA and LLaVA; this one has positions in time, height and width"
+            f"--checkpoint={run.checkpoint}: the needle test is for models whose frames are "
+            f"encoded independently of each other, which those of family {family.name!r} are not"
         )
     asked, problems = niah_files.read_needles(run.needles, processor)
     total = len(asked) + len(problems)

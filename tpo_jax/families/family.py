@@ -39,12 +39,15 @@ class Family:
     # The NNX class, called with (config, rngs, `models.blocks.Projections`). A function that
     # imports it, so that a process which only decodes files does without JAX.
     model: Callable[[], Any]
-    # Frames uint8 [n, height, width, 3] to uint8 [n, *config.frame_shape]; with `pad` they are
-    # widened to a square first.
+    # Frames uint8 [n, height, width, 3] to uint8 [config.batch_frames(n), *config.frame_shape];
+    # with `pad` they are widened to a square first, if the model takes squares.
     preprocess: Callable[..., np.ndarray]
     # (RGB image, config, whether it is one of several) to its views and tokens. InputError: an
     # image the model cannot take.
     picture: Callable[[Image.Image, Any, bool], Pictures]
+    # Whether a frame is resized and encoded without looking at the others, and tokens have one
+    # position each. Needles in a haystack, and frames of several sizes, need it.
+    independent_frames: bool
     # Prompt templates by style (`template.STYLES`): `inference` and, if there is one, the others.
     templates: Mapping[str, Template]
     # FLOPs of one frame, forward: of the vision tower, and of what is between it and the decoder.

@@ -25,6 +25,17 @@ Pieces = Sequence[tuple[str, bool]]
 Opening = str | tuple[str, ...]
 
 
+def sentence_of(opening: Opening) -> str:
+    """Return the opening of a video that is shown whole.
+
+    Raises:
+        TypeError: texts before groups of frames, of another template.
+    """
+    if not isinstance(opening, str):
+        raise TypeError(f"this template shows a video whole, not in groups after {opening!r}")
+    return opening
+
+
 class Message(NamedTuple):
     """One message of a conversation; a placeholder in it is a visual only where it is a user's."""
 
@@ -134,9 +145,10 @@ class Template:
         """
         before, after = self.with_system(conversation[:at]), conversation[at + 1 :]
         begin, end = self.around["user"]
-        behind = f"{opening}\n{conversation[at].content}{end}{self.written(after)}"
+        sentence = sentence_of(opening)
+        behind = f"{sentence}\n{conversation[at].content}{end}{self.written(after)}"
         behind += self.around["assistant"][0]
-        texts = (self.written(before) + begin, str(opening), behind)
+        texts = (self.written(before) + begin, sentence, behind)
         return [[(text, False)] for text in texts]
 
     def around_images(self, conversation: Sequence[Message], images: int) -> list[Pieces]:

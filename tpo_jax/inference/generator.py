@@ -99,7 +99,7 @@ class Generator:
         """Answer every question; a video and its prefix are encoded once.
 
         Args:
-            visuals: of `n` rows, frames uint8 `[F, S, S, 3]` of equal `F`, or images.
+            visuals: of `n` rows, frames uint8 `[F, *frame_shape]` of equal `F`, or images.
             rows: of `Processor.prompts`; they may differ in their number of questions.
             seeds: of the rows; their indices by default. A caller that splits its videos over
                 several calls gives every video its own.

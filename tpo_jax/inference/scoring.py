@@ -59,7 +59,7 @@ class PairRow(NamedTuple):
     """One pair, ready for a batch."""
 
     texts: Row
-    visual: np.ndarray | Pictures  # frames uint8 [n, S, S, 3], or images
+    visual: np.ndarray | Pictures  # frames uint8 [n, *frame_shape], or images
 
 
 @functools.partial(LayerwiseProgram, static_argnames="config")

@@ -18,7 +18,8 @@ class Batch:
     """Rows of one static shape: NumPy on the host, `jax.Array` on the mesh; rows are axis 0."""
 
     frames: Array
-    """uint8 `[B, F, S, S, 3]`: resized and cropped; of images, their views. Zero where missing."""
+    """uint8 `[B, F, *frame_shape]`: of `Family.preprocess`; of images, their views. Zero where
+    missing."""
     prefix_ids: Array
     """int32 `[B, P]`: text tokens; 0 at visual tokens and padding."""
     prefix_mask: Array
@@ -64,7 +65,7 @@ class BatchShape:
     answers: int  # A
     response: int  # R
     frames: int  # F; of images: views
-    frame_shape: tuple[int, ...]  # S, S, 3
+    frame_shape: tuple[int, ...]  # of the model config
     images: bool = False  # patch_index, patch_weight
     prefix_labels: bool = False  # target_at
     pairs: bool = False  # pair_index

@@ -85,7 +85,12 @@ def log_probabilities(
 
 
 def followed(prefix: PrefixStream, x: jax.Array, mask: Array) -> PrefixStream:
-    """Return one stream of prefixes and what follows each: `[B, R, D]` and bool `[B, R]`."""
+    """Append to each prefix what follows it, and return the joined stream.
+
+    Args:
+        x: `[B, R, D]`, embedded tokens.
+        mask: bool `[B, R]`, real tokens.
+    """
     deepstack = prefix.deepstack
     if deepstack is not None:
         deepstack = jnp.pad(deepstack, ((0, 0), (0, 0), (0, x.shape[1]), (0, 0)))

@@ -101,7 +101,7 @@ class ModelConfig(Protocol):
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
-        """Shape of a preprocessed frame, or of a view of an image: `(S, S, 3)`, or a family's
+        """Shape of a frame of a batch, or of a view of an image: `(S, S, 3)`, or a family's
         own.
         """
 

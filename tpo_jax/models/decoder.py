@@ -30,8 +30,8 @@ class PrefixStream(NamedTuple):
     mask: jax.Array
     """bool `[B, P]`: real tokens; padding is on the right."""
     positions: jax.Array | None = None
-    """int32 `[B, P, 3]`: time, height and width of tokens, of a decoder with `rope_sections`; int32
-    `[B, P]` otherwise. None: those of text, one after the other."""
+    """int32 `[B, P, 3]`: time, height and width of tokens, of a decoder with `rope_sections`. None:
+    those of text, one after the other."""
     end: jax.Array | None = None
     """int32 `[B]`: the position of the first token after the prefix; given with `positions`."""
     deepstack: jax.Array | None = None

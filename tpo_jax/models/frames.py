@@ -21,8 +21,8 @@ def map_frames(
     frames.
 
     Args:
-        frames: uint8 `[B, F, S, S, 3]`, or frames of a family's own shape.
-        encode: frames uint8 `[m, S, S, 3]`, spread over all chips, to their tokens `[m, n, D]`.
+        frames: uint8 `[B, F, *frame_shape]`.
+        encode: of frames uint8 `[m, *frame_shape]`, spread over all chips, the tokens `[m, n, D]`.
         at_once: most frames of a row that a chip encodes at a time; fewer take less memory.
     """
     B, F = frames.shape[:2]
@@ -36,7 +36,7 @@ def map_frames(
     frames = frames.reshape(B, chips, chunks, size, *frames.shape[2:])
 
     def part(frames: jax.Array) -> jax.Array:
-        """Encode uint8 `[B, chips, m, S, S, 3]` to `[B, chips, m * n, D]`."""
+        """Encode uint8 `[B, chips, m, *frame_shape]` to `[B, chips, m * n, D]`."""
         flat = frames.reshape(-1, *frames.shape[3:])
         x = encode(constrain(flat, ALL, *shape))
         return x.reshape(B, chips, -1, x.shape[-1])

@@ -19,7 +19,7 @@ NEWLINE = 0
 class Pictures(NamedTuple):
     """The images of one row; none at all for a row of text."""
 
-    views: np.ndarray  # uint8 [n, S, S, 3]
+    views: np.ndarray  # uint8 [n, *frame_shape]
     patch_index: np.ndarray  # int32 [T, 4], 0: the newline vector, 1 + view * N + patch
     patch_weight: np.ndarray  # float32 [T, 4]
     tokens: tuple[int, ...]  # visual tokens of each image, T together

@@ -37,7 +37,7 @@ class VideoLanguageModel(nnx.Module):
     def encode_frames(
         self, frames: Array, *, freeze_tower: bool = False, remat: str = "none"
     ) -> jax.Array:
-        """Return the visual tokens of videos, uint8 `[B, F, S, S, 3]` to `[B, n, D]`.
+        """Return the visual tokens of videos, uint8 `[B, F, *frame_shape]` to `[B, n, D]`.
 
         The first `F * V` are the frames' in their order. Other arguments as for `encode`.
         """

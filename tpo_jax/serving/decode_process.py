@@ -35,8 +35,8 @@ MAX_PIXELS = 50_000_000
 def read(request: dict, config: ModelConfig) -> dict[str, np.ndarray]:
     """Return the arrays of a request.
 
-    A video's are `frames` uint8 `[F, S, S, 3]`, `times` float64 `[F]` and `duration`, in seconds;
-    those of images are the fields of `Pictures`.
+    A video's are `frames` uint8 `[F, *frame_shape]`, `times` float64 `[n]` of the `n` frames that
+    were sampled, and `duration`, in seconds; those of images are the fields of `Pictures`.
 
     Args:
         request: `kind` (video, frames or images), `paths`, and for a video `rule` and `num_frames`.
@@ -62,14 +62,14 @@ def _one_size(opened: list[np.ndarray], config: ModelConfig) -> np.ndarray:
     """Return images as the frames of one video.
 
     Raises:
-        InputError: they differ in size, and the model keeps the size of a video.
+        InputError: they differ in size, and the model does not take frames independently.
     """
-    preprocess = families.of(config).preprocess
+    family = families.of(config)
     if len({image.shape for image in opened}) == 1:
-        return preprocess(np.stack(opened), config)
-    if config.batch_frames(2) != 2:  # it joins frames
+        return family.preprocess(np.stack(opened), config)
+    if not family.independent_frames:
         raise InputError("the frames of a video must have one size")
-    return np.concatenate([preprocess(image[None], config) for image in opened])
+    return np.concatenate([family.preprocess(image[None], config) for image in opened])
 
 
 def answer(line: bytes, out: BinaryIO) -> None:

@@ -29,7 +29,7 @@ class Visual(NamedTuple):
 
     Attributes:
         key: Equal for equal visuals.
-        frames: uint8 `[F, S, S, 3]` of a video, or images.
+        frames: uint8 `[F, *frame_shape]` of a video, or images.
         times: Of a video's frames, seconds.
         duration: Of a video, seconds; 0 if its frames have no times.
     """

@@ -26,6 +26,7 @@ FAMILY = Family(
     model=_model,
     preprocess=processing.preprocess,
     picture=processing.picture,
+    independent_frames=True,
     templates=template.TEMPLATES,
     frame_flops=config.frame_flops,
     recognises=published.recognises,

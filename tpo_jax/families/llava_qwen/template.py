@@ -22,6 +22,7 @@ from tpo_jax.families.template import (
     Opening,
     Pieces,
     Template,
+    sentence_of,
     visual_at,
 )
 
@@ -71,11 +72,12 @@ class TrainerTemplate(QwenTemplate):
         """Return the texts around one visual, with the trainer's labels."""
         head = [piece for m in self.with_system(conversation[:at]) for piece in _labelled(m)]
         head += [(IM_START, True), ("user", False), ("\n", False)]
-        tail = [("\n", False), (f"{opening}\n{conversation[at].content}", False)]
+        sentence = sentence_of(opening)
+        tail = [("\n", False), (f"{sentence}\n{conversation[at].content}", False)]
         tail += [(IM_END, True), ("\n", True)]
         tail += [piece for m in conversation[at + 1 :] for piece in _labelled(m)]
         tail += [(IM_START, True), ("assistant", False), ("\n", False)]
-        return [head, [("\n", False), (str(opening), False)], tail]
+        return [head, [("\n", False), (sentence, False)], tail]
 
     def around_images(self, conversation: Sequence[Message], images: int) -> list[Pieces]:
         """Return the texts around one image; the trainer knows rows of one image only."""

@@ -19,6 +19,7 @@ FAMILY = Family(
     model=_model,
     preprocess=processing.preprocess,
     picture=processing.picture,
+    independent_frames=False,
     templates=template.TEMPLATES,
     frame_flops=config.frame_flops,
     recognises=published.recognises,

@@ -29,9 +29,10 @@ def grids_of(frames: Array) -> jax.Array:
 def positions_of(mask: Array, place: Array, grids: Array, tokens: int) -> tuple[Array, Array]:
     """Return the positions of prefix tokens in time, height and width, and the one after them.
 
-    Text counts on by one. A visual token's time is where its frame begins, its height and width
-    are row and column from there; the text after a frame goes on behind its longer side
-    (`get_rope_index` in `modeling_qwen3_vl.py` of `transformers`).
+    Each text token's position is one more than the last. All tokens of a frame have the position
+    at which it begins as their time; height and width add row and column to it. Text after a frame
+    continues from there plus the longer of its sides in tokens (`get_rope_index` in
+    `modeling_qwen3_vl.py` of `transformers`).
 
     Args:
         mask: bool `[B, P]`, real tokens.

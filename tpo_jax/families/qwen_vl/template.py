@@ -49,6 +49,8 @@ class Qwen3VLTemplate(Template):
         self, opening: Opening, conversation: Sequence[Message], at: int
     ) -> list[Pieces]:
         """Return the texts around the pairs of frames of a video; see `Template`."""
+        if isinstance(opening, str):
+            raise TypeError(f"this template needs a text before each pair of frames: {opening!r}")
         before, after = self.with_system(conversation[:at]), conversation[at + 1 :]
         begin, end = self.around["user"]
         heads = [f"{END}{stamp}{START}" for stamp in opening]
