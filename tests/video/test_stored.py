@@ -123,6 +123,17 @@ def test_packets_in_memory_are_bounded(clip, monkeypatch):  # noqa: F811
     assert stored.read == [[0, 1], [2, 3]]
 
 
+def test_memory_that_a_decoder_does_not_get_is_one_clear_line(clip, monkeypatch):  # noqa: F811
+    stored = Parts(clip("no_b_frames.mp4"))
+
+    def refuse(*_):
+        raise av.error.MemoryError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("tpo_jax.video.stored.make_packet", refuse)
+    with opened(stored.video) as video, pytest.raises(VideoError, match="mp4: damaged, or too lar"):
+        video.select(lambda _: np.arange(3))
+
+
 def test_a_group_larger_than_a_part_is_divided(clip, monkeypatch):  # noqa: F811
     path = clip("long_group.mp4")
     monkeypatch.setattr(dissection, "LARGE", 20_000)

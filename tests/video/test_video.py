@@ -231,6 +231,24 @@ def test_damage_in_the_middle_never_hangs_or_crashes(clip, tmp_path):
             assert str(path) in str(error)
 
 
+def test_memory_that_ffmpeg_does_not_get_is_one_clear_line(clip, monkeypatch):
+    """A damaged header may ask for any amount. Python's own error is not taken for that."""
+    path = clip("no_b_frames.mp4")
+
+    def refuse(error):
+        def fail(*_, **__):
+            raise error
+
+        monkeypatch.setattr(av, "open", fail)
+
+    refuse(av.error.MemoryError(12, "Cannot allocate memory"))
+    with pytest.raises(VideoError, match="no_b_frames.mp4: damaged, or too large: FFmpeg asks for"):
+        decode(path, [0])
+    refuse(MemoryError())
+    with pytest.raises(MemoryError):
+        decode(path, [0])
+
+
 @pytest.mark.parametrize("name", ["ntsc.mkv", "odd.webm"])
 def test_a_cluster_that_breaks_off_is_an_error(clip, tmp_path, name):
     """FFmpeg passes over the rest of it; damage inside a picture is the decoder's to conceal."""

@@ -12,7 +12,7 @@ import numpy as np
 from av.stream import Disposition
 
 from tpo_jax.video import containers
-from tpo_jax.video.reader import Reader
+from tpo_jax.video.reader import NO_MEMORY, Reader
 from tpo_jax.video.timeline import Clock, Timeline
 
 # Options of FFmpeg for every file, which a process may narrow down before it opens one.
@@ -89,8 +89,8 @@ class FileReader(Reader):
                 return True
             except (StopIteration, av.EOFError):
                 return False
-            except MemoryError:
-                raise
+            except av.error.MemoryError:
+                self.fail(NO_MEMORY)
             except av.FFmpegError:
                 self._frames = self._container.decode(self._stream)
         return False
@@ -203,8 +203,8 @@ class FileReader(Reader):
             where = os.fsdecode(os.path.abspath(self._source))
         try:
             container = av.open(where, container_options=OPEN_OPTIONS, metadata_errors="replace")
-        except MemoryError:
-            raise
+        except av.error.MemoryError:
+            self.fail(NO_MEMORY)
         except (av.FFmpegError, ValueError):
             self.fail(_NO_STREAM)
         sound, pictures = bool(container.streams.audio), 0

@@ -29,8 +29,6 @@ def encode(source: Source, target: Path, side: int) -> Path:
             if _encode(video, target, side) != video.timeline.num_frames:
                 video.count()  # the packets promised other frames than the decoder returns
                 _encode(video, target, side)
-        except MemoryError:
-            raise
         except av.FFmpegError as error:
             raise VideoError(video.reader.name, f"no proxy of it: {error.strerror}") from error
     return target

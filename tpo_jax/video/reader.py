@@ -16,6 +16,9 @@ from av.video.reformatter import VideoReformatter
 
 from tpo_jax.video.timeline import Clock, Timeline
 
+# The library's own error, not Python's: FFmpeg could not get what a file says that it needs.
+NO_MEMORY = "damaged, or too large: FFmpeg asks for more memory than there is"
+
 
 class VideoError(ValueError):
     """A video that cannot be read: which, and why, in one line."""

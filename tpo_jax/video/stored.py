@@ -8,7 +8,7 @@ import numpy as np
 
 from tpo_jax.video.files import MOST_ERRORS
 from tpo_jax.video.packets import HIDDEN, Header, Part, StoredVideo, make_decoder, make_packet
-from tpo_jax.video.reader import Reader
+from tpo_jax.video.reader import NO_MEMORY, Reader
 from tpo_jax.video.timeline import Timeline
 
 WINDOW = 64 << 20  # bytes of packets in memory, more only if one part has more
@@ -94,8 +94,8 @@ class StoredReader(Reader):
                 frames = self._decode()
             except av.EOFError:
                 return False
-            except MemoryError:
-                raise
+            except av.error.MemoryError:
+                self.fail(NO_MEMORY)
             except av.FFmpegError:
                 errors += 1
             else:
