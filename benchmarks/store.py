@@ -7,10 +7,10 @@ Generates H.264 of 854x480 pixels, 30 frames/s and 2.6 Mbit/s with a key frame e
 seconds, prepares it with four pairs, and reads evenly spaced frames: of the shards; of the layout
 of format 1, one record with the whole file; of the file with our reader, PyAV and decord; if asked
 for, of shards with a proxy, whose encoding takes half as long as the video. Every reading is a
-process of its own, after the files were read once. Prints a Markdown table: bytes read
-(`/proc/self/io`), also relative to the groups of pictures that hold the frames, wall and CPU
-seconds without the start of Python, peak resident memory with it, and whether the frames are those
-of the file.
+process of its own, after the files were read once; with `--repeats` the readers take turns. Prints
+a Markdown table: bytes read (`/proc/self/io`), also relative to the groups of pictures that hold
+the frames, wall and CPU seconds without the start of Python, peak resident memory with it, and
+whether the frames are those of the file.
 """
 
 import functools
@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,7 @@ READERS = flags.DEFINE_multi_string(
     ["store", "format 1", "file", "PyAV", "decord"],
     "Readers to compare; also proxy, shards made with --proxy=384.",
 )
+REPEATS = flags.DEFINE_integer("repeats", 1, "Of every reading, in turn; medians count.", 1)
 OUTPUT = flags.DEFINE_string("output", None, "File for the table, besides standard output.")
 CASE = flags.DEFINE_string("case", None, "One reading, as JSON: reader, video, num_frames.")
 
@@ -238,12 +240,19 @@ def needed(video: Path, num_frames: int) -> int:
 def measure(video: Path, num_frames: int) -> list[list[str]]:
     """Return rows of the table for one video."""
     rows, frames, least = [], "", needed(video, num_frames)
+    rounds = [
+        {reader: run_case(reader, video, num_frames) for reader in READERS.value}
+        for _ in range(REPEATS.value)
+    ]
     for reader in READERS.value:
         row = [video.stem, str(num_frames), reader]
-        if not (printed := run_case(reader, video, num_frames)):
+        if not all(printed[reader] for printed in rounds):
             rows.append([*row, *["–"] * 5, "cannot"])
             continue
-        found = json.loads(printed)
+        all_found = [json.loads(printed[reader]) for printed in rounds]
+        found = all_found[0]
+        for name in ("bytes", "wall", "cpu", "memory"):
+            found[name] = statistics.median(each[name] for each in all_found)
         frames = frames or found["hash"]
         numbers = (
             f"{found['bytes'] / 1e6:.1f}",

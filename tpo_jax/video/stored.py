@@ -11,7 +11,7 @@ from tpo_jax.video.packets import HIDDEN, Header, Part, StoredVideo, make_decode
 from tpo_jax.video.reader import NO_MEMORY, Reader
 from tpo_jax.video.timeline import Timeline
 
-WINDOW = 64 << 20  # bytes of packets in memory, more only if one part has more
+WINDOW = 16 << 20  # bytes of packets in memory, more only if one part has more
 
 
 class StoredReader(Reader):
