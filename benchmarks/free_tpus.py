@@ -14,6 +14,7 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.kept_rows import write_rows
 from tests.config_files import load
 from tpo_jax.plan import model_of
 from tpo_jax.planning.inference import compile_command
@@ -110,14 +111,8 @@ def line(plan: Plan, cells: list[str]) -> str:
 
 def main(_) -> None:
     """Write the table."""
-    path, names = Path(_OUTPUT.value), [*load("free_tpus").RECIPES, *USES]
-    old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    lines = {n: next((text for text in old if text.startswith(f"| `{n}` |")), None) for n in names}
-    for name in _WHICH.value or names:
-        lines[name] = line(*compiled(name))
-        print(lines[name], file=sys.stderr)
-        rows = [text for text in lines.values() if text]
-        path.write_text(HEAD + "\n".join(rows) + "\n", encoding="utf-8")
+    starts = {name: f"| `{name}` |" for name in [*load("free_tpus").RECIPES, *USES]}
+    write_rows(Path(_OUTPUT.value), HEAD, starts, _WHICH.value, lambda name: line(*compiled(name)))
 
 
 if __name__ == "__main__":

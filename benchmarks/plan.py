@@ -13,6 +13,7 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.kept_rows import write_rows
 from tests.config_files import load
 from tpo_jax.plan import model_of
 from tpo_jax.planning.plan import Plan, compile_step
@@ -92,18 +93,13 @@ def line(row, plan: Plan) -> str:
 
 def main(_) -> None:
     """Write the table."""
-    path = Path(_OUTPUT.value)
-    old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    lines = {}
-    for number, row in enumerate(ROWS):
-        start = f"| {row[0]} | {row[1]:,} | {row[2]} |"
-        lines[number] = next((text for text in old if text.startswith(start)), None)
-    for number in [int(n) for n in _WHICH.value] or range(len(ROWS)):
-        plan = compiled(ROWS[number])
-        print(plan, file=sys.stderr)
-        lines[number] = line(ROWS[number], plan)
-        rows = [text for text in lines.values() if text]
-        path.write_text(HEAD + "\n".join(rows) + "\n", encoding="utf-8")
+    starts = {f"{n}": f"| {row[0]} | {row[1]:,} | {row[2]} |" for n, row in enumerate(ROWS)}
+
+    def compute(number: str) -> str:
+        row = ROWS[int(number)]
+        return line(row, compiled(row))
+
+    write_rows(Path(_OUTPUT.value), HEAD, starts, _WHICH.value, compute)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The arithmetic of `benchmarks/step.py` is that of the compiled programs."""
+"""Arithmetic and pages of the benchmarks."""
 
 import dataclasses
 
 import pytest
 
+from benchmarks.kept_rows import write_rows
 from benchmarks.step_layouts import measure
 from tpo_jax import families
 from tpo_jax.families.llava_qwen.config import TowerConfig
@@ -27,3 +28,13 @@ def test_formula_is_what_is_compiled() -> None:
     assert original.bytes > ours.bytes
     # Three programs, one loss.
     assert max(x.loss for x in found.values()) - min(x.loss for x in found.values()) < 1e-5
+
+
+def test_rows_that_are_not_computed_keep_what_the_page_says(tmp_path):
+    page, starts = tmp_path / "page.md", {"a": "| a |", "b": "| b |", "c": "| c |"}
+    write_rows(page, "head\n", starts, ["c", "a"], lambda name: f"| {name} | old |")
+    assert page.read_text() == "head\n| a | old |\n| c | old |\n"
+    write_rows(page, "new head\n", starts, ["b"], lambda name: f"| {name} | new |")
+    assert page.read_text() == "new head\n| a | old |\n| b | new |\n| c | old |\n"
+    write_rows(page, "", starts, [], lambda name: f"| {name} | all |")
+    assert page.read_text() == "| a | all |\n| b | all |\n| c | all |\n"
