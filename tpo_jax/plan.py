@@ -3,8 +3,8 @@
 `python -m tpo_jax.plan --config=FILE[:variant] --topology=v5e:4x4 [--config.a.b=…] [--json]`.
 
 `--of=generate`, `score`, `evaluate`, `curate` or `serve` plans that command instead of `train`: its
-programs for one batch of `--rows` videos, with their caches. `--search=rows` finds the most videos
-at a time that fit, `--questions` says how long so many questions take.
+programs for one batch of `--rows` videos, with their caches. `--search=rows` doubles them as long
+as they fit, `--questions` adds the hours of so many questions.
 
 `--search=frames` finds the most frames that fit the slice, `--search=topology` the smallest slice
 of a kind (`--topology=v5e`) that the experiment fits, `--search=fastest` the mesh, remat policy,
@@ -77,12 +77,18 @@ def report(plan: Plan, questions: int = 0) -> str:
         lines += measured(plan)
     else:
         lines.append("FLOPs, traffic and time: unknown, jaxlib cannot read this compiled program")
-    if plan.seconds and questions:
-        hours, asked = questions / plan.pairs_per_hour, "pairs" if what else "questions"
-        lines.append(f"{questions:,} {asked}: {hours:.1f} hours on this slice at that rate")
+    if questions:
+        hours, asked = hours_of(plan, questions), "pairs" if what else "questions"
+        known = f"{hours:.1f} hours on this slice at that rate" if hours else "hours unknown"
+        lines.append(f"{questions:,} {asked}: {known}")
     lines += [f"flags: {plan.flags}"] * bool(plan.flags)
     lines.append("fits" if plan.fits else "does NOT fit")
     return "\n".join(lines)
+
+
+def hours_of(plan: Plan, questions: int) -> float | None:
+    """Return the hours of so many questions; None where the compiled program cannot be read."""
+    return questions / plan.pairs_per_hour if plan.seconds else None
 
 
 def measured(plan: Plan) -> list[str]:
@@ -161,7 +167,7 @@ def search_topology(config: ConfigDict, kind: str) -> Plan:
 
 
 def search_rows(config: ConfigDict, topology: str) -> Plan:
-    """Return the plan of the most videos at a time that fit, or of the fewest where none do."""
+    """Return the plan of the largest batch that fits, or of the smallest where none does."""
     return most_rows(lambda rows: planned(config, topology, rows), _ROWS.value or 1)
 
 
@@ -215,8 +221,11 @@ def main() -> int:
     }
     search = searches.get(_SEARCH.value, planned)
     plan = search(_CONFIG.value, _TOPOLOGY.value)
-    as_json = json.dumps(dataclasses.asdict(plan), indent=2)
-    print(as_json if _JSON.value else report(plan, _QUESTIONS.value))
+    if _JSON.value:
+        hours = {"hours": hours_of(plan, _QUESTIONS.value)} if _QUESTIONS.value else {}
+        print(json.dumps(dataclasses.asdict(plan) | hours, indent=2))
+    else:
+        print(report(plan, _QUESTIONS.value))
     return 0 if plan.fits else 1
 
 

@@ -17,6 +17,7 @@ def test_the_fingerprint_of_weights_is_that_of_their_values():
         return weights_fingerprint(jax.device_put(tree, sharding))
 
     plain = weights_fingerprint(weights)
+    assert plain == "04dbebaf40f11f4172d07c8fd5921ab1"  # what is stored was computed with it
     assert fingerprint(weights, fsdp=8) == fingerprint(weights, data=4, context=2) == plain
     turned = weights | {"a": {"kernel": weights["a"]["kernel"].T}}
     moved = {"a": {"kernel": weights["a"]["kernel"]}, "c": np.ones(8)}

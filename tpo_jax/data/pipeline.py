@@ -25,9 +25,8 @@ from tpo_jax.data.rows import CONTINUATION, PrefixError, Row, Size
 from tpo_jax.data.shards import MANIFEST, Shards, open_shards
 from tpo_jax.errors import InputError
 from tpo_jax.families.template import STYLES
-from tpo_jax.io.files import as_json
 from tpo_jax.models.batch import Batch, BatchShape
-from tpo_jax.models.config import ModelConfig
+from tpo_jax.models.config import ModelConfig, key_of
 from tpo_jax.video import sampling
 
 ON_ERROR = ("error", "skip_and_count")
@@ -355,7 +354,7 @@ class Pipeline:
         config, processor = self.config, self.processor
         key = {
             "shards": self.shards.fingerprint,
-            "model": as_json(self.model),
+            "model": key_of(self.model),
             "tokenizer": hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest(),
             "template": [processor.time_instruction, processor.prompt_style],
             "sampling": [config.sampling, config.num_frames],

@@ -24,7 +24,7 @@ from tpo_jax.evaluation import benchmarks, niah, niah_files, results, runner, sc
 from tpo_jax.evaluation.journal import AnswerJournal
 from tpo_jax.inference.generator import Decoding
 from tpo_jax.inference.model import Model, load, load_processor
-from tpo_jax.io.files import as_json
+from tpo_jax.models.config import key_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +220,6 @@ def _identity(model: Model, dtype: str) -> dict[str, Any]:
     return {
         "weights": weights_fingerprint(model.params),
         "tokenizer": hashlib.sha256(model.tokenizer.to_str().encode()).hexdigest(),
-        "model_config": as_json(model.config),
+        "model_config": key_of(model.config),
         "dtype": dtype,
     }

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from tpo_jax.errors import InputError
+from tpo_jax.io.files import as_json
 
 
 def check_types(config: Any, name: str) -> None:
@@ -31,6 +32,10 @@ def check_types(config: Any, name: str) -> None:
             raise ValueError(f"{name}.{field.name}={value!r} must be {expected}")
 
 
+# Of fields that keys did not have from the beginning; see `key_of`.
+LATER = {"later": True}
+
+
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """A Qwen2 or Qwen3 decoder: grouped queries, gated SiLU MLP."""
@@ -45,12 +50,14 @@ class DecoderConfig:
     rope_theta: float
     norm_eps: float = 1e-6
     tied: bool = False  # the head is the transposed embedding: one table, one gradient
-    qkv_bias: bool = True  # Qwen2's; Qwen3 has none
-    qk_norm: bool = False  # Qwen3's: an RMSNorm over C of every query and key
+    # Qwen2's; Qwen3 has none.
+    qkv_bias: bool = dataclasses.field(default=True, metadata=LATER)
+    # Qwen3's: an RMSNorm over C of every query and key.
+    qk_norm: bool = dataclasses.field(default=False, metadata=LATER)
     # Wavelengths that turn with the time, the height and the width of visual tokens, and whether
     # they take turns; see `models.rotary`. Empty: tokens have one position.
-    rope_sections: tuple[int, ...] = ()
-    rope_interleaved: bool = False
+    rope_sections: tuple[int, ...] = dataclasses.field(default=(), metadata=LATER)
+    rope_interleaved: bool = dataclasses.field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         check_types(self, "decoder")
@@ -123,6 +130,19 @@ class ModelConfig(Protocol):
             index: int, visual tokens of the video, counted from 0; -1: none, stays.
             padded: frames with the empty ones.
         """
+
+
+def key_of(config: ModelConfig) -> dict[str, Any]:
+    """Return a config's fields for what is compared with a file, as JSON gives them back.
+
+    Fields of the decoder that came later are left out where they have their defaults: they change
+    no number, and what was stored before them is still found.
+    """
+    values, decoder = as_json(config), config.decoder
+    for field in dataclasses.fields(decoder):
+        if field.metadata == LATER and getattr(decoder, field.name) == field.default:
+            del values["decoder"][field.name]
+    return values
 
 
 def most_frames(fits: Callable[[list[float]], bool], timestamps: Sequence[float]) -> int:

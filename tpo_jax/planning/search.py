@@ -72,8 +72,8 @@ def most_frames(
 
 
 def most_rows(compile_at: Callable[[int], Plan], start: int) -> Plan:
-    """Return the plan of the most videos at a time that fit, doubled from the fewest; that of the
-    fewest where they do not fit.
+    """Return the plan of the most videos at a time that fit among doublings of the fewest; that of
+    the fewest where they do not fit.
 
     Args:
         compile_at: returns the plan of a number of videos, or of more if the mesh needs more.

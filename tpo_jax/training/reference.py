@@ -22,8 +22,9 @@ from jax.experimental import multihost_utils
 from tpo_jax.data.pipeline import Pipeline
 from tpo_jax.data.records import PairRecord
 from tpo_jax.errors import InputError
-from tpo_jax.io.files import as_json, replacing_file
+from tpo_jax.io.files import replacing_file
 from tpo_jax.models.batch import Batch
+from tpo_jax.models.config import key_of
 from tpo_jax.parallel.sharding import to_global
 
 
@@ -36,7 +37,7 @@ def cache_key(pipeline: Pipeline, weights: str, dtype: str) -> dict[str, Any]:
     data = pipeline.config
     return {
         "weights": weights,
-        "model": as_json(pipeline.model),
+        "model": key_of(pipeline.model),
         "shards": pipeline.shards.fingerprint,
         "pairs": hashlib.sha256(pipeline.pairs.tobytes()).hexdigest(),
         "sampling": [data.sampling, data.num_frames],
