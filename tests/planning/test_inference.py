@@ -95,8 +95,9 @@ def test_pairs_of_frames_and_their_times_count(qwen2_tokenizer):
     model = families.preset("qwen3_vl_8b")
     tokenizer = Tokenizer.from_file(str(qwen2_tokenizer / "tokenizer.json"))
     assert len(tokenizer.encode("<12345.6 seconds>").ids) + 2 == model.frame_text
-    for frames in (1, 64, 65):
+    for frames, visual in ((1, 768), (16, 8 * 768), (64, 17 * 768), (768, 17 * 768)):
         pairs = -(-frames // 2)
         needed = prefix_tokens(model, frames)
-        assert needed - pairs * (model.tokens_per_frame + model.frame_text) == TEXT_TOKENS
+        # 33 frames are the longest video whose pairs are of 768 tokens within the pixel budget.
+        assert needed - pairs * model.frame_text - visual == TEXT_TOKENS
         assert frames_of(model, needed) == 2 * pairs

@@ -16,7 +16,7 @@ from tpo_jax.curation.views import View
 from tpo_jax.data.folders import video_at
 from tpo_jax.errors import InputError
 from tpo_jax.video.decode import VideoError
-from tpo_jax.video.sampling import select_frames
+from tpo_jax.video.sampling import Sample, select_frames
 
 
 class Stop(InputError):
@@ -36,10 +36,15 @@ class VideoView:
     path: Path
     view: View
 
-    def read(self) -> np.ndarray | Failure:
-        """Return the frames, uint8 `[n, height, width, 3]`, or why they cannot be read."""
+    def read(self) -> Sample | Failure:
+        """Return the frames in the order they are shown, or why they cannot be read.
+
+        Their times ascend in every view: a model that sees frames in another order is told the
+        times of a video in that order.
+        """
         try:
-            return select_frames(video_at(self.path), self.view.indices)[0]
+            sample = select_frames(video_at(self.path), self.view.indices)
+            return sample._replace(timestamps=np.sort(sample.timestamps))
         except (VideoError, ValueError, OSError) as error:
             return Failure(str(error))
 

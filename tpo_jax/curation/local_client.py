@@ -100,18 +100,18 @@ class LocalClient:
         return groups, [self._row(i, groups[i]) for i in own]
 
     def _row(self, group: int, requests: Sequence[Request]) -> _Row | Failure:
-        clip = requests[0].clip
-        if clip is None:
-            visual: np.ndarray | Pictures = self._processor.pictures([])
-        else:
-            frames = clip.read()
-            if isinstance(frames, Failure):
-                return frames
-            visual = self._processor.resize(frames)
+        clip, processor = requests[0].clip, self._processor
+        asked = [request.prompt for request in requests]
         try:
-            shown = Clip(visual, (), 0.0) if isinstance(visual, np.ndarray) else visual
-            asked = [request.prompt for request in requests]
-            return _Row(group, requests, visual, self._processor.prompts(asked, shown))
+            if clip is None:
+                nothing = processor.pictures([])
+                return _Row(group, requests, nothing, processor.prompts(asked, nothing))
+            sample = clip.read()
+            if isinstance(sample, Failure):
+                return sample
+            frames = processor.resize(sample.frames)
+            shown = Clip(frames, sample.timestamps.tolist(), sample.duration)
+            return _Row(group, requests, frames, processor.prompts(asked, shown))
         except InputError as error:
             return Failure(str(error))
 

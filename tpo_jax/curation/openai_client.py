@@ -197,11 +197,11 @@ class OpenAIClient:
             raise httpx2.DecodingError(reason, request=response.request)
 
     def _images(self, clip: VideoView) -> list[dict[str, Any]] | Failure:
-        frames = clip.read()
-        if isinstance(frames, Failure):
-            return frames
+        sample = clip.read()
+        if isinstance(sample, Failure):
+            return sample
         parts: list[dict[str, Any]] = []
-        for frame in frames:
+        for frame in sample.frames:
             scale = min(1.0, self._settings.image_size / max(frame.shape[:2]))
             size = (max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale)))
             small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA) if scale < 1 else frame

@@ -225,15 +225,20 @@ class Processor:
     def most_frames(self, clip: Clip, fits: Callable[[Clip], bool]) -> int:
         """Return the most frames, fewer than the clip's, with which `fits` holds; 0: not even one.
 
-        Fewer frames span the same time evenly. `fits` gets clips without pixels.
+        Fewer frames span the same time evenly. `fits` gets clips with their times and all pixels
+        or, where nobody knows the times, with the first pixels.
         """
-        known = len(clip.times) > 0
+        if len(clip.times):
+            return most_frames(lambda times: fits(clip._replace(times=times)), clip.times)
+        size = self.config.batch_frames
+        count = len(clip.frames)
+        while size(count + 1) <= len(clip.frames):  # a frame of a batch may be several of the video
+            count += 1
 
-        def fewer(times: Sequence[float]) -> Clip:
-            return clip._replace(frames=clip.frames[: len(times)], times=times if known else ())
+        def first(times: Sequence[float]) -> Clip:
+            return clip._replace(frames=clip.frames[: size(len(times))])
 
-        times = clip.times if known else [0.0] * len(clip.frames)
-        return most_frames(lambda times: fits(fewer(times)), times)
+        return most_frames(lambda times: fits(first(times)), [0.0] * count)
 
     def _shown(self, visual: Visual) -> tuple[int | Sequence[int], Opening]:
         """Return the visual tokens of a video, or of every image, and what is said on its times."""

@@ -122,7 +122,8 @@ class Template:
         says on their times.
 
         Args:
-            frames: of `Family.preprocess`; none where only lengths are asked for.
+            frames: of `Family.preprocess`; none where only lengths are asked for, more than `times`
+                where those of a video with fewer of these frames are.
             times: of the video's frames, seconds; empty where nobody knows them.
             duration: of the video, seconds.
             mode: one of `TIME_INSTRUCTIONS`.

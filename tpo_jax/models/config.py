@@ -121,7 +121,9 @@ class ModelConfig(Protocol):
         """V, visual tokens of one frame."""
 
     def visual_tokens(self, num_frames: int) -> int:
-        """Return the number of visual tokens of a video in the prefix."""
+        """Return the most visual tokens that a video of at most `num_frames` frames has in the
+        prefix.
+        """
 
     def padded_index(self, index: np.ndarray, num_frames: int, padded: int) -> np.ndarray:
         """Return where the visual tokens of a video are when empty frames are put after it.

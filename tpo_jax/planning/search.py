@@ -10,15 +10,13 @@ from tpo_jax.errors import InputError
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.parallel.splash import LANES
 from tpo_jax.planning.chips import SLICES
-from tpo_jax.planning.plan import TEXT_TOKENS, Plan, prefix_tokens
+from tpo_jax.planning.plan import Plan, prefix_tokens
 
 
 def frames_of(model: ModelConfig, prefix: int) -> int:
     """Return the most frames whose prefix has at most `prefix` tokens."""
-    frames = max(0, (prefix - TEXT_TOKENS) // (prefix_tokens(model, 1) - TEXT_TOKENS))
-    while prefix_tokens(model, frames + 1) <= prefix:
-        frames += 1
-    return frames
+    counts = range(1, 2 * prefix + 1)  # a token is of two frames at most
+    return bisect.bisect_right(counts, prefix, key=lambda n: prefix_tokens(model, n))
 
 
 def most_frames(

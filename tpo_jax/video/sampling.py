@@ -181,8 +181,8 @@ def _read_images(files: list[Path], indices: np.ndarray) -> np.ndarray:
                 frames[index] = np.asarray(image.convert("RGB"))
         except OSError as error:
             raise VideoError(files[index], f"not a readable image: {error}") from error
-        first = frames[indices[0]]
-        if frames[index].shape != first.shape:
-            height, width = first.shape[:2]
-            raise VideoError(files[index], f"not {width}x{height} like {files[indices[0]].name}")
+        first = min(frames)  # whatever the order they are shown in
+        if frames[index].shape != frames[first].shape:
+            height, width = frames[first].shape[:2]
+            raise VideoError(files[index], f"not {width}x{height} like {files[first].name}")
     return np.stack([frames[index] for index in indices])

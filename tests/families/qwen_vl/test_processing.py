@@ -48,15 +48,16 @@ def size_or_none(function, *arguments):
         return None
 
 
-def check_size(ours, theirs, others=False):
-    """Equal to the published size where `frame_tokens` holds that, else refused.
+def check_size(ours, theirs, most=FULL.frame_tokens, others=False):
+    """Equal to the published size of at most so many tokens, else refused.
 
     Args:
         ours: None where it was refused.
         theirs: None where the processor refuses.
-        others: whether another size within `frame_tokens` may stand in for one beyond it.
+        most: visual tokens of a pair of frames, or of an image.
+        others: whether another size within `most` may stand in for one beyond it.
     """
-    cap = FULL.frame_tokens * FULL.tower.token_side**2
+    cap = most * FULL.tower.token_side**2
     if theirs is not None and math.prod(theirs) <= cap:
         assert ours == theirs
     else:
@@ -68,7 +69,8 @@ def check_size(ours, theirs, others=False):
 def test_videos_have_the_published_size(frames, height, width):
     theirs = size_or_none(published_video_size, FULL, frames, height, width)
     ours = size_or_none(video_size, FULL, frames, height, width)
-    check_size(ours, theirs, others=frames % 2 == 1)  # it counts an odd video a frame short
+    # It counts an odd video a frame short.
+    check_size(ours, theirs, FULL.pair_tokens(frames), others=frames % 2 == 1)
 
 
 @settings(max_examples=100, deadline=None)

@@ -1,4 +1,4 @@
-"""Configs of Qwen3-VL and Qwen2.5-VL, their presets, and where visual tokens are counted.
+"""Configs of Qwen3-VL, their presets, and where visual tokens are counted.
 
 A frame of a batch is a pair of video frames at native aspect ratio: a header and a sequence of
 patches, padded to the most that a run's `frame_tokens` allows. See `processing.py`.
@@ -11,40 +11,35 @@ import numpy as np
 
 from tpo_jax.models.config import DecoderConfig, check_types
 
-KINDS = ("qwen3_vl", "qwen2_5_vl")
+KIND = "qwen3_vl"
 MERGE = 2  # patches a side that become one visual token
 PAIR = 2  # frames of a patch
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-HEADER = 4  # int16: rows, columns, position in time, unused
+MEAN = STD = (0.5, 0.5, 0.5)  # of the pixel normalisation, of values in [0, 1]
 
 
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
     """A vision tower over patch sequences of any shape."""
 
-    kind: str  # one of `KINDS`
+    kind: str  # `KIND`
     patch_size: int  # pixels
     width: int
     layers: int
     heads: int
     mlp_width: int
-    table: int = 0  # side of the learned position table; 0: none (Qwen2.5-VL)
+    table: int  # side of the learned position table
     deepstack: tuple[int, ...] = ()  # blocks whose output enters the first decoder layers
-    window: int = 0  # side of an attention window in pixels; 0: every block sees the frame
-    full: tuple[int, ...] = ()  # blocks that see the whole frame although there are windows
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "width", "layers", "heads", "mlp_width"):
+        for name in ("patch_size", "width", "layers", "heads", "mlp_width", "table"):
             if type(value := getattr(self, name)) is not int or value < 1:
                 raise ValueError(f"tower.{name}={value!r} must be a positive integer")
-        if self.kind not in KINDS:
-            raise ValueError(f"tower.kind must be one of {KINDS}, not {self.kind!r}")
+        if self.kind != KIND:
+            raise ValueError(f"tower.kind must be {KIND!r}, not {self.kind!r}")
         if self.width % (4 * self.heads):
             raise ValueError(f"tower.width={self.width} must be a multiple of 4 * {self.heads}")
-        blocks = (*self.deepstack, *self.full)
-        if any(type(i) is not int or not 0 <= i < self.layers for i in blocks):
-            raise ValueError(f"tower.deepstack and tower.full must name blocks below {self.layers}")
+        if any(type(i) is not int or not 0 <= i < self.layers for i in self.deepstack):
+            raise ValueError(f"tower.deepstack must name blocks below {self.layers}")
         if tuple(sorted(set(self.deepstack))) != self.deepstack:
             raise ValueError(f"tower.deepstack={self.deepstack} must ascend")
 
@@ -58,23 +53,13 @@ class TowerConfig:
         """Side of a visual token, pixels."""
         return MERGE * self.patch_size
 
-    @property
-    def mean(self) -> tuple[float, float, float]:
-        """Per-channel mean of the pixel normalisation, of values in [0, 1]."""
-        return (0.5, 0.5, 0.5) if self.kind == "qwen3_vl" else CLIP_MEAN
-
-    @property
-    def std(self) -> tuple[float, float, float]:
-        """Per-channel standard deviation of the pixel normalisation, of values in [0, 1]."""
-        return (0.5, 0.5, 0.5) if self.kind == "qwen3_vl" else CLIP_STD
-
 
 @dataclasses.dataclass(frozen=True)
 class QwenVLConfig:
     """A video language model: tower, merger, decoder with positions in time, height and width.
 
-    Pixel budgets are least and most, as `size` of the published processors: of Qwen3-VL's videos
-    over all frames, else of one frame.
+    Pixel budgets are least and most, as `size` of the published processors: of a video over all
+    frames, of an image for itself.
     """
 
     tower: TowerConfig
@@ -126,9 +111,30 @@ class QwenVLConfig:
         """Return the pairs of a video of `num_frames` frames."""
         return pairs(num_frames)
 
+    def budget(self, num_frames: int) -> int:
+        """Return the most pixels of a video, all frames together, as `cap_pixels_per_frame` in
+        `video_processing_qwen3_vl.py` of `transformers`.
+        """
+        count, (least, most) = max(num_frames, PAIR), self.video_pixels
+        share = min(self.frame_tokens * self.tower.token_side**2, most // count)
+        return count * max(share, int(least * 1.05))
+
+    def pair_tokens(self, num_frames: int) -> int:
+        """Return the most visual tokens of a pair of frames in a video of `num_frames` frames."""
+        count = max(num_frames, PAIR)
+        counted = min(count, round(count / PAIR) * PAIR)  # of five frames the processor counts four
+        tokens = self.budget(count) // (counted * self.tower.token_side**2)
+        return min(self.frame_tokens, max(1, tokens))
+
     def visual_tokens(self, num_frames: int) -> int:
-        """Return the most visual tokens of a video of `num_frames` frames."""
-        return pairs(num_frames) * self.frame_tokens
+        """Return the most visual tokens of a video of at most `num_frames` frames.
+
+        A shorter video may have more of them than the longest one: its pairs are larger.
+        """
+        count, area, (least, most) = pairs(num_frames), self.tower.token_side**2, self.video_pixels
+        within = most // (PAIR * area) + self.frame_tokens  # an odd video may pass by one pair
+        floor = (count + 1) * max(int(least * 1.05), area) // area
+        return min(count * self.frame_tokens, max(within, floor))
 
     def padded_index(self, index: np.ndarray, num_frames: int, padded: int) -> np.ndarray:
         """Return where visual tokens are, `pair * V + token`, given their places in the video.
@@ -151,8 +157,7 @@ def frame_flops(config: QwenVLConfig) -> tuple[int, int]:
     """Return the forward FLOPs of one padded pair of frames: of the tower, and of the mergers."""
     t, D, N = config.tower, config.decoder.width, config.patches
     W, merged = t.width, MERGE**2 * t.width
-    mlp = 2 if t.kind == "qwen3_vl" else 3
-    block = 2 * N * (4 * W**2 + mlp * W * t.mlp_width) + 4 * N**2 * W
+    block = 2 * N * (4 * W**2 + 2 * W * t.mlp_width) + 4 * N**2 * W
     merger = 2 * config.frame_tokens * (merged**2 + merged * D)
     tower = t.layers * block + 2 * N * W * t.patch_pixels
     return tower, merger * (1 + len(t.deepstack))
@@ -194,8 +199,8 @@ def _qwen3(width: int, layers: int, heads: int, mlp_width: int, tied: bool) -> D
     )
 
 
-_SMALL = TowerConfig("qwen3_vl", 16, 1024, 24, 16, 4096, table=48, deepstack=(5, 11, 17))
-_LARGE = TowerConfig("qwen3_vl", 16, 1152, 27, 16, 4304, table=48, deepstack=(8, 16, 24))
+_SMALL = TowerConfig(KIND, 16, 1024, 24, 16, 4096, table=48, deepstack=(5, 11, 17))
+_LARGE = TowerConfig(KIND, 16, 1152, 27, 16, 4304, table=48, deepstack=(8, 16, 24))
 
 PRESETS: dict[str, QwenVLConfig] = {
     "qwen3_vl_2b": QwenVLConfig(_SMALL, _qwen3(2048, 28, 16, 6144, tied=True)),
@@ -203,7 +208,7 @@ PRESETS: dict[str, QwenVLConfig] = {
     "qwen3_vl_8b": QwenVLConfig(_LARGE, _qwen3(4096, 36, 32, 12288, tied=False)),
     "qwen3_vl_32b": QwenVLConfig(_LARGE, _qwen3(5120, 64, 64, 25600, tied=False)),
     "tiny_qwen3_vl": QwenVLConfig(
-        TowerConfig("qwen3_vl", 8, 96, 2, 4, 192, table=4, deepstack=(0,)),
+        TowerConfig(KIND, 8, 96, 2, 4, 192, table=4, deepstack=(0,)),
         DecoderConfig(
             vocab_size=512,
             width=128,

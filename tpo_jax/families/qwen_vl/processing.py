@@ -1,8 +1,8 @@
 """Frames and images to padded patch sequences, as the published processors make them.
 
-A frame of a batch is a pair of video frames: a header that holds its rows and columns of patches,
-then the patches, then zeros. An image is a pair of itself. So the model reads shapes from the
-pixels, and a frame of zeros is an empty one.
+A frame of a batch is a pair of video frames: a header that holds its rows and columns of patches
+and how many frames of the video it has, then the patches, then zeros. An image is a pair of itself.
+So the model reads shapes from the pixels, and a frame of zeros is an empty one.
 """
 
 import math
@@ -24,20 +24,19 @@ def video_size(config: QwenVLConfig, num_frames: int, height: int, width: int) -
     `transformers`, with `frame_tokens` for `max_video_tokens`.
 
     Raises:
-        InputError: an aspect ratio that the processor refuses or `frame_tokens` cannot hold.
+        InputError: an aspect ratio that the processor refuses, or one with which a pair of frames
+            would have more than `QwenVLConfig.pair_tokens`.
     """
-    side, (least, most) = config.tower.token_side, config.video_pixels
-    count = max(num_frames, PAIR)
+    side, count = config.tower.token_side, max(num_frames, PAIR)
     if min(height, width) < side:
         scale = max(side / height, side / width)
         height, width = int(height * scale), int(width * scale)
-    share = min(config.frame_tokens * side**2, most // count)
-    budget = least, count * max(share, int(least * 1.05))
+    budget = config.video_pixels[0], config.budget(count)
     size = _fitted(height, width, side, budget, count)
     if count % PAIR and size[0] * size[1] > config.frame_tokens * side**2:
         # The processor counts an odd video a frame short, and would pass the cap.
         size = _fitted(height, width, side, budget, count, rounded=count + 1)
-    return _held(config, size)
+    return _held(config, size, config.pair_tokens(count))
 
 
 def image_size(config: QwenVLConfig, height: int, width: int) -> tuple[int, int]:
@@ -54,7 +53,7 @@ def image_size(config: QwenVLConfig, height: int, width: int) -> tuple[int, int]
     size = _fitted(height, width, side, (min(least, cap), min(most, cap)), 1)
     if size[0] * size[1] > cap:
         size = _fitted(height, width, side, (1, cap), 1)
-    return _held(config, size)
+    return _held(config, size, config.frame_tokens)
 
 
 def _fitted(
@@ -81,12 +80,13 @@ def _fitted(
     return sides[0], sides[1]
 
 
-def _held(config: QwenVLConfig, size: tuple[int, int]) -> tuple[int, int]:
+def _held(config: QwenVLConfig, size: tuple[int, int], most: int) -> tuple[int, int]:
     tokens = size[0] * size[1] // config.tower.token_side**2
-    if tokens > config.frame_tokens:
+    if tokens > most:
         raise InputError(
-            f"{size[1]}x{size[0]} pixels are {tokens} visual tokens, more than frame_tokens="
-            f"{config.frame_tokens}; raise it, or cut the longer side"
+            f"{size[1]}x{size[0]} pixels are {tokens} visual tokens, more than the {most} that "
+            f"frame_tokens={config.frame_tokens} and the pixels of all frames allow; use fewer "
+            "frames, or crop the longer side"
         )
     return size
 
@@ -109,9 +109,10 @@ def preprocess(frames: np.ndarray, config: QwenVLConfig, pad: bool = False) -> n
     height, width = video_size(config, *frames.shape[:3])
     out = np.zeros((pairs(len(frames)), *config.frame_shape), np.uint8)
     for i, target in enumerate(out):
-        both = (frames[PAIR * i], frames[min(PAIR * i + 1, len(frames) - 1)])
-        images = [Image.fromarray(frame).resize((width, height), _FILTER) for frame in both]
-        _write(target, np.stack([np.asarray(image) for image in images]), config.tower)
+        own = (frames[PAIR * i], frames[min(PAIR * i + 1, len(frames) - 1)])
+        images = [Image.fromarray(frame).resize((width, height), _FILTER) for frame in own]
+        both = np.stack([np.asarray(image) for image in images])
+        _write(target, both, config.tower, min(PAIR, len(frames) - PAIR * i))
     return out
 
 
@@ -127,18 +128,22 @@ def picture(image: Image.Image, config: QwenVLConfig, several: bool = False) -> 
     height, width = image_size(config, image.height, image.width)
     view = np.zeros((1, *config.frame_shape), np.uint8)
     pixels = np.asarray(image.resize((width, height), _FILTER))
-    _write(view[0], np.stack([pixels] * PAIR), config.tower)
+    _write(view[0], np.stack([pixels] * PAIR), config.tower, 1)
     tokens = int(grids(view)[0].prod()) // MERGE**2
     index, weight = np.zeros((tokens, 4), np.int32), np.zeros((tokens, 4), np.float32)
     index[:, 0], weight[:, 0] = 1 + np.arange(tokens), 1.0
     return Pictures(view, index, weight, (tokens,))
 
 
-def _write(target: np.ndarray, both: np.ndarray, tower: TowerConfig) -> None:
-    """Write header and patches of two frames `[2, height, width, 3]` into `[1 + N, pixels]`."""
+def _write(target: np.ndarray, both: np.ndarray, tower: TowerConfig, real: int) -> None:
+    """Write header and patches of two frames `[2, height, width, 3]` into `[1 + N, pixels]`.
+
+    Args:
+        real: how many of them the video has; of one, the other is its double.
+    """
     p = tower.patch_size
     rows, columns = both.shape[1] // p, both.shape[2] // p
-    header = np.array([rows, columns], "<u2").view(np.uint8)
+    header = np.array([rows, columns, real], "<u2").view(np.uint8)
     target[0, : len(header)] = header
     x = both.reshape(PAIR, rows // MERGE, MERGE, p, columns // MERGE, MERGE, p, 3)
     x = x.transpose(1, 4, 2, 5, 7, 0, 3, 6)
@@ -148,3 +153,8 @@ def _write(target: np.ndarray, both: np.ndarray, tower: TowerConfig) -> None:
 def grids(frames: np.ndarray) -> np.ndarray:
     """Return rows and columns of patches, int `[F, 2]`, of pairs uint8 `[F, 1 + N, pixels]`."""
     return np.ascontiguousarray(frames[:, 0, :4]).view("<u2").astype(np.int64)
+
+
+def frames_in(frames: np.ndarray) -> int:
+    """Return how many frames of a video pairs of them hold, uint8 `[F, 1 + N, pixels]`."""
+    return int(np.ascontiguousarray(frames[:, 0, 4:6]).view("<u2").sum())

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from tpo_jax.errors import InputError
-from tpo_jax.families.qwen_vl.config import MERGE, PAIR, QwenVLConfig, TowerConfig
+from tpo_jax.families.qwen_vl.config import MEAN, MERGE, PAIR, STD, QwenVLConfig, TowerConfig
 from tpo_jax.families.qwen_vl.weights import EMBEDDING, HEAD
 from tpo_jax.families.values import check_fixed, read_value, rotary_base
 from tpo_jax.families.weights import Rename, Shape
@@ -161,7 +161,7 @@ def _budget(directory: Path, name: str, tower: TowerConfig) -> tuple[int, int] |
     where = f"{directory}/{name}"
     values = read_json_object(directory / name)
     sizes = {"patch_size": tower.patch_size, "merge_size": MERGE, "temporal_patch_size": PAIR}
-    check_fixed(where, values, {**sizes, "image_mean": list(tower.mean)})
+    check_fixed(where, values, {**sizes, "image_mean": list(MEAN)})
     size = _section(where, values, "size") if "size" in values else {}
     least, most = (
         read_value(where, values if values.get(old) else size, old if values.get(old) else new, int)
@@ -289,8 +289,8 @@ def _processor(kind: str, tower: TowerConfig, budget: tuple[int, int]) -> dict:
         "temporal_patch_size": PAIR,
         "merge_size": MERGE,
         "size": {"shortest_edge": budget[0], "longest_edge": budget[1]},
-        "image_mean": list(tower.mean),
-        "image_std": list(tower.std),
+        "image_mean": list(MEAN),
+        "image_std": list(STD),
     }
 
 

@@ -12,14 +12,29 @@ from typing import Any
 
 import numpy as np
 
-from tpo_jax.errors import InputError
-from tpo_jax.families.qwen_vl.config import MERGE, PAIR, pairs
-from tpo_jax.families.qwen_vl.processing import grids
+from tpo_jax.errors import InputError, note
+from tpo_jax.families.qwen_vl.config import MERGE, PAIR, QwenVLConfig, pairs
+from tpo_jax.families.qwen_vl.processing import frames_in, grids
 from tpo_jax.families.template import IMAGE, ROLES, Message, Opening, Pieces, Template
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 START, END = "<|vision_start|>", "<|vision_end|>"
-UNKNOWN_RATE = 24.0  # frames a second, assumed where nobody knows the times
+UNKNOWN_RATE = 24.0  # frames a second where nobody knows the times, as `transformers` assumes
+
+
+def _tokens(config: QwenVLConfig, frames: np.ndarray, num_frames: int) -> int:
+    """Return the visual tokens of each pair in a video of `num_frames` frames, given the pixels of
+    that video or of one with more of its frames; without pixels the most there can be.
+    """
+    most = config.pair_tokens(num_frames)
+    if not len(frames):
+        return most
+    rows, columns = (grids(frames[:1])[0] // MERGE).tolist()
+    given = config.pair_tokens(PAIR * len(frames))
+    # Fewer frames are larger, unless these have the size of the video: shrunk ones fill the budget
+    # up to a row and a column.
+    same = len(frames) == pairs(num_frames) or most == given or (rows + 1) * (columns + 1) <= given
+    return rows * columns if same else most
 
 
 class Qwen3VLTemplate(Template):
@@ -28,20 +43,18 @@ class Qwen3VLTemplate(Template):
     def shown(
         self, config: Any, frames: np.ndarray, times: Sequence[float], duration: float, mode: str
     ) -> tuple[int | Sequence[int], Opening]:
-        """Return the visual tokens of every pair of frames, and its timestamp.
-
-        Without pixels the pairs have as many tokens as they can.
-        """
+        """Return the visual tokens of every pair of frames, and its timestamp; see `Template`."""
         if mode != "none":
             raise InputError(
                 f"time_instruction={mode!r}: this model's prompts always name the times of frames"
             )
         if not len(times):
-            times = [i / UNKNOWN_RATE for i in range(PAIR * len(frames))]
-        count, each = pairs(len(times)), config.frame_tokens
-        if len(frames):
-            each = int(grids(frames[:1])[0].prod()) // MERGE**2
-        last = len(times) - 1
+            note(
+                "frames without times: their prompt has them at "
+                f"{UNKNOWN_RATE:g} a second, as the published processor"
+            )
+            times = [i / UNKNOWN_RATE for i in range(frames_in(frames))]
+        count, each, last = pairs(len(times)), _tokens(config, frames, len(times)), len(times) - 1
         means = [(times[PAIR * i] + times[min(PAIR * i + 1, last)]) / 2 for i in range(count)]
         return [each] * count, tuple(f"<{mean:.1f} seconds>" for mean in means)
 

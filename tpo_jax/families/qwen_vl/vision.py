@@ -1,4 +1,4 @@
-"""Vision towers of Qwen3-VL and Qwen2.5-VL: padded patch sequences in, visual tokens out.
+"""The vision tower of Qwen3-VL: padded patch sequences in, visual tokens out.
 
 Patches come in blocks of 2x2, the blocks row by row, as the published processor orders them
 (`patchify` in `transformers`' `video_processing_qwen3_vl.py`). The padding after them is no key of
@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tpo_jax.families.qwen_vl.config import MERGE, TowerConfig
+from tpo_jax.families.qwen_vl.config import MEAN, MERGE, STD, TowerConfig
+from tpo_jax.models.rotary import rotate
 from tpo_jax.parallel.sharding import ALL, constrain
 
 _THETA = 1e4  # base of the wavelengths of rows and columns
@@ -46,12 +47,6 @@ def rotary(row: jax.Array, column: jax.Array, head_dim: int) -> tuple[jax.Array,
     angles = [x.astype(jnp.float32)[..., None] * frequencies for x in (row, column)]
     angles = jnp.concatenate(angles * 2, axis=-1)[..., None, :]
     return jnp.cos(angles), jnp.sin(angles)
-
-
-def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    wide = x.astype(jnp.float32)
-    first, second = jnp.split(wide, 2, axis=-1)
-    return (wide * cos + jnp.concatenate([-second, first], axis=-1) * sin).astype(x.dtype)
 
 
 def interpolated(table: jax.Array, grid: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
@@ -99,10 +94,11 @@ class TowerBlock(nnx.Module):
     def __call__(
         self, x: jax.Array, rope: tuple[jax.Array, jax.Array], mask: jax.Array
     ) -> jax.Array:
-        """Apply the block to `[m, N, D]`; `mask` bool `[m, 1, 1 or N, N]`, the keys seen."""
+        """Apply the block to `[m, N, D]`; `mask` bool `[m, 1, 1, N]`, the keys seen."""
         y = self.qkv(self.norm1(x))
         q, k, v = (z.reshape(*z.shape[:-1], self.heads, -1) for z in jnp.split(y, 3, axis=-1))
-        q, k = _rotate(q, *rope), _rotate(k, *rope)
+        # In float32, as `apply_rotary_pos_emb_vision` of `transformers`.
+        q, k = (rotate(z.astype(jnp.float32), *rope).astype(z.dtype) for z in (q, k))
         x = x + self.out(jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(x.shape))
         y = jax.nn.gelu(self.fc1(self.norm2(x)), approximate=True)
         return x + self.fc2(y)
@@ -150,9 +146,7 @@ class Tower(nnx.Module):
         """
         config, dtype = self.config, self.patch.kernel[...].dtype
         pixels = config.patch_pixels // 3
-        mean, std = (
-            jnp.repeat(jnp.array(c, jnp.float32), pixels) for c in (config.mean, config.std)
-        )
+        mean, std = (jnp.repeat(jnp.array(c, jnp.float32), pixels) for c in (MEAN, STD))
         x = patches.astype(jnp.float32) * jnp.float32(1 / 255)
         x = self.patch(((x - mean) / std).astype(dtype))
         row, column, real = places(grid, x.shape[1])
