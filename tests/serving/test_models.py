@@ -1,12 +1,43 @@
 """A model of the server: what start-up compiles."""
 
+import dataclasses
+import types
+
 import numpy as np
 import pytest
 
 from tests.serving.conftest import QUESTIONS
+from tpo_jax import families
+from tpo_jax.data.processor import Processor
 from tpo_jax.generation.decode import decode, prefill
 from tpo_jax.generation.sampling import Sampling
-from tpo_jax.serving.models import Source, Visual, load, warm_up
+from tpo_jax.serving.models import ServedModel, Source, Visual, load, warm_up
+from tpo_jax.worlds.tokenizer import train_tokenizer
+
+
+@pytest.mark.parametrize("preset", ["tiny_longva", "tiny_qwen3_vl"])
+@pytest.mark.parametrize("num_frames", [5, 128])
+def test_the_warm_up_shows_what_a_video_of_as_many_frames_does(
+    preset, num_frames, monkeypatch
+) -> None:
+    config = dataclasses.replace(families.preset(preset), max_length=32768)
+    tokenizer = train_tokenizer(QUESTIONS, vocab_size=270)
+    tokenizer.add_special_tokens(list(families.of(config).templates["inference"].markers))
+    processor, shown = Processor(config, tokenizer), []
+
+    def answers(self, visuals, rows, *others):
+        shown.append((visuals[0].shape, int(rows[0].prefix_mask.sum())))
+        return iter(())
+
+    monkeypatch.setattr(ServedModel, "answers", answers)
+    model = ServedModel("tiny", types.SimpleNamespace(processor=processor, config=config), 16)
+    warm_up(model, num_frames)
+    draws = np.random.default_rng(0)
+    frames = processor.resize(draws.integers(0, 256, (num_frames, 360, 640, 3), np.uint8))
+    times = tuple(np.linspace(0, 9.0, num_frames).tolist())
+    visual = Visual(("real",), frames, times, 9.0)
+    row = model.row(["What happens in the video?"], visual)
+    assert shown[0] == (visual.shape, int(row.prefix_mask.sum()))
 
 
 @pytest.mark.slow

@@ -100,9 +100,9 @@ def warm_up(model: ServedModel, num_frames: int) -> None:
     A longer video's times are longer numbers, so that its prompt may have another shape: the
     programs are those of the usual lengths, seconds to hours.
     """
-    two = model.model.processor.resize(np.zeros((2, *WARM_UP_PIXELS, 3), np.uint8))
-    frames, shapes = np.concatenate([two] * -(-num_frames // 2)), set()
-    frames = frames[: model.config.batch_frames(num_frames)]
+    # All frames: a model may show those of a long video smaller. They are one in memory.
+    black = np.broadcast_to(np.uint8(0), (num_frames, *WARM_UP_PIXELS, 3))
+    frames, shapes = model.model.processor.resize(black), set()
     for duration in WARM_UP_SECONDS:
         times = tuple(np.linspace(0, duration, num_frames).tolist())
         visual = Visual(("warm-up", duration), frames, times, duration)
