@@ -22,7 +22,7 @@ from tpo_jax.families.weights import (
     to_torch,
 )
 from tpo_jax.models.blocks import Projections
-from tpo_jax.models.classic import followed
+from tpo_jax.models.classic import appended
 from tpo_jax.models.config import DecoderConfig
 from tpo_jax.models.decoder import Decoder, PrefixStream, causal
 from tpo_jax.models.lora import Lora, init_adapters, join, merge, scaled
@@ -233,7 +233,7 @@ def test_shared_prefix_equals_one_row_per_continuation(config):
     def one_row_each(params, prefix):
         decoder = bind(config, params)
         each = jax.tree.map(lambda x: jnp.repeat(x, M, axis=0), prefix)
-        stream = followed(each, y.reshape(B * M, R, -1), mask.reshape(B * M, R))
+        stream = appended(each, y.reshape(B * M, R, -1), mask.reshape(B * M, R))
         hidden = decoder.sequence(stream)[:, P:].reshape(y.shape)
         return (hidden * weight).sum(), hidden
 

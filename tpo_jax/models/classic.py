@@ -69,7 +69,7 @@ def log_probabilities(
         repeated = per_answer({name: getattr(batch, name) for name in names})
         prefix = model.prefix(dataclasses.replace(batch, **repeated), freeze_tower=freeze_tower)
     answers = model.decoder.embed(flat(batch.input_ids)), flat(batch.input_mask)
-    hidden = model.decoder.sequence(followed(prefix, *answers), remat=remat)
+    hidden = model.decoder.sequence(appended(prefix, *answers), remat=remat)
     places = jnp.broadcast_to(jnp.arange(P, P + R), (B * M, R))
     if batch.target_at is not None:
         places = jnp.where(flat(batch.target_at) >= 0, flat(batch.target_at), places)
@@ -84,7 +84,7 @@ def log_probabilities(
     return logps.reshape(B, Q, A, R, -1)
 
 
-def followed(prefix: PrefixStream, x: jax.Array, mask: Array) -> PrefixStream:
+def appended(prefix: PrefixStream, x: jax.Array, mask: Array) -> PrefixStream:
     """Append to each prefix what follows it, and return the joined stream.
 
     Args:

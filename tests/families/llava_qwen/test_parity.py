@@ -1,6 +1,7 @@
 """Same numbers as the PyTorch originals, float32 on CPU, highest matmul precision.
 
-Every measured difference is attached to the test report; `parity_table.py` makes a table of them.
+Every measured difference is attached to the test report; `tests/parity_table.py` makes a table of
+them.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Run the parity tests and write what they measured to docs/results/parity.md.
 
-python tests/families/llava_qwen/parity_table.py
+python tests/parity_table.py
 """
 
 import sys
@@ -8,8 +8,15 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "docs" / "results" / "parity.md"
+FILES = (
+    "families/llava_qwen/test_parity.py",
+    "families/llava_qwen/test_onevision.py",
+    "models/test_decoder.py",
+    "families/qwen_vl/test_vision.py",
+    "families/qwen_vl/test_parity.py",
+)
 HEAD = """# Parity with the PyTorch originals
 
 float32 on CPU, highest matmul precision, random weights. Towers and decoder are those of
@@ -22,7 +29,7 @@ key/value head, head sizes 6, 9 and 10, 27x27 patches that do not cover the fram
 maxima of absolute values; for gradients, of the worst tensor, the norm of the difference over the
 norm.
 
-Written by `python tests/families/llava_qwen/parity_table.py`.
+Written by `python tests/parity_table.py`.
 
 | module | shape | largest difference | bar |
 |---|---|---|---|
@@ -44,11 +51,7 @@ class Collector:
 
 def main() -> int:
     collector = Collector()
-    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("parity", "onevision")]
-    files.append(str(ROOT / "tests" / "models" / "test_decoder.py"))
-    qwen_vl = ROOT / "tests" / "families" / "qwen_vl"
-    files += [str(qwen_vl / f"test_{name}.py") for name in ("vision", "parity")]
-    status = pytest.main([*files, "-q"], [collector])
+    status = pytest.main([*(str(ROOT / "tests" / file) for file in FILES), "-q"], [collector])
     if status != 0 or not collector.rows:
         print("parity tests did not pass; the table is left as it is", file=sys.stderr)
         return status or 1
