@@ -146,7 +146,7 @@ class Processor:
         """
 
         def build(visual: Visual) -> Row:
-            tokens, opening = self._shown(visual)
+            tokens, opening = self._tokens_and_opening(visual)
             return prompts.build_prompts(
                 self.tokenizer,
                 questions,
@@ -189,7 +189,7 @@ class Processor:
             PrefixError: a prefix longer than P.
             InputError: a text the template cannot hold, or an answer longer than R.
         """
-        tokens, opening = self._shown(visual)
+        tokens, opening = self._tokens_and_opening(visual)
         return prompts.build_row(
             self.tokenizer,
             questions,
@@ -240,11 +240,11 @@ class Processor:
 
         return most_frames(lambda times: fits(first(times)), [0.0] * count)
 
-    def _shown(self, visual: Visual) -> tuple[int | Sequence[int], Opening]:
+    def _tokens_and_opening(self, visual: Visual) -> tuple[int | Sequence[int], Opening]:
         """Return the visual tokens of a video, or of every image, and what is said on its times."""
         if isinstance(visual, Pictures):
             return visual.tokens, ""
-        return self.template.shown(self.config, *visual, self.time_instruction)
+        return self.template.tokens_and_opening(self.config, *visual, self.time_instruction)
 
     def _advice(self, visual: Visual, fits: Callable[[Visual], bool]) -> str:
         if isinstance(visual, Pictures):

@@ -119,7 +119,7 @@ def build_row(
         visuals: visual tokens of the video, or a sequence of those of every image, or of every
             group of frames that has an opening; `()` for text.
         template: how prompt and answer are written.
-        opening: of `Template.shown`.
+        opening: of `Template.tokens_and_opening`.
         cut: 'answer': before the last token of the prompt, for one question; 'video': after the
             last visual token and the tokens of the opening, for any number of questions.
         size: P and R to pad to.

@@ -110,7 +110,7 @@ class Template:
         """Return whole messages as text."""
         return "".join(m.content.join(self.around[m.role]) for m in messages)
 
-    def shown(
+    def tokens_and_opening(
         self,
         config: ModelConfig,
         frames: np.ndarray,
@@ -140,7 +140,7 @@ class Template:
         it share, and all that is after it. Where it is shown in groups of frames: before each one.
 
         Args:
-            opening: of `shown`.
+            opening: of `tokens_and_opening`.
             conversation: messages without placeholders, the last one to be answered.
             at: which message, a user's, the visual opens.
         """

@@ -106,7 +106,9 @@ def test_the_reported_number_of_frames_fits(height, width, tokenizer):
 def test_frames_without_times_are_at_24_a_second(tokenizer, capsys):
     errors.note.cache_clear()
     for frames, last in ((8, "0.3"), (7, "0.2")):  # the last of seven is its own pair: 6 / 24
-        _, stamps = INFERENCE.shown(TINY, clip_of(TINY, frames, 16, 16).frames, (), 0.0, "none")
+        _, stamps = INFERENCE.tokens_and_opening(
+            TINY, clip_of(TINY, frames, 16, 16).frames, (), 0.0, "none"
+        )
         assert stamps == tuple(f"<{t} seconds>" for t in ("0.0", "0.1", "0.2", last))
     assert "without times: their prompt has them at 24 a second" in capsys.readouterr().err
     short = Processor(dataclasses.replace(TINY, max_length=200), tokenizer)

@@ -100,9 +100,9 @@ def test_small_images_stay_within_few_tokens():
 
 @pytest.mark.parametrize("shape", [(1, 7000), (4000, 10)])
 def test_aspect_ratios_the_processor_refuses(shape):
-    with pytest.raises(InputError, match=r"times the other.*cut it|frame_tokens"):
+    with pytest.raises(InputError, match=r"times the other.*crop the longer|frame_tokens"):
         image_size(FULL, *shape)
-    with pytest.raises(InputError, match=r"times the other.*cut it|frame_tokens"):
+    with pytest.raises(InputError, match=r"times the other.*crop the longer|frame_tokens"):
         video_size(FULL, 8, *shape)
 
 

@@ -36,7 +36,8 @@ def video_size(config: QwenVLConfig, num_frames: int, height: int, width: int) -
     if count % PAIR and size[0] * size[1] > config.frame_tokens * side**2:
         # The processor counts an odd video a frame short, and would pass the cap.
         size = _fitted(height, width, side, budget, count, rounded=count + 1)
-    return _held(config, size, config.pair_tokens(count))
+    _check_tokens(config, size, config.pair_tokens(count))
+    return size
 
 
 def image_size(config: QwenVLConfig, height: int, width: int) -> tuple[int, int]:
@@ -53,7 +54,8 @@ def image_size(config: QwenVLConfig, height: int, width: int) -> tuple[int, int]
     size = _fitted(height, width, side, (min(least, cap), min(most, cap)), 1)
     if size[0] * size[1] > cap:
         size = _fitted(height, width, side, (1, cap), 1)
-    return _held(config, size, config.frame_tokens)
+    _check_tokens(config, size, config.frame_tokens)
+    return size
 
 
 def _fitted(
@@ -66,7 +68,7 @@ def _fitted(
     if aspect > MOST_ASPECT:
         raise InputError(
             f"{width}x{height} pixels: one side is {aspect:.0f} times the other, more than "
-            f"{MOST_ASPECT}, which the processor refuses; cut it"
+            f"{MOST_ASPECT}, which the processor refuses; crop the longer side"
         )
     least, most = budget
     counted = rounded or (1 if frames == 1 else round(frames / PAIR) * PAIR)
@@ -80,7 +82,8 @@ def _fitted(
     return sides[0], sides[1]
 
 
-def _held(config: QwenVLConfig, size: tuple[int, int], most: int) -> tuple[int, int]:
+def _check_tokens(config: QwenVLConfig, size: tuple[int, int], most: int) -> None:
+    """Check that a frame or image of this size has at most so many visual tokens."""
     tokens = size[0] * size[1] // config.tower.token_side**2
     if tokens > most:
         raise InputError(
@@ -88,7 +91,6 @@ def _held(config: QwenVLConfig, size: tuple[int, int], most: int) -> tuple[int, 
             f"frame_tokens={config.frame_tokens} and the pixels of all frames allow; use fewer "
             "frames, or crop the longer side"
         )
-    return size
 
 
 def preprocess(frames: np.ndarray, config: QwenVLConfig, pad: bool = False) -> np.ndarray:

@@ -40,7 +40,7 @@ def _tokens(config: QwenVLConfig, frames: np.ndarray, num_frames: int) -> int:
 class Qwen3VLTemplate(Template):
     """A timestamp before each pair of frames, vision markers around it."""
 
-    def shown(
+    def tokens_and_opening(
         self, config: Any, frames: np.ndarray, times: Sequence[float], duration: float, mode: str
     ) -> tuple[int | Sequence[int], Opening]:
         """Return the visual tokens of every pair of frames, and its timestamp; see `Template`."""
