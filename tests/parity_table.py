@@ -1,47 +1,41 @@
 """Run the parity tests and write what they measured to docs/results/parity.md.
 
-python tests/parity_table.py
+python tests/parity_table.py            # all sections of the page
+python tests/parity_table.py Qwen3-VL   # one of them; the others stay as they are
 """
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-TABLE = ROOT / "docs" / "results" / "parity.md"
-FILES = (
-    "families/llava_qwen/test_parity.py",
-    "families/llava_qwen/test_onevision.py",
-    "models/test_decoder.py",
-    "families/qwen_vl/test_vision.py",
-    "families/qwen_vl/test_parity.py",
-)
-HEAD = """# Parity with the PyTorch originals
-
-float32 on CPU, highest matmul precision, random weights. Towers and decoder are those of
-`transformers` {transformers} under PyTorch {torch}; the connector is
-reimplemented in `tests/originals.py`. LLaVA-OneVision is `transformers`'
-`LlavaOnevisionForConditionalGeneration`, connector included, and Qwen3-VL is its
-`Qwen3VLForConditionalGeneration`; the decoders of Qwen3-VL and Qwen2.5-VL are also compared with
-its text models of these names. Configurations are tiny and irregular: three query heads per
-key/value head, head sizes 6, 9 and 10, 27x27 patches that do not cover the frame. Differences are
-maxima of absolute values; for gradients, of the worst tensor, the norm of the difference over the
-norm.
-
-Written by `python tests/parity_table.py`.
-
-| module | shape | largest difference | bar |
-|---|---|---|---|
-"""
+TESTS = Path(__file__).resolve().parent
+PAGE = TESTS.parent / "docs" / "results" / "parity.md"
+# Files of tests by section.
+SECTIONS = {
+    "LongVA, LLaVA-Video and LLaVA-OneVision": (
+        "families/llava_qwen/test_parity.py",
+        "families/llava_qwen/test_onevision.py",
+    ),
+    "Qwen3-VL": (
+        "models/test_decoder.py",
+        "families/qwen_vl/test_vision.py",
+        "families/qwen_vl/test_parity.py",
+    ),
+}
+TABLE = "| module | shape | largest difference | bar |\n|---|---|---|---|\n"
 
 
 class Collector:
-    """Gathers what the tests attach to their reports."""
+    """Gathers what the tests attach to their reports; other tests are left out."""
 
     def __init__(self):
         self.rows = []
         self.notes = []
+
+    def pytest_collection_modifyitems(self, items):
+        items[:] = [item for item in items if "record_property" in item.fixturenames]
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call":
@@ -49,24 +43,35 @@ class Collector:
                 {"parity": self.rows, "note": self.notes}[name].append(value)
 
 
-def main() -> int:
+def measured(files) -> str:
+    """Run a section's tests and return its text; nothing if one of them fails."""
     collector = Collector()
-    status = pytest.main([*(str(ROOT / "tests" / file) for file in FILES), "-q"], [collector])
+    status = pytest.main([*(str(TESTS / file) for file in files), "-q"], [collector])
     if status != 0 or not collector.rows:
-        print("parity tests did not pass; the table is left as it is", file=sys.stderr)
-        return status or 1
+        return ""
     import torch
     import transformers
 
-    lines = [
-        f"| {what} | {shape or 'scalar'} | {difference:.1e} | {bar:.0e} |"
+    versions = f"`transformers` {transformers.__version__}, PyTorch {torch.__version__}."
+    rows = "".join(
+        f"| {what} | {shape or 'scalar'} | {difference:.1e} | {bar:.0e} |\n"
         for what, shape, difference, bar in collector.rows
-    ]
-    text = HEAD.format(torch=torch.__version__, transformers=transformers.__version__)
-    text += "\n".join(lines) + "\n\n" + "".join(f"- {note}.\n" for note in collector.notes)
-    TABLE.parent.mkdir(parents=True, exist_ok=True)
-    TABLE.write_text(text, encoding="utf-8")
-    print(TABLE)
+    )
+    notes = "".join(f"- {note}.\n" for note in collector.notes)
+    return f"{versions}\n\n{TABLE}{rows}\n{notes}".strip() + "\n"
+
+
+def main() -> int:
+    page = PAGE.read_text(encoding="utf-8")
+    for title in sys.argv[1:] or SECTIONS:
+        if not (text := measured(SECTIONS[title])):
+            print(f"{title}: a parity test failed; the page is left as it is", file=sys.stderr)
+            return 1
+        section = re.compile(rf"(?<=^## {title}\n\n).*?(?=\n## |\Z)", re.MULTILINE | re.DOTALL)
+        page, found = section.subn(lambda _, text=text: text, page)
+        assert found == 1, f"{PAGE} has no section {title!r}"
+    PAGE.write_text(page, encoding="utf-8")
+    print(PAGE)
     return 0
 
 
