@@ -65,13 +65,16 @@ _SETTINGS = {
         "Import: sentence on the frames' times. Default: newline if config.json asks for it.",
     ),
     "max_length": flags.DEFINE_integer(
-        "max_length", None, "Import: tokens at most. Default: config.json's, else 32768.", 1
+        "max_length",
+        None,
+        "Import: tokens at most. Default: config.json's, else that of the published models.",
+        1,
     ),
     "frame_tokens": flags.DEFINE_integer(
         "frame_tokens",
         None,
-        "Import of Qwen3-VL: visual tokens of a pair of frames, and of an image, at most. "
-        "Default: 768.",
+        "Import, of a model that takes frames in pairs: visual tokens of a pair, and of an image, "
+        "at most. Default: video_preprocessor_config.json's, else 768.",
         1,
     ),
     "rope_theta": flags.DEFINE_float(

@@ -106,6 +106,8 @@ def test_errors(saved, tmp_path, params):
         load_model(tmp_path / "nowhere")
     with pytest.raises(InputError, match="newline"):
         load_model(saved, newline="sometimes")
+    with pytest.raises(InputError, match=r"--frame_tokens=9 is no setting of Llava.*pooling"):
+        load_config(saved, frame_tokens=9)
     edit(saved, lambda v: v["model"]["tower"].update(mlp_width=7))
     with pytest.raises(InputError, match=r"tower/layers/fc1/bias has shape .* the config says"):
         load_model(saved)

@@ -207,6 +207,8 @@ def _write_configs(
             copy_files(kept, directory, ["config.json", *family.config_files(kept)])
             if (updated := family.update_config(values, config)) != values:
                 write_json(directory / "config.json", updated)
+            for file, values in family.updated_files(directory, config).items():
+                write_json(directory / file, values)
             return read_json_object(kept / "layout.json")
     made = family.layouts[layout or next(iter(family.layouts))]
     for file, values in made.new_config(config, dtype.name).items():

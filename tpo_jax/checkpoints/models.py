@@ -24,6 +24,7 @@ from tpo_jax.checkpoints.native import nested
 from tpo_jax.checkpoints.safetensors_files import TensorFiles
 from tpo_jax.errors import InputError, note
 from tpo_jax.families.family import Family
+from tpo_jax.families.values import check_settings, settings_of
 from tpo_jax.io.files import read_json_object, replacing_directory, write_json
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.quantized import is_quantized, quantize_leaf
@@ -111,11 +112,13 @@ def load_config(
     values = read_json_object(directory / "config.json")
     if not is_native(directory):
         family = _published_family(directory, values)
+        check_settings(family.reads, family.settings, settings)
         shapes = TensorFiles(directory, family.canonical).shapes()
         return family.read_config(directory, shapes, settings | _tower(tower))
     _no_tower(directory, tower)
     try:
         family, model = families.named(values.get("family")), values["model"]
+        check_settings(family.reads, family.settings, settings)
         if "rope_theta" in settings:
             model["decoder"]["rope_theta"] = settings.pop("rope_theta")
         return family.from_dict({**model, **settings})
@@ -287,7 +290,7 @@ def _keep(source: Path, target: Path, config: ModelConfig, tower: str | Path | N
             return
     elif families.recognise(values, _names(source)) is not family:
         return
-    original = load_config(source, tower, **family.settings(config))
+    original = load_config(source, tower, **settings_of(config, family.settings))
     if families.abstract_params(original) != families.abstract_params(config):
         return
     if values.get("format") != FORMAT:

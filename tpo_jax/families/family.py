@@ -63,13 +63,16 @@ class Family:
     # (directory, shapes, folder of the tower if given) to a folder with tensors that the checkpoint
     # lacks, and their names; None: it lacks none. InputError: they are nowhere.
     beside: Callable[[Path, Mapping[str, Shape], Path | None], tuple[Path, Rename] | None]
-    # What a config says on those settings, and the values of those that have a few only.
-    settings: Callable[[Any], dict]
+    # The names of those settings, and the values of those that have a few only.
+    settings: tuple[str, ...]
     choices: Mapping[str, tuple[str, ...]]
     # Files beside config.json that an export gives back, relative to the directory.
     config_files: Callable[[Path], list[Path]]
     # (config.json of the original checkpoint, config) to config.json of the export.
     update_config: Callable[[dict, Any], dict]
+    # (folder of the export, config) to the JSON files beside config.json that are to say something
+    # else than the original's there.
+    updated_files: Callable[[Path, Any], dict[str, dict]]
     # Layouts of published checkpoints by name, the default one first, and the name of the one that
     # a config.json is in.
     layouts: Mapping[str, Layout]

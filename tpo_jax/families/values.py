@@ -1,11 +1,12 @@
 """Values of a published `config.json`, checked when they are read."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tpo_jax.errors import InputError, note
 from tpo_jax.families.weights import EMBEDDING, HEAD, Shape
+from tpo_jax.models.config import ModelConfig
 
 
 def read_value(where: str, values: dict, key: str, kind: type, default: Any = None) -> Any:
@@ -60,21 +61,45 @@ def scaled_positions(values: dict) -> str:
     return ""
 
 
-def read_rows(where: str, values: dict, shapes: Mapping[str, Shape]) -> int:
+def settings_of(config: ModelConfig, names: Iterable[str]) -> dict[str, Any]:
+    """Return what a config says on settings of published checkpoints, `Family.settings`."""
+    return {
+        name: getattr(config.decoder if name == "rope_theta" else config, name) for name in names
+    }
+
+
+def check_settings(reads: str, names: Iterable[str], settings: Mapping[str, Any]) -> None:
+    """Raise InputError where one of the settings is none of a family's.
+
+    Args:
+        reads: what messages call the family's checkpoints, `Family.reads`.
+        names: `Family.settings`.
+        settings: values by name, as flags of `convert` or keywords of `tpo_jax.load`.
+    """
+    for name in sorted(settings.keys() - set(names)):
+        raise InputError(
+            f"--{name}={settings[name]} is no setting of {reads}, which have {', '.join(names)}"
+        )
+
+
+def read_rows(
+    where: str, values: dict, shapes: Mapping[str, Shape], embedding: str = EMBEDDING
+) -> int:
     """Return the rows of the embedding, which decide; says so where `vocab_size` is another."""
-    rows, said = shapes[EMBEDDING][0], values.get("vocab_size")
+    rows, said = shapes[embedding][0], values.get("vocab_size")
     if said not in (None, rows):
         note(f"{where}: vocab_size={said!r}, but the embedding has {rows} rows, which are used")
     return rows
 
 
-def read_tied(where: str, *sections: dict, stored: Any) -> bool:
+def read_tied(where: str, *sections: dict, stored: Any, embedding: str = EMBEDDING) -> bool:
     """Return whether the head is the transposed embedding.
 
     Args:
         where: the file, for messages.
         *sections: parts of `config.json` that may say so; one that does suffices.
         stored: names of the tensors; decides where no section says anything.
+        embedding: the embedding's name there.
 
     Raises:
         InputError: `tie_word_embeddings` is neither true nor false.
@@ -84,7 +109,7 @@ def read_tied(where: str, *sections: dict, stored: Any) -> bool:
         raise InputError(f"{where}: tie_word_embeddings={wrong[0]!r} must be true or false")
     if said:
         return any(said)
-    if HEAD not in stored and EMBEDDING in stored:
+    if HEAD not in stored and embedding in stored:
         note(f"{where}: no tie_word_embeddings and no {HEAD}; the head is taken for the embedding")
         return True
     return False

@@ -13,22 +13,11 @@ from tpo_jax.checkpoints.peft import save_adapters
 from tpo_jax.data.clips import Clip
 from tpo_jax.data.collate import collate
 from tpo_jax.data.processor import Processor
-from tpo_jax.families import qwen_vl
 from tpo_jax.models.batch import BatchShape
 from tpo_jax.models.lora import Lora, init_adapters, join, scaled
 
 torch = originals.torch
 LORA = Lora(rank=2, alpha=6.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def registered():
-    """The family, whether or not the package lists it."""
-    before = dict(families.FAMILIES)
-    families.FAMILIES["qwen_vl"] = qwen_vl.FAMILY
-    yield
-    families.FAMILIES.clear()
-    families.FAMILIES.update(before)
 
 
 def test_peft_and_we_load_what_was_trained(tmp_path):

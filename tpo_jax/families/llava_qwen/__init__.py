@@ -34,10 +34,11 @@ FAMILY = Family(
         f"{published.ARCHITECTURE} (LongVA, LLaVA-Video, LLaVA-OneVision), {onevision.ARCHITECTURE}"
     ),
     read_config=published.read_config,
-    settings=published.settings_of,
+    settings=published.SETTINGS,
     choices={"pooling": config.POOLINGS, "newline": config.NEWLINES},
     config_files=published.config_files,
     update_config=published.update_config,
+    updated_files=lambda directory, config: {},
     layouts={
         "original": Layout(published.new_config, str),
         "transformers": Layout(onevision.new_config, weights.transformers_name),

@@ -31,6 +31,7 @@ from tpo_jax.families.values import (
     read_value,
     rotary_base,
     scaled_positions,
+    settings_of,
 )
 from tpo_jax.families.weights import EMBEDDING, Rename, Shape
 from tpo_jax.io.files import read_json_object
@@ -181,12 +182,6 @@ def beside(
     return (folder, tensor_of_tower) if folder else None
 
 
-def settings_of(config: LlavaQwenConfig) -> dict:
-    """Return what a config says on `SETTINGS`."""
-    values = {name: getattr(config, name) for name in SETTINGS if name != "rope_theta"}
-    return values | {"rope_theta": config.decoder.rope_theta}
-
-
 def update_config(values: dict, config: LlavaQwenConfig) -> dict:
     """Return `config.json`'s values, changed where the config says something else on `SETTINGS`."""
     if layout_of(values) == "transformers":
@@ -198,7 +193,7 @@ def update_config(values: dict, config: LlavaQwenConfig) -> dict:
         "time_instruction": ("add_time_instruction", config.time_instruction != "none"),
         "rope_theta": ("rope_theta", config.decoder.rope_theta),
     }
-    read, wanted = read_settings("config.json", values), settings_of(config)
+    read, wanted = read_settings("config.json", values), settings_of(config, SETTINGS)
     return values | {
         keys[name][0]: keys[name][1] for name in SETTINGS if read[name] != wanted[name]
     }

@@ -1,7 +1,7 @@
 """Qwen3-VL: a tower over frames of native shape before a decoder with positions on three axes."""
 
 from tpo_jax.families.family import Family, Layout
-from tpo_jax.families.qwen_vl import config, processing, published, template, weights
+from tpo_jax.families.qwen_vl import config, processing, processors, published, template, weights
 
 
 def _model() -> type:
@@ -25,10 +25,11 @@ FAMILY = Family(
     recognises=published.recognises,
     reads=published.READS,
     read_config=published.read_config,
-    settings=published.settings_of,
+    settings=published.SETTINGS,
     choices={},
     config_files=published.config_files,
     update_config=published.update_config,
+    updated_files=processors.updated_files,
     layouts={"transformers": Layout(published.new_config, str)},
     layout_of=published.layout_of,
     weights=weights.weights,

@@ -72,6 +72,11 @@ class QwenVLConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "model")
+        if self.time_instruction != "none":
+            raise ValueError(
+                f"time_instruction={self.time_instruction!r}: prompts of this model always name "
+                "the times of frames; it must be 'none'"
+            )
         for name in ("video_pixels", "image_pixels"):
             least, most = getattr(self, name)
             if not 0 < least <= most:

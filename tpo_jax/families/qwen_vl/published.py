@@ -5,15 +5,16 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from tpo_jax.errors import InputError
-from tpo_jax.families.qwen_vl.config import MEAN, MERGE, PAIR, STD, QwenVLConfig, TowerConfig
-from tpo_jax.families.qwen_vl.weights import EMBEDDING, HEAD
-from tpo_jax.families.values import check_fixed, read_value, rotary_base
+from tpo_jax.families.qwen_vl import processors
+from tpo_jax.families.qwen_vl.config import KIND, MERGE, PAIR, QwenVLConfig, TowerConfig
+from tpo_jax.families.qwen_vl.weights import EMBEDDING
+from tpo_jax.families.values import check_fixed, read_rows, read_tied, read_value, rotary_base
 from tpo_jax.families.weights import Rename, Shape
 from tpo_jax.io.files import read_json_object
 from tpo_jax.models.config import DecoderConfig
 
-MODEL_TYPE, ARCHITECTURE = "qwen3_vl", "Qwen3VLForConditionalGeneration"
-READS = "Qwen3VLForConditionalGeneration (Qwen3-VL 2B, 4B, 8B, 32B)"
+MODEL_TYPE, ARCHITECTURE = KIND, "Qwen3VLForConditionalGeneration"
+READS = "Qwen3VLForConditionalGeneration (Qwen3-VL 2B, 4B, 8B, 32B Instruct)"
 # Relatives that people may expect here, and why they are not.
 _OTHERS = {
     "Qwen3VLMoeForConditionalGeneration": "its MLPs are mixtures of experts",
@@ -60,7 +61,7 @@ def read_config(directory: Path, shapes: Mapping[str, Shape], settings: dict) ->
         directory: holds `config.json` and, as published, `preprocessor_config.json` and
             `video_preprocessor_config.json` with the pixel budgets.
         shapes: of the stored tensors by name in `weights`.
-        settings: of `SETTINGS`, take precedence over the files.
+        settings: of `SETTINGS`, take precedence over the files; `tower`, a folder, is refused.
 
     Raises:
         InputError: a key is missing, or asks for something these models are not.
@@ -70,10 +71,11 @@ def read_config(directory: Path, shapes: Mapping[str, Shape], settings: dict) ->
     for name in _architectures(values):
         if name in _OTHERS:
             raise InputError(f"{where}: {name} is not supported, {_OTHERS[name]}; {READS} is")
-    if unknown := settings.keys() - set(SETTINGS):
-        raise InputError(f"{where}: {min(unknown)} is no setting of {ARCHITECTURE}")
+    if tower := settings.get("tower"):
+        raise InputError(f"--tower={tower}: {directory} has a tower of its own")
     if EMBEDDING not in shapes:
         raise InputError(f"{directory}: tensor {EMBEDDING} is missing")
+    processors.check_chat(directory, READS)
     text, vision = (_section(where, values, f"{name}_config") for name in ("text", "vision"))
     settings = dict(settings)
     theta = settings.pop("rope_theta", None) or rotary_base(where, text, 5e5)
@@ -83,11 +85,11 @@ def read_config(directory: Path, shapes: Mapping[str, Shape], settings: dict) ->
             raise InputError(f"{where}: out_hidden_size={outputs!r} must be {decoder.width}")
         length = read_value(where, text, "max_position_embeddings", int, 128000)
         budgets = {
-            "video_pixels": _budget(directory, "video_preprocessor_config.json", tower),
-            "image_pixels": _budget(directory, "preprocessor_config.json", tower),
+            "video_pixels": processors.budget(directory, processors.VIDEO_FILE, tower),
+            "image_pixels": processors.budget(directory, processors.IMAGE_FILE, tower),
         }
         given = {"max_length": length, **{k: v for k, v in budgets.items() if v}}
-        given |= {"frame_tokens": _frame_tokens(directory), **settings}
+        given |= {"frame_tokens": processors.frame_tokens(directory), **settings}
         return QwenVLConfig(tower, decoder, **given)
     except InputError:
         raise
@@ -111,7 +113,7 @@ def _tower(where: str, vision: dict) -> TowerConfig:
     if not isinstance(levels, list):
         raise InputError(f"{where}: deepstack_visual_indexes={levels!r} must be a list")
     return TowerConfig(
-        kind="qwen3_vl",
+        kind=KIND,
         patch_size=read_value(where, vision, "patch_size", int, 16),
         width=read_value(where, vision, "hidden_size", int, 1152),
         layers=read_value(where, vision, "depth", int, 27),
@@ -130,14 +132,19 @@ def _decoder(
         read_value(where, text, key, int) for key in ("hidden_size", "num_attention_heads")
     )
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise InputError(f"{where}: {rope!r}: rope_parameters or rope_scaling must be an object")
     kind = rope.get("rope_type", rope.get("type")) or "default"
     if kind not in ("default", "mrope"):
         raise InputError(f"{where}: rope_type={kind!r}: scaled positions are not supported")
     check_fixed(where, rope, {"mrope_interleaved": True})
     sections = rope.get("mrope_section", [24, 20, 20])
-    tied = values.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+    if not isinstance(sections, list):
+        raise InputError(f"{where}: mrope_section={sections!r} must be a list")
+    # What `transformers` asks, and for files without it what the decoder says of itself.
+    says = values if values.get("tie_word_embeddings") is not None else text
     return DecoderConfig(
-        vocab_size=shapes[EMBEDDING][0],
+        vocab_size=read_rows(where, text, shapes, EMBEDDING),
         width=width,
         layers=read_value(where, text, "num_hidden_layers", int),
         heads=heads,
@@ -146,7 +153,7 @@ def _decoder(
         mlp_width=read_value(where, text, "intermediate_size", int),
         rope_theta=theta,
         norm_eps=read_value(where, text, "rms_norm_eps", float, 1e-6),
-        tied=HEAD not in shapes if tied is None else tied,
+        tied=read_tied(where, says, stored=shapes, embedding=EMBEDDING),
         qkv_bias=False,
         qk_norm=True,
         rope_sections=tuple(sections),
@@ -154,46 +161,11 @@ def _decoder(
     )
 
 
-def _budget(directory: Path, name: str, tower: TowerConfig) -> tuple[int, int] | None:
-    """Return least and most pixels that a processor's file names; None where there is no file."""
-    if not (directory / name).is_file():
-        return None
-    where = f"{directory}/{name}"
-    values = read_json_object(directory / name)
-    sizes = {"patch_size": tower.patch_size, "merge_size": MERGE, "temporal_patch_size": PAIR}
-    check_fixed(where, values, {**sizes, "image_mean": list(MEAN)})
-    size = _section(where, values, "size") if "size" in values else {}
-    least, most = (
-        read_value(where, values if values.get(old) else size, old if values.get(old) else new, int)
-        for old, new in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
-    )
-    return least, most
-
-
-def _frame_tokens(directory: Path) -> int:
-    """Return the most visual tokens of a pair of frames, as published if no file says."""
-    path = directory / "video_preprocessor_config.json"
-    values = read_json_object(path) if path.is_file() else {}
-    return read_value(str(path), values, "max_video_tokens", int, 768)
-
-
 def beside(
     directory: Path, shapes: Mapping[str, Shape], tower: Path | None
 ) -> tuple[Path, Rename] | None:
-    """Return None: a checkpoint lacks no tensors.
-
-    Raises:
-        InputError: a folder of a tower is given.
-    """
-    if tower:
-        raise InputError(f"--tower={tower}: {directory} has a tower of its own")
+    """Return None: a checkpoint lacks no tensors."""
     return None
-
-
-def settings_of(config: QwenVLConfig) -> dict:
-    """Return what a config says on `SETTINGS`."""
-    values = {name: getattr(config, name) for name in SETTINGS if name != "rope_theta"}
-    return values | {"rope_theta": config.decoder.rope_theta}
 
 
 def update_config(values: dict, config: QwenVLConfig) -> dict:
@@ -255,14 +227,7 @@ def new_config(config: QwenVLConfig, dtype: str) -> dict[str, dict]:
         "tie_word_embeddings": decoder.tied,
         **_placeholders(decoder.vocab_size),
     }
-    files = {"config.json": values}
-    for name, kind, budget in (
-        ("preprocessor_config.json", "image", config.image_pixels),
-        ("video_preprocessor_config.json", "video", config.video_pixels),
-    ):
-        files[name] = _processor(kind, tower, budget)
-    files[name] |= {"cap_pixels_per_frame": True, "max_video_tokens": config.frame_tokens}
-    return files
+    return {"config.json": values, **processors.new_files(config)}
 
 
 # Ids of the published tokenizer.
@@ -279,19 +244,6 @@ def _placeholders(rows: int) -> dict[str, int]:
     if rows > max(_PUBLISHED_IDS.values()):
         return _PUBLISHED_IDS
     return {name: rows - 4 + i for i, name in enumerate(_PUBLISHED_IDS)}
-
-
-def _processor(kind: str, tower: TowerConfig, budget: tuple[int, int]) -> dict:
-    named = {"image": "Qwen2VLImageProcessorFast", "video": "Qwen3VLVideoProcessor"}
-    return {
-        f"{kind}_processor_type": named[kind],
-        "patch_size": tower.patch_size,
-        "temporal_patch_size": PAIR,
-        "merge_size": MERGE,
-        "size": {"shortest_edge": budget[0], "longest_edge": budget[1]},
-        "image_mean": list(MEAN),
-        "image_std": list(STD),
-    }
 
 
 def config_files(directory: Path) -> list[Path]:

@@ -1,0 +1,150 @@
+"""Files of a Qwen3-VL checkpoint read, refused and given back; its weights are zeros."""
+
+import json
+
+import pytest
+
+from tpo_jax.checkpoints import huggingface_export as export
+from tpo_jax.checkpoints.huggingface import weights
+from tpo_jax.checkpoints.models import KEPT, load_config, open_model, save_model
+from tpo_jax.checkpoints.safetensors_files import Entry, SafetensorsWriter
+from tpo_jax.errors import InputError
+from tpo_jax.families.qwen_vl import published
+from tpo_jax.families.qwen_vl.config import PRESETS
+
+TINY = PRESETS["tiny_qwen3_vl"]
+VIDEO, CHAT = "video_preprocessor_config.json", "chat_template.json"
+
+
+def write(directory, config=TINY):
+    """A checkpoint as published, but for its tokenizer."""
+    directory.mkdir()
+    for name, values in published.new_config(config, "float32").items():
+        (directory / name).write_text(json.dumps(values))
+    entries = {name: Entry("F32", shape, 4) for name, shape in weights(config).tensors.items()}
+    SafetensorsWriter(directory / "model.safetensors", entries, {"format": "pt"})
+    return directory
+
+
+def edit(directory, name, **changes):
+    """Change values of a JSON file; objects keep their other values."""
+    path = directory / name
+    values = json.loads(path.read_text()) if path.is_file() else {}
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(values.get(key), dict)
+        values[key] = {**values[key], **value} if both else value
+    path.write_text(json.dumps(values))
+
+
+def converted_back(source, tmp_path, **settings):
+    """Import and export, as `convert` does both."""
+    opened = open_model(source, **settings)
+    save_model(tmp_path / "native", opened.config, opened.params, source)
+    native, back = open_model(tmp_path / "native"), tmp_path / "back"
+    back.mkdir()
+    export.copy_files(tmp_path / "native", back, export.SIDE_FILES)
+    export.export_model(back, native.config, native.params, tmp_path / "native" / KEPT)
+    return back
+
+
+def test_an_export_says_the_visual_tokens_that_were_set(tmp_path):
+    source = write(tmp_path / "published")
+    edit(source, VIDEO, max_video_tokens=9, min_frames=4)
+    back = converted_back(source, tmp_path, frame_tokens=3)
+    given, found = (json.loads((folder / VIDEO).read_text()) for folder in (source, back))
+    assert found == given | {"max_video_tokens": 3, "cap_pixels_per_frame": True}
+    assert load_config(source).frame_tokens == 9 and load_config(back).frame_tokens == 3
+    for name in ("config.json", "preprocessor_config.json"):
+        assert (back / name).read_bytes() == (source / name).read_bytes()
+
+
+@pytest.mark.parametrize("tokens", [768, 3])
+def test_an_export_without_the_file_writes_it_where_it_says_something(tmp_path, tokens):
+    source = write(tmp_path / "published")
+    (source / VIDEO).unlink()
+    back = converted_back(source, tmp_path, frame_tokens=tokens)
+    assert load_config(back).frame_tokens == tokens
+    assert (back / VIDEO).is_file() == (tokens != 768)
+
+
+THINKING = "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+PLAIN = "{{ m.content.split('<think>') }}{% if add_generation_prompt %}assistant\n{% endif %}"
+IMAGES = "preprocessor_config.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        (CHAT, {"chat_template": THINKING}, "Qwen3-VL-Thinking is not supported"),
+        ("tokenizer_config.json", {"chat_template": THINKING}, "answers begin with <think>"),
+        ("config.json", {"text_config": {"rope_parameters": "mrope"}}, "must be an object"),
+        (
+            "config.json",
+            {"text_config": {"rope_parameters": None, "rope_scaling": "mrope"}},
+            "'mrope': rope_parameters or rope_scaling must be an object",
+        ),
+        ("config.json", {"text_config": {"rope_parameters": {"mrope_section": 8}}}, "be a list"),
+        ("config.json", {"tie_word_embeddings": "no"}, "must be true or false"),
+        (VIDEO, {"image_std": [0.2, 0.2, 0.2]}, r"image_std=\[0.2, 0.2, 0.2\] is not supported"),
+        (IMAGES, {"do_normalize": False}, "do_normalize=False is not supported"),
+        (IMAGES, {"do_resize": False}, "do_resize=False is not supported"),
+        (VIDEO, {"rescale_factor": 1.0}, "rescale_factor=1.0 is not supported"),
+        (VIDEO, {"resample": 2}, "resample=2 is not supported; it must be 3"),
+        (IMAGES, {"size": 7}, "size must be an object"),
+    ],
+)
+def test_what_is_not_supported_is_one_line_with_its_file(tmp_path, file, values, message):
+    source = write(tmp_path / "published")
+    edit(source, file, **values)
+    with pytest.raises(InputError, match=message) as error:
+        load_config(source)
+    assert file in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_published_files_say_is_accepted(tmp_path):
+    source = write(tmp_path / "published")
+    edit(source, CHAT, chat_template=PLAIN)
+    (source / "chat_template.jinja").write_text(PLAIN)
+    for name in (IMAGES, VIDEO):
+        edit(source, name, do_resize=True, rescale_factor=0.00392156862745098, resample=3)
+    assert load_config(source) == TINY
+    (source / "chat_template.jinja").write_text(THINKING)
+    with pytest.raises(InputError, match="chat_template.jinja: answers begin with <think>"):
+        load_config(source)
+
+
+def test_rows_of_the_embedding_decide_with_a_note(tmp_path, capsys):
+    source = write(tmp_path / "published")
+    edit(source, "config.json", text_config={"vocab_size": 7}, tie_word_embeddings=None)
+    assert load_config(source) == TINY  # with a head of its own it is not tied
+    assert "vocab_size=7, but the embedding has 512 rows" in capsys.readouterr().err
+
+
+def test_settings_are_those_of_the_family(tmp_path):
+    source = write(tmp_path / "published")
+    with pytest.raises(InputError, match="time_instruction='inline': .* must be 'none'"):
+        load_config(source, time_instruction="inline")
+    with pytest.raises(InputError, match=r"--pooling=max is no setting of Qwen3VL.* frame_tokens"):
+        load_config(source, pooling="max")
+    with pytest.raises(InputError, match=r"--tower=.*has a tower of its own"):
+        load_config(source, tower=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tower", "message"),
+    [
+        ({"kind": "qwen2_5_vl"}, "tower.kind must be 'qwen3_vl'"),
+        ({"window": 112}, "window"),
+        ({"table": 0}, "tower.table=0 must be a positive integer"),
+    ],
+)
+def test_a_native_config_of_another_tower_is_refused(tmp_path, tower, message):
+    source = write(tmp_path / "published")
+    opened = open_model(source)
+    save_model(tmp_path / "native", opened.config, opened.params, source)
+    path = tmp_path / "native" / "config.json"
+    values = json.loads(path.read_text())
+    values["model"]["tower"] |= tower
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match=message):
+        load_config(tmp_path / "native")
