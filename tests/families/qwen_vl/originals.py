@@ -11,37 +11,15 @@ from tokenizers import Tokenizer
 torch = pytest.importorskip("torch", reason="the parity tests compare with PyTorch")
 transformers = pytest.importorskip("transformers", reason="compared with transformers")
 
+from tests.families.qwen_vl.tiny import CONFIG  # noqa: E402
 from tpo_jax.families.qwen_vl import published  # noqa: E402
-from tpo_jax.families.qwen_vl.config import MERGE, QwenVLConfig, TowerConfig  # noqa: E402
+from tpo_jax.families.qwen_vl.config import MERGE, QwenVLConfig  # noqa: E402
 from tpo_jax.families.qwen_vl.processing import grids  # noqa: E402
 from tpo_jax.families.qwen_vl.template import INFERENCE  # noqa: E402
-from tpo_jax.models.config import DecoderConfig  # noqa: E402
 from tpo_jax.models.pictures import Pictures  # noqa: E402
 from tpo_jax.worlds.tokenizer import train_tokenizer  # noqa: E402
 
 torch.set_num_threads(1)
-
-CONFIG = QwenVLConfig(
-    TowerConfig("qwen3_vl", 4, 32, 3, 2, 40, table=5, deepstack=(0, 1)),
-    DecoderConfig(
-        vocab_size=320,
-        width=48,
-        layers=3,
-        heads=4,
-        kv_heads=2,
-        head_dim=12,
-        mlp_width=64,
-        rope_theta=5e6,
-        qkv_bias=False,
-        qk_norm=True,
-        rope_sections=(2, 2, 2),
-        rope_interleaved=True,
-    ),
-    max_length=512,
-    frame_tokens=12,
-    video_pixels=(64, 4096),
-    image_pixels=(64, 1024),
-)
 
 
 def make_tokenizer() -> Tokenizer:

@@ -1,5 +1,6 @@
 """The train step of Qwen3-VL: videos of several shapes in one batch, shared prefixes, a mesh."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,35 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.families.qwen_vl import tiny
 from tpo_jax import families
-from tpo_jax.families.qwen_vl.config import MERGE, QwenVLConfig, TowerConfig
+from tpo_jax.families.qwen_vl.config import MERGE
 from tpo_jax.families.qwen_vl.processing import grids, preprocess
 from tpo_jax.models import classic
 from tpo_jax.models.batch import Batch
-from tpo_jax.models.config import DecoderConfig
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import parameter_shardings, to_global
 
-CONFIG = QwenVLConfig(
-    TowerConfig("qwen3_vl", 4, 32, 3, 2, 40, table=5, deepstack=(0, 1)),
-    DecoderConfig(
-        vocab_size=96,
-        width=48,
-        layers=3,
-        heads=4,
-        kv_heads=2,
-        head_dim=12,
-        mlp_width=64,
-        rope_theta=1e4,
-        qkv_bias=False,
-        qk_norm=True,
-        rope_sections=(2, 2, 2),
-        rope_interleaved=True,
-    ),
-    max_length=512,
-    frame_tokens=12,
-    video_pixels=(64, 4096),
-    image_pixels=(64, 1024),
+CONFIG = dataclasses.replace(
+    tiny.CONFIG,
+    decoder=dataclasses.replace(tiny.CONFIG.decoder, vocab_size=96, rope_theta=1e4),
 )
 SHAPES = [(4, 24, 40), (5, 50, 16), (1, 16, 16), (2, 200, 30)]  # frames, height, width
 F, P, Q, A, R = 3, 64, 2, 2, 8

@@ -176,7 +176,7 @@ def from_dict(values: dict) -> QwenVLConfig:
     """
     try:
         tower = TowerConfig(**_tuples(values["tower"]))
-        decoder = DecoderConfig(**_tuples(values["decoder"]))
+        decoder = DecoderConfig(**values["decoder"])
         return QwenVLConfig(**_tuples({**values, "tower": tower, "decoder": decoder}))
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a model config: {error}") from error
