@@ -2,6 +2,7 @@
 
     python benchmarks/store.py [--cache=DIR] [--minutes=30 --minutes=120] [--output=FILE.md]
     python benchmarks/store.py --minutes=30 --groups=5 --frames=32 --readers=store --readers=proxy
+    python benchmarks/store.py --minutes=30 --frames=32 --repeats=5 --readers=store --readers=PyAV
 
 Generates H.264 of 854x480 pixels, 30 frames/s and 2.6 Mbit/s with a key frame every 2, 5 or 10
 seconds, prepares it with four pairs, and reads evenly spaced frames: of the shards; of the layout
@@ -17,6 +18,7 @@ import functools
 import hashlib
 import io
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -24,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,8 @@ FRAMES = flags.DEFINE_multi_integer("frames", [8, 32, 128, 1024], "Frames to rea
 READERS = flags.DEFINE_multi_string(
     "readers",
     ["store", "format 1", "file", "PyAV", "decord"],
-    "Readers to compare; also proxy, shards made with --proxy=384.",
+    "Readers to compare; also 'PyAV, 1 thread'; 'decoding alone' of packets in memory, no pixels; "
+    "and proxy, shards made with --proxy=384.",
 )
 REPEATS = flags.DEFINE_integer("repeats", 1, "Of every reading, in turn; medians count.", 1)
 OUTPUT = flags.DEFINE_string("output", None, "File for the table, besides standard output.")
@@ -154,22 +158,58 @@ def _indices(video: Path, num_frames: int) -> np.ndarray:
         return np.linspace(0, container.streams.video[0].frames - 1, num_frames, dtype=int)
 
 
-def from_pyav(video: Path, num_frames: int) -> np.ndarray:
-    """Read the file with PyAV, seeking where a frame lies over a second ahead."""
+def from_pyav(video: Path, num_frames: int, threads: int = 0) -> np.ndarray:
+    """Read the file with PyAV, seeking where a key frame lies between; 0 threads: its choice."""
     frames, position = [], -1
     with av.open(str(video)) as container:
         stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        decoded = container.decode(stream)
+        stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
+        decoded, entries = container.decode(stream), stream.index_entries
         for index in np.linspace(0, stream.frames - 1, num_frames, dtype=int).tolist():
-            if index - position > RATE:
-                container.seek(int(index / RATE / stream.time_base), stream=stream)
+            time = round(index / RATE / stream.time_base)
+            if entries.search_timestamp(time) > position:
+                container.seek(time, stream=stream)
                 decoded = container.decode(stream)
             while position != index:
                 frame = next(decoded)
                 position = round(frame.time * RATE)
             frames.append(frame.to_ndarray(format="rgb24"))
     return np.stack(frames)
+
+
+@functools.cache
+def _stretches(video: Path, num_frames: int) -> list[list[av.Packet]]:
+    """Return the packets from a key frame to each frame."""
+    stretches: list[list[av.Packet]] = []
+    with av.open(str(video)) as container:
+        stream = container.streams.video[0]
+        for index in _indices(video, num_frames).tolist():
+            time = round(index / RATE / stream.time_base)
+            container.seek(time, stream=stream)
+            stretches.append([])
+            for packet in container.demux(stream):
+                stretches[-1].append(packet)
+                if packet.pts == time:
+                    break
+    return stretches
+
+
+def only_decode(video: Path, num_frames: int) -> np.ndarray:
+    """Decode packets in memory, on all cores, and drop the pictures: what no reader can beat."""
+    stretches, cores = _stretches(video, num_frames), os.cpu_count() or 1
+
+    def decode(mine: list[list[av.Packet]]) -> None:
+        with av.open(str(video)) as container:
+            decoder = container.streams.video[0].codec_context
+            decoder.thread_count = 1
+            for stretch in mine:
+                for packet in (*stretch, None):
+                    decoder.decode(packet)
+                decoder.flush_buffers()
+
+    with ThreadPoolExecutor(cores) as pool:
+        list(pool.map(decode, [stretches[core::cores] for core in range(cores)]))
+    return np.zeros(0)
 
 
 def from_decord(video: Path, num_frames: int) -> np.ndarray:
@@ -184,6 +224,8 @@ READ: dict[str, Callable[[Path, int], np.ndarray]] = {
     "format 1": from_format_1,
     "file": from_file,
     "PyAV": from_pyav,
+    "PyAV, 1 thread": functools.partial(from_pyav, threads=1),
+    "decoding alone": only_decode,
     "decord": from_decord,
     "proxy": functools.partial(from_store, name="proxy"),
 }
@@ -199,6 +241,8 @@ def once(name: str, video: Path, num_frames: int) -> dict[str, Any]:
     frames = np.zeros(0)
     if name in READ:
         READ[name](video, 1)  # what it imports, and its threads
+    if name == "decoding alone":
+        _stretches(video, num_frames)
     read, start, cpu = _bytes_read(), time.perf_counter(), time.process_time()
     if name in READ:
         frames = READ[name](video, num_frames)
@@ -261,7 +305,7 @@ def measure(video: Path, num_frames: int) -> list[list[str]]:
             f"{found['cpu']:.2f}",
             f"{found['memory']:.0f}",
         )
-        same = "another encoding" if reader == "proxy" else "NO"
+        same = {"proxy": "another encoding", "decoding alone": "–"}.get(reader, "NO")
         rows.append([*row, *numbers, "yes" if found["hash"] == frames else same])
         print(" ".join(rows[-1]), file=sys.stderr, flush=True)
     return rows

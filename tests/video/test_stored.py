@@ -1,6 +1,7 @@
 """A video that was taken apart gives the frames of its file, from the parts that they need."""
 
 import dataclasses
+import itertools
 
 import av
 import numpy as np
@@ -18,14 +19,16 @@ from tpo_jax.video.packets import Header, Part, StoredVideo, add_side_data
 from tpo_jax.video.sampling import RULES, sample_frames
 
 SMALL = 4 << 10  # bytes of a part: the clips are small
+WHOLE = 64 << 20  # groups of pictures are not divided, as in shards of the first version
 
 
 class Parts:
     """A stored video in memory; `read` are the numbers of the parts that were read."""
 
-    def __init__(self, path, small=SMALL):
+    def __init__(self, path, small=SMALL, medium=2 * SMALL):
         with pytest.MonkeyPatch.context() as patch, opened(path) as video:
             patch.setattr(dissection, "SMALL", small)
+            patch.setattr(dissection, "MEDIUM", medium)
             *parts, header = dissect(video)
         self.parts, self.read = [part.encode() for part in parts], []
         self.header = Header.decode(*header.encode())
@@ -68,15 +71,20 @@ def test_more_real_clips(shared_cases, name):
 @given(
     stream=streams,
     small=st.integers(1, 40_000),
+    medium=st.integers(1, 80_000),
     span=st.tuples(st.floats(0, 2), st.floats(0.1, 2)),
 )
-@example(  # the times say that the last two frames come in the order in which they are stored
-    stream=clips.Stream(num_frames=3, gop=3, b_frames=1, suffix="avi"), small=1, span=(0.0625, 1.0)
+# The times say that the last two frames come in the order in which they are stored.
+@example(
+    stream=clips.Stream(num_frames=3, gop=3, b_frames=1, suffix="avi"),
+    small=1,
+    medium=1,
+    span=(0.0625, 1),
 )
-def test_any_frames_of_any_stream(tmp_path_factory, stream, small, span):
+def test_any_frames_of_any_stream(tmp_path_factory, stream, small, medium, span):
     """By every rule, of the whole video, of a segment and of what is left without it."""
     path = stream.write(tmp_path_factory.mktemp("any"))
-    stored = Parts(path, small).video
+    stored = Parts(path, small, medium).video
     segment = (span[0], span[0] + span[1])
     for rule in RULES:
         for choice in ({}, {"segment": segment}, {"exclude": segment}):
@@ -93,7 +101,7 @@ def test_any_frames_of_any_stream(tmp_path_factory, stream, small, span):
 
 def test_only_the_parts_of_the_frames_are_read_and_in_one_batch(clip):  # noqa: F811
     """Of 200 frames in groups of 100; the groups of 24 are open, so a frame may need two."""
-    stored = Parts(clip("long_group.mp4"))
+    stored = Parts(clip("long_group.mp4"), medium=WHOLE)
     assert len(stored.header.starts) == 2
     with opened(stored.video) as video:
         assert video.info.num_frames == 200 and not stored.read  # nothing is read to describe it
@@ -101,8 +109,9 @@ def test_only_the_parts_of_the_frames_are_read_and_in_one_batch(clip):  # noqa: 
         assert stored.read == [[1]]
         video.select(lambda _: np.array([3]))
         assert stored.read == [[1], [0]]
-    for name in ("constant.mp4", "open_groups.mp4", "hevc.mp4", "odd.webm"):
-        stored = Parts(clip(name), small=1)
+    names = "constant.mp4", "open_groups.mp4", "hevc.mp4", "odd.webm"
+    for name, medium in itertools.product(names, (1, WHOLE)):
+        stored = Parts(clip(name), small=1, medium=medium)
         header = stored.header
         assert len(header.starts) > 2
         for index in range(0, 90, 7):
@@ -115,8 +124,31 @@ def test_only_the_parts_of_the_frames_are_read_and_in_one_batch(clip):  # noqa: 
             assert stored.read == [list(range(first, last + 1))]
 
 
+@pytest.mark.parametrize("cores", [1, 3, 64])
+def test_groups_are_decoded_at_once(clip, monkeypatch, cores):  # noqa: F811
+    """By as many readers as there are cores and groups; each part is read by one of them."""
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    for name in ("no_b_frames.mp4", "open_groups.mp4", "broadcast.ts", "odd.webm"):
+        assert_same_frames(clip(name), Parts(clip(name)).video)
+    stored = Parts(clip("no_b_frames.mp4"), small=1, medium=WHOLE)
+    keys = stored.header.timeline.keys
+    with opened(stored.video) as video:
+        video.select(lambda _: keys[::-1] + 1)
+    assert len(stored.read) == min(cores, len(keys)) > 0
+    assert sorted(sum(stored.read, [])) == list(range(len(keys)))
+
+
+def test_shards_of_the_first_version_are_read(clip):  # noqa: F811
+    """They hold whole groups of pictures; only the places of the cuts are others."""
+    path = clip("long_group.mp4")
+    stored, now = Parts(path, medium=WHOLE), Parts(path)
+    assert len(stored.header.starts) < len(now.header.starts)
+    assert stored.header.digest == now.header.digest
+    assert_same_frames(path, stored.video)
+
+
 def test_packets_in_memory_are_bounded(clip, monkeypatch):  # noqa: F811
-    stored = Parts(clip("no_b_frames.mp4"), small=1)
+    stored = Parts(clip("no_b_frames.mp4"), small=1, medium=WHOLE)
     monkeypatch.setattr("tpo_jax.video.stored.WINDOW", int(stored.header.sizes[:2].sum()))
     with opened(stored.video) as video:
         video.select(lambda _: np.arange(90))
@@ -136,8 +168,7 @@ def test_memory_that_a_decoder_does_not_get_is_one_clear_line(clip, monkeypatch)
 
 def test_a_group_larger_than_a_part_is_divided(clip, monkeypatch):  # noqa: F811
     path = clip("long_group.mp4")
-    monkeypatch.setattr(dissection, "LARGE", 20_000)
-    stored = Parts(path)
+    stored = Parts(path, medium=20_000)
     assert len(stored.header.starts) > 3 and stored.header.sizes.max() <= 20_000
     assert_same_frames(path, stored.video)
     monkeypatch.setattr(dissection, "LARGE", 1000)
@@ -148,7 +179,7 @@ def test_a_group_larger_than_a_part_is_divided(clip, monkeypatch):  # noqa: F811
 def test_packets_are_those_of_the_file(clip):  # noqa: F811
     """Nothing is encoded again: the bytes are the file's, and so is their hash."""
     for name in ("constant.mp4", "broadcast.ts", "odd.webm"):
-        stored, again = Parts(clip(name)), Parts(clip(name), small=1)
+        stored, again = Parts(clip(name)), Parts(clip(name), small=1, medium=1)
         with av.open(str(clip(name))) as container:
             packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
         parts = [Part.decode(*part) for part in stored.parts]
@@ -202,7 +233,7 @@ def test_parameters_that_the_container_changes(clip, monkeypatch):  # noqa: F811
             yield packet
 
     monkeypatch.setattr(FileReader, "walk", changing)
-    stored = Parts(path, small=1)
+    stored = Parts(path, small=1, medium=WHOLE)
     decoded = [Part.decode(*part) for part in stored.parts]
     assert [[number for number, _, _ in part.side] for part in decoded] == [[], [6], [0], [0]]
     blank = stored.header._replace(extradata=b"")

@@ -10,9 +10,11 @@ Where packets have no usable times (raw streams, AVI with B-frames) or the decod
 frames are counted by decoding the file once from start to end.
 """
 
+import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -151,19 +153,46 @@ class Video:
                 "frames"
             )
         frames = np.empty((len(indices), self.info.height, self.info.width, 3), np.uint8)
+        order = np.argsort(indices, kind="stable")
+        shares = self._shares(indices, order)
+        if len(shares) == 1:
+            self._fill(frames, indices, order)
+            return frames
+
+        def fill(slots: np.ndarray) -> None:
+            other = copy.copy(self)
+            other.reader = self.reader.beside(len(shares))
+            with closing(other):
+                other._fill(frames, indices, slots)
+
+        with ThreadPoolExecutor(len(shares)) as pool:
+            list(pool.map(fill, shares))  # of several errors, that of the earliest frame counts
+        return frames
+
+    def _shares(self, indices: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
+        """Divide the slots of the result, ascending by index, among readers that work at once."""
+        ascending = indices[order]
+        spans = np.array(self._spans(np.unique(indices)), np.int64).reshape(-1, 2)
+        count = min(self.reader.decoders, os.cpu_count() or 1, max(1, len(spans)))
+        # Every span is decoded by one reader, and all readers decode about as many frames.
+        work = np.cumsum(spans[:, 1] - spans[:, 0] + 1)
+        bounds = np.searchsorted(work, work[-1:] * np.arange(1, count) / count)
+        ends = np.searchsorted(ascending, spans[bounds, 1], side="right")
+        return [slots for slots in np.split(order, ends) if len(slots)] or [order]
+
+    def _fill(self, frames: np.ndarray, indices: np.ndarray, slots: np.ndarray) -> None:
+        """Decode the frames of some slots, ascending by index."""
         if not self.reader.started:
             self._position = _LOST
-        self.reader.expect(self._spans(np.unique(indices)))
-        order = np.argsort(indices, kind="stable")
+        self.reader.expect(self._spans(np.unique(indices[slots])))
         previous = None
-        for slot in order:
+        for slot in slots:
             if previous is not None and indices[slot] == indices[previous]:
                 frames[slot] = frames[previous]
             else:
                 self._go_to(int(indices[slot]))
                 self._convert(frames[slot])
             previous = slot
-        return frames
 
     def _convert(self, out: np.ndarray) -> None:
         width, height = self.reader.frame.width, self.reader.frame.height

@@ -1,7 +1,9 @@
 """Takes a video file apart in one pass, without decoding.
 
-A part ends before the key frame at which it has `SMALL` bytes, so that a frame costs little more
-than its group of pictures. A group of more than `LARGE` bytes is divided over several parts.
+A part ends before any packet with which it would have more than `MEDIUM` bytes. It holds several
+groups of pictures only if all but the last of them have less than `SMALL` bytes together, and ends
+where a group does that began in an earlier part. So a frame costs little more than its group of
+pictures up to it.
 """
 
 import hashlib
@@ -29,7 +31,8 @@ from tpo_jax.video.packets import (
 from tpo_jax.video.stored import StoredReader
 from tpo_jax.video.timeline import Timeline
 
-SMALL, LARGE = 256 << 10, 64 << 20  # bytes of a part
+SMALL, MEDIUM = 256 << 10, 512 << 10  # bytes of a part, more only if one packet has more
+LARGE = 64 << 20  # bytes of a packet, and of any record
 # What a container, not the stream, may tell a decoder about a packet and all that follow.
 _SIDE_DATA = ("palette", "new_extradata", "param_change")
 
@@ -69,16 +72,16 @@ class _Dissection:
 
     def parts(self) -> Iterator[Part]:
         """Yield the packets of the file in parts."""
-        part, size = Part([], [], []), 0
+        part, size, divided = Part([], [], []), 0, False
         lasting: dict[str, bytes] = {}
         for packet in self._reader.walk():
             if packet.size > LARGE:
                 reason = f"a packet of {packet.size} bytes; a part of a stored video holds {LARGE}"
                 self._reader.fail(reason)
-            full = size + packet.size > LARGE or (packet.is_keyframe and size >= SMALL)
-            if part.packets and full:
+            full = size + packet.size > MEDIUM
+            if part.packets and (full or (packet.is_keyframe and (size >= SMALL or divided))):
                 yield self._finished(part, size)
-                part, size = Part([], [], []), 0
+                part, size, divided = Part([], [], []), 0, not packet.is_keyframe
             told = {s.data_type: bytes(s) for s in packet.iter_sidedata()}
             changed = {kind: told[kind] for kind in _SIDE_DATA if kind in told}
             lasting |= changed

@@ -38,6 +38,7 @@ class Reader(abc.ABC):
         size: Width and height of the first frame, before rotation.
         turns: Quarters by which frames are rotated, counterclockwise.
         started: Whether a frame is decoded and the next one follows it.
+        decoders: How many readers of the video may decode parts of it at once.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Reader(abc.ABC):
     size: tuple[int, int]
     turns: int
     started: bool
+    decoders = 1
     frame: av.VideoFrame
 
     @abc.abstractmethod
@@ -66,6 +68,10 @@ class Reader(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Release the file and the decoder."""
+
+    def beside(self, count: int) -> "Reader":
+        """Return one of `count` readers of this video, at most `decoders`, that work at once."""
+        return self
 
     def expect(self, spans: Iterable[tuple[int, int]]) -> None:  # noqa: B027, an offer
         """Learn what will be decoded: from a key frame each, to the last frame wanted after it."""

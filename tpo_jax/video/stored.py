@@ -1,5 +1,6 @@
 """Frames of a video that was taken apart: only the parts that they need are read."""
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
 
@@ -11,7 +12,8 @@ from tpo_jax.video.packets import HIDDEN, Header, Part, StoredVideo, make_decode
 from tpo_jax.video.reader import NO_MEMORY, Reader
 from tpo_jax.video.timeline import Timeline
 
-WINDOW = 16 << 20  # bytes of packets in memory, more only if one part has more
+WINDOW = 16 << 20  # bytes of packets in memory, more only if one part has more than its reader may
+_DECODERS = 8  # of a video, each with a few pictures in memory
 
 
 class StoredReader(Reader):
@@ -24,10 +26,14 @@ class StoredReader(Reader):
     """
 
     started = False  # every stretch of frames begins with a seek
+    decoders = _DECODERS
 
-    def __init__(self, video: StoredVideo):
+    def __init__(self, video: StoredVideo, count: int = 1):
+        """Begin before the first frame, as one of `count` readers that work at once."""
+        self._video, self._window = video, WINDOW // count
         self.name, self._header, self._read = video.name, video.header, video.read
         self.clock, self.size, self.turns = video.header[3:6]
+        self._starts: list[int] = self._header.starts.tolist()
         self._parts: dict[int, Part] = {}
         self._wanted: deque[int] = deque()  # parts that are not read yet, ascending
         self._ends: dict[int, int] = {}  # last packet wanted of a stretch, by its first one
@@ -42,6 +48,10 @@ class StoredReader(Reader):
         """Release the decoder and the packets."""
         self._parts.clear()
         del self._decoder
+
+    def beside(self, count: int) -> Reader:
+        """Return one of `count` readers, whose packets take the memory of one."""
+        return StoredReader(self._video, count)
 
     def taken_apart(self) -> Iterator[Part | Header]:
         """Yield the parts of the video, then its header, as `dissect` made them."""
@@ -110,7 +120,7 @@ class StoredReader(Reader):
             self._emptied = True
             return self._decoder.decode(None)
         index = self._part_of(self._next)
-        part, number = self._part(index), self._next - int(self._header.starts[index])
+        part, number = self._part(index), self._next - self._starts[index]
         self._next += 1
         packet = make_packet(part, number, self.clock.tick)
         if part.rows[number][3] & HIDDEN:
@@ -118,7 +128,7 @@ class StoredReader(Reader):
         return self._decoder.decode(packet)
 
     def _part_of(self, packet: int) -> int:
-        return int(np.searchsorted(self._header.starts, packet, side="right")) - 1
+        return bisect_right(self._starts, packet) - 1
 
     def _part(self, index: int) -> Part:
         if index not in self._parts:
@@ -127,7 +137,7 @@ class StoredReader(Reader):
             numbers, size = [index], int(self._header.sizes[index])
             while self._wanted:
                 size += int(self._header.sizes[self._wanted[0]])
-                if size > WINDOW:
+                if size > self._window:
                     break
                 numbers.append(self._wanted.popleft())
             self._parts = {}  # of the window before, so that two are never in memory
