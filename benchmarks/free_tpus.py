@@ -14,7 +14,7 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.kept_rows import write_rows
+from benchmarks.kept_rows import times_minimum, write_rows
 from tests.config_files import load
 from tpo_jax.plan import model_of
 from tpo_jax.planning.inference import compile_command
@@ -54,10 +54,10 @@ of them to a program.
 
 Weights are bfloat16 as published, in the rows with `int8` the decoder's layers are quantized.
 A training step has 8 pairs with answers of 128 tokens, of which a single chip computes one or more
-at a time. *Times the minimum*: FLOPs over those of a step that computes nothing twice. *Hours* are a
-lower bound for 10,000 pairs on the machine, every unit of a chip at its peak rate. Rows that answer
-have none: the traffic that `plan` counts for decoding over a long cache is some twenty times what the
-cache and the weights hold, which is not explained yet.
+at a time. *Times the minimum*: FLOPs over those of a step that computes nothing twice; in brackets the parts of
+it that the compiled program computes twice: for layers that are recomputed in the backward pass, and for
+scores of attention, which its two kernels need. *Hours* are a lower bound for 10,000 pairs or questions
+on the machine, every unit of a chip at its peak rate.
 
 Recipes without a row have not been compiled yet.
 
@@ -100,7 +100,7 @@ def line(plan: Plan, cells: list[str]) -> str:
     """Return a row of the table."""
     cells = [*cells, f"{plan.peak / GIB:.2f}", f"{plan.limit / GIB:.2f}"]
     if plan.fits and plan.of == "train":
-        cells += [f"{plan.flops / plan.minimum_flops:.2f}", f"{plan.pairs_per_hour:,.0f}"]
+        cells += [times_minimum(plan), f"{plan.pairs_per_hour:,.0f}"]
         cells += [f"{plan.chip_hours / plan.chips:.1f}"]
     elif plan.fits:
         cells += [f"{plan.flops / plan.minimum_flops:.2f}", "", ""]

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from tpo_jax.planning.plan import Plan
+
 
 def write_rows(
     path: Path,
@@ -27,3 +29,10 @@ def write_rows(
         rows[name] = compute(name)
         print(rows[name], file=sys.stderr, flush=True)
         path.write_text(head + "\n".join(filter(None, rows.values())) + "\n", encoding="utf-8")
+
+
+def times_minimum(plan: Plan) -> str:
+    """Return the FLOPs of a step over the least, and of these what is computed twice."""
+    found = plan.flops, plan.recomputed, plan.scores
+    total, recomputed, scores = (flops / plan.minimum_flops for flops in found)
+    return f"{total:.2f} ({recomputed:.2f} layers, {scores:.2f} scores)"

@@ -13,7 +13,7 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.kept_rows import write_rows
+from benchmarks.kept_rows import times_minimum, write_rows
 from tests.config_files import load
 from tpo_jax.plan import model_of
 from tpo_jax.planning.plan import Plan, compile_step
@@ -43,9 +43,11 @@ compiled program's; no time was measured. The longest rows go beyond what the mo
 read: LongVA was published for 224,000 positions, LLaVA-Video for 32,768.
 
 Every layer is recomputed in the backward pass except for the tensors *kept* (`compute.remat`).
-*Times the minimum*: FLOPs over those of a step that computes nothing twice. In the last three rows
-most FLOPs are attention. Its backward pass is two kernels, one for queries and one for keys and
-values, and both recompute the scores; a single kernel would need partial sums that do not fit.
+*Times the minimum*: FLOPs over those of a step that computes nothing twice; in brackets the parts of
+it that the compiled program computes twice: for layers that are recomputed, and for scores of attention.
+The backward pass of attention is two kernels, one for queries and one for keys and values, and both
+compute the scores; a single kernel would need partial sums that do not fit. What is left over 1 are
+blocks at the diagonal, half of which are masked. In the last three rows most FLOPs are attention.
 
 *Chip-hours* are a lower bound: 10,000 pairs, every step as long as the longest of compute, memory
 and links at their peak rates (v5e: 197 TFLOP/s, 819 GB/s, 200 GB/s). The paper reports 8 A100 for
@@ -84,7 +86,7 @@ def line(row, plan: Plan) -> str:
     if plan.fits and not plan.flops:
         cells += ["not readable", "", ""]
     elif plan.fits:
-        cells += [f"{plan.flops / plan.minimum_flops:.2f}", f"{plan.pairs_per_hour:,.0f}"]
+        cells += [times_minimum(plan), f"{plan.pairs_per_hour:,.0f}"]
         cells += [f"{plan.chip_hours:.1f}"]
     else:
         cells += ["does not fit", "", ""]

@@ -97,9 +97,14 @@ def measured(plan: Plan) -> list[str]:
     step, longest, done = "step", "a step takes the longest of them", "pairs"
     if plan.of not in ("train", "score"):
         step, longest, done = "batch", "a batch takes both", "questions"
+    twice = (
+        f"of these again in the backward pass: {plan.recomputed:.3e} for compute.remat, "
+        f"{plan.scores:.3e} for scores that two kernels of attention compute"
+    )
     return [
         f"FLOPs per {step}: {plan.flops:.3e} compiled, {plan.minimum_flops:.3e} at least by "
         f"formula: {plan.flops / plan.minimum_flops:.2f} times",
+        *[twice] * (plan.of == "train"),
         *(
             f"{kind}: {count:.0f} per {step}, {size / 1e9:.2f} GB per device"
             for kind, (count, size) in sorted(plan.collectives.items())

@@ -80,8 +80,10 @@ def test_step_of_two_slices(two_slices):
     )
     gathered = plan.collectives["all-gather"][1]
     assert 2 * 2 * weights <= gathered <= 3 * 2 * weights + 2e7
-    # Full remat costs a forward pass more; blocks half masked and answers on every chip the rest.
+    # Full remat and scores; blocks half masked and answers on every chip are the rest.
     assert 1.2 <= plan.flops / plan.minimum_flops <= 1.8
+    once = plan.flops - plan.recomputed - plan.scores
+    assert plan.recomputed and plan.scores and 1.0 <= once / plan.minimum_flops <= 1.2
     text = compiled.as_text()
     assert "splash_mha_dkv" in text and "splash_mha_dq" in text
     # No chip holds the scores of the prefix, nor all of its positions at full width.
@@ -241,6 +243,22 @@ def test_work_of_a_known_program(libtpu):
     assert work.flops == 2 * L * 4096 * n * n / 8
     moved = work.collectives["all-gather"][1] + work.collectives["collective-permute"][1]
     assert 0.8 <= moved / (2 * L * n * n) <= 1.1
+
+
+@pytest.mark.parametrize(
+    ("wrap", "products"), [(jax.checkpoint, (8, 2)), (lambda layer: layer, (6, 0))]
+)
+def test_recomputed_products_are_counted(wrap, products):
+    L, n, rows = 5, 64, 32
+
+    @wrap
+    def layer(x, w):
+        return jnp.tanh(jnp.tanh(x @ w) @ w), None
+
+    step = jax.jit(jax.grad(lambda weights, x: jax.lax.scan(layer, x, weights)[0].sum()))
+    text = step.lower(jnp.ones((L, n, n)), jnp.ones((rows, n))).compile().as_text()
+    work, one = hlo.work(text), 2 * L * rows * n * n
+    assert (work.flops / one, work.recomputed / one) == products
 
 
 def test_loops_count_as_often_as_they_run():

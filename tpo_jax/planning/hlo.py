@@ -15,8 +15,10 @@ _BYTES |= {"s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "u64": 8,
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 _LINE = re.compile(r"\s+(ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# Matrix products per pair of query and key: scores and output forward; more for the gradients.
-_KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+# Matrix products per pair of query and key: scores and output forward; more for the gradients. And
+# how many of them an earlier kernel has computed: scores, and the gradients of probabilities.
+_KERNELS = {"splash_mha_fwd": (2, 0), "splash_mha_dq": (3, 1), "splash_mha_dkv": (4, 2)}
+_RECOMPUTED = "checkpoint/rematted_computation"  # in the names that `jax.checkpoint` gives
 _SLICES = ("dynamic-slice", "gather")
 _NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "iota"}
 
@@ -26,6 +28,8 @@ class Work:
     """The work of one chip in one run of the program."""
 
     flops: float = 0.0  # matrix products, kernels included
+    recomputed: float = 0.0  # of these by `compute.remat`, in the backward pass
+    scores: float = 0.0  # of these in kernels of the backward pass, for what another computed
     hbm_bytes: float = 0.0  # read and written by the program's own instructions
     # kind -> [count, bytes a chip receives; all-reduce counts twice: it also sends them on a ring]
     collectives: dict[str, list[float]] = dataclasses.field(
@@ -109,10 +113,8 @@ def _add(
             _add(computations, body, times * trips, total, fused=False)
         elif it.op in ("fusion", "call", "async-start"):
             _add(computations, it.called("calls", "to_apply"), times, total, True)
-        elif it.op in ("convolution", "dot"):
-            total.flops += times * _product(it, table)
-        elif it.op == "custom-call":
-            total.flops += times * _kernel(label, it)
+        elif it.op in ("convolution", "dot", "custom-call"):
+            _add_flops(label, it, table, times, total)
         kind = it.op.removesuffix("-start")
         chain = re.search(r'chain_id="(\d+)"', it.rest)
         part = (it.attribute("channel_id"), chain[1]) if chain else (name, label)
@@ -133,6 +135,22 @@ def _add(
             total.collectives[kind][1] += times * size
         if not fused and it.op not in _NO_TRAFFIC and not it.op.endswith(("-done", "-start")):
             total.hbm_bytes += times * _traffic(it, table, computations)
+
+
+def _add_flops(
+    label: str, it: _Instruction, table: dict[str, _Instruction], times: float, total: Work
+) -> None:
+    if it.op == "custom-call":
+        found = (counts for name, counts in _KERNELS.items() if label.startswith(name))
+        products, again = next(found, (0, 0))
+        product = times * _kernel_product(it) if products else 0.0
+        flops = products * product
+        total.scores += again * product
+    else:
+        flops = times * _product(it, table)
+    total.flops += flops
+    if _RECOMPUTED in it.rest:
+        total.recomputed += flops
 
 
 def _size(dtype: str, dims: str, layout: str = "") -> float:
@@ -265,16 +283,11 @@ def _product(it: _Instruction, table: dict[str, _Instruction]) -> float:
     return flops
 
 
-def _kernel(label: str, it: _Instruction) -> float:
-    """Return the FLOPs of a splash kernel: the unmasked half of its blocks."""
-    products = next((n for name, n in _KERNELS.items() if label.startswith(name)), 0)
-    if not products:
-        return 0.0
+def _kernel_product(it: _Instruction) -> float:
+    """Return the FLOPs of a matrix product in a splash kernel: the unmasked half of its blocks."""
     (layouts,) = _groups(r"operand_layout_constraints=\{(.*?\})\}", it.rest)
     shapes = [_dims(f"{dtype}[{dims}]") for dtype, dims, _ in _SHAPE.findall(layouts)]
     grid, q, k = shapes[0], shapes[2], shapes[3]
     heads, queries, width = q[-3:]
     keys = k[-2]
-    return (
-        2.0 * products * math.prod(q[:-3]) * heads * width * queries * (keys + keys / grid[-1]) / 2
-    )
+    return 2.0 * math.prod(q[:-3]) * heads * width * queries * (keys + keys / grid[-1]) / 2

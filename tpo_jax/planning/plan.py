@@ -52,6 +52,8 @@ class Plan:
     minimum_flops: float = 0.0  # of all chips, by formula
     # The following fields stay empty where jaxlib cannot read the compiled program.
     flops: float = 0.0  # of all chips, by the compiled program
+    recomputed: float = 0.0  # of these by `compute.remat`
+    scores: float = 0.0  # of these for scores of attention that two kernels compute
     hbm_bytes: float = 0.0
     collectives: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     # Of each unit of a chip at its peak rate; of several programs, of the slowest unit of each.
@@ -215,7 +217,8 @@ def fill(plan: Plan, programs: dict[str, Program], chip: Chip) -> None:
     works = [program.work for program in programs.values() if program.work]
     if len(works) < len(programs):
         return
-    plan.flops = plan.devices * sum(work.flops for work in works)
+    for name in ("flops", "recomputed", "scores"):
+        setattr(plan, name, plan.devices * sum(getattr(work, name) for work in works))
     plan.hbm_bytes = sum(work.hbm_bytes for work in works)
     for work in works:
         for kind, (count, size) in work.collectives.items():

@@ -86,9 +86,8 @@ def cached_program(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh, folder:
         work = found["work"] and hlo.Work(**found["work"])
         return Program(found["peak"], found["memory"], work)
     program = compile_program(lowered, mesh)
-    work = program.work and {
-        name: getattr(program.work, name) for name in ("flops", "hbm_bytes", "collectives")
-    }
+    fields = "flops", "recomputed", "scores", "hbm_bytes", "collectives"
+    work = program.work and {name: getattr(program.work, name) for name in fields}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, {"peak": program.peak, "memory": program.memory, "work": work})
     return program
