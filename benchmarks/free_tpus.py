@@ -99,11 +99,10 @@ def compiled(name: str) -> tuple[Plan, list[str]]:
 def line(plan: Plan, cells: list[str]) -> str:
     """Return a row of the table."""
     cells = [*cells, f"{plan.peak / GIB:.2f}", f"{plan.limit / GIB:.2f}"]
-    if plan.fits and plan.of == "train":
-        cells += [times_minimum(plan), f"{plan.pairs_per_hour:,.0f}"]
-        cells += [f"{plan.chip_hours / plan.chips:.1f}"]
-    elif plan.fits:
-        cells += [f"{plan.flops / plan.minimum_flops:.2f}", "", ""]
+    if plan.fits:
+        once = f"{plan.flops / plan.minimum_flops:.2f}"
+        cells += [times_minimum(plan) if plan.of == "train" else once]
+        cells += [f"{plan.pairs_per_hour:,.0f}", f"{plan.chip_hours / plan.chips:.1f}"]
     else:
         cells += [f"does not fit: {(plan.peak - plan.limit) / GIB:.2f} GiB too much", "", ""]
     return "| " + " | ".join(cells) + " |"
