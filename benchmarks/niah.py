@@ -17,7 +17,7 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tpo_jax import families
-from tpo_jax.evaluation import niah
+from tpo_jax.evaluation import niah, niah_cells, niah_tables
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import WITHIN_ROW, batch_sharding, parameter_shardings
 from tpo_jax.planning import hlo
@@ -45,10 +45,12 @@ def compiled(topology: str, tensor: int, frames: int):
     config = families.preset("longva_7b")
     devices = devices_of(topology)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": tensor, "context": -1}, devices)
-    odd = niah.Needle(np.zeros(0), np.zeros(QUESTION, np.int32), np.zeros(1, np.int32))
-    length = niah.prefix_length(config, mesh, TEXT, frames)
-    cell = niah.Cell(frames, 0.0, 0)
-    arrays = niah.make_batch(config, [0] * TEXT, [odd], [cell], frames, length)
+    odd = niah_cells.Needle(
+        np.zeros(0), np.zeros(QUESTION, np.int32), np.zeros(1, np.int32), ("", "")
+    )
+    length = niah_tables.prefix_length(config, mesh, TEXT, frames)
+    cell = niah_cells.Cell(frames, 0.0, 0)
+    arrays = niah_tables.make_batch(config, [0] * TEXT, [odd], [cell], frames, length)
 
     def placed(shape, dtype, sharding):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

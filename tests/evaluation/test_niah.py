@@ -15,7 +15,7 @@ from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.data.processor import Processor
 from tpo_jax.errors import InputError
-from tpo_jax.evaluation import niah, niah_files
+from tpo_jax.evaluation import niah, niah_cells, niah_files
 from tpo_jax.families.llava_qwen.template import INFERENCE
 from tpo_jax.inference.model import place
 from tpo_jax.parallel.mesh import make_mesh
@@ -80,17 +80,17 @@ def test_scores_are_those_of_pytorch_on_any_mesh(original, tokenizer) -> None:
     needles = []
     for i, cell in enumerate([(3, 1.0), (8, 0.5), (14, 0.0), (14, 1.0)]):
         odd = draws.integers(0, 256, (24, 24, 3), np.uint8)
-        needle = niah.make_needle(processor, odd, f"\nWhich digit {i}?", "yes")
+        needle = niah_cells.make_needle(processor, odd, f"\nWhich digit {i}?", "yes")
         needle = needle._replace(answer=needle.answer[:0])
         for _ in range(2):
-            found = torch_logits(model, tokenizer, frames, needle, niah.Cell(*cell, i))[-1]
+            found = torch_logits(model, tokenizer, frames, needle, niah_cells.Cell(*cell, i))[-1]
             needle = needle._replace(answer=np.append(needle.answer, found.argmax()))
         needles.append(needle)
     needles[-1].answer[0] += 1
 
     expected = np.zeros((3, 3, 4), bool)
     for i, j, k in np.ndindex(expected.shape):
-        cell = niah.Cell(LENGTHS[i], DEPTHS[j], k)
+        cell = niah_cells.Cell(LENGTHS[i], DEPTHS[j], k)
         logits = torch_logits(model, tokenizer, frames, needles[k], cell)
         expected[i, j, k] = (logits[-3:-1].argmax(-1) == needles[k].answer).all()
     assert expected.any() and not expected.all()

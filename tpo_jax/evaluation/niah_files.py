@@ -13,10 +13,12 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
+from tpo_jax import families
 from tpo_jax.data.processor import Processor
 from tpo_jax.data.prompts import check_text
 from tpo_jax.errors import InputError
-from tpo_jax.evaluation.niah import Cell, Needle, make_needle
+from tpo_jax.evaluation.niah_cells import Cell, Needle, make_needle
+from tpo_jax.evaluation.niah_videos import reduced
 from tpo_jax.io import journal
 from tpo_jax.io.files import read_json, replacing, write_json
 from tpo_jax.video.decode import Video, VideoError, opened
@@ -35,10 +37,11 @@ class Asked(NamedTuple):
 
 
 def read_haystack(movie: Path, num_frames: int, processor: Processor) -> np.ndarray:
-    """Read the first frames of a movie, one per second: every `round(fps)`-th, padded to a square.
+    """Read the first frames of a movie, one per second: every `round(fps)`-th.
 
     Returns:
-        uint8 `[num_frames, S, S, 3]`.
+        uint8 `[num_frames, S, S, 3]`, padded to squares; `[num_frames, height, width, 3]` for a
+        model that sees a video as a whole.
 
     Raises:
         InputError: the movie cannot be read or is too short.
@@ -54,20 +57,32 @@ def read_haystack(movie: Path, num_frames: int, processor: Processor) -> np.ndar
         return indices[:num_frames][part]
 
     parts = range(0, num_frames, _AT_ONCE)
-    haystack = np.empty((num_frames, *processor.config.frame_shape), np.uint8)
+    haystack: np.ndarray | None = None
     try:
         with opened(movie) as video:
             for start in parts:
                 part = slice(start, start + _AT_ONCE)
                 _, frames = video.select(functools.partial(every_second, part=part))
-                haystack[part] = processor.resize(frames, pad=True)
+                frames = _kept(frames, processor)
+                if haystack is None:
+                    haystack = np.empty((num_frames, *frames.shape[1:]), np.uint8)
+                haystack[part] = frames
     except VideoError as error:
         raise InputError(str(error)) from error
+    assert haystack is not None  # a cell has a frame at least
     return haystack
 
 
+def _kept(frames: np.ndarray, processor: Processor) -> np.ndarray:
+    """Return frames of a movie as the cells take them."""
+    if families.of(processor.config).independent_frames:
+        return processor.resize(frames, pad=True)
+    return reduced(frames, processor.config)
+
+
 def read_needles(file: Path, processor: Processor) -> tuple[list[Asked], list[str]]:
-    """Return the needles, their images padded to squares, and a line per one that cannot be read.
+    """Return the needles, their images padded to squares for a model that takes these, and a line
+    per one that cannot be read.
 
     Args:
         file: `dataset.json` of the original, a list of `path` (an image beside it), `prompt` and
@@ -118,7 +133,8 @@ def _read_needle(file: Path, row: Any, processor: Processor) -> Asked:
             pixels = np.asarray(image.convert("RGB"))
     except Exception as error:  # broken files make the library raise nearly everything
         raise InputError(f"{where}: cannot be read as an image: {error}") from error
-    [frame] = processor.resize(pixels[None], pad=True)
+    whole = not families.of(processor.config).independent_frames
+    frame = pixels if whole else processor.resize(pixels[None], pad=True)[0]
     key = hashlib.sha256(data + json.dumps([prompt, answer]).encode()).hexdigest()[:16]
     return Asked(key, make_needle(processor, frame, prompt, answer))
 

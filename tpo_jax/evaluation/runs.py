@@ -20,7 +20,7 @@ from tpo_jax import families
 from tpo_jax.checkpoints.fingerprint import weights_fingerprint
 from tpo_jax.data.processor import Processor
 from tpo_jax.errors import InputError, printable
-from tpo_jax.evaluation import benchmarks, niah, niah_files, results, runner, scorers
+from tpo_jax.evaluation import benchmarks, niah, niah_cells, niah_files, results, runner, scorers
 from tpo_jax.evaluation.journal import AnswerJournal
 from tpo_jax.inference.generator import Decoding
 from tpo_jax.inference.model import Model, load, load_processor
@@ -146,13 +146,8 @@ def find_needles(run: NeedleRun) -> dict[str, Any]:
     for name, path in (("haystack", run.haystack), ("needles", run.needles)):
         if not path.exists():
             raise InputError(f"--{name}={path}: no such file")
-    depths = niah.depths(run.depth_step)
+    depths = niah_cells.depths(run.depth_step)
     processor = load_processor(run.checkpoint, rope_theta=run.rope_theta, tower=run.tower)
-    if not (family := families.of(processor.config)).independent_frames:
-        raise InputError(
-            f"--checkpoint={run.checkpoint}: the needle test is for models whose frames are "
-            f"encoded independently of each other, which those of family {family.name!r} are not"
-        )
     asked, problems = niah_files.read_needles(run.needles, processor)
     total = len(asked) + len(problems)
     _report_missing(problems, total, "needles", run.allow_missing)
@@ -167,7 +162,7 @@ def find_needles(run: NeedleRun) -> dict[str, Any]:
     settings = {"haystack": haystack, **_identity(model, run.dtype)}
     needles = [needle for _, needle in asked]
     product = itertools.product(lengths, depths, range(len(needles)))
-    cells = [niah.Cell(*values) for values in product]
+    cells = [niah_cells.Cell(*values) for values in product]
     folder.mkdir(parents=True, exist_ok=True)
     keys = [key for key, _ in asked]
     with niah_files.CellJournal(folder / "cells.jsonl", settings, keys) as journal:

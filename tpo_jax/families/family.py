@@ -46,7 +46,8 @@ class Family:
     # image the model cannot take.
     picture: Callable[[Image.Image, Any, bool], Pictures]
     # Whether a frame is resized and encoded without looking at the others, and tokens have one
-    # position each. Needles in a haystack, and frames of several sizes, need it.
+    # position each. Then frames of several sizes may be one visual, and needles are put into a
+    # table of encoded frames.
     independent_frames: bool
     # Prompt templates by style (`template.STYLES`): `inference` and, if there is one, the others.
     templates: Mapping[str, Template]

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tpo_jax.evaluation import niah
+from tpo_jax.evaluation import niah, niah_cells
 from tpo_jax.inference.model import load
 from tpo_jax.study.records import NeedlesFound
 from tpo_jax.study.stages import LONG_SECONDS
 from tpo_jax.worlds.render import render
 from tpo_jax.worlds.timeline import CORNERS, DIGITS, HUES, Timeline, WorldNeedle, make_timeline
 
-DEPTHS = niah.depths(0.2)
+DEPTHS = niah_cells.depths(0.2)
 SPACING = 3  # seconds between frames, as in the training of TPO
 
 
@@ -48,7 +48,7 @@ def search(model: Path, seed: int, lengths: tuple[int, ...], count: int) -> Need
         [frame] = processor.resize(render(Timeline(1, (), (shown,)), seed, index))
         question = f"\nWhich number is written in {HUES[hue]}?"
         answer = f"The number is {DIGITS[shown.digit]}."
-        needles.append(niah.make_needle(processor, frame, question, answer))
+        needles.append(niah_cells.make_needle(processor, frame, question, answer))
     frames = processor.resize(haystack(seed, max(lengths)))
     found = niah.grid(loaded, frames, needles, lengths, DEPTHS, batch_rows=64)
     return NeedlesFound(lengths, tuple(DEPTHS), found.mean(axis=2).tolist())

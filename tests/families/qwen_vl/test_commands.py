@@ -5,9 +5,11 @@ served and converted; what is not supported is one line.
 import json
 import math
 import shutil
+import string
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
@@ -17,12 +19,16 @@ from tpo_jax.checkpoints import huggingface_export as export
 from tpo_jax.checkpoints.models import KEPT, load_config, open_model, save_model
 from tpo_jax.data.shards import open_shards
 from tpo_jax.errors import InputError
-from tpo_jax.evaluation import runs
+from tpo_jax.evaluation import niah, niah_files, niah_videos
+from tpo_jax.evaluation.niah_cells import Cell
 from tpo_jax.families.qwen_vl.config import PRESETS
+from tpo_jax.families.qwen_vl.processing import frames_in
 from tpo_jax.families.qwen_vl.template import INFERENCE
-from tpo_jax.inference.model import load, load_processor
+from tpo_jax.inference.generator import Decoding
+from tpo_jax.inference.model import load, load_processor, place
 from tpo_jax.serving import models as serving
 from tpo_jax.train import train
+from tpo_jax.worlds.world import make_videos
 
 MODEL = PRESETS["tiny_qwen3_vl"]
 ASK = {"num_frames": 5, "max_new_tokens": 6}
@@ -205,16 +211,39 @@ def test_a_budget_below_one_token_is_one_line(spoiled):
         load_config(spoiled("video_preprocessor_config.json", values))
 
 
-def test_needles_and_sentences_on_times_are_refused(initial, video, tmp_path):
+def test_a_sentence_on_times_is_refused(initial, video):
+    processor = load_processor(initial, time_instruction="inline")
     with pytest.raises(InputError, match="always name the times"):
-        processor = load_processor(initial, time_instruction="inline")
         processor.prompts(["Who?"], processor.video(video, 5))
-    given = dict.fromkeys(runs.NeedleRun.__dataclass_fields__)
-    given |= {"checkpoint": initial, "haystack": video, "needles": video}
-    given |= {"output": tmp_path / "out", "min_frames": 8, "max_frames": 8, "frame_step": 8}
-    given |= {"depth_step": 0.5, "rope_theta": 0.0}
-    with pytest.raises(InputError, match="the needle test is .* family 'qwen_vl' are not"):
-        runs.find_needles(runs.NeedleRun(**given))
+
+
+def test_a_needle_is_found_where_the_model_says_its_answer(initial, tmp_path):
+    """One letter, the most likely of all: a video with the needle in it, and the question."""
+    (movie,) = make_videos(tmp_path, seed=2, seconds=[9], workers=1)
+    Image.new("RGB", (50, 20), "red").save(tmp_path / "odd.png")
+    asked = [{"path": "odd.png", "prompt": "\nWhich?", "answer": letter} for letter in "hz"]
+    (tmp_path / "needles.json").write_text(json.dumps(asked))
+    processor, params = load_processor(initial), families.init_params(MODEL, seed=1)
+    letters = [processor.tokenizer.token_to_id(letter) for letter in string.ascii_lowercase]
+    others = np.setdiff1d(np.arange(MODEL.decoder.vocab_size), letters)
+    head = params["decoder"]["head"]
+    head["kernel"] = head["kernel"].at[:, others].set(0)
+    model = place(processor, params)
+
+    needles, _ = niah_files.read_needles(tmp_path / "needles.json", processor)
+    needles = [needle for _, needle in needles]
+    haystack = niah_files.read_haystack(movie.path, 8, processor)
+    lengths, depths = (5, 8), (0.0, 1.0)
+    said = model.generator(Decoding(max_new_tokens=1))
+    expected = np.zeros((2, 2, 2), bool)
+    for i, j, k in np.ndindex(expected.shape):
+        clip = niah_videos.shown(processor, haystack, needles[k], Cell(lengths[i], depths[j], k))
+        assert len(clip.times) == frames_in(clip.frames) == lengths[i] + 1
+        [[letter]] = said.answer([clip.frames], [processor.prompts(["Which?"], clip)])
+        expected[i, j, k] = letter == "hz"[k]
+    assert expected.any() and not expected.all()
+    found = niah.grid(model, haystack, needles, lengths, depths, batch_rows=4)
+    assert (found == expected).all()
 
 
 def test_a_tokenizer_without_vision_tokens_is_one_line(tiny_world, tmp_path):
