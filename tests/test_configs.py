@@ -44,7 +44,9 @@ def test_the_table_marks_what_may_change_on_resume():
     assert marked == {n for n in flat(base()) if n in FREE or n.split(".")[0] in FREE}
 
 
-@pytest.mark.parametrize("name", ["tiny", "longva_tpo", "llava_video_tpo", "qwen3_vl_tpo"])
+@pytest.mark.parametrize(
+    "name", ["tiny", "longva_tpo", "llava_video_tpo", "qwen3_vl_tpo", "qwen2_5_vl_tpo"]
+)
 def test_variants_change_what_their_name_says(name):
     file = load(name)
     plain = flat(file.get_config())

@@ -21,10 +21,11 @@ text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30
 TIMES = INFERENCE.time_opening("inline", [0.0, 1.534, 96.4], 98.0)
 
 
-@pytest.mark.parametrize("template", [INFERENCE, DPO_TRAINER, qwen_vl.INFERENCE])
+@pytest.mark.parametrize("template", [INFERENCE, DPO_TRAINER, qwen_vl.QWEN3, qwen_vl.QWEN2_5])
 def test_a_template_refuses_the_opening_of_another(template):
     """A tuple written as text would be learned."""
-    other = "seconds" if template is qwen_vl.INFERENCE else ("<0.3 seconds>", "<1.3 seconds>")
+    grouped = template in (qwen_vl.QWEN3, qwen_vl.QWEN2_5)
+    other = "seconds" if grouped else ("<0.3 seconds>", "<1.3 seconds>")
     with pytest.raises(TypeError, match="this template"):
         template.around_visual(other, (Message("user", "Who?"),), 0)
 

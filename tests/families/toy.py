@@ -81,7 +81,7 @@ class Toy(VideoLanguageModel):
         )
 
 
-def preprocess(frames, config, pad=False):
+def preprocess(frames, config, pad=False, rate=0.0):
     size = config.frame_shape[:2]
     return np.stack([np.asarray(Image.fromarray(frame).resize(size)) for frame in frames])
 

@@ -20,8 +20,10 @@ def test_a_key_holds_every_field_that_changes_numbers():
     assert key_of(changed) == key_of(model) | {
         "decoder": key_of(model)["decoder"] | {"qkv_bias": False}
     }
-    other = families.preset("tiny_qwen3_vl")
-    assert {k: v for k, v in key_of(other).items() if k != "decoder"} == {
-        k: v for k, v in as_json(other).items() if k != "decoder"
-    }
-    assert key_of(other)["decoder"].items() <= as_json(other)["decoder"].items()
+    for name in ("tiny_qwen3_vl", "tiny_qwen2_5_vl"):
+        key, values = (x(families.preset(name)) for x in (key_of, as_json))
+        for part in ("decoder", "tower"):
+            own, every = key.pop(part), values.pop(part)
+            assert own.items() <= every.items()
+            assert not any(every[field] for field in every.keys() - {*own, "qkv_bias"})
+        assert key == values

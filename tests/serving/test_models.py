@@ -15,7 +15,7 @@ from tpo_jax.serving.models import ServedModel, Source, Visual, load, warm_up
 from tpo_jax.worlds.tokenizer import train_tokenizer
 
 
-@pytest.mark.parametrize("preset", ["tiny_longva", "tiny_qwen3_vl"])
+@pytest.mark.parametrize("preset", ["tiny_longva", "tiny_qwen3_vl", "tiny_qwen2_5_vl"])
 @pytest.mark.parametrize("num_frames", [5, 128])
 def test_the_warm_up_shows_what_a_video_of_as_many_frames_does(
     preset, num_frames, monkeypatch

@@ -19,6 +19,7 @@ from tpo_jax.inference.generator import Decoding
 from tpo_jax.inference.model import Model
 from tpo_jax.models.pictures import Pictures
 from tpo_jax.parallel.distributed import gather
+from tpo_jax.video.sampling import rate_of
 
 # Questions per row are rounded up to a power of two and prompts to a multiple, so that few programs
 # are compiled.
@@ -109,7 +110,8 @@ class LocalClient:
             sample = clip.read()
             if isinstance(sample, Failure):
                 return sample
-            frames = processor.resize(sample.frames)
+            rate = rate_of(sample.timestamps, sample.duration)
+            frames = processor.resize(sample.frames, rate=rate)
             shown = Clip(frames, sample.timestamps.tolist(), sample.duration)
             return _Row(group, requests, frames, processor.prompts(asked, shown))
         except InputError as error:

@@ -281,7 +281,8 @@ class Pipeline:
         def read() -> Clip:
             clip = read_clip(self.shards, position, self.config.sampling, self.config.num_frames)
             try:
-                return clip._replace(frames=self.processor.resize(clip.frames))
+                rate = sampling.rate_of(clip.times, clip.duration)
+                return clip._replace(frames=self.processor.resize(clip.frames, rate=rate))
             except InputError as error:
                 raise InputError(f"{place_of(self.shards, pair)}: {error}") from error
 

@@ -87,16 +87,18 @@ class Processor:
             frames, times, duration = sampling.read_frames(source, rule, num_frames)
         except VideoError as error:
             raise InputError(str(error)) from error
-        return Clip(self.resize(frames), times.tolist(), duration)
+        rate = sampling.rate_of(times, duration)
+        return Clip(self.resize(frames, rate=rate), times.tolist(), duration)
 
-    def resize(self, frames: np.ndarray, pad: bool = False) -> np.ndarray:
+    def resize(self, frames: np.ndarray, pad: bool = False, rate: float = 0.0) -> np.ndarray:
         """Resize frames uint8 `[n, height, width, 3]` to those of a batch, uint8
         `[config.batch_frames(n), *config.frame_shape]`.
 
         Args:
             pad: widen the frames to squares first, in the mean colour of the vision tower.
+            rate: of `sampling.rate_of`, for models whose frames hold their times; 0: nobody knows.
         """
-        return families.of(self.config).preprocess(frames, self.config, pad)
+        return families.of(self.config).preprocess(frames, self.config, pad, rate)
 
     def pictures(self, pictures: Sequence[str | Path | Image.Image]) -> Pictures:
         """Cut image files or PIL images into views; no image at all for a prompt of text alone.

@@ -63,7 +63,7 @@ def shown(processor: Processor, frames: np.ndarray, needle: Needle, cell: Cell) 
     place = int(cell.depth * cell.frames)
     video = np.insert(frames[: cell.frames], place, np.asarray(odd), axis=0)
     times = [float(i) for i in range(len(video))]
-    return Clip(processor.resize(video), times, float(len(video)))
+    return Clip(processor.resize(video, rate=1.0), times, float(len(video)))
 
 
 def asked(processor: Processor, needle: Needle, clip: Clip) -> Row:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 # One line a family, by name.
 FAMILIES: dict[str, Family] = {
     "llava_qwen": llava_qwen.FAMILY,
-    "qwen_vl": qwen_vl.FAMILY,
+    "qwen_vl": qwen_vl.QWEN3,
+    "qwen2_5_vl": qwen_vl.QWEN2_5,
 }
 # Native model directories written before there were families do not name theirs.
 _UNNAMED = "llava_qwen"

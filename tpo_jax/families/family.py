@@ -40,7 +40,8 @@ class Family:
     # imports it, so that a process which only decodes files does without JAX.
     model: Callable[[], Any]
     # Frames uint8 [n, height, width, 3] to uint8 [config.batch_frames(n), *config.frame_shape];
-    # with `pad` they are widened to a square first, if the model takes squares.
+    # with `pad` they are widened to a square first, if the model takes squares; `rate`: frames for
+    # each second of their video, 0 where nobody knows.
     preprocess: Callable[..., np.ndarray]
     # (RGB image, config, whether it is one of several) to its views and tokens. InputError: an
     # image the model cannot take.

@@ -137,13 +137,14 @@ class ModelConfig(Protocol):
 def key_of(config: ModelConfig) -> dict[str, Any]:
     """Return a config's fields for what is compared with a file, as JSON gives them back.
 
-    Fields of the decoder that came later are left out where they have their defaults: they change
-    no number, and what was stored before them is still found.
+    Fields of its parts that came later are left out where they have their defaults: they change no
+    number, and what was stored before them is still found.
     """
-    values, decoder = as_json(config), config.decoder
-    for field in dataclasses.fields(decoder):
-        if field.metadata == LATER and getattr(decoder, field.name) == field.default:
-            del values["decoder"][field.name]
+    values = as_json(config)
+    for name, part in vars(config).items():
+        for field in dataclasses.fields(part) if dataclasses.is_dataclass(part) else ():
+            if field.metadata == LATER and getattr(part, field.name) == field.default:
+                del values[name][field.name]
     return values
 
 

@@ -54,7 +54,8 @@ def read(request: dict, config: ModelConfig) -> dict[str, np.ndarray]:
         frames, times, duration = _one_size(opened, config), np.arange(float(len(paths))), 0.0
         return {"frames": frames, "times": times, "duration": np.array(duration)}
     frames, times, duration = sampling.read_frames(paths[0], request["rule"], request["num_frames"])
-    frames = families.of(config).preprocess(frames, config)
+    rate = sampling.rate_of(times, duration)
+    frames = families.of(config).preprocess(frames, config, rate=rate)
     return {"frames": frames, "times": times, "duration": np.array(duration)}
 
 

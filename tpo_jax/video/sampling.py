@@ -5,13 +5,14 @@
 | `uniform` | `num_frames`, evenly spaced, first and last included, repeated when short (LongVA) |
 | `fps` | one a second, as `uniform` where that is more than `num_frames` (training, demo) |
 | `two_fps` | two a second, at least four, evenly spaced and at most `num_frames` (Qwen3-VL) |
+| `two_fps_pairs` | as `two_fps`, an even number, each at the start of its share (Qwen2.5-VL) |
 | `forced` | as `uniform`: what `force_sample=True` makes of one a second (LLaVA-Video inference) |
 
 The originals give a frame's time as `index / average fps`; here it is the time at which the frame
 is shown. The two agree for a constant frame rate.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,10 +45,18 @@ def _two_per_second(available: int, fps: float, num_frames: int) -> np.ndarray:
     return np.linspace(0, available - 1, count).round().astype(int)
 
 
+def _pairs_of_two_per_second(available: int, fps: float, num_frames: int) -> np.ndarray:
+    most = min(num_frames, available) // 2 * 2
+    count = min(max(available / max(fps, 1e-3) * 2, 4), most) // 2 * 2
+    count = max(1, int(count))  # of a video of one frame
+    return (np.arange(count) * (available / count)).astype(np.float32).astype(int)
+
+
 RULES: dict[str, Callable[[int, float, int], np.ndarray]] = {
     "uniform": _uniform,
     "fps": _one_per_second,
     "two_fps": _two_per_second,
+    "two_fps_pairs": _pairs_of_two_per_second,
     "forced": _uniform,
 }
 
@@ -91,6 +100,26 @@ def _inside(timestamps: np.ndarray, span: Span) -> np.ndarray:
     if not start < end:
         raise ValueError(f"a segment must end after its start, unlike [{start}, {end}]")
     return (timestamps >= start) & (timestamps < end)
+
+
+def rate_of(times: Sequence[float] | np.ndarray, duration: float) -> float:
+    """Return how many frames were taken of each second that they stand for; 0.0 of one frame.
+
+    Frames of a whole video stand for its duration, as `sampled_fps` of `transformers`. Frames of a
+    part, which leave three of their largest gaps or more of the video out, stand for their mean
+    distance each.
+
+    Args:
+        times: of the frames, seconds, in any order.
+        duration: of the video, seconds.
+    """
+    if len(times) < 2:
+        return 0.0
+    ordered = np.sort(times)
+    span, gap = ordered[-1] - ordered[0], np.diff(ordered).max()
+    whole = duration - span < 3 * gap or not gap
+    shown = duration if whole else span * len(times) / (len(times) - 1)
+    return float(len(times) / shown) if shown > 0 else 0.0
 
 
 class Sample(NamedTuple):

@@ -19,21 +19,23 @@ from tpo_jax.curation.views import View
 from tpo_jax.data.clips import Clip
 from tpo_jax.data.processor import Processor, used_tokens
 from tpo_jax.errors import InputError
-from tpo_jax.families.qwen_vl.config import PRESETS, pairs
+from tpo_jax.families import preset
+from tpo_jax.families.qwen_vl.config import pairs
 from tpo_jax.families.qwen_vl.processing import preprocess, video_size
-from tpo_jax.families.qwen_vl.template import INFERENCE
+from tpo_jax.families.qwen_vl.template import QWEN3
 from tpo_jax.planning.plan import batch_shape
 from tpo_jax.training import experiment
 from tpo_jax.worlds.tokenizer import train_tokenizer
 
-FULL, TINY = PRESETS["qwen3_vl_8b"], PRESETS["tiny_qwen3_vl"]
+FULL, TINY = preset("qwen3_vl_8b"), preset("tiny_qwen3_vl")
+OLDER = preset("qwen2_5_vl_7b")
 QUESTION = "What happens?"
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     made = train_tokenizer([QUESTION, " seconds>"] * 9, 300)
-    made.add_special_tokens(list(INFERENCE.markers[2:]))
+    made.add_special_tokens(list(QWEN3.markers[2:]))
     return made
 
 
@@ -55,8 +57,28 @@ def clip_of(config, frames, height, width, known=True):
 def test_no_video_has_more_tokens_than_are_counted(frames, more, height, width, most, cap):
     budget = (4096, 4**most // 64)
     config = dataclasses.replace(FULL, video_pixels=budget, frame_tokens=cap)
+    check_tokens(config, frames, more, height, width)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    frames=st.integers(1, 900),
+    more=st.integers(0, 200),
+    height=st.integers(1, 3000),
+    width=st.integers(1, 3000),
+    total=st.sampled_from([100, 5000, 128000]),
+    cap=st.sampled_from([1, 4, 30, 768]),
+)
+def test_no_video_of_qwen2_5_has_more_tokens_than_are_counted(
+    frames, more, height, width, total, cap
+):
+    config = dataclasses.replace(OLDER, video_tokens=total, frame_tokens=cap)
+    check_tokens(config, frames, more, height, width)
+
+
+def check_tokens(config, frames, more, height, width):
     most_tokens = config.pair_tokens(frames)
-    assert most_tokens <= cap
+    assert most_tokens <= config.frame_tokens
     assert pairs(frames) * most_tokens <= config.visual_tokens(frames + more)
     try:
         size = video_size(config, frames, height, width)
@@ -67,11 +89,12 @@ def test_no_video_has_more_tokens_than_are_counted(frames, more, height, width, 
 
 
 @pytest.mark.parametrize("frames", [2, 5, 32, 64, 65, 768])
-def test_a_large_video_has_the_tokens_that_are_counted(frames):
+@pytest.mark.parametrize("config", [FULL, OLDER], ids=["qwen3_vl", "qwen2_5_vl"])
+def test_a_large_video_has_the_tokens_that_are_counted(config, frames):
     """The bound of a pair is reached by some shape."""
-    sizes = [video_size(FULL, frames, 2160, width) for width in range(1080, 4320, 40)]
-    tokens = max(height * width for height, width in sizes) // FULL.tower.token_side**2
-    assert 0.96 * FULL.pair_tokens(frames) <= tokens <= FULL.pair_tokens(frames)
+    sizes = [video_size(config, frames, 2160, width) for width in range(1080, 4320, 40)]
+    tokens = max(height * width for height, width in sizes) // config.tower.token_side**2
+    assert 0.96 * config.pair_tokens(frames) <= tokens <= config.pair_tokens(frames)
 
 
 def test_the_published_number_of_frames_fits_the_context():
@@ -106,11 +129,13 @@ def test_the_reported_number_of_frames_fits(height, width, tokenizer):
 def test_frames_without_times_are_at_24_a_second(tokenizer, capsys):
     errors.note.cache_clear()
     for frames, last in ((8, "0.3"), (7, "0.2")):  # the last of seven is its own pair: 6 / 24
-        _, stamps = INFERENCE.tokens_and_opening(
+        _, stamps = QWEN3.tokens_and_opening(
             TINY, clip_of(TINY, frames, 16, 16).frames, (), 0.0, "none"
         )
         assert stamps == tuple(f"<{t} seconds>" for t in ("0.0", "0.1", "0.2", last))
-    assert "without times: their prompt has them at 24 a second" in capsys.readouterr().err
+    assert (
+        "without times: the model is told that they are at 24 a second" in capsys.readouterr().err
+    )
     short = Processor(dataclasses.replace(TINY, max_length=200), tokenizer)
     with pytest.raises(InputError) as error:
         short.prompts([QUESTION], clip_of(TINY, 61, 32, 32, known=False))

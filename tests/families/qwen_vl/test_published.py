@@ -1,5 +1,6 @@
-"""Files of a Qwen3-VL checkpoint read, refused and given back; its weights are zeros."""
+"""Files of checkpoints read, refused and given back; their weights are zeros."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,10 +10,10 @@ from tpo_jax.checkpoints.huggingface import weights
 from tpo_jax.checkpoints.models import KEPT, load_config, open_model, save_model
 from tpo_jax.checkpoints.safetensors_files import Entry, SafetensorsWriter
 from tpo_jax.errors import InputError
+from tpo_jax.families import preset
 from tpo_jax.families.qwen_vl import published
-from tpo_jax.families.qwen_vl.config import PRESETS
 
-TINY = PRESETS["tiny_qwen3_vl"]
+TINY, OLDER = preset("tiny_qwen3_vl"), preset("tiny_qwen2_5_vl")
 VIDEO, CHAT = "video_preprocessor_config.json", "chat_template.json"
 
 
@@ -41,7 +42,7 @@ def converted_back(source, tmp_path, **settings):
     opened = open_model(source, **settings)
     save_model(tmp_path / "native", opened.config, opened.params, source)
     native, back = open_model(tmp_path / "native"), tmp_path / "back"
-    back.mkdir()
+    back.mkdir(parents=True)
     export.copy_files(tmp_path / "native", back, export.SIDE_FILES)
     export.export_model(back, native.config, native.params, tmp_path / "native" / KEPT)
     return back
@@ -67,15 +68,42 @@ def test_an_export_without_the_file_writes_it_where_it_says_something(tmp_path, 
     assert (back / VIDEO).is_file() == (tokens != 768)
 
 
+IMAGES = "preprocessor_config.json"
 THINKING = "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
 PLAIN = "{{ m.content.split('<think>') }}{% if add_generation_prompt %}assistant\n{% endif %}"
-IMAGES = "preprocessor_config.json"
 
 
 @pytest.mark.parametrize(
     ("file", "values", "message"),
     [
-        (CHAT, {"chat_template": THINKING}, "Qwen3-VL-Thinking is not supported"),
+        (
+            "config.json",
+            {"architectures": ["Qwen3VLMoeForConditionalGeneration"]},
+            "mixtures of experts; Qwen3VLF",
+        ),
+        (
+            "config.json",
+            {"architectures": ["Qwen3_5ForConditionalGeneration"]},
+            "linear attention; Qwen3VLF.*Qwen2_5_VLF",
+        ),
+        ("config.json", {"text_config": {"attention_bias": True}}, "attention_bias=True is not"),
+        (
+            "config.json",
+            {"text_config": {"rope_parameters": {"rope_type": "yarn"}}},
+            "'yarn': scaled positions",
+        ),
+        ("config.json", {"vision_config": {"num_position_embeddings": 7}}, "must be a square"),
+        (
+            "config.json",
+            {"vision_config": {"deepstack_visual_indexes": [9]}},
+            "must name blocks below 2",
+        ),
+        (
+            VIDEO,
+            {"size": {"shortest_edge": 9, "longest_edge": 99}},
+            "99 pixels are less than one visual token of 16x16",
+        ),
+        (CHAT, {"chat_template": THINKING}, "Thinking models are not supported"),
         ("tokenizer_config.json", {"chat_template": THINKING}, "answers begin with <think>"),
         ("config.json", {"text_config": {"rope_parameters": "mrope"}}, "must be an object"),
         (
@@ -98,7 +126,88 @@ def test_what_is_not_supported_is_one_line_with_its_file(tmp_path, file, values,
     edit(source, file, **values)
     with pytest.raises(InputError, match=message) as error:
         load_config(source)
+    where = "config.json" if "pixels" in message else file
+    assert where in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("config.json", {"vision_config": {"window_size": 8}}, "window_size=8 holds no visual"),
+        ("config.json", {"vision_config": {"fullatt_block_indexes": [2]}}, "full_blocks must name"),
+        ("config.json", {"vision_config": {"hidden_act": "gelu"}}, "hidden_act='gelu' is not"),
+        ("config.json", {"vision_config": {"in_chans": 4}}, "in_chans=4 is not supported"),
+        (
+            "config.json",
+            {"vision_config": {"rope_parameters": {"rope_theta": 5.0}}},
+            "rope_theta=5.0 is not supported",
+        ),
+        ("config.json", {"text_config": {"use_sliding_window": True}}, "use_sliding_window=True"),
+        (
+            "config.json",
+            {"text_config": {"rope_parameters": {"mrope_interleaved": True}}},
+            "mrope_interleaved=True is not supported",
+        ),
+        (VIDEO, {"image_mean": [0.5, 0.5, 0.5]}, r"image_mean=\[0.5, 0.5, 0.5\] is not supported"),
+        (CHAT, {"chat_template": THINKING}, "Thinking models are not supported; Qwen2_5_VLF"),
+        ("config.json", {"architectures": ["Qwen2VLForConditionalGeneration"]}, "another one"),
+    ],
+)
+def test_what_qwen2_5_is_not_is_one_line_with_its_file(tmp_path, file, values, message):
+    source = write(tmp_path / "published", OLDER)
+    edit(source, file, **values)
+    with pytest.raises(InputError, match=message) as error:
+        load_config(source)
     assert file in str(error.value) and "\n" not in str(error.value)
+
+
+def flattened(directory):
+    """The files of a checkpoint of 2025: one section, one processor's file, names of 4.x."""
+    path = directory / "config.json"
+    values = json.loads(path.read_text())
+    text = values.pop("text_config")
+    rope = text.pop("rope_parameters")
+    text |= {"rope_theta": rope["rope_theta"], "use_sliding_window": False}
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    vision = values["vision_config"] | {"in_chans": 3, "spatial_patch_size": 8}
+    values = text | values | {"vision_config": vision, "model_type": "qwen2_5_vl"}
+    path.write_text(json.dumps(values))
+    (directory / VIDEO).unlink()
+    images = json.loads((directory / IMAGES).read_text())
+    least, most = images.pop("size").values()
+    (directory / IMAGES).write_text(json.dumps(images | {"min_pixels": least, "max_pixels": most}))
+
+
+def test_checkpoints_of_2025_are_read_and_given_back(tmp_path):
+    source = write(tmp_path / "published", OLDER)
+    nested = load_config(source)
+    flattened(source)
+    found = load_config(source)
+    # Without a file on videos their budgets are those of `qwen_vl_utils`.
+    least = 128 * 28**2
+    assert found == dataclasses.replace(
+        nested, frame_tokens=768, video_pixels=(least, 768 * 16**2), video_tokens=128000
+    )
+    back = converted_back(source, tmp_path)
+    for name in ("config.json", IMAGES):
+        assert (back / name).read_bytes() == (source / name).read_bytes()
+    assert not (back / VIDEO).exists()
+    longer = converted_back(source, tmp_path / "longer", max_length=4096, rope_theta=5.0)
+    changed = json.loads((back / "config.json").read_text())
+    changed |= {"max_position_embeddings": 4096, "rope_theta": 5.0}
+    assert json.loads((longer / "config.json").read_text()) == changed
+
+
+@pytest.mark.parametrize("tokens", [3, 4, 900])
+def test_an_export_of_qwen2_5_says_the_visual_tokens_that_were_set(tmp_path, tokens):
+    source = write(tmp_path / "published", OLDER)
+    edit(source, VIDEO, min_pixels=256, max_pixels=1024, cap_pixels_per_frame=None)
+    found = load_config(source, frame_tokens=tokens)
+    assert found.video_pixels == (256, 256 * tokens) and load_config(source) == OLDER
+    back = converted_back(source, tmp_path, frame_tokens=tokens)
+    assert load_config(back) == found
+    same = (back / VIDEO).read_bytes() == (source / VIDEO).read_bytes()
+    assert same == (tokens == 4)
 
 
 def test_what_published_files_say_is_accepted(tmp_path):
@@ -133,8 +242,10 @@ def test_settings_are_those_of_the_family(tmp_path):
 @pytest.mark.parametrize(
     ("tower", "message"),
     [
-        ({"kind": "qwen2_5_vl"}, "tower.kind must be 'qwen3_vl'"),
-        ({"window": 112}, "window"),
+        ({"kind": "qwen2_vl"}, "tower.kind must be one of .*'qwen3_vl'"),
+        ({"kind": "qwen2_5_vl"}, "tower.window=0 must be a positive integer"),
+        ({"window": 4}, "tower.window=4: qwen3_vl has none"),
+        ({"windows": 4}, "windows"),
         ({"table": 0}, "tower.table=0 must be a positive integer"),
     ],
 )

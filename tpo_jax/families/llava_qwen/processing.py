@@ -15,7 +15,9 @@ from tpo_jax.families.llava_qwen.images import Tiling, tiling
 from tpo_jax.models.pictures import Pictures
 
 
-def preprocess(frames: np.ndarray, config: LlavaQwenConfig, pad: bool = False) -> np.ndarray:
+def preprocess(
+    frames: np.ndarray, config: LlavaQwenConfig, pad: bool = False, rate: float = 0.0
+) -> np.ndarray:
     """Resize frames uint8 `[n, height, width, 3]` to uint8 `[n, S, S, 3]`.
 
     `clip` scales the shorter side to S and cuts the sides off around the centre (HF

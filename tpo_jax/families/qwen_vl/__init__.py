@@ -1,7 +1,20 @@
-"""Qwen3-VL: a tower over frames of native shape before a decoder with positions on three axes."""
+"""Qwen3-VL and Qwen2.5-VL: a tower over frames of native shape before a decoder with positions on
+three axes.
+"""
+
+import functools
+from collections.abc import Mapping
 
 from tpo_jax.families.family import Family, Layout
-from tpo_jax.families.qwen_vl import config, processing, processors, published, template, weights
+from tpo_jax.families.qwen_vl import (
+    config,
+    presets,
+    processing,
+    processors,
+    published,
+    template,
+    weights,
+)
 
 
 def _model() -> type:
@@ -10,31 +23,41 @@ def _model() -> type:
     return QwenVL
 
 
-FAMILY = Family(
-    name="qwen_vl",
-    config=config.QwenVLConfig,
-    from_dict=config.from_dict,
-    presets=config.PRESETS,
-    preset_dtypes=config.PRESET_DTYPES,
-    model=_model,
-    preprocess=processing.preprocess,
-    picture=processing.picture,
-    independent_frames=False,
-    templates=template.TEMPLATES,
-    frame_flops=config.frame_flops,
-    recognises=published.recognises,
-    reads=published.READS,
-    read_config=published.read_config,
-    settings=published.SETTINGS,
-    choices={},
-    config_files=published.config_files,
-    update_config=published.update_config,
-    updated_files=processors.updated_files,
-    layouts={"transformers": Layout(published.new_config, str)},
-    layout_of=published.layout_of,
-    weights=weights.weights,
-    canonical=weights.canonical,
-    beside=published.beside,
-    connector=weights.CONNECTOR,
-    benchmark_frames=config.benchmark_frames,
-)
+def _family(
+    name: str,
+    kind: type[config.QwenVLConfig],
+    sizes: Mapping[str, config.QwenVLConfig],
+    inference: template.QwenVLTemplate,
+) -> Family:
+    return Family(
+        name=name,
+        config=kind,
+        from_dict=functools.partial(config.from_dict, kind),
+        presets=sizes,
+        preset_dtypes=presets.dtypes(sizes),
+        model=_model,
+        preprocess=processing.preprocess,
+        picture=processing.picture,
+        independent_frames=False,
+        templates={"inference": inference},
+        frame_flops=config.frame_flops,
+        recognises=functools.partial(published.recognises, kind.KIND),
+        reads=published.READS[kind.KIND],
+        read_config=functools.partial(published.read_config, kind),
+        settings=published.SETTINGS,
+        choices={},
+        config_files=published.config_files,
+        update_config=published.update_config,
+        updated_files=processors.updated_files,
+        layouts={"transformers": Layout(published.new_config, str)},
+        layout_of=published.layout_of,
+        weights=weights.weights,
+        canonical=weights.canonical,
+        beside=published.beside,
+        connector=weights.CONNECTOR,
+        benchmark_frames=config.benchmark_frames,
+    )
+
+
+QWEN3 = _family("qwen_vl", config.QwenVLConfig, presets.QWEN3_PRESETS, template.QWEN3)
+QWEN2_5 = _family("qwen2_5_vl", config.Qwen25VLConfig, presets.QWEN2_5_PRESETS, template.QWEN2_5)

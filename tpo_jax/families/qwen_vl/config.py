@@ -1,47 +1,64 @@
-"""Configs of Qwen3-VL, their presets, and where visual tokens are counted.
+"""Configs of Qwen3-VL and Qwen2.5-VL, and where visual tokens are counted.
 
 A frame of a batch is a pair of video frames at native aspect ratio: a header and a sequence of
 patches, padded to the most that a run's `frame_tokens` allows. See `processing.py`.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from tpo_jax.models.config import DecoderConfig, check_types
+from tpo_jax.models.config import LATER, DecoderConfig, check_types
 
-KIND = "qwen3_vl"
+QWEN3, QWEN2_5 = "qwen3_vl", "qwen2_5_vl"  # kinds of towers, `model_type` of checkpoints
 MERGE = 2  # patches a side that become one visual token
 PAIR = 2  # frames of a patch
-MEAN = STD = (0.5, 0.5, 0.5)  # of the pixel normalisation, of values in [0, 1]
+# Of the pixel normalisation, of values in [0, 1]; those of Qwen2.5-VL are CLIP's.
+MEAN = {QWEN3: (0.5,) * 3, QWEN2_5: (0.48145466, 0.4578275, 0.40821073)}
+STD = {QWEN3: (0.5,) * 3, QWEN2_5: (0.26862954, 0.26130258, 0.27577711)}
+# The sizes that a tower of each kind has, the others being 0 or ().
+_OWN = {QWEN3: ("table",), QWEN2_5: ("window", "tokens_per_second")}
+_BLOCKS = {QWEN3: "deepstack", QWEN2_5: "full_blocks"}
 
 
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
     """A vision tower over patch sequences of any shape."""
 
-    kind: str  # `KIND`
+    kind: str  # `QWEN3` or `QWEN2_5`
     patch_size: int  # pixels
     width: int
     layers: int
     heads: int
     mlp_width: int
-    table: int  # side of the learned position table
+    table: int = 0  # Qwen3-VL: side of the learned position table
     deepstack: tuple[int, ...] = ()  # blocks whose output enters the first decoder layers
+    # Qwen2.5-VL: visual tokens a side of a window, blocks whose attention is over the whole frame,
+    # and how far positions in time are apart.
+    window: int = dataclasses.field(default=0, metadata=LATER)
+    full_blocks: tuple[int, ...] = dataclasses.field(default=(), metadata=LATER)
+    tokens_per_second: int = dataclasses.field(default=0, metadata=LATER)
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "width", "layers", "heads", "mlp_width", "table"):
+        if self.kind not in _OWN:
+            raise ValueError(f"tower.kind must be one of {sorted(_OWN)}, not {self.kind!r}")
+        sizes = ("patch_size", "width", "layers", "heads", "mlp_width", *_OWN[self.kind])
+        for name in sizes:
             if type(value := getattr(self, name)) is not int or value < 1:
                 raise ValueError(f"tower.{name}={value!r} must be a positive integer")
-        if self.kind != KIND:
-            raise ValueError(f"tower.kind must be {KIND!r}, not {self.kind!r}")
+        own = {*sizes, "kind", _BLOCKS[self.kind]}
+        for field in dataclasses.fields(self):
+            if field.name not in own and (value := getattr(self, field.name)):
+                raise ValueError(f"tower.{field.name}={value!r}: {self.kind} has none")
         if self.width % (4 * self.heads):
             raise ValueError(f"tower.width={self.width} must be a multiple of 4 * {self.heads}")
-        if any(type(i) is not int or not 0 <= i < self.layers for i in self.deepstack):
-            raise ValueError(f"tower.deepstack must name blocks below {self.layers}")
-        if tuple(sorted(set(self.deepstack))) != self.deepstack:
-            raise ValueError(f"tower.deepstack={self.deepstack} must ascend")
+        for name in _BLOCKS.values():
+            blocks = getattr(self, name)
+            if any(type(i) is not int or not 0 <= i < self.layers for i in blocks):
+                raise ValueError(f"tower.{name} must name blocks below {self.layers}")
+            if tuple(sorted(set(blocks))) != blocks:
+                raise ValueError(f"tower.{name}={blocks} must ascend")
 
     @property
     def patch_pixels(self) -> int:
@@ -56,11 +73,13 @@ class TowerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class QwenVLConfig:
-    """A video language model: tower, merger, decoder with positions in time, height and width.
+    """Qwen3-VL: tower, merger, decoder with positions in time, height and width.
 
     Pixel budgets are least and most, as `size` of the published processors: of a video over all
     frames, of an image for itself.
     """
+
+    KIND: ClassVar[str] = QWEN3
 
     tower: TowerConfig
     decoder: DecoderConfig
@@ -72,11 +91,10 @@ class QwenVLConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "model")
+        if self.tower.kind != self.KIND:
+            raise ValueError(f"tower.kind must be {self.KIND!r}, not {self.tower.kind!r}")
         if self.time_instruction != "none":
-            raise ValueError(
-                f"time_instruction={self.time_instruction!r}: prompts of this model always name "
-                "the times of frames; it must be 'none'"
-            )
+            raise ValueError(f"{no_sentence(self.time_instruction)}; it must be 'none'")
         for name in ("video_pixels", "image_pixels"):
             least, most = getattr(self, name)
             if not 0 < least <= most:
@@ -116,19 +134,19 @@ class QwenVLConfig:
         """Return the pairs of a video of `num_frames` frames."""
         return pairs(num_frames)
 
-    def budget(self, num_frames: int) -> int:
-        """Return the most pixels of a video, all frames together, as `cap_pixels_per_frame` in
+    def frame_pixels(self, num_frames: int) -> int:
+        """Return the most pixels of a frame in a video of so many, as `cap_pixels_per_frame` in
         `video_processing_qwen3_vl.py` of `transformers`.
         """
         count, (least, most) = max(num_frames, PAIR), self.video_pixels
         share = min(self.frame_tokens * self.tower.token_side**2, most // count)
-        return count * max(share, int(least * 1.05))
+        return max(share, int(least * 1.05))
 
     def pair_tokens(self, num_frames: int) -> int:
         """Return the most visual tokens of a pair of frames in a video of `num_frames` frames."""
         count = max(num_frames, PAIR)
         counted = min(count, round(count / PAIR) * PAIR)  # of five frames the processor counts four
-        tokens = self.budget(count) // (counted * self.tower.token_side**2)
+        tokens = count * self.frame_pixels(count) // (counted * self.tower.token_side**2)
         return min(self.frame_tokens, max(1, tokens))
 
     def visual_tokens(self, num_frames: int) -> int:
@@ -153,6 +171,52 @@ class QwenVLConfig:
         return np.where(index < 0, index, index // each * self.frame_tokens + index % each)
 
 
+@dataclasses.dataclass(frozen=True)
+class Qwen25VLConfig(QwenVLConfig):
+    """Qwen2.5-VL: windows in the tower, the times of frames in positions.
+
+    `video_pixels` are of a frame, as `size` of `Qwen2VLVideoProcessor` in `transformers`.
+    """
+
+    KIND: ClassVar[str] = QWEN2_5
+    max_length: int = 128000
+    video_pixels: tuple[int, int] = (128 * 28**2, 768 * 28**2)
+    image_pixels: tuple[int, int] = (4 * 28**2, 16384 * 28**2)
+    video_tokens: int = 128000  # nine tenths of these are the most of a video
+
+    @property
+    def frame_text(self) -> int:
+        """Most text tokens beside a pair of frames; the two markers are around the whole video."""
+        return 0
+
+    def frame_pixels(self, num_frames: int) -> int:
+        """Return the most pixels of a frame in a video of so many, as `cap_pixels_per_frame` in
+        `video_processing_qwen2_vl.py` of `transformers`, and within `frame_tokens`.
+        """
+        area, (least, most) = self.tower.token_side**2, self.video_pixels
+        share = min(most, int(self.video_tokens * area * 0.9) * PAIR // max(num_frames, 1))
+        return min(max(share, int(least * 1.05)), self.frame_tokens * area)
+
+    def pair_tokens(self, num_frames: int) -> int:
+        """Return the most visual tokens of a pair of frames in a video of `num_frames` frames."""
+        return max(1, self.frame_pixels(num_frames) // self.tower.token_side**2)
+
+    def visual_tokens(self, num_frames: int) -> int:
+        """Return the most visual tokens of a video of at most `num_frames` frames.
+
+        A shorter video may have more of them than the longest one: its pairs are larger.
+        """
+        count, least = pairs(num_frames), int(self.video_pixels[0] * 1.05)
+        within = int(self.video_tokens * 0.9) + self.frame_tokens  # an odd video may pass by a pair
+        floor = count * (least // self.tower.token_side**2)
+        return min(count * self.frame_tokens, max(within, floor))
+
+
+def no_sentence(mode: str) -> str:
+    """Return the beginning of messages about a time instruction, which is `mode`."""
+    return f"time_instruction={mode!r}: this model is always told the times of frames"
+
+
 def pairs(num_frames: int) -> int:
     """Return the pairs of a video of `num_frames` frames; the last frame of an odd one doubles."""
     return -(-num_frames // PAIR)
@@ -162,14 +226,16 @@ def frame_flops(config: QwenVLConfig) -> tuple[int, int]:
     """Return the forward FLOPs of one padded pair of frames: of the tower, and of the mergers."""
     t, D, N = config.tower, config.decoder.width, config.patches
     W, merged = t.width, MERGE**2 * t.width
-    block = 2 * N * (4 * W**2 + 2 * W * t.mlp_width) + 4 * N**2 * W
+    windowed = t.layers - len(t.full_blocks) if t.window else 0
+    products = (2 if t.kind == QWEN3 else 3) * W * t.mlp_width
+    keys = (t.layers - windowed) * N + windowed * min(N, (MERGE * t.window) ** 2)
     merger = 2 * config.frame_tokens * (merged**2 + merged * D)
-    tower = t.layers * block + 2 * N * W * t.patch_pixels
+    tower = 2 * N * (t.layers * (4 * W**2 + products) + 2 * keys * W + W * t.patch_pixels)
     return tower, merger * (1 + len(t.deepstack))
 
 
-def from_dict(values: dict) -> QwenVLConfig:
-    """Return the config that `dataclasses.asdict` made these values of.
+def from_dict(kind: type[QwenVLConfig], values: dict) -> QwenVLConfig:
+    """Return the config, of the given class, that `dataclasses.asdict` made these values of.
 
     Raises:
         ValueError: a field is missing, unknown or out of range.
@@ -177,65 +243,13 @@ def from_dict(values: dict) -> QwenVLConfig:
     try:
         tower = TowerConfig(**_tuples(values["tower"]))
         decoder = DecoderConfig(**values["decoder"])
-        return QwenVLConfig(**_tuples({**values, "tower": tower, "decoder": decoder}))
+        return kind(**_tuples({**values, "tower": tower, "decoder": decoder}))
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a model config: {error}") from error
 
 
 def _tuples(values: dict) -> dict:
     return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-
-
-def _qwen3(width: int, layers: int, heads: int, mlp_width: int, tied: bool) -> DecoderConfig:
-    return DecoderConfig(
-        vocab_size=151936,
-        width=width,
-        layers=layers,
-        heads=heads,
-        kv_heads=8,
-        head_dim=128,
-        mlp_width=mlp_width,
-        rope_theta=5e6,
-        tied=tied,
-        qkv_bias=False,
-        qk_norm=True,
-        rope_sections=(24, 20, 20),
-        rope_interleaved=True,
-    )
-
-
-_SMALL = TowerConfig(KIND, 16, 1024, 24, 16, 4096, table=48, deepstack=(5, 11, 17))
-_LARGE = TowerConfig(KIND, 16, 1152, 27, 16, 4304, table=48, deepstack=(8, 16, 24))
-
-PRESETS: dict[str, QwenVLConfig] = {
-    "qwen3_vl_2b": QwenVLConfig(_SMALL, _qwen3(2048, 28, 16, 6144, tied=True)),
-    "qwen3_vl_4b": QwenVLConfig(_SMALL, _qwen3(2560, 36, 32, 9728, tied=True)),
-    "qwen3_vl_8b": QwenVLConfig(_LARGE, _qwen3(4096, 36, 32, 12288, tied=False)),
-    "qwen3_vl_32b": QwenVLConfig(_LARGE, _qwen3(5120, 64, 64, 25600, tied=False)),
-    "tiny_qwen3_vl": QwenVLConfig(
-        TowerConfig(KIND, 8, 96, 2, 4, 192, table=4, deepstack=(0,)),
-        DecoderConfig(
-            vocab_size=512,
-            width=128,
-            layers=3,
-            heads=4,
-            kv_heads=2,
-            head_dim=32,
-            mlp_width=256,
-            rope_theta=1e4,
-            qkv_bias=False,
-            qk_norm=True,
-            rope_sections=(6, 5, 5),
-            rope_interleaved=True,
-        ),
-        max_length=2048,
-        frame_tokens=4,
-        video_pixels=(256, 65536),
-        image_pixels=(256, 65536),
-    ),
-}
-# Every published checkpoint of this family is bfloat16.
-PRESET_DTYPES = {name: "float32" if name.startswith("tiny") else "bfloat16" for name in PRESETS}
 
 
 def benchmark_frames(config: Any) -> dict[str, int]:

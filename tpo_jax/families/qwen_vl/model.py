@@ -1,4 +1,7 @@
-"""Qwen3-VL: tower and mergers before a decoder that takes visual features at several layers."""
+"""Qwen3-VL and Qwen2.5-VL: tower and mergers before a decoder with positions on three axes.
+
+The decoder of Qwen3-VL takes visual features at several layers.
+"""
 
 from collections.abc import Sequence
 
@@ -7,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tpo_jax.families.qwen_vl.config import MERGE, QwenVLConfig
+from tpo_jax.families.qwen_vl.processing import TIME_BYTES
 from tpo_jax.families.qwen_vl.vision import Merger, Tower
 from tpo_jax.models.batch import Array, Batch
 from tpo_jax.models.blocks import Projections
@@ -26,18 +30,27 @@ def grids_of(frames: Array) -> jax.Array:
     return low + 256 * high
 
 
-def positions_of(mask: Array, place: Array, grids: Array, tokens: int) -> tuple[Array, Array]:
+def times_of(frames: Array) -> jax.Array:
+    """Return the positions in time, int32 `[...]`, that the headers of pairs of frames say."""
+    parts = [frames[..., 0, i].astype(jnp.int32) << 8 * k for k, i in enumerate(TIME_BYTES)]
+    return sum(parts[1:], parts[0])
+
+
+def positions_of(
+    mask: Array, place: Array, grids: Array, times: Array, tokens: int
+) -> tuple[Array, Array]:
     """Return the positions of prefix tokens in time, height and width, and the one after them.
 
-    Each text token's position is one more than the last. All tokens of a frame have the position
-    at which it begins as their time; height and width add row and column to it. Text after a frame
-    continues from there plus the longer of its sides in tokens (`get_rope_index` in
-    `modeling_qwen3_vl.py` of `transformers`).
+    Each text token's position is one more than the last. Frames without text between them begin at
+    one position. To it their tokens add the frame's time, their row and their column. Text after
+    frames continues from it plus the longer side of a frame in tokens, whatever the times
+    (`get_rope_index` in `modeling_qwen3_vl.py` and `modeling_qwen2_5_vl.py` of `transformers` 5).
 
     Args:
         mask: bool `[B, P]`, real tokens.
         place: int `[B, P]`, `frame * V + token` of visual tokens; -1 elsewhere.
         grids: int32 `[B, F, 2]`, rows and columns of patches.
+        times: int32 `[B, F]`, of frames since the first one.
         tokens: V.
 
     Returns:
@@ -45,32 +58,36 @@ def positions_of(mask: Array, place: Array, grids: Array, tokens: int) -> tuple[
     """
     if not grids.shape[1]:
         grids = jnp.zeros((len(grids), 1, 2), jnp.int32)
+        times = grids[..., 0]
     visual, place = place >= 0, jnp.maximum(place, 0)
     frame, token = place // tokens, place % tokens
-    rows, columns = (jnp.take_along_axis(grids[..., i] // MERGE, frame, axis=1) for i in (0, 1))
-    last = token == rows * columns - 1
+    rows, columns, time = (
+        jnp.take_along_axis(x, frame, axis=1)
+        for x in (grids[..., 0] // MERGE, grids[..., 1] // MERGE, times)
+    )
+    last = visual & ~jnp.pad(visual[:, 1:], ((0, 0), (0, 1)))
     step = jnp.where(visual, jnp.where(last, jnp.maximum(rows, columns), 0), mask)
     after = jnp.cumsum(step, axis=1, dtype=jnp.int32)
     start = after - step
     across = jnp.maximum(columns, 1)
-    inner = jnp.stack([jnp.zeros_like(token), token // across, token % across], axis=-1)
+    inner = jnp.stack([time, token // across, token % across], axis=-1)
     positions = start[..., None] + jnp.where(visual[..., None], inner, 0)
     return jnp.where(mask[..., None], positions, 0), after[:, -1]
 
 
 class QwenVL(VideoLanguageModel):
-    """Qwen3-VL, by config."""
+    """Qwen3-VL or Qwen2.5-VL, by config."""
 
     config: QwenVLConfig
 
     def __init__(self, config: QwenVLConfig, rngs: nnx.Rngs, projections: Projections) -> None:
         self.config = config
-        width, outputs = config.tower.width, config.decoder.width
-        self.tower = Tower(config.tower, rngs)
-        self.projector = Merger(width, outputs, rngs, joined=False)
-        if config.tower.deepstack:
-            self.deepstack = nnx.vmap(lambda r: Merger(width, outputs, r, joined=True))(
-                rngs.split(len(config.tower.deepstack))
+        tower, outputs = config.tower, config.decoder.width
+        self.tower = Tower(tower, rngs)
+        self.projector = Merger(tower, outputs, rngs)
+        if tower.deepstack:
+            self.deepstack = nnx.vmap(lambda r: Merger(tower, outputs, r, joined=True))(
+                rngs.split(len(tower.deepstack))
             )
         self.decoder = Decoder(config.decoder, rngs, projections)
 
@@ -109,8 +126,9 @@ class QwenVL(VideoLanguageModel):
         if batch.patch_index is not None:
             own = jnp.take_along_axis(batch.patch_index[..., 0], jnp.maximum(place, 0), axis=1)
             place = jnp.where(place >= 0, own - 1, -1)
+        frames = batch.frames
         positions, end = positions_of(
-            batch.prefix_mask, place, grids_of(batch.frames), self.config.frame_tokens
+            batch.prefix_mask, place, grids_of(frames), times_of(frames), self.config.frame_tokens
         )
         return stream._replace(positions=positions, end=end)
 

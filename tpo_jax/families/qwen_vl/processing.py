@@ -1,8 +1,9 @@
 """Frames and images to padded patch sequences, as the published processors make them.
 
-A frame of a batch is a pair of video frames: a header that holds its rows and columns of patches
-and how many frames of the video it has, then the patches, then zeros. An image is a pair of itself.
-So the model reads shapes from the pixels, and a frame of zeros is an empty one.
+A frame of a batch is a pair of video frames: a header that holds its rows and columns of patches,
+how many frames of the video it has and its position in time, then the patches, then zeros. An image
+is a pair of itself. So the model reads shapes and times from the pixels, and a frame of zeros is an
+empty one.
 """
 
 import math
@@ -11,27 +12,41 @@ import numpy as np
 from PIL import Image
 
 from tpo_jax.errors import InputError
-from tpo_jax.families.qwen_vl.config import MERGE, PAIR, QwenVLConfig, TowerConfig, pairs
+from tpo_jax.families.qwen_vl.config import (
+    MERGE,
+    PAIR,
+    Qwen25VLConfig,
+    QwenVLConfig,
+    TowerConfig,
+    pairs,
+)
 from tpo_jax.models.pictures import Pictures
 
 MOST_ASPECT = 200  # of the longer side to the shorter
+UNKNOWN_RATE = 24.0  # frames a second where nobody knows the times, as `transformers` assumes
+TIME_BYTES = range(6, 10)  # of a header: the position in time of its pair, low byte first
 
 
 def video_size(config: QwenVLConfig, num_frames: int, height: int, width: int) -> tuple[int, int]:
     """Return height and width that frames of a video are resized to, pixels.
 
-    As `smart_resize` and `cap_pixels_per_frame` in `video_processing_qwen3_vl.py` of
-    `transformers`, with `frame_tokens` for `max_video_tokens`.
+    As `smart_resize` and `cap_pixels_per_frame` in `video_processing_qwen3_vl.py` or
+    `video_processing_qwen2_vl.py` of `transformers`, with at most `frame_tokens` visual tokens.
 
     Raises:
         InputError: an aspect ratio that the processor refuses, or one with which a pair of frames
             would have more than `QwenVLConfig.pair_tokens`.
     """
+    if isinstance(config, Qwen25VLConfig):
+        most = config.frame_pixels(num_frames)
+        size = _within(config, height, width, (config.video_pixels[0], most))
+        _check_tokens(config, size, config.pair_tokens(num_frames))
+        return size
     side, count = config.tower.token_side, max(num_frames, PAIR)
     if min(height, width) < side:
         scale = max(side / height, side / width)
         height, width = int(height * scale), int(width * scale)
-    budget = config.video_pixels[0], config.budget(count)
+    budget = config.video_pixels[0], count * config.frame_pixels(count)
     size = _fitted(height, width, side, budget, count)
     if count % PAIR and size[0] * size[1] > config.frame_tokens * side**2:
         # The processor counts an odd video a frame short, and would pass the cap.
@@ -49,13 +64,21 @@ def image_size(config: QwenVLConfig, height: int, width: int) -> tuple[int, int]
     Raises:
         InputError: as for `video_size`.
     """
-    side, (least, most) = config.tower.token_side, config.image_pixels
-    cap = config.frame_tokens * side**2
-    size = _fitted(height, width, side, (min(least, cap), min(most, cap)), 1)
-    if size[0] * size[1] > cap:
-        size = _fitted(height, width, side, (1, cap), 1)
+    size = _within(config, height, width, config.image_pixels)
     _check_tokens(config, size, config.frame_tokens)
     return size
+
+
+def _within(
+    config: QwenVLConfig, height: int, width: int, budget: tuple[int, int]
+) -> tuple[int, int]:
+    """Return the sides of an image within least and most pixels and, as far as its aspect ratio
+    allows, within `frame_tokens`.
+    """
+    side, (least, most) = config.tower.token_side, budget
+    cap = config.frame_tokens * side**2
+    size = _fitted(height, width, side, (min(least, cap), min(most, cap)), 1)
+    return size if size[0] * size[1] <= cap else _fitted(height, width, side, (1, cap), 1)
 
 
 def _fitted(
@@ -93,10 +116,15 @@ def _check_tokens(config: QwenVLConfig, size: tuple[int, int], most: int) -> Non
         )
 
 
-def preprocess(frames: np.ndarray, config: QwenVLConfig, pad: bool = False) -> np.ndarray:
+def preprocess(
+    frames: np.ndarray, config: QwenVLConfig, pad: bool = False, rate: float = 0.0
+) -> np.ndarray:
     """Resize frames uint8 `[n, height, width, 3]` to pairs of them, uint8 `[F, 1 + N, pixels]`.
 
     The last frame of an odd video is doubled. `pad` has no effect: frames keep their aspect ratio.
+
+    Args:
+        rate: frames for each second of their video; 0: nobody knows.
 
     Raises:
         InputError: as `video_size`.
@@ -110,12 +138,28 @@ def preprocess(frames: np.ndarray, config: QwenVLConfig, pad: bool = False) -> n
         return np.zeros((0, *config.frame_shape), np.uint8)
     height, width = video_size(config, *frames.shape[:3])
     out = np.zeros((pairs(len(frames)), *config.frame_shape), np.uint8)
+    times = time_positions(config.tower, len(out), rate or UNKNOWN_RATE)
     for i, target in enumerate(out):
         own = (frames[PAIR * i], frames[min(PAIR * i + 1, len(frames) - 1)])
         images = [Image.fromarray(frame).resize((width, height), _FILTER) for frame in own]
         both = np.stack([np.asarray(image) for image in images])
         _write(target, both, config.tower, min(PAIR, len(frames) - PAIR * i))
+        target[0, TIME_BYTES] = times[i : i + 1].view(np.uint8)
     return out
+
+
+def time_positions(tower: TowerConfig, count: int, rate: float) -> np.ndarray:
+    """Return the positions in time of pairs since the first one, `<u4` `[count]`.
+
+    In float32 and rounded down, as `get_vision_position_ids` in `modeling_qwen2_5_vl.py` of
+    `transformers`; zeros for a tower that has none.
+
+    Args:
+        count: of pairs.
+        rate: frames a second.
+    """
+    step = np.float32(tower.tokens_per_second) * np.float32(PAIR / rate)
+    return (np.arange(count, dtype=np.float32) * step).astype("<u4")
 
 
 _FILTER = Image.Resampling.BICUBIC

@@ -1,10 +1,12 @@
-"""Qwen3-VL's chat template.
+"""The chat templates of Qwen3-VL and Qwen2.5-VL.
 
     <|im_start|>user\\n<0.3 seconds><|vision_start|>[visual tokens]<|vision_end|><1.3 seconds>…
     [question]<|im_end|>\\n<|im_start|>assistant\\n[answer]<|im_end|>\\n
 
 Every pair of frames stands after the mean of its two times (`replace_video_token` in
 `processing_qwen3_vl.py` of `transformers`). There is no system message unless one is given.
+Qwen2.5-VL has one, and all frames of a video between one pair of markers: their times are in the
+positions of visual tokens.
 """
 
 from collections.abc import Sequence
@@ -13,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from tpo_jax.errors import InputError, note
-from tpo_jax.families.qwen_vl.config import MERGE, PAIR, QwenVLConfig, pairs
-from tpo_jax.families.qwen_vl.processing import frames_in, grids
+from tpo_jax.families.qwen_vl.config import MERGE, PAIR, QwenVLConfig, no_sentence, pairs
+from tpo_jax.families.qwen_vl.processing import UNKNOWN_RATE, frames_in, grids
 from tpo_jax.families.template import IMAGE, ROLES, Message, Opening, Pieces, Template
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 START, END = "<|vision_start|>", "<|vision_end|>"
-UNKNOWN_RATE = 24.0  # frames a second where nobody knows the times, as `transformers` assumes
 
 
 def _tokens(config: QwenVLConfig, frames: np.ndarray, num_frames: int) -> int:
@@ -37,26 +38,29 @@ def _tokens(config: QwenVLConfig, frames: np.ndarray, num_frames: int) -> int:
     return rows * columns if same else most
 
 
-class Qwen3VLTemplate(Template):
-    """A timestamp before each pair of frames, vision markers around it."""
+class QwenVLTemplate(Template):
+    """Vision markers around every image and around a video, whose times are in positions."""
 
     def tokens_and_opening(
         self, config: Any, frames: np.ndarray, times: Sequence[float], duration: float, mode: str
     ) -> tuple[int | Sequence[int], Opening]:
-        """Return the visual tokens of every pair of frames, and its timestamp; see `Template`."""
+        """Return the visual tokens of every pair of frames, and the text before it: none; see
+        `Template`.
+        """
         if mode != "none":
-            raise InputError(
-                f"time_instruction={mode!r}: this model's prompts always name the times of frames"
-            )
+            raise InputError(no_sentence(mode))
         if not len(times):
             note(
-                "frames without times: their prompt has them at "
-                f"{UNKNOWN_RATE:g} a second, as the published processor"
+                "frames without times: the model is told that they are at "
+                f"{UNKNOWN_RATE:g} a second, as by the published processor"
             )
             times = [i / UNKNOWN_RATE for i in range(frames_in(frames))]
-        count, each, last = pairs(len(times)), _tokens(config, frames, len(times)), len(times) - 1
-        means = [(times[PAIR * i] + times[min(PAIR * i + 1, last)]) / 2 for i in range(count)]
-        return [each] * count, tuple(f"<{mean:.1f} seconds>" for mean in means)
+        count = pairs(len(times))
+        return [_tokens(config, frames, len(times))] * count, self.texts_before(times)
+
+    def texts_before(self, times: Sequence[float]) -> tuple[str, ...]:
+        """Return the texts before pairs of the frames at these times, seconds."""
+        return ("",) * pairs(len(times))
 
     def around_visual(
         self, opening: Opening, conversation: Sequence[Message], at: int
@@ -66,7 +70,7 @@ class Qwen3VLTemplate(Template):
             raise TypeError(f"this template needs a text before each pair of frames: {opening!r}")
         before, after = self.with_system(conversation[:at]), conversation[at + 1 :]
         begin, end = self.around["user"]
-        heads = [f"{END}{stamp}{START}" for stamp in opening]
+        heads = [f"{END}{stamp}{START}" if stamp else "" for stamp in opening]
         heads[0] = f"{self.written(before)}{begin}{opening[0]}{START}"
         behind = f"{END}{conversation[at].content}{end}{self.written(after)}"
         behind += self.around["assistant"][0]
@@ -87,7 +91,17 @@ class Qwen3VLTemplate(Template):
         return super().around_images(marked, images)
 
 
-INFERENCE = Qwen3VLTemplate(
+class Qwen3VLTemplate(QwenVLTemplate):
+    """A timestamp before each pair of frames, vision markers around it."""
+
+    def texts_before(self, times: Sequence[float]) -> tuple[str, ...]:
+        """Return the timestamps of pairs of the frames at these times, seconds."""
+        count, last = pairs(len(times)), len(times) - 1
+        means = [(times[PAIR * i] + times[min(PAIR * i + 1, last)]) / 2 for i in range(count)]
+        return tuple(f"<{mean:.1f} seconds>" for mean in means)
+
+
+QWEN3 = Qwen3VLTemplate(
     around={role: (f"{IM_START}{role}\n", f"{IM_END}\n") for role in ROLES},
     end=((IM_END, True), ("\n", True)),
     system="",
@@ -102,4 +116,6 @@ INFERENCE = Qwen3VLTemplate(
         END: 151653,
     },
 )
-TEMPLATES = {"inference": INFERENCE}
+QWEN2_5 = QwenVLTemplate(
+    **{**vars(QWEN3), "system": "You are a helpful assistant."},
+)

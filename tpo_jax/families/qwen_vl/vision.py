@@ -1,23 +1,28 @@
-"""The vision tower of Qwen3-VL: padded patch sequences in, visual tokens out.
+"""The vision towers of Qwen3-VL and Qwen2.5-VL: padded patch sequences in, visual tokens out.
 
 Patches come in blocks of 2x2, the blocks row by row, as the published processor orders them
 (`patchify` in `transformers`' `video_processing_qwen3_vl.py`). The padding after them is no key of
 any attention, so it never changes a number.
 """
 
+import functools
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tpo_jax.families.qwen_vl.config import MEAN, MERGE, STD, TowerConfig
+from tpo_jax.families.qwen_vl.config import MEAN, MERGE, QWEN3, STD, TowerConfig
+from tpo_jax.families.qwen_vl.windows import reordered, window_attention, window_order
+from tpo_jax.models.blocks import RMSNorm
 from tpo_jax.models.rotary import rotate
 from tpo_jax.parallel.sharding import ALL, constrain
 
 _THETA = 1e4  # base of the wavelengths of rows and columns
 _EPS = 1e-6
+Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # of queries, keys, values
 
 
 def places(grid: jax.Array, patches: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -74,44 +79,54 @@ def interpolated(table: jax.Array, grid: jax.Array, row: jax.Array, column: jax.
     )
 
 
-def _norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def _norm(kind: str, width: int, rngs: nnx.Rngs) -> nnx.LayerNorm | RMSNorm:
+    if kind != QWEN3:
+        return RMSNorm(width, _EPS)
     return nnx.LayerNorm(width, epsilon=_EPS, use_fast_variance=False, rngs=rngs)
 
 
 class TowerBlock(nnx.Module):
-    """Pre-norm transformer block of Qwen3-VL."""
+    """Pre-norm transformer block: LayerNorm and GELU, or for Qwen2.5-VL RMSNorm and gated SiLU."""
 
     def __init__(self, config: TowerConfig, rngs: nnx.Rngs) -> None:
-        D = config.width
-        self.heads = config.heads
-        self.norm1 = _norm(D, rngs)
+        D, M = config.width, config.mlp_width
+        self.heads, self.gated = config.heads, config.kind != QWEN3
+        self.norm1 = _norm(config.kind, D, rngs)
         self.qkv = nnx.Linear(D, 3 * D, rngs=rngs)
         self.out = nnx.Linear(D, D, rngs=rngs)
-        self.norm2 = _norm(D, rngs)
-        self.fc1 = nnx.Linear(D, config.mlp_width, rngs=rngs)
-        self.fc2 = nnx.Linear(config.mlp_width, D, rngs=rngs)
+        self.norm2 = _norm(config.kind, D, rngs)
+        self.fc1 = nnx.Linear(D, M, rngs=rngs)
+        if self.gated:
+            self.gate = nnx.Linear(D, M, rngs=rngs)
+        self.fc2 = nnx.Linear(M, D, rngs=rngs)
 
     def __call__(
-        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], mask: jax.Array
+        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attention: Attention
     ) -> jax.Array:
-        """Apply the block to `[m, N, D]`; `mask` bool `[m, 1, 1, N]`, the keys seen."""
+        """Apply the block to `[m, N, D]`; `attention` of queries, keys and values
+        `[m, N, H, C]`.
+        """
         y = self.qkv(self.norm1(x))
         q, k, v = (z.reshape(*z.shape[:-1], self.heads, -1) for z in jnp.split(y, 3, axis=-1))
         # In float32, as `apply_rotary_pos_emb_vision` of `transformers`.
         q, k = (rotate(z.astype(jnp.float32), *rope).astype(z.dtype) for z in (q, k))
-        x = x + self.out(jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(x.shape))
-        y = jax.nn.gelu(self.fc1(self.norm2(x)), approximate=True)
-        return x + self.fc2(y)
+        x = x + self.out(attention(q, k, v).reshape(x.shape))
+        y = self.norm2(x)
+        if self.gated:
+            return x + self.fc2(jax.nn.silu(self.gate(y)) * self.fc1(y))
+        return x + self.fc2(jax.nn.gelu(self.fc1(y), approximate=True))
 
 
 class Merger(nnx.Module):
     """Four patches of a block to one visual token: norm, linear, exact GELU, linear."""
 
-    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs, *, joined: bool) -> None:
+    def __init__(
+        self, config: TowerConfig, outputs: int, rngs: nnx.Rngs, *, joined: bool = False
+    ) -> None:
         """Make the layers; with `joined` the norm is over the four patches together."""
-        width = MERGE**2 * inputs
+        width = MERGE**2 * config.width
         self.joined = joined
-        self.norm = _norm(width if joined else inputs, rngs)
+        self.norm = _norm(config.kind, width if joined else config.width, rngs)
         self.fc1 = nnx.Linear(width, width, rngs=rngs)
         self.fc2 = nnx.Linear(width, outputs, rngs=rngs)
 
@@ -124,14 +139,15 @@ class Merger(nnx.Module):
 
 
 class Tower(nnx.Module):
-    """Qwen3-VL's tower before its mergers; frames lie over all chips."""
+    """A tower before its mergers; frames lie over all chips."""
 
     def __init__(self, config: TowerConfig, rngs: nnx.Rngs) -> None:
         self.config = config
         D = config.width
-        init = nnx.initializers.normal(0.2)
-        self.patch = nnx.Linear(config.patch_pixels, D, rngs=rngs)
-        self.position = nnx.Param(init(rngs.params(), (config.table**2, D), jnp.float32))
+        self.patch = nnx.Linear(config.patch_pixels, D, use_bias=config.kind == QWEN3, rngs=rngs)
+        if config.table:
+            init = nnx.initializers.normal(0.2)
+            self.position = nnx.Param(init(rngs.params(), (config.table**2, D), jnp.float32))
         self.layers = nnx.vmap(lambda r: TowerBlock(config, r))(rngs.split(config.layers))
 
     def __call__(
@@ -144,26 +160,59 @@ class Tower(nnx.Module):
             grid: int32 `[m, 2]`, rows and columns of patches.
             remat: the backward pass recomputes every layer from its input.
         """
-        config, dtype = self.config, self.patch.kernel[...].dtype
-        pixels = config.patch_pixels // 3
-        mean, std = (jnp.repeat(jnp.array(c, jnp.float32), pixels) for c in (MEAN, STD))
-        x = patches.astype(jnp.float32) * jnp.float32(1 / 255)
-        x = self.patch(((x - mean) / std).astype(dtype))
-        row, column, real = places(grid, x.shape[1])
-        x = x + interpolated(self.position[...], grid, row, column).astype(dtype)
-        rope = rotary(row, column, config.width // config.heads)
+        config = self.config
+        row, column, real = places(grid, patches.shape[1])
         # An empty frame sees itself, so that no softmax is over nothing.
         mask = (real | ~real.any(-1, keepdims=True))[:, None, None]
+        full = within = functools.partial(jax.nn.dot_product_attention, mask=mask)
+        order = None
+        if config.window:
+            tokens = patches.shape[1] // MERGE**2
+            order, windows = window_order(grid // MERGE, tokens, config.window)
+            patches, row, column = (reordered(x, order) for x in (patches, row, column))
+            within = functools.partial(
+                window_attention,
+                windows=jnp.repeat(windows, MERGE**2, axis=1),
+                size=(MERGE * config.window) ** 2,
+            )
+        x = self._embedded(patches, grid, row, column)
+        rope = rotary(row, column, config.width // config.heads)
         definition, layers = nnx.split(self.layers)
 
-        def layer(x: jax.Array, weights: nnx.State) -> tuple[jax.Array, None]:
-            return constrain(nnx.merge(definition, weights)(x, rope, mask), ALL, None, None), None
+        def layer(attention: Attention, x: jax.Array, weights: nnx.State) -> tuple[jax.Array, None]:
+            x = nnx.merge(definition, weights)(x, rope, attention)
+            return constrain(x, ALL, None, None), None
 
-        x, outputs = constrain(x, ALL, None, None), []
-        ends = [*(i + 1 for i in config.deepstack), config.layers]
-        for start, end in itertools.pairwise([0, *ends]):
-            if end > start:  # the last block may be one of deepstack's
-                part = jax.tree.map(lambda w, s=slice(start, end): w[s], layers)
-                x, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, part)
-            outputs.append(x)
-        return [outputs[-1], *outputs[:-1]]
+        x, outputs = constrain(x, ALL, None, None), {}
+        for start, end in itertools.pairwise(_ends(config)):
+            part = jax.tree.map(lambda w, s=slice(start, end): w[s], layers)
+            run = functools.partial(layer, full if start in config.full_blocks else within)
+            x, _ = jax.lax.scan(jax.checkpoint(run) if remat else run, x, part)
+            outputs[end - 1] = x
+        taken = [outputs[i] for i in (config.layers - 1, *config.deepstack)]
+        if order is None:
+            return taken
+        return [reordered(x, jnp.argsort(order, axis=-1)) for x in taken]
+
+    def _embedded(
+        self, patches: jax.Array, grid: jax.Array, row: jax.Array, column: jax.Array
+    ) -> jax.Array:
+        """Return the patches uint8 `[m, N, patch_pixels]`, normalised and embedded."""
+        config, dtype = self.config, self.patch.kernel[...].dtype
+        pixels = config.patch_pixels // 3
+        mean, std = (
+            jnp.repeat(jnp.array(c[config.kind], jnp.float32), pixels) for c in (MEAN, STD)
+        )
+        x = patches.astype(jnp.float32) * jnp.float32(1 / 255)
+        x = self.patch(((x - mean) / std).astype(dtype))
+        if not config.table:
+            return x
+        return x + interpolated(self.position[...], grid, row, column).astype(dtype)
+
+
+def _ends(config: TowerConfig) -> list[int]:
+    """Return where parts of the tower begin and end: of layers that are alike, and whose outputs
+    nobody takes but for the last one's.
+    """
+    ends = {0, config.layers, *(i + 1 for i in config.deepstack)}
+    return sorted(ends.union(*({i, i + 1} for i in config.full_blocks)))
