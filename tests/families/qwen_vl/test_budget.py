@@ -183,3 +183,17 @@ def test_curation_tells_the_times_and_survives_an_odd_video(tokenizer, tmp_path)
         shown = np.sort(request.clip.view.indices(np.arange(9) / 2)) / 2  # two images a second
         means = shown.reshape(-1, 2).mean(1)
         assert prompts[len(means)] == [f"{mean:.1f}" for mean in means] and means[-1] > 2
+
+
+# Heights and widths of common videos: 16:9, 4:3, 9:16, 1:1 and 21:9.
+SHAPES = [(1080, 1920), (720, 1280), (1440, 1080), (480, 640), (1920, 1080), (1280, 720)]
+SHAPES += [(1080, 1080), (720, 720), (1080, 2560), (816, 1920)]
+
+
+@pytest.mark.parametrize("config", [FULL, OLDER], ids=["qwen3_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize(("cap", "frames"), [(64, 64), (128, 64), (256, 64), (384, 64), (768, 32)])
+def test_real_shapes_are_padded_by_at_most_15_percent(config, cap, frames):
+    config = dataclasses.replace(config, frame_tokens=cap)
+    sizes = [video_size(config, frames, *shape) for shape in SHAPES]
+    used = np.prod(sizes, axis=1).sum() / config.tower.token_side**2
+    assert used >= 0.85 * cap * len(SHAPES)

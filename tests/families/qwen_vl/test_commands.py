@@ -124,6 +124,7 @@ def test_scores_are_the_reference_of_a_run_from_the_same_weights(trained, model,
     assert len(used) == 8 and len(np.unique(found)) == found.size
 
 
+@pytest.mark.parametrize("sizes", ["Qwen3-VL"], indirect=True)
 def test_the_server_answers_as_the_model(initial, model, video):
     served = serving.load(serving.Source(initial), "tiny", 6, "float32")
     clip = model.processor.video(video, 5)
@@ -165,6 +166,7 @@ def test_a_published_checkpoint_is_given_back_byte_by_byte(name, tmp_path):
         assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
+@pytest.mark.parametrize("sizes", ["Qwen2.5-VL"], indirect=True)  # its projections have biases
 def test_lora_on_a_quantized_base(trained, sizes, tiny_world, tmp_path):
     config = config_of(tiny_world, tmp_path, checkpoint=str(trained / "model"), weights="int8")
     config.lora.rank, config.lora.targets = 2, ("q_proj", "v_proj")
