@@ -468,7 +468,7 @@ def test_a_pair_that_cannot_be_decoded_stops_without_the_policy(config, damaged,
 def test_a_video_that_the_model_refuses_is_named(config, tokenizer, monkeypatch, capfd):
     """As a family does that keeps aspect ratios."""
 
-    def refuse(frames, pad=False):
+    def refuse(frames, pad=False, rate=0.0):
         raise InputError("64x48 pixels: cannot be resized")
 
     for on_error in ON_ERROR:
