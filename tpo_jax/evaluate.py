@@ -28,6 +28,7 @@ from absl import flags
 
 from tpo_jax.errors import InputError, Subcommand, run_command
 from tpo_jax.evaluation import rescoring, runs, scorers
+from tpo_jax.evaluation.lmms_models import LMMS_MODELS
 from tpo_jax.inference.flags import define_model, define_prompts
 from tpo_jax.io.paths import define_path, output_file
 from tpo_jax.parallel.programs import keep_programs
@@ -75,6 +76,13 @@ define_path(
 )
 flags.DEFINE_integer(
     "num_frames", 0, "Frames per video; 0: those of the paper, 128 or 96.", 0, flag_values=_RUN
+)
+flags.DEFINE_enum(
+    "lmms_model",
+    "",
+    ["", *LMMS_MODELS],
+    "Ask as lmms-eval asks the model of this name: its prompt, frames and system message.",
+    _RUN,
 )
 define_prompts(_RUN)
 flags.DEFINE_integer("limit", 0, "Rows used; 0: all.", 0, flag_values=_RUN)

@@ -71,8 +71,8 @@ def load(directories: tuple[Path, ...], task: str):
     raise LookupError(task)
 
 
-def settings(root: Path, task: str) -> dict:
-    """Return the default `lmms_eval_specific_kwargs` of a task's YAML file."""
+def settings(root: Path, task: str, model: str) -> dict:
+    """Return the `lmms_eval_specific_kwargs` of a task's YAML file for a model, or the default."""
 
     class Loader(yaml.SafeLoader):
         pass
@@ -87,7 +87,8 @@ def settings(root: Path, task: str) -> dict:
 
     for path in (root / "lmms_eval/tasks").glob("*/*.yaml"):
         if f"task: {task}\n" in (text := path.read_text() + "\n") or f'task: "{task}"\n' in text:
-            return (read(path).get("lmms_eval_specific_kwargs") or {}).get("default")
+            known = read(path).get("lmms_eval_specific_kwargs") or {}
+            return known.get(model, known.get("default"))
     raise LookupError(task)
 
 
@@ -151,8 +152,8 @@ def process(module, task: str, docs: list[dict], predictions: list[str]) -> dict
     return {"logged": logged, "totals": totals}
 
 
-def prompt(module, root: Path, task: str, docs: list[dict]) -> list[str]:
-    """Return the prompt of every row."""
+def prompt(module, root: Path, task: str, docs: list[dict], model: str = "") -> list[str]:
+    """Return the prompt of every row, as a model of that name is asked."""
     family = next(name for name in MODULES if task.startswith(name))
     name = f"{family}_doc_to_text"
     if task.endswith("w_subtitle"):
@@ -165,7 +166,7 @@ def prompt(module, root: Path, task: str, docs: list[dict]) -> list[str]:
         name += "_multi_choice"
     if hasattr(module, "mlvu_aggregate_results"):
         task = "mlvu"  # one task in 0.3.0
-    function, arguments = getattr(module, name), settings(root, task)
+    function, arguments = getattr(module, name), settings(root, task, model)
     # With None for none MLVU's function crashes from 0.3.3 to 0.5.
     return [function(doc, arguments or {}) for doc in docs]
 

@@ -14,13 +14,18 @@ import pytest
 from tests.evaluation.agreement import Oracle
 from tests.evaluation.folders import FOLDERS, write_srt
 from tpo_jax import families
+from tpo_jax.data.processor import Processor
 from tpo_jax.errors import InputError
+from tpo_jax.evaluation import runner
 from tpo_jax.evaluation.benchmarks import BENCHMARKS, ask, read_rows, spaced_frames
 from tpo_jax.evaluation.journal import AnswerJournal
+from tpo_jax.evaluation.lmms_models import LMMS_MODELS
 from tpo_jax.evaluation.rescoring import rescore
 from tpo_jax.evaluation.scorers import Scorer
 from tpo_jax.evaluation.subtitles import interleave, read_srt, shown_lines
-from tpo_jax.evaluation.verdicts import ERAS
+from tpo_jax.evaluation.verdicts import ERAS, TODAY
+from tpo_jax.video.decode import opened
+from tpo_jax.worlds.tokenizer import train_tokenizer
 
 
 @pytest.mark.parametrize("era", ERAS)
@@ -41,6 +46,10 @@ def test_prompts_equal_lmms_eval(era, benchmark_folders) -> None:
             docs = [question.doc for question in questions]
             theirs = oracle(benchmark, "prompt", docs=docs)
             assert [question.prompt for question in questions] == theirs
+            for model in LMMS_MODELS if era == TODAY else ():
+                own = ask(benchmark_folders / folder, benchmark, lmms_model=model)[0]
+                theirs = oracle(benchmark, "prompt", docs=docs, model=model)
+                assert [question.prompt for question in own] == theirs, model
             videos = [Path(name).resolve() for name in oracle(benchmark, "video", docs=docs)]
             assert [question.video for question in questions] == videos
 
@@ -325,3 +334,19 @@ def test_num_frames_of_the_paper() -> None:
     assert llava_video["mlvu_dev"] == llava_video["longvideobench_val_v"] == 128
     assert longva["videomme_w_subtitle"] == llava_video["videomme_w_subtitle"] == 96
     assert llava_video["videomme"] == 96
+
+
+def test_a_model_is_asked_as_lmms_eval_asks_it(benchmark_folders) -> None:
+    """The message before the question, and frames at rounded places."""
+    asked = LMMS_MODELS["qwen3_vl"]
+    tokenizer = train_tokenizer([asked.system, "Question: Which? Options: A B"], vocab_size=300)
+    processor = Processor(families.preset("tiny_longva"), tokenizer)
+    [question] = ask(benchmark_folders / "videomme", "videomme", limit=1, lmms_model="qwen3_vl")[0]
+    [group] = runner.make_groups([question], processor)
+    read = runner.make_reader(processor, 6, asked.rule, asked.system)
+    frames, row = read(group)
+    text = tokenizer.decode(row.prefix_ids[row.visual_index < 0].tolist())
+    assert asked.system in text.replace("\u0120", " ")
+    with opened(question.video) as video:
+        rounded = np.linspace(0, video.info.num_frames - 1, 6).round().astype(int)
+        np.testing.assert_array_equal(frames, processor.resize(video.select(lambda _: rounded)[1]))

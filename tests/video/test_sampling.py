@@ -24,6 +24,14 @@ def test_uniform_and_forced_cover_the_video(available, num_frames, rate):
         assert indices[0] == 0 and (num_frames == 1 or indices[-1] == available - 1)
 
 
+@given(available=counts, num_frames=st.integers(1, 300), rate=st.floats(0.1, 240))
+def test_nearest_is_rounded_and_never_repeats(available, num_frames, rate):
+    indices = sample("nearest", available, rate, num_frames)
+    assert len(indices) == min(available, num_frames) and np.all(np.diff(indices) > 0)
+    exact = np.linspace(0, available - 1, len(indices))
+    assert np.all(np.abs(indices - exact) <= 0.5)
+
+
 def test_truncation_and_repetition():
     assert sample("uniform", 10, 30, 4).tolist() == [0, 3, 6, 9]
     assert sample("uniform", 11, 30, 4).tolist() == [0, 3, 6, 10]

@@ -31,6 +31,7 @@ from tpo_jax.data.folders import find_video, video_at
 from tpo_jax.data.prompts import check_text
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import layouts, prompts
+from tpo_jax.evaluation.lmms_models import LMMS_MODELS
 from tpo_jax.evaluation.scorers import Scorer
 from tpo_jax.evaluation.verdicts import TODAY
 from tpo_jax.families.template import IMAGE
@@ -150,6 +151,7 @@ def ask(
     era: str = TODAY,
     limit: int = 0,
     videos: Path | None = None,
+    lmms_model: str = "",
 ) -> tuple[list[Question], list[str]]:
     """Return the questions of a benchmark, and one line for each row that cannot be asked.
 
@@ -159,6 +161,7 @@ def ask(
         era: Of the prompts; MLVU's and LVBench's have changed.
         limit: Only the first so many rows; 0: all.
         videos: Folder with the videos in the same places, or a store of them; None: `folder`.
+        lmms_model: One of `lmms_models.LMMS_MODELS`, whose prompts count; empty: the default ones.
 
     Raises:
         InputError: See `read_rows`.
@@ -166,6 +169,9 @@ def ask(
     if videos is not None and not videos.is_dir():
         raise InputError(f"--videos={videos}: no such folder")
     spec, scorer = BENCHMARKS[benchmark], Scorer(benchmark, era)
+    if lmms_model:
+        own = LMMS_MODELS[lmms_model].prompts
+        spec = spec._replace(prompt=own.get(benchmark, spec.prompt))
     questions, problems = [], []
     if spec.subtitles and not any(folder.glob(spec.subtitles)):
         place = folder / spec.subtitles

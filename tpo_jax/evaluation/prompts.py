@@ -31,6 +31,7 @@ _REASONING = (  # the quotation mark is never closed
     "following multiple-choice question selecting the best option from A through H and providing "
     "your final response strictly in the format: 'Final Answer: <letter>."
 )
+_LETTER = "Answer with the option letter only."
 _DIRECTLY = "Answer with the option's letter from the given choices directly."
 
 
@@ -42,17 +43,27 @@ def videomme(doc: dict, folder: Path, era: str) -> str:
 
 def videomme_subtitled(doc: dict, folder: Path, era: str) -> str:
     """Return the subtitles of the frames that lmms-eval looks at, then question and options."""
-    path = folder / "subtitle" / f"{doc['videoID']}.srt"
-    lines = ["No subtitles available"]
+    options = "\n".join(doc["options"])
+    asked = f"{_VIDEOMME}\n{doc['question']}\n{options}\nThe best answer is:"
+    return _videomme_subtitles(doc, folder) + asked
+
+
+def _videomme_subtitles(doc: dict, folder: Path, num_frames: int = subtitles.FRAMES) -> str:
+    path, lines = folder / "subtitle" / f"{doc['videoID']}.srt", ["No subtitles available"]
     if path.is_file():
-        lines = subtitles.shown_lines(path, folder / "data" / f"{doc['videoID']}.mp4")
-    return "\n".join(
-        (
-            "This video's subtitles are listed below: ",
-            *("\n".join(lines), _VIDEOMME, doc["question"]),
-            *("\n".join(doc["options"]), "The best answer is:"),
-        )
-    )
+        video = folder / "data" / f"{doc['videoID']}.mp4"
+        lines = subtitles.shown_lines(path, video, num_frames)
+    return "\n".join(("This video's subtitles are listed below: ", "\n".join(lines), ""))
+
+
+def videomme_options(doc: dict, folder: Path, era: str) -> str:
+    """Return Video-MME's question and options as Qwen3-VL is asked."""
+    return f"Question: {doc['question']}\nOptions:\n" + "\n".join((*doc["options"], _LETTER))
+
+
+def videomme_subtitled_options(doc: dict, folder: Path, era: str) -> str:
+    """Return the subtitles of 768 frames, then `videomme_options`."""
+    return _videomme_subtitles(doc, folder, 768) + videomme_options(doc, folder, era)
 
 
 def mlvu_dev(doc: dict, folder: Path, era: str) -> str:
@@ -105,7 +116,7 @@ def tvbench(doc: dict, folder: Path, era: str) -> str:
     """Return question, options and the instruction."""
     lines = [f"{x}. {text}" for x, text in zip(ascii_uppercase, doc["candidates"], strict=False)]
     question = [text] if (text := doc["question"].strip()) else []
-    return "\n".join((*question, *lines, "Answer with the option letter only."))
+    return "\n".join((*question, *lines, _LETTER))
 
 
 def temporalbench(doc: dict, folder: Path, era: str) -> str:
@@ -120,11 +131,24 @@ def videomme_v2(doc: dict, folder: Path, era: str) -> str:
 
 def videomme_v2_subtitled(doc: dict, folder: Path, era: str) -> str:
     """Return all subtitles as one text where the video has any, then `videomme_v2`."""
+    return _videomme_v2_subtitles(doc, folder) + videomme_v2(doc, folder, era)
+
+
+def _videomme_v2_subtitles(doc: dict, folder: Path) -> str:
     path, text = folder / "subtitle" / f"{doc['video_id']}.jsonl", ""
     if path.is_file():
         text = subtitles.spoken(path)
-    listed = f"This video's subtitles are listed below:\n{text}\n\n" if text else ""
-    return listed + videomme_v2(doc, folder, era)
+    return f"This video's subtitles are listed below:\n{text}\n\n" if text else ""
+
+
+def videomme_v2_options(doc: dict, folder: Path, era: str) -> str:
+    """Return Video-MME-v2's question and options as Qwen3-VL is asked."""
+    return f"Question: {doc['question']}\n{doc['options']}\n{_LETTER}"
+
+
+def videomme_v2_subtitled_options(doc: dict, folder: Path, era: str) -> str:
+    """Return all subtitles as one text where the video has any, then `videomme_v2_options`."""
+    return _videomme_v2_subtitles(doc, folder) + videomme_v2_options(doc, folder, era)
 
 
 def videomme_v2_reasoning(doc: dict, folder: Path, era: str) -> str:

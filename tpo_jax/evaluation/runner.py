@@ -12,7 +12,7 @@ from tpo_jax.data.processor import Processor
 from tpo_jax.data.rows import Row
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.benchmarks import Question
-from tpo_jax.families.template import IMAGE
+from tpo_jax.families.template import IMAGE, Message
 from tpo_jax.inference.generator import Generator, round_up
 from tpo_jax.models.pictures import Pictures
 
@@ -55,19 +55,29 @@ def make_groups(questions: Sequence[Question], processor: Processor) -> list[Gro
     return sorted(groups, key=lambda g: (*g.shape, -g.questions[0].doc_id), reverse=True)
 
 
-def make_reader(processor: Processor, num_frames: int) -> Read:
+def make_reader(
+    processor: Processor, num_frames: int, rule: str = "uniform", system: str = ""
+) -> Read:
     """Return a function that decodes a group's video and tokenises its prompts.
+
+    Args:
+        num_frames: of a video.
+        rule: one of `video.sampling.RULES`.
+        system: message before every question; empty: the template's own, if it has one.
 
     It returns frames uint8 `[F, *frame_shape]`, or images, and a row. It raises `InputError` for a
     video or a prompt that cannot be used.
     """
 
+    def asked(prompt: str) -> str | list[Message]:
+        return [Message("system", system), Message("user", prompt)] if system else prompt
+
     def prepare(group: Group) -> tuple[Visual, Row]:
-        texts, first = [q.prompt for q in group.questions], group.questions[0]
+        first, texts = group.questions[0], [asked(q.prompt) for q in group.questions]
         if first.pictures is not None:
             pictures = processor.pictures(first.pictures())
             return pictures, processor.prompts(texts, pictures)
-        clip = processor.video(first.video, num_frames)
+        clip = processor.video(first.video, num_frames, rule)
         return clip.frames, processor.prompts(texts, clip)
 
     def read(group: Group) -> tuple[Visual, Row]:

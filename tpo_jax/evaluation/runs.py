@@ -22,6 +22,7 @@ from tpo_jax.data.processor import Processor
 from tpo_jax.errors import InputError, printable
 from tpo_jax.evaluation import benchmarks, niah, niah_cells, niah_files, results, runner, scorers
 from tpo_jax.evaluation.journal import AnswerJournal
+from tpo_jax.evaluation.lmms_models import LMMS_MODELS
 from tpo_jax.inference.generator import Decoding
 from tpo_jax.inference.model import Model, load, load_processor
 from tpo_jax.models.config import key_of
@@ -40,7 +41,8 @@ class BenchmarkRun:
     output: Path
     scorer: str
     seed: int
-    num_frames: int  # 0: those of the paper
+    lmms_model: str  # one of `lmms_models.LMMS_MODELS`, asked as there; empty: none
+    num_frames: int  # 0: those of the paper, or of `lmms_model`
     time_instruction: str | None  # None: what the checkpoint asks for
     prompt_style: str
     limit: int  # rows; 0: all
@@ -89,13 +91,17 @@ def run_benchmark(run: BenchmarkRun) -> dict[str, Any]:
     processor = load_processor(
         run.checkpoint, time_instruction=mode, prompt_style=run.prompt_style, tower=run.tower
     )
-    questions, problems = benchmarks.ask(run.data, name, run.scorer, run.limit, run.videos)
+    questions, problems = benchmarks.ask(
+        run.data, name, run.scorer, run.limit, run.videos, run.lmms_model
+    )
     total = len(questions) + len(problems)
     _report_missing(problems, total, "questions", run.allow_missing)
     if not questions:
         raise InputError(f"--data={run.data}: no question of {name} can be asked")
     own = families.of(processor.config).benchmark_frames(processor.config)
     num_frames = run.num_frames or own.get(name, spec.num_frames)
+    if lmms := LMMS_MODELS.get(run.lmms_model):
+        num_frames = run.num_frames or lmms.num_frames
     model = _load(run, {"fsdp": -1}, processor)
     settings = {
         "benchmark": name,
@@ -104,6 +110,8 @@ def run_benchmark(run: BenchmarkRun) -> dict[str, Any]:
         "time_instruction": processor.time_instruction,
         "prompt_style": run.prompt_style,
     }
+    if lmms:
+        settings["lmms_model"] = run.lmms_model
     decoding = Decoding(
         spec.max_new_tokens,
         batch_rows=run.batch_size,
@@ -113,7 +121,8 @@ def run_benchmark(run: BenchmarkRun) -> dict[str, Any]:
     with AnswerJournal(folder / "answers.jsonl", settings) as journal:
         waiting = [q for q in questions if journal.answer(q.doc_id, q.prompt) is None]
         groups = runner.make_groups(waiting, processor)
-        read = runner.make_reader(processor, num_frames)
+        asked = {"rule": lmms.rule, "system": lmms.system} if lmms else {}
+        read = runner.make_reader(processor, num_frames, **asked)
         done = len(questions) - len(waiting)
         with tqdm(total=len(questions), initial=done, unit="question", desc=name) as progress:
             for rows, unread in runner.answer(groups, read, model.generator(decoding)):

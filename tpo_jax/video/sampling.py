@@ -6,6 +6,7 @@
 | `fps` | one a second, as `uniform` where that is more than `num_frames` (training, demo) |
 | `two_fps` | two a second, at least four, evenly spaced and at most `num_frames` (Qwen3-VL) |
 | `two_fps_pairs` | as `two_fps`, an even number, each at the start of its share (Qwen2.5-VL) |
+| `nearest` | `num_frames` at most, evenly spaced, rounded (`nframes` of qwen-vl-utils) |
 | `forced` | as `uniform`: what `force_sample=True` makes of one a second (LLaVA-Video inference) |
 
 The originals give a frame's time as `index / average fps`; here it is the time at which the frame
@@ -40,9 +41,13 @@ def _one_per_second(available: int, fps: float, num_frames: int) -> np.ndarray:
     return indices if len(indices) <= num_frames else _uniform(available, fps, num_frames)
 
 
+def _nearest(available: int, fps: float, num_frames: int) -> np.ndarray:
+    return np.linspace(0, available - 1, min(num_frames, available)).round().astype(int)
+
+
 def _two_per_second(available: int, fps: float, num_frames: int) -> np.ndarray:
-    count = min(max(int(available / max(fps, 1e-3) * 2), 4), num_frames, available)
-    return np.linspace(0, available - 1, count).round().astype(int)
+    count = max(int(available / max(fps, 1e-3) * 2), 4)
+    return _nearest(available, fps, min(count, num_frames))
 
 
 def _pairs_of_two_per_second(available: int, fps: float, num_frames: int) -> np.ndarray:
@@ -57,6 +62,7 @@ RULES: dict[str, Callable[[int, float, int], np.ndarray]] = {
     "fps": _one_per_second,
     "two_fps": _two_per_second,
     "two_fps_pairs": _pairs_of_two_per_second,
+    "nearest": _nearest,
     "forced": _uniform,
 }
 
