@@ -14,6 +14,8 @@ from tpo_jax.io.paths import define_path
 
 _WORKDIR = define_path("workdir", "quickstart", "Directory of all results.")
 _SEED = flags.DEFINE_integer("seed", 11, "seed of the world, the weights and the order of the data")
+_TINY = ["tiny_longva", "tiny_llava_video", "tiny_qwen3_vl"]
+_MODEL = flags.DEFINE_enum("model", _TINY[0], _TINY, "preset of the model")
 _SCALE = flags.DEFINE_enum(
     "scale", "full", ["full", "smoke"], "smoke only shows that every stage runs"
 )
@@ -31,7 +33,7 @@ def main() -> None:
     # Two small devices use two cores better than one device does; more have too little work.
     jax.config.update("jax_num_cpu_devices", min(2, os.cpu_count() or 1))
     workdir, scale = Path(_WORKDIR.value).absolute(), SCALES[_SCALE.value]
-    page = quickstart.run(workdir, scale, _SEED.value, train)
+    page = quickstart.run(workdir, scale, _SEED.value, train, _MODEL.value)
     print(f"\nReport with plots: {page}")
 
 

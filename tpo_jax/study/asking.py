@@ -94,44 +94,42 @@ def generator_of(directory: Path, temperature: float = 0.0, seed: int = 0) -> Ge
 
 
 def ask(
-    generator: Generator, frames: np.ndarray, questions: Sequence[Sequence[str]]
+    generator: Generator, clips: Sequence[Clip], questions: Sequence[Sequence[str]]
 ) -> list[list[str]]:
     """Answer all questions of all videos, every video encoded once.
 
     Args:
-        frames: uint8 `[n, F, S, S, 3]`.
+        clips: n of them, of equally many frames, in the videos' own size.
         questions: `[n][Q]`, `Q` may differ.
 
     Returns:
         `[n][Q]` texts.
     """
     processor = generator.model.processor
-    rows = [
-        processor.prompts(asked, Clip(clip, (), 0.0))
-        for asked, clip in zip(questions, frames, strict=True)
-    ]
-    return generator.answer(list(frames), rows)
+    shown = [clip._replace(frames=processor.resize(clip.frames)) for clip in clips]
+    rows = [processor.prompts(*both) for both in zip(questions, shown, strict=True)]
+    return generator.answer([clip.frames for clip in shown], rows)
 
 
 def ask_held_out(
-    generator: Generator, videos: list[WorldVideo], frames: np.ndarray, seconds: int, blind: bool
+    generator: Generator, videos: list[WorldVideo], clips: list[Clip], seconds: int, blind: bool
 ) -> list[Answer]:
     """Ask every question of the held-out videos.
 
     Args:
         videos: of one length.
-        frames: uint8 `[n, F, S, S, 3]`.
+        clips: of the videos.
         seconds: length of the videos.
         blind: show the frames of the video before instead, which measures how much the words
             alone give away.
     """
-    frames = np.roll(frames, 1, axis=0) if blind else frames
-    answers = ask(generator, frames, [[q.text for q in v.questions] for v in videos])
+    clips = clips[-1:] + clips[:-1] if blind else clips
+    answers = ask(generator, clips, [[q.text for q in v.questions] for v in videos])
     return [
         Answer(
             video=v,
             seconds=seconds,
-            frames=0 if blind else frames.shape[1],
+            frames=0 if blind else len(clips[v].frames),
             type=question.type,
             kind=question.kind,
             question=question.text,
@@ -146,8 +144,7 @@ def ask_held_out(
 
 def self_pairs(
     generator: Generator,
-    frames: np.ndarray,
-    timestamps: np.ndarray,
+    clips: Sequence[Clip],
     queries: Sequence[Sequence[Query]],
     conditions: Conditions,
 ) -> list[SelfPair]:
@@ -155,12 +152,11 @@ def self_pairs(
 
     Args:
         generator: of the answering model, usually greedy.
-        frames: uint8 `[n, F, S, S, 3]`, the frames that training will see.
-        timestamps: float64 `[n, F]`, seconds.
+        clips: of n videos, `F` frames each, those that training will see.
         queries: `[n][Q]`.
         conditions: what the sides see.
     """
-    F = frames.shape[1]
+    F = len(clips[0].frames)
     everything, few = np.arange(F), sparse(F, conditions.sparse)
     seen: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
     for v, asked in enumerate(queries):
@@ -168,10 +164,10 @@ def self_pairs(
             if query.segment is None:
                 seen[v, q] = (everything, few)
             else:
-                span = (timestamps[v], query.segment, conditions.window)
+                span = (np.array(clips[v].times), query.segment, conditions.window)
                 seen[v, q] = (kept_segment(*span), removed_segment(*span))
-    good = _answers(generator, frames, queries, {key: views[0] for key, views in seen.items()})
-    bad = _answers(generator, frames, queries, {key: views[1] for key, views in seen.items()})
+    good = _answers(generator, clips, queries, {key: views[0] for key, views in seen.items()})
+    bad = _answers(generator, clips, queries, {key: views[1] for key, views in seen.items()})
     names = {
         "localized": f"segment kept ({conditions.window} frames) / removed",
         "comprehensive": f"all {F} frames / {conditions.sparse}",
@@ -184,7 +180,7 @@ def self_pairs(
 
 def _answers(
     generator: Generator,
-    frames: np.ndarray,
+    clips: Sequence[Clip],
     queries: Sequence[Sequence[Query]],
     views: Mapping[tuple[int, int], np.ndarray],
 ) -> dict[tuple[int, int], str]:
@@ -197,15 +193,20 @@ def _answers(
         # Rows of like numbers of questions share a batch, so that few continuations are padding.
         for together in _by_count(group.items()):
             seen = [np.frombuffer(view, np.int64) for (_, view), _ in together]
-            clips = np.stack([frames[v][i] for ((v, _), _), i in zip(together, seen, strict=True)])
             texts = ask(
                 generator,
-                clips,
+                [_part(clips[v], i) for ((v, _), _), i in zip(together, seen, strict=True)],
                 [[queries[v][q].question for q in asked] for (v, _), asked in together],
             )
             for ((v, _), asked), row in zip(together, texts, strict=True):
                 answers.update({(v, q): text for q, text in zip(asked, row, strict=True)})
     return answers
+
+
+def _part(clip: Clip, indices: np.ndarray) -> Clip:
+    """Return some frames of a clip."""
+    times = [clip.times[i] for i in indices]
+    return clip._replace(frames=clip.frames[indices], times=times)
 
 
 def _by_count(rows: Iterable) -> list[list]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tpo_jax.data.clips import Clip
 from tpo_jax.inference.generator import Generator
 from tpo_jax.io.files import write_lines
 from tpo_jax.study.asking import Conditions, Query, ask, generator_of, self_pairs
@@ -20,7 +21,7 @@ from tpo_jax.study.stages import (
     LONG_SECONDS,
     LONG_WORLD,
     SHORT_FRAMES,
-    frames_of,
+    clips_of,
     prepare,
     videos_of,
 )
@@ -70,21 +71,19 @@ def questions_of(seed: int, videos: int, localized: int) -> list[list[WorldQuest
 def candidates(
     generator: Generator,
     videos: Sequence[WorldVideo],
-    frames: np.ndarray,
-    times: np.ndarray,
+    clips: Sequence[Clip],
     questions: Sequence[Sequence[WorldQuestion]],
 ) -> list[Candidate]:
     """Answer the questions about videos well and badly informed.
 
     Args:
         videos: n of them.
-        frames: uint8 `[n, F, S, S, 3]`.
-        times: float64 `[n, F]`, seconds.
+        clips: of the videos.
         questions: `[n][Q]`, `Q` may differ.
     """
     queries = [[Query(q.text, q.segment) for q in asked] for asked in questions]
     found = []
-    for pair in self_pairs(generator, frames, times, queries, CONDITIONS):
+    for pair in self_pairs(generator, clips, queries, CONDITIONS):
         question = questions[pair.video][pair.query]
         found.append(
             Candidate(
@@ -117,11 +116,11 @@ def answer(workdir: Path, seed: int, localized: int, temperature: float, draws: 
     videos, base = videos_of(workdir, "long"), workdir / "base" / "model"
     questions = questions_of(seed, len(videos), localized)
     generator = generator_of(base, temperature)
-    frames, times = frames_of(videos, LONG_FRAMES, generator.model.config)
-    rows = candidates(generator, videos, frames, times, questions)
+    clips = clips_of(videos, LONG_FRAMES)
+    rows = candidates(generator, videos, clips, questions)
     texts = [[q.text for q in asked] for asked in questions]
     answers = [  # of each draw, in the order of the candidates
-        [*itertools.chain(*ask(generator_of(base, temperature=1.0, seed=draw), frames, texts))]
+        [*itertools.chain(*ask(generator_of(base, temperature=1.0, seed=draw), clips, texts))]
         for draw in range(draws)
     ]
     drawn = zip(*answers, strict=True) if draws else [()] * len(rows)

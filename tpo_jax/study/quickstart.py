@@ -9,6 +9,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from tpo_jax import families
+from tpo_jax.checkpoints.models import load_config
+from tpo_jax.errors import InputError
 from tpo_jax.io.files import write_lines
 from tpo_jax.study import report
 from tpo_jax.study.asking import ask_held_out, generator_of
@@ -18,11 +21,12 @@ from tpo_jax.study.rows import tiny
 from tpo_jax.study.stages import (
     LONG_FRAMES,
     LONG_SECONDS,
+    MODEL,
     Scale,
     Stages,
     Train,
     base_stage,
-    frames_of,
+    clips_of,
     initial_model,
     long_stages,
     prepare,
@@ -45,10 +49,10 @@ def make_pairs(workdir: Path, scale: Scale) -> None:
     """Write the pairs of the base model's answers, and how right the answers are per type."""
     videos = videos_of(workdir, "long")
     generator = generator_of(workdir / "base" / "model", scale.temperature)
-    frames, times = frames_of(videos, LONG_FRAMES, generator.model.config)
+    clips = clips_of(videos, LONG_FRAMES)
     questions = [video.questions for video in videos]
     kept, quality = [], []
-    for made in candidates(generator, videos, frames, times, questions):
+    for made in candidates(generator, videos, clips, questions):
         if scale.truth_filter:
             keep = made.chosen_right and not made.rejected_right and bool(made.rejected)
         else:
@@ -72,15 +76,15 @@ def evaluate(workdir: Path, name: str, scale: Scale) -> None:
         for seconds in scale.lengths
         if seconds != LONG_SECONDS
     ]
-    config, rows = generator.model.config, list[Answer]()
+    rows = list[Answer]()
     for seconds, num_frames, blind in settings:
         videos = videos_of(workdir, f"eval_{seconds}")
-        frames, _ = frames_of(videos, num_frames, config)
-        rows += ask_held_out(generator, videos, frames, seconds, blind)
+        clips = clips_of(videos, num_frames)
+        rows += ask_held_out(generator, videos, clips, seconds, blind)
     write_rows(workdir / f"{name}_answers.json", rows)
 
 
-def run(workdir: Path, scale: Scale, seed: int, train: Train) -> Path:
+def run(workdir: Path, scale: Scale, seed: int, train: Train, model: str = MODEL) -> Path:
     """Run all stages whose result is absent and return the path of the report.
 
     Args:
@@ -88,12 +92,19 @@ def run(workdir: Path, scale: Scale, seed: int, train: Train) -> Path:
         scale: how much of everything.
         seed: of the world, the weights and the order of the data.
         train: runs the experiment of a config in a directory and leaves `model/` there.
+        model: preset of a tiny model.
+
+    Raises:
+        InputError: the directory holds the results of another model.
     """
+    initial = workdir / "initial"
+    if initial.exists() and load_config(initial) != families.preset(model):
+        raise InputError(f"{workdir}: not the work of {model}; choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     stage = Stages(workdir)
-    short_stages(stage, scale, seed)
+    short_stages(stage, scale, seed, model)
     long_stages(stage, scale, seed)
-    stage("tower", "initial", initial_model, workdir, scale, seed)
+    stage("tower", "initial", initial_model, workdir, scale, seed, model)
     base_stage(stage, scale, seed, train)
     stage("self-generated pairs", "quality.json", make_pairs, workdir, scale)
     stage("shards of pairs", "pairs_shards", prepare, workdir, "pairs", "long", LONG_FRAMES)

@@ -19,10 +19,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model, save_model
+from tpo_jax.data.clips import Clip
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import as_json, read_json, write_json
 from tpo_jax.io.processes import end_with_parent
@@ -59,11 +59,11 @@ def stretch(directory: Path) -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def _eval_frames(
-    directory: Path, seconds: int, num_frames: int, family: str
-) -> tuple[list[WorldVideo], np.ndarray]:
+def _eval_clips(
+    directory: Path, seconds: int, num_frames: int
+) -> tuple[list[WorldVideo], list[Clip]]:
     videos = stages.videos_of(directory, f"eval_{seconds}")
-    return videos, stages.frames_of(videos, num_frames, families.preset(family))[0]
+    return videos, stages.clips_of(videos, num_frames)
 
 
 def evaluate(directory: Path, family: str, name: str, choices: Choices, model: str) -> None:
@@ -91,8 +91,8 @@ def evaluate(directory: Path, family: str, name: str, choices: Choices, model: s
         settings.append((LONG_SECONDS, LONG_FRAMES, True))
     rows: list[Answer] = []
     for seconds, num_frames, blind in settings:
-        videos, frames = _eval_frames(directory, seconds, num_frames, family)
-        rows += ask_held_out(generator, videos, frames, seconds, blind)
+        videos, clips = _eval_clips(directory, seconds, num_frames)
+        rows += ask_held_out(generator, videos, clips, seconds, blind)
     write_rows(directory / f"{name}_answers.json", rows)
 
 

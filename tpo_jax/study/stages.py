@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 from tpo_jax import families
 from tpo_jax.checkpoints.models import save_model
 from tpo_jax.data import preparation
+from tpo_jax.data.clips import Clip
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import read_json, write_json, write_lines
-from tpo_jax.models.config import ModelConfig
 from tpo_jax.study.rows import tiny
 from tpo_jax.study.tower import TowerTraining, pretrain_tower
 from tpo_jax.video import sampling
@@ -132,18 +132,19 @@ def videos_of(workdir: Path, name: str) -> list[WorldVideo]:
     ]
 
 
-def frames_of(
-    videos: Sequence[WorldVideo], num_frames: int, config: ModelConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return frames in a model's size, uint8 `[n, F, S, S, 3]`, and their seconds `[n, F]`."""
+def clips_of(videos: Sequence[WorldVideo], num_frames: int) -> list[Clip]:
+    """Return evenly spaced frames of videos, in the videos' own size."""
     read = [sampling.read_frames(video.path, "uniform", num_frames) for video in videos]
-    frames = np.stack([families.of(config).preprocess(clip, config) for clip, _, _ in read])
-    return frames, np.stack([times for _, times, _ in read])
+    return [Clip(frames, times.tolist(), duration) for frames, times, duration in read]
 
 
-def make_tokenizer(workdir: Path, seed: int) -> None:
-    """Train the tokenizer of the world's language."""
-    save_tokenizer(train_tokenizer(world_texts(seed)), workdir / "tokenizer")
+def make_tokenizer(workdir: Path, seed: int, model: str) -> None:
+    """Train the tokenizer of the world's language; it knows the special tokens of the model."""
+    tokenizer = train_tokenizer(world_texts(seed))
+    template = families.of(families.preset(model)).templates["inference"]
+    special = [token for token in template.token_ids if tokenizer.token_to_id(token) is None]
+    tokenizer.add_special_tokens(special)
+    save_tokenizer(tokenizer, workdir / "tokenizer")
 
 
 def prepare(workdir: Path, pairs: str, videos: str, num_frames: int, rule: str = "uniform") -> None:
@@ -187,13 +188,14 @@ def initial_model(workdir: Path, scale: Scale, seed: int, model: str = MODEL) ->
         clip, times, _ = sampling.read_frames(video.path, scale.short_rule, SHORT_FRAMES)
         frames.append(families.of(config).preprocess(clip, config))
         timeline = make_timeline(seed + SHORT_WORLD, index, round(video.duration))
-        labels.append(frame_labels(timeline, times))
+        # A frame of the model may be several of the video: it has the labels of each.
+        labels.append(frame_labels(timeline, times).reshape(len(frames[-1]), -1))
     params, loss = pretrain_tower(
         config,
         families.init_params(config, seed),
         np.concatenate(frames),
         np.concatenate(labels),
-        SIZES,
+        SIZES * (labels[0].shape[1] // len(SIZES)),
         TowerTraining(scale.tower_steps, seed),
     )
     print(f"tower: label loss {loss:.3f}", file=sys.stderr)
@@ -223,10 +225,10 @@ def base_config(workdir: Path, scale: Scale, seed: int) -> ConfigDict:
     return config
 
 
-def short_stages(stage: Stages, scale: Scale, seed: int) -> None:
+def short_stages(stage: Stages, scale: Scale, seed: int, model: str = MODEL) -> None:
     """Make what a base model is trained on: tokenizer, short videos and their shards."""
     workdir = stage.workdir
-    stage("tokenizer", "tokenizer/tokenizer.json", make_tokenizer, workdir, seed)
+    stage("tokenizer", "tokenizer/tokenizer.json", make_tokenizer, workdir, seed, model)
     rng, n = np.random.default_rng(seed), scale.short_videos
     strides = np.ones(n, int)
     if scale.varied:

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from tpo_jax import families
+from tpo_jax.models.batch import Array
 from tpo_jax.models.config import ModelConfig
 
 
@@ -34,7 +35,7 @@ def pretrain_tower(
 
     Args:
         params: float32; only the tower changes.
-        frames: uint8 `[n, S, S, 3]`.
+        frames: uint8 `[n, *frame_shape]`.
         labels: int32 `[n, len(sizes)]`, -1 where a label does not apply.
         sizes: classes of each label.
         training: length, seed, batch size and rate.
@@ -42,13 +43,17 @@ def pretrain_tower(
     Returns:
         The parameters with the trained tower, and the mean loss of the last tenth of the steps.
     """
-    width = params["tower"]["position"].shape[-1]
     steps, seed, learning_rate = training.steps, training.seed, training.learning_rate
+
+    def features_of(tower: dict, frames: Array) -> jax.Array:
+        return families.bind(config, params | {"tower": tower}).frame_features(frames)
+
+    width = jax.eval_shape(features_of, params["tower"], frames[:1]).shape[-1]
     heads = jax.random.normal(jax.random.key(seed), (width, sum(sizes))) * 0.02
     trained = {"tower": params["tower"], "heads": heads, "bias": jnp.zeros(sum(sizes))}
 
     def loss(trained: dict, frames: jax.Array, labels: jax.Array) -> jax.Array:
-        features = families.bind(config, params | {"tower": trained["tower"]}).tower(frames).mean(1)
+        features = features_of(trained["tower"], frames)
         features *= jax.lax.rsqrt(jnp.mean(features**2, axis=-1, keepdims=True) + 1e-6)
         logits = features @ trained["heads"] + trained["bias"]
         total = jnp.zeros(())
