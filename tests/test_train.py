@@ -429,7 +429,10 @@ def test_a_metric_that_is_not_finite_stops_with_step_pairs_and_checkpoint(
         ({"model.preset": "tiny"}, "model.preset='tiny' is unknown; choose one of"),
         ({"model.tokenizer": ""}, "needs model.tokenizer"),
         ({"train.warmup_ratio": 2.0}, "train.warmup_ratio=2.0 must be between 0 and 1"),
-        ({"data.sampling": "often"}, "must be one of uniform, fps, two_fps, two_fps_pairs, nearest, forced"),
+        (
+            {"data.sampling": "often"},
+            "must be one of uniform, fps, two_fps, two_fps_pairs, nearest, forced",
+        ),
         ({"data.shards": "nowhere"}, "nowhere/manifest.json: no such file"),
         ({"data.eval_shards": "nowhere"}, "nowhere/manifest.json: no such file"),
         ({"data.eval_shards": ""}, "train.eval_every=2 needs held-out pairs: data.eval_shards or"),

@@ -14,7 +14,7 @@ from tpo_jax.io.paths import define_path
 
 _WORKDIR = define_path("workdir", "quickstart", "Directory of all results.")
 _SEED = flags.DEFINE_integer("seed", 11, "seed of the world, the weights and the order of the data")
-_TINY = ["tiny_longva", "tiny_llava_video", "tiny_qwen3_vl"]
+_TINY = ["tiny_longva", "tiny_llava_video", "tiny_qwen3_vl", "tiny_qwen2_5_vl"]
 _MODEL = flags.DEFINE_enum("model", _TINY[0], _TINY, "preset of the model")
 _SCALE = flags.DEFINE_enum(
     "scale", "full", ["full", "smoke"], "smoke only shows that every stage runs"

@@ -18,6 +18,7 @@ from tpo_jax.inference.generator import Decoding, Generator
 from tpo_jax.inference.model import load
 from tpo_jax.study.records import Answer
 from tpo_jax.study.statistics import exact
+from tpo_jax.video.sampling import rate_of
 from tpo_jax.worlds.world import WorldVideo
 
 MAX_NEW_TOKENS = 12
@@ -106,7 +107,11 @@ def ask(
         `[n][Q]` texts.
     """
     processor = generator.model.processor
-    shown = [clip._replace(frames=processor.resize(clip.frames)) for clip in clips]
+    rates = [rate_of(clip.times, clip.duration) for clip in clips]
+    shown = [
+        clip._replace(frames=processor.resize(clip.frames, rate=rate))
+        for clip, rate in zip(clips, rates, strict=True)
+    ]
     rows = [processor.prompts(*both) for both in zip(questions, shown, strict=True)]
     return generator.answer([clip.frames for clip in shown], rows)
 

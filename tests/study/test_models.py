@@ -1,0 +1,47 @@
+"""The first stages of the quickstart with a model that sees pairs of frames."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from tpo_jax import families
+from tpo_jax.checkpoints.models import load_model
+from tpo_jax.errors import InputError
+from tpo_jax.study import quickstart, stages
+from tpo_jax.study.asking import ask, generator_of
+
+MODEL, SEED = "tiny_qwen3_vl", 3
+
+
+@pytest.fixture(scope="module")
+def initial(tmp_path_factory):
+    """Random weights whose tower has learned for two steps from two short videos."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    scale = dataclasses.replace(stages.SCALES["smoke"], tower_steps=2)
+    stages.make_tokenizer(folder, SEED, MODEL)
+    stages.render(folder, "short", SEED + stages.SHORT_WORLD, [23, 34])
+    stages.initial_model(folder, scale, SEED, MODEL)
+    return folder / "initial"
+
+
+def test_only_the_tower_is_trained(initial):
+    before, after = families.init_params(families.preset(MODEL), SEED), load_model(initial).params
+    same = jax.tree.map(np.array_equal, before, after)
+    moved = [jax.tree_util.keystr(path) for path, x in jax.tree.leaves_with_path(same) if not x]
+    assert moved and all(name.startswith("['tower']") for name in moved)
+
+
+def test_questions_are_asked_about_the_frames_of_a_video(initial):
+    videos = stages.videos_of(initial.parent, "short")
+    clips = stages.clips_of(videos, 6)
+    questions = [[q.text for q in video.questions[:2]] for video in videos]
+    answers = ask(generator_of(initial), clips, questions)
+    assert [len(texts) for texts in answers] == [2, 2]
+
+
+def test_a_directory_is_of_one_model(initial):
+    scale = stages.SCALES["smoke"]
+    with pytest.raises(InputError, match="not the work of tiny_longva; choose another --workdir"):
+        quickstart.run(initial.parent, scale, SEED, lambda *_: None)
