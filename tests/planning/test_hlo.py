@@ -31,6 +31,22 @@ ENTRY %main (layer: s32[], stack: bf16[8,64,64], x: bf16[4,64]) -> bf16[4,64] {
 }
 """
 
+# As it writes the slice of quantized weights, whose tiles it changes on the way.
+RELAID = SLICED.replace(
+    "%inner (",
+    """%relaid (p.0: bf16[8,64,64]) -> bf16[8,64,64] {
+  %p.0 = bf16[8,64,64]{2,1,0} parameter(0)
+  ROOT %copy = bf16[8,64,64]{2,1,0} copy(%p.0)
+}
+
+%inner (""",
+).replace(
+    "  %slice = bf16[1,64,64]{2,1,0} dynamic-slice(%p.0,",
+    "  %other = bf16[8,64,64]{2,1,0} fusion(%p.0), kind=kLoop, "
+    """output_to_operand_aliasing={{}: (0, {})}, calls=%relaid
+  %slice = bf16[1,64,64]{2,1,0} dynamic-slice(%other,""",
+)
+
 UPDATED = """HloModule updated
 
 %update (p.0: bf16[8,64,64], p.1: s32[], p.2: bf16[1,64,64]) -> bf16[8,64,64] {
@@ -71,11 +87,18 @@ LAYER, ROWS, IDS = 2 * 64 * 64, 2 * 4 * 64, 4 * 4  # bytes; those of a scalar ar
     ("text", "moved"),
     [
         (SLICED, LAYER + 2 * ROWS),
+        (RELAID, LAYER + 2 * ROWS),
         (UPDATED.replace("PLACE", "T(8,128)(2,1)"), 2 * LAYER),
         (UPDATED.replace("PLACE", "T(8,128)(2,1)S(1)"), LAYER),  # the stack is on the chip
         (GATHERED, 2 * ROWS + IDS),
     ],
-    ids=["slice in a fusion inside", "update in place", "update on the chip", "rows of a table"],
+    ids=[
+        "slice in a fusion inside",
+        "slice of another layout",
+        "update in place",
+        "update on the chip",
+        "rows of a table",
+    ],
 )
 def test_of_a_sliced_array_the_slice_is_moved(text, moved):
     assert hlo.work(text).hbm_bytes == moved

@@ -192,7 +192,7 @@ def _parts(
     parts: dict[int, tuple[float, bool]] = {}
 
     def note(label: str, part: float, in_place: bool) -> None:
-        while label in body and body[label].op in ("bitcast", "copy", "convert"):
+        while label in body and _same_elements(body[label]):
             label = body[label].operands[0]
         if label in numbers:
             number = numbers[label]
@@ -209,6 +209,12 @@ def _parts(
             for number, found in _parts(it.called("calls"), computations).items():
                 note(it.operands[number], *found)
     return parts
+
+
+def _same_elements(it: _Instruction) -> bool:
+    """Return whether an instruction changes no more than the layout or dtype of its operand."""
+    relaid = it.op == "fusion" and "output_to_operand_aliasing" in it.rest and len(it.operands) == 1
+    return relaid or it.op in ("bitcast", "copy", "convert")
 
 
 def _trips(
