@@ -26,6 +26,22 @@ SPAWNED = time.time()
 WAYS = ("one after the other", "meanwhile", "kept")
 STARTS = ("first", "later")  # the reference is computed, or found beside the shards
 PARTS = ("imports", "data", "weights", "reference", "step", "all")
+HEAD = """# The start of training, measured
+
+Seconds from the command to the end of the first step, medians of {repeats} starts of each kind in turn, on
+{cores} CPU cores with a load of {load:.1f} at the start. Random weights, a decoder of {layers} layers of width {width},
+float32. *first*: the reference log-probabilities are computed; *later*: they lie beside the shards.
+
+- `one after the other`: the step is compiled when it is first called.
+- `meanwhile`, as `train` does: it is compiled while the weights are read and the reference is computed. On
+  a CPU compilation and reference share the cores; with an accelerator only the host compiles.
+- `kept`: its programs are also found on disk, as with every start after the first on TPU and GPU.
+
+```bash
+python benchmarks/startup.py --width={width} --layers={layers} --repeats={repeats} --output=docs/results/startup.md
+```
+
+"""  # noqa: E501
 
 
 def make_inputs(root: Path, width: int, layers: int) -> None:
@@ -125,7 +141,8 @@ def measure(root: Path, way: str, start: str) -> dict[str, float]:
 
 
 def main(_) -> None:
-    """Measure all ways and print the table."""
+    """Measure all ways and print the page."""
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_inputs(root, WIDTH.value, LAYERS.value)
@@ -146,9 +163,17 @@ def main(_) -> None:
             cells = [statistics.median(x.get(part, 0.0) for x in runs) for part in PARTS]
             shown = " | ".join(f"{cell:.1f}" for cell in cells)
             lines.append(f"| {start} | {way} | {shown} | {cells[-1] / before:.2f} |")
-    print("\n".join(lines))
+    head = HEAD.format(
+        repeats=REPEATS.value,
+        cores=os.cpu_count(),
+        load=load,
+        layers=LAYERS.value,
+        width=WIDTH.value,
+    )
+    page = head + "\n".join(lines) + "\n"
+    print(page)
     if OUTPUT.value:
-        Path(OUTPUT.value).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        Path(OUTPUT.value).write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
@@ -160,5 +185,5 @@ if __name__ == "__main__":
         WIDTH = flags.DEFINE_integer("width", 1024, "Decoder width, a multiple of 64.", 64)
         LAYERS = flags.DEFINE_integer("layers", 12, "Decoder layers.", lower_bound=1)
         REPEATS = flags.DEFINE_integer("repeats", 3, "Starts of every kind.", lower_bound=1)
-        OUTPUT = flags.DEFINE_string("output", None, "File for the table, besides standard output.")
+        OUTPUT = flags.DEFINE_string("output", None, "File for the page, besides standard output.")
         app.run(main)

@@ -102,3 +102,33 @@ LAYER, ROWS, IDS = 2 * 64 * 64, 2 * 4 * 64, 4 * 4  # bytes; those of a scalar ar
 )
 def test_of_a_sliced_array_the_slice_is_moved(text, moved):
     assert hlo.work(text).hbm_bytes == moved
+
+
+KERNEL = """HloModule kernel
+
+ENTRY %main (grid: s8[1,2,4], b: s32[8], q: bf16[4,8,16], k: bf16[2,8,16]) -> bf16[4,8,16] {
+  %grid = s8[1,2,4]{2,1,0} parameter(0)
+  %b = s32[8]{0} parameter(1)
+  %q = bf16[4,8,16]{2,1,0} parameter(2)
+  %k = bf16[2,8,16]{2,1,0} parameter(3)
+  ROOT %NAME = bf16[4,8,16]{2,1,0} custom-call(%grid, %b, %q, %k), LAYOUTS, attributes={data={
+"xprof_metadata":"{}"
+}}, metadata={op_name="jit(step)/checkpoint/rematted_computation/pallas_call"}
+}
+""".replace(
+    "LAYOUTS",
+    "operand_layout_constraints={s8[1,2,4]{2,1,0}, s32[8]{0}, bf16[4,8,16]{2,1,0}, "
+    "bf16[2,8,16]{2,1,0}}",
+)
+PRODUCT = 2 * 4 * 16 * 8 * (8 + 2) // 2  # heads, width, queries, keys and a block at the diagonal
+
+
+@pytest.mark.parametrize(
+    ("kernel", "products", "again"),
+    [("splash_mha_fwd", 2, 0), ("splash_mha_dq", 3, 1), ("splash_mha_dkv", 4, 2), ("other", 0, 0)],
+)
+def test_kernels_count_by_their_products(kernel, products, again):
+    """Also those whose attributes the compiler writes on several lines."""
+    work = hlo.work(KERNEL.replace("NAME", f"{kernel}_residuals.1"))
+    assert work.flops == work.recomputed == products * PRODUCT
+    assert work.scores == again * PRODUCT

@@ -78,7 +78,7 @@ def work(text: str, steps: int = 0) -> Work:
 
 def _parse(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
     computations: dict[str, dict[str, _Instruction]] = {}
-    entry, current = "", None
+    entry, current, last = "", None, None
     for line in text.splitlines():
         if line.startswith(("%", "ENTRY")) and line.endswith("{"):
             name = line.removeprefix("ENTRY ").split(" ", 1)[0].lstrip("%")
@@ -86,7 +86,11 @@ def _parse(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
             current = computations[name] = {}
         elif current is not None and (match := _LINE.match(line)):
             _, name, shape, op, rest = match.groups()
-            current[name] = _Instruction(shape, op, rest)
+            last = current[name] = _Instruction(shape, op, rest)
+        elif line == "}":
+            current = last = None
+        elif last is not None:  # kernels have line breaks in their attributes
+            last.rest += line
     return computations, entry
 
 
