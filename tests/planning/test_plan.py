@@ -223,6 +223,9 @@ def test_only_rows_are_split_over_the_network_between_slices(libtpu):
     slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
     assert mesh.devices.shape == (4, 4, 1, 1)
     assert (slices == np.array([0, 0, 1, 1]).reshape(4, 1, 1, 1)).all()
+    # Axes of the mesh that no axis of a slice is as long as.
+    split = make_mesh({"data": 2, "fsdp": 8, "tensor": 1, "context": 2}, devices_of("v5e:4x4", 2))
+    assert split.devices.shape == (2, 8, 1, 2)
     with pytest.raises(InputError, match="mesh.data=1 must be a multiple of the 2 slices"):
         make_mesh({"data": 1, "fsdp": -1, "tensor": 1, "context": 1}, devices)
 

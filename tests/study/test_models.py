@@ -41,7 +41,16 @@ def test_questions_are_asked_about_the_frames_of_a_video(initial):
     assert [len(texts) for texts in answers] == [2, 2]
 
 
-def test_a_directory_is_of_one_model(initial):
-    scale = stages.SCALES["smoke"]
-    with pytest.raises(InputError, match="not the work of tiny_longva; choose another --workdir"):
-        quickstart.run(initial.parent, scale, SEED, lambda *_: None)
+def test_a_directory_is_of_one_model_seed_and_scale(tmp_path, monkeypatch):
+    monkeypatch.setattr(quickstart, "short_stages", lambda *_: 1 / 0)
+    smoke, full = stages.SCALES["smoke"], stages.SCALES["full"]
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):  # it begins, and goes on
+            quickstart.run(tmp_path, smoke, SEED, lambda *_: None, MODEL)
+    for scale, seed, model, message in (
+        (smoke, SEED, stages.MODEL, f"begun with model={MODEL}, not tiny_longva"),
+        (smoke, 4, MODEL, "begun with seed=3, not 4; choose another --workdir"),
+        (full, SEED, MODEL, "begun with short_videos=32, not 4500"),
+    ):
+        with pytest.raises(InputError, match=message):
+            quickstart.run(tmp_path, scale, seed, lambda *_: None, model)

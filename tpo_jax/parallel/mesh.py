@@ -76,7 +76,9 @@ def make_mesh(
     within = (shape[0] // count, *shape[1:])
     grids = [
         mesh_utils.create_device_mesh(
-            within, [x for x, i in zip(devices, slices, strict=True) if i == index]
+            within,
+            [x for x, i in zip(devices, slices, strict=True) if i == index],
+            allow_split_physical_axes=True,  # as `jax.make_mesh`
         )
         for index in sorted(set(slices))
     ]

@@ -9,10 +9,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from tpo_jax import families
-from tpo_jax.checkpoints.models import load_config
 from tpo_jax.errors import InputError
-from tpo_jax.io.files import write_lines
+from tpo_jax.io.files import as_json, read_json, write_json, write_lines
 from tpo_jax.study import report
 from tpo_jax.study.asking import ask_held_out, generator_of
 from tpo_jax.study.pairs import candidates, pair_line
@@ -95,12 +93,16 @@ def run(workdir: Path, scale: Scale, seed: int, train: Train, model: str = MODEL
         model: preset of a tiny model.
 
     Raises:
-        InputError: the directory holds the results of another model.
+        InputError: the directory was begun with another model, seed or scale.
     """
-    initial = workdir / "initial"
-    if initial.exists() and load_config(initial) != families.preset(model):
-        raise InputError(f"{workdir}: not the work of {model}; choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
+    begun, asked = workdir / "begun.json", {"model": model, "seed": seed, **as_json(scale)}
+    if not begun.exists():
+        write_json(begun, asked)
+    for name, value in read_json(begun).items():
+        if asked[name] != value:
+            other = f"begun with {name}={value}, not {asked[name]}"
+            raise InputError(f"{workdir}: {other}; choose another --workdir")
     stage = Stages(workdir)
     short_stages(stage, scale, seed, model)
     long_stages(stage, scale, seed)
