@@ -75,7 +75,11 @@ define_path(
     flag_values=_RUN,
 )
 flags.DEFINE_integer(
-    "num_frames", 0, "Frames per video; 0: those of the paper, 128 or 96.", 0, flag_values=_RUN
+    "num_frames",
+    0,
+    "Frames per video; 0: those of the paper, 128 or 96, or of --lmms_model.",
+    0,
+    flag_values=_RUN,
 )
 flags.DEFINE_enum(
     "lmms_model",

@@ -251,7 +251,8 @@ def open_store(directory: Path, shards: Sequence[dict[str, Any]]) -> VideoStore:
         if size is None:
             raise InputError(f"{name}: no such file, but the manifest names it; run prepare again")
         if size != shard["bytes"]:
-            raise InputError(f"{name}: is cut off or changed, {size} bytes not {shard['bytes']}")
+            wrong = f"{size} bytes instead of {shard['bytes']}"
+            raise InputError(f"{name}: is cut off or changed, {wrong}")
     for entry in entries:
         shard_holds = shards[entry.shard]["records"] if 0 <= entry.shard < len(shards) else 0
         if not 0 <= entry.first < entry.first + entry.records <= shard_holds:

@@ -1,7 +1,7 @@
 """How lmms-eval asks some models, by the name that it gives them.
 
 Prompts are those of `lmms_eval_specific_kwargs` in its tasks; frames and system message those that
-its wrappers, `models/simple/NAME.py`, have by default.
+its wrappers, `models/chat/NAME.py`, have by default.
 """
 
 from collections.abc import Callable, Mapping

@@ -87,6 +87,8 @@ def run_benchmark(run: BenchmarkRun) -> dict[str, Any]:
         raise InputError(
             f"--num_frames, --time_instruction: {name} has its own frames and their times"
         )
+    if spec.interleaved and run.lmms_model:
+        raise InputError(f"--lmms_model={run.lmms_model}: {name} is asked as lmms-eval asks LongVA")
     mode = "none" if spec.interleaved else run.time_instruction
     processor = load_processor(
         run.checkpoint, time_instruction=mode, prompt_style=run.prompt_style, tower=run.tower

@@ -88,8 +88,13 @@ def find_machine(devices: Path = DEVICES) -> Machine | None:
     """Return the machine of `MACHINES` that this process runs on, or None.
 
     The environment variable `TPO_JAX_MACHINE`, a name in `MACHINES`, comes first.
+
+    Raises:
+        ValueError: it names no machine.
     """
     if name := os.environ.get("TPO_JAX_MACHINE"):
+        if name not in MACHINES:
+            raise ValueError(f"TPO_JAX_MACHINE={name} must be one of {', '.join(MACHINES)}")
         return MACHINES[name]
     found = find_chips(devices)
     place = "kaggle" if "KAGGLE_KERNEL_RUN_TYPE" in os.environ else "colab"
