@@ -94,7 +94,7 @@ def test_a_program_is_compiled_once(tmp_path, monkeypatch):
 
     def compile_program(lowered, mesh):
         compiled.append(lowered)
-        work = hlo.Work(2.0, 3.0, {"all-gather": [1, 4.0]})
+        work = hlo.Work(2.0, 1.0, 0.5, 3.0, {"all-gather": [1, 4.0]})
         return program.Program(7.0 * len(compiled), {"argument": 1.0}, work)
 
     monkeypatch.setattr(program, "compile_program", compile_program)
