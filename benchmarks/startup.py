@@ -37,9 +37,7 @@ float32. *first*: the reference log-probabilities are computed; *later*: they li
   a CPU compilation and reference share the cores; with an accelerator only the host compiles.
 - `kept`: its programs are also found on disk, as with every start after the first on TPU and GPU.
 
-```bash
-python benchmarks/startup.py --width={width} --layers={layers} --repeats={repeats} --output=docs/results/startup.md
-```
+Written by `python benchmarks/startup.py --width={width} --layers={layers} --repeats={repeats} --output=docs/results/startup.md`.
 
 """  # noqa: E501
 
