@@ -9,6 +9,7 @@ import numpy as np
 
 from tpo_jax.data.processor import Processor
 from tpo_jax.errors import InputError
+from tpo_jax.inference.generator import round_up
 
 _TEXT_MULTIPLE = 16
 
@@ -70,4 +71,4 @@ def filled(cells: Sequence[Cell], size: int) -> list[Cell]:
 def response_length(needles: Sequence[Needle]) -> int:
     """Return R, the same for all needles."""
     longest = max(len(needle.prompt) + len(needle.answer) - 1 for needle in needles)
-    return -(-longest // _TEXT_MULTIPLE) * _TEXT_MULTIPLE
+    return round_up(longest, _TEXT_MULTIPLE)

@@ -15,6 +15,7 @@ from tpo_jax import families
 from tpo_jax.data.collate import collate
 from tpo_jax.data.rows import Row
 from tpo_jax.evaluation.niah_cells import Cell, Needle, by_length, filled, response_length
+from tpo_jax.inference.generator import round_up
 from tpo_jax.inference.model import Model
 from tpo_jax.models.batch import Batch, BatchShape
 from tpo_jax.models.config import ModelConfig
@@ -112,7 +113,7 @@ def prefix_length(config: ModelConfig, mesh: jax.sharding.Mesh, head: int, frame
     context = mesh.shape["context"]
     # Zig-zag order halves every chip's part; the TPU kernel takes blocks of `LANES`.
     unit = LANES * context * (2 if context > 1 else 1)
-    return -(-(head + (frames + 1) * config.tokens_per_frame) // unit) * unit
+    return round_up(head + (frames + 1) * config.tokens_per_frame, unit)
 
 
 def make_batch(
