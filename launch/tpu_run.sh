@@ -92,17 +92,21 @@ done
 case "$backend" in
   tpu-vm)
     [ -z "$cluster" ] || fail 2 "--cluster belongs to --backend=xpk"
-    tool=gcloud
+    tool=gcloud own='node-.*|accelerator-type|runtime-version|spot|zone|project'
     ;;
   xpk)
     [ -n "$cluster" ] || fail 2 "--backend=xpk needs --cluster"
     if [ -n "$spot$runtime$delete_when_done" ] || [ "$action" = stop ]; then
       fail 2 "--backend=xpk takes no --spot, --runtime, --stop or --delete_when_done"
     fi
-    tool=xpk
+    tool=xpk own='workload|cluster|tpu-type|num-slices|command|zone|project'
     ;;
   *) fail 2 "--backend=$backend is neither tpu-vm nor xpk" ;;
 esac
+for flag in ${create_flags[@]+"${create_flags[@]}"}; do
+  ! [[ "$flag" =~ ^--($own)(=|$) ]] ||
+    fail 2 "--create_flag=$flag: tpu_run.sh sets this itself; see --help for its own flags"
+done
 [ -n "$dry_run" ] || command -v "$tool" >/dev/null ||
   fail 2 "$tool is not on the PATH; docs/tpu.md says how to install it"
 

@@ -396,6 +396,7 @@ def test_xpk_runs_the_same_command(project: Path, cloud: Cloud) -> None:
         ([*SLICE, "--backend=xpk", "--", "train"], "--cluster"),
         ([*SLICE, "--cluster=c", "--", "train"], "--cluster"),
         ([*SLICE, "--backend=xpk", "--cluster=c", "--spot", "--", "train"], "--spot"),
+        ([*SLICE, "--create_flag=--node-count=2", "--", "train"], "--create_flag=--node-count=2"),
         ([*FLAGS, "--delete", "--stop"], "--stop"),
         ([*FLAGS, "--delete", "--", "train"], "--delete"),
     ],

@@ -103,6 +103,7 @@ def test_a_table_and_a_split_archive(shared_media, tmp_path):
         (["--videos=.", "--num_frames=0"], "num_frames"),
         (["--videos=.", "--sampling=often"], "sampling"),
         (["--videos=.", "--column=film=x"], "--column=film=x: must be role=name"),
+        (["--videos=.", "--proxy=7"], "--proxy=7: a proxy needs 16 pixels at least"),
         (["--videos=.", "--column=video=x"], "no column 'x'; it has video, prompt, chosen"),
     ],
 )

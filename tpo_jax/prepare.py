@@ -24,6 +24,7 @@ from tpo_jax.data.shards import FRAME_ENCODINGS
 from tpo_jax.errors import InputError, run_command
 from tpo_jax.io.paths import define_path, define_place, fetched, in_bucket
 from tpo_jax.video import sampling
+from tpo_jax.video.proxy import LEAST_SIDE
 
 _PAIRS = define_place(
     "pairs",
@@ -97,6 +98,8 @@ def check_flags() -> None:
             raise InputError(f"--{flag.name} is for --pairs, which are missing")
     if _PROXY.value and _FRAMES.value != "clip":
         raise InputError(f"--proxy goes with --frames=clip, not with --frames={_FRAMES.value}")
+    if 0 < _PROXY.value < LEAST_SIDE:
+        raise InputError(f"--proxy={_PROXY.value}: a proxy needs {LEAST_SIDE} pixels at least")
     if _ARCHIVE.value and in_bucket(_VIDEOS.value):
         raise InputError("--archive unpacks onto this machine; name a folder of it as --videos")
     if _EXPORT.value:

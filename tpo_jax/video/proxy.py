@@ -6,6 +6,7 @@ import av
 
 from tpo_jax.video.decode import Source, Video, VideoError, opened
 
+LEAST_SIDE = 16  # pixels; nothing can be seen in a smaller picture
 # What x264 is told: good pictures, and a key frame where none is needed costs bytes only.
 _OPTIONS = {"preset": "veryfast", "crf": "20"}
 
