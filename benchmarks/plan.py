@@ -6,8 +6,10 @@ One to several minutes of two CPU cores a row, one after the other. Rows that ar
 what the file says of them.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import app, flags
 
@@ -21,23 +23,42 @@ from tpo_jax.planning.program import GIB
 
 # What is kept where memory allows; everything else is recomputed.
 _KEPT, _MORE = "attention:save", "qkv:save,attention:save,residual:save"
-# model, frames, topology, (fsdp, context), prefix tokens come in multiples of, remat
+
+
+class Row(NamedTuple):
+    """An experiment on a slice."""
+
+    preset: str
+    frames: int
+    topology: str
+    mesh: tuple[int, int]  # fsdp, context
+    unit: int  # prefix tokens come in multiples of it
+    remat: str
+    lora: int = 0  # rank; 0: full fine-tuning
+    frame_tokens: int = 0  # of a checkpoint converted with `--frame_tokens`; 0: as published
+
+
 ROWS = (
-    ("llava_onevision_0.5b", 32, "v5e:1x1", (1, 1), 512, _KEPT),  # the tests compile it, too
-    ("llava_onevision_7b", 32, "v5e:4x4", (16, 1), 512, _KEPT),
-    ("llava_video_7b", 32, "v5e:4x4", (16, 1), 512, _KEPT),
-    ("llava_video_7b", 64, "v5e:4x4", (16, 1), 512, _KEPT),
-    ("llava_onevision_72b", 32, "v5p:2x4x4", (32, 1), 512, _KEPT),
-    ("llava_video_72b", 32, "v5p:2x4x4", (32, 1), 512, _KEPT),
-    ("llava_video_7b", 128, "v5e:4x8", (16, 2), 1024, _KEPT),
-    ("llava_video_7b", 512, "v5e:8x8", (4, 16), 8192, _MORE),
-    ("longva_7b", 1024, "v5e:8x8", (2, 32), 16384, _MORE),
-    ("longva_7b", 3000, "v5e:8x8", (1, 64), 32768, _MORE),
+    Row("llava_onevision_0.5b", 32, "v5e:1x1", (1, 1), 512, _KEPT),  # the tests compile it, too
+    Row("llava_onevision_7b", 32, "v5e:4x4", (16, 1), 512, _KEPT),
+    Row("llava_video_7b", 32, "v5e:4x4", (16, 1), 512, _KEPT),
+    Row("llava_video_7b", 64, "v5e:4x4", (16, 1), 512, _KEPT),
+    Row("llava_onevision_72b", 32, "v5p:2x4x4", (32, 1), 512, _KEPT),
+    Row("llava_video_72b", 32, "v5p:2x4x4", (32, 1), 512, _KEPT),
+    Row("llava_video_7b", 128, "v5e:4x8", (16, 2), 1024, _KEPT),
+    Row("llava_video_7b", 512, "v5e:8x8", (4, 16), 8192, _MORE),
+    Row("longva_7b", 1024, "v5e:8x8", (2, 32), 16384, _MORE),
+    Row("longva_7b", 3000, "v5e:8x8", (1, 64), 32768, _MORE),
+    Row("qwen3_vl_2b", 64, "v5e:1x1", (1, 1), 512, "full", 16, 384),
+    Row("qwen3_vl_4b", 64, "v5e:1x1", (1, 1), 512, "full", 16, 384),
+    Row("qwen3_vl_8b", 64, "v5e:2x4", (8, 1), 512, _KEPT, 16, 384),
+    Row("qwen3_vl_8b", 64, "v5e:4x4", (16, 1), 512, "full", 0, 384),
+    Row("qwen3_vl_8b", 512, "v5e:8x8", (64, 1), 512, _KEPT, 0, 64),
 )
 HEAD = """# Which experiments fit which slice
 
-Full fine-tuning of decoder and projector, AdamW with float32 state, the frozen tower in the step,
-one pair a step for every group of chips that shares a row, answers of 128 tokens. The step of
+Full fine-tuning of decoder and projector (of Qwen3-VL the decoder) or LoRA of the decoder, AdamW with
+float32 state, the frozen tower in the step, one pair a step for every group of chips that shares a row, answers of 128 tokens. The step of
 `train`, compiled by the TPU compiler on a machine without a TPU: memory, FLOPs and bytes are the
 compiled program's; no time was measured. The longest rows go beyond what the models were trained to
 read: LongVA was published for 224,000 positions, LLaVA-Video for 32,768.
@@ -59,29 +80,46 @@ as published, 0.05 GiB a chip less at most. Compute bounds their time, as it did
 
 Written by `python benchmarks/plan.py --output=docs/results/plan.md`; jax 0.10.2, libtpu 0.0.51.
 
-| model | frames | slice | fsdp x context | prefix | kept | peak, GiB | limit | times the minimum | pairs/h | chip-hours |
-|---|---|---|---|---|---|---|---|---|---|---|
+| model | what | frames | slice | fsdp x context | prefix | kept | peak, GiB | limit | times the minimum | pairs/h | chip-hours |
+|---|---|---|---|---|---|---|---|---|---|---|---|
 """  # noqa: E501
 
 
-def compiled(row) -> Plan:
+def config_name(preset: str) -> str:
+    """Return the file in `configs/` of a model."""
+    if preset.startswith("qwen3_vl"):
+        return "qwen3_vl_tpo"
+    return "longva_tpo" if preset == "longva_7b" else "llava_video_tpo"
+
+
+def compiled(row: Row) -> Plan:
     """Return the plan of a row."""
-    preset, frames, topology, (fsdp, context), unit, remat = row
-    config = load("longva_tpo" if preset == "longva_7b" else "llava_video_tpo").get_config()
-    config.data.num_frames = frames
-    config.data.prefix_multiple = unit
+    fsdp, context = row.mesh
+    config = load(config_name(row.preset)).get_config()
+    config.data.num_frames = row.frames
+    config.data.prefix_multiple = row.unit
     config.mesh.fsdp, config.mesh.context = fsdp, context
-    config.compute.remat = remat
+    config.compute.remat = row.remat
+    config.lora.rank = row.lora
     config.train.batch_size = fsdp
-    config.model.preset, config.model.max_length = preset, 2**20
-    return compile_step(config, model_of(config), topology)[0]
+    config.model.preset, config.model.max_length = row.preset, 2**20
+    model = model_of(config)
+    if row.frame_tokens:
+        model = dataclasses.replace(model, frame_tokens=row.frame_tokens)
+    return compile_step(config, model, row.topology)[0]
 
 
-def line(row, plan: Plan) -> str:
+def start(row: Row) -> str:
+    """Return how a row of the table begins, which tells it from the others."""
+    what = f"LoRA {row.lora}" if row.lora else "full"
+    return f"| {row.preset} | {what} | {row.frames:,} | {row.topology} |"
+
+
+def line(row: Row, plan: Plan) -> str:
     """Return a row of the table."""
-    preset, frames, topology, (fsdp, context), _, remat = row
-    cells = [preset, f"{frames:,}", topology, f"{fsdp} x {context}", f"{plan.prefix:,}"]
-    cells += [remat.replace(":save", "").replace(",", ", ")]
+    fsdp, context = row.mesh
+    cells = [f"{fsdp} x {context}", f"{plan.prefix:,}"]
+    cells += [row.remat.replace(":save", "").replace(",", ", ").replace("full", "nothing")]
     cells += [f"{plan.peak / GIB:.2f}", f"{plan.limit / GIB:.2f}"]
     if plan.fits and not plan.flops:
         cells += ["not readable", "", ""]
@@ -90,12 +128,12 @@ def line(row, plan: Plan) -> str:
         cells += [f"{plan.chip_hours:.1f}"]
     else:
         cells += ["does not fit", "", ""]
-    return "| " + " | ".join(cells) + " |"
+    return " ".join([start(row), " | ".join(cells), "|"])
 
 
 def main(_) -> None:
     """Write the table."""
-    starts = {f"{n}": f"| {row[0]} | {row[1]:,} | {row[2]} |" for n, row in enumerate(ROWS)}
+    starts = {f"{n}": start(row) for n, row in enumerate(ROWS)}
 
     def compute(number: str) -> str:
         row = ROWS[int(number)]

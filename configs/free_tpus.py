@@ -40,8 +40,8 @@ ALL = {"compute.remat": "qkv:save,attention:save,residual:save,mlp:save"}
 RECIPES = {
     "kaggle_llava_video_full_32": (VIDEO, KAGGLE, 32, VIDEO_TPO | BF16 | ATTENTION),
     "kaggle_llava_video_lora_64": (VIDEO, KAGGLE, 64, VIDEO_LORA | ATTENTION),
-    "kaggle_llava_video_lora_96": (VIDEO, KAGGLE, 96, VIDEO_LORA),
-    "kaggle_longva_lora_128": (LONG, KAGGLE, 128, LONGVA_LORA),
+    "kaggle_llava_video_lora_96": (VIDEO, KAGGLE, 96, VIDEO_LORA | ATTENTION),
+    "kaggle_longva_lora_128": (LONG, KAGGLE, 128, LONGVA_LORA | ATTENTION),
     "colab_onevision_full_32": (ONEVISION, COLAB, 32, VIDEO_TPO | ONE_BY_ONE | ALL),
     "colab_onevision_full_64": (ONEVISION, COLAB, 64, VIDEO_TPO | ONE_BY_ONE | ALL_BUT_MLP),
     "colab_onevision_lora_32": (ONEVISION, COLAB, 32, VIDEO_LORA | ONE_BY_ONE | ALL),

@@ -284,4 +284,4 @@ def test_figures_of_memory_are_those_of_the_plans():
         )
     ]
     compiled = rows("docs/results/plan.md", rf"({'|'.join(names.values())})")
-    assert told == [(row[0], row[1], row[3], row[4], row[6]) for row in compiled]
+    assert told == [(row[0], row[2], row[4], row[5], row[7]) for row in compiled]
