@@ -87,7 +87,7 @@ def start_run(root: str, workdir: str, way: str) -> None:
         return call
 
     if way == WAYS[0]:
-        command.compile_meanwhile = lambda program, mesh, *arguments, **named: program
+        command.compile_meanwhile = lambda program, mesh, *calls: program
     opened = command.open_weights
 
     def open_weights(*arguments):

@@ -1,5 +1,6 @@
 """The train command on real shards of a tiny world: results, resuming, evaluation, refusals."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -147,6 +148,44 @@ def test_an_interrupted_run_resumes_bit_for_bit(finished_run, config, tmp_path):
     assert same_bits(final_state(tmp_path), final_state(finished_run))
 
 
+def test_several_numbers_of_frames_resume_bit_for_bit_with_the_reference_of_each(
+    config, tiny_world, tmp_path, programs
+):
+    """Every batch has the reference of its number of frames; one program for each is compiled."""
+    shards, (whole, parts) = tmp_path / "shards", (tmp_path / "whole", tmp_path / "parts")
+    shutil.copytree(tiny_world / "shards", shards, ignore=shutil.ignore_patterns("reference-*"))
+    config.data.shards, config.data.num_frames = str(shards), (4, 8)
+    train(config, whole)
+    found = metrics(whole)
+    assert programs.count("jit(step)") == 2
+    lines = [json.loads(x) for x in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["time/compile"] == 0 for line in lines[2:])  # after the first evaluation
+    assert found[0]["losses/total"] == pytest.approx(np.log(2), abs=1e-6)
+    assert np.mean([r["losses/total"] for r in found[3:]]) < 0.5
+
+    experiment = read(config)
+    mesh = make_mesh(dataclasses.asdict(experiment.mesh))
+    begin = open_weights(experiment, mesh)
+    pairs, _ = command.open_data(experiment, begin.model, begin.tokenizer, mesh)
+    scorer = make_scorer(begin.model, experiment.compute)
+    base = reference.Reference(scorer, begin.load(), mesh)
+    logps = {n: base.compute(pairs.once(num_frames=n)) for n in (4, 8)}
+    assert {pairs.frames_of(k) for k in (0, 1, 2)} == {pairs.frames_of(k) for k in (3, 4, 5)}
+    for k, record in enumerate(found):
+        expected = logps[pairs.frames_of(k)][pairs[k].pair_index.ravel()].mean(0)
+        values = [record["ref_logps/chosen"], record["ref_logps/rejected"]]
+        assert values == pytest.approx(expected.tolist(), rel=1e-5)
+    assert np.abs(logps[4] - logps[8]).mean() > 1e-2  # so another one's would be noticed
+
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "6")
+    shutil.rmtree(parts / "model")
+    caches = set(shards.glob("reference-*.npz"))
+    train(config, parts)
+    assert set(shards.glob("reference-*.npz")) == caches and len(caches) == 2
+    assert metrics(parts) == found and same_bits(final_state(parts), final_state(whole))
+
+
 def test_adapters_alone_train_resume_bit_for_bit_and_are_merged(config, tmp_path, finished_run):
     config.lora.rank = 2
     config.train.eval_every = 0
@@ -275,6 +314,16 @@ def test_a_checkpoint_of_another_run_is_refused(finished_run, config, uncompiled
     assert "objective.beta: 0.3 -> 0.1, train.learning_rate: 0.001 -> 0.0001)" in str(error.value)
     assert "workers" not in str(error.value) and "log_every" not in str(error.value)
     assert (finished_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_of_before_a_field_was_there_resumes_with_its_default(config):
+    saved = {"identity": {}, "config": json.loads(config.to_json_best_effort())}
+    now = copy.deepcopy(saved)
+    del saved["config"]["data"]["num_frames_weights"]
+    identity.check_same_run(saved, now)
+    now["config"]["data"]["num_frames_weights"] = [1, 2]
+    with pytest.raises(InputError, match=r"data.num_frames_weights: \[\] -> \[1, 2\]"):
+        identity.check_same_run(saved, now)
 
 
 def test_a_checkpoint_of_other_weights_is_refused(finished_run, config, monkeypatch, uncompiled):

@@ -8,7 +8,8 @@ as they fit, `--questions` adds the hours of so many questions.
 
 `--search=frames` finds the most frames that fit the slice, `--search=topology` the smallest slice
 of a kind (`--topology=v5e`) that the experiment fits, `--search=fastest` the mesh, remat policy,
-micro-batches and moments with the lowest time on a slice, and prints their flags.
+micro-batches and moments with the lowest time on a slice, and prints their flags. Where batches
+have several numbers of frames, the largest is planned.
 
 The step that `train` runs is compiled by the TPU compiler (`pip install libtpu`), on any Linux
 machine; a model of 7B parameters takes a minute or more. Exit code 1: it does not fit.
@@ -24,6 +25,7 @@ from ml_collections import ConfigDict, config_flags
 
 from tpo_jax import families
 from tpo_jax.checkpoints.models import load_config
+from tpo_jax.data.frame_counts import frame_counts
 from tpo_jax.errors import InputError, run_command
 from tpo_jax.io.paths import define_path, local_path
 from tpo_jax.models.config import ModelConfig, check_source
@@ -224,8 +226,11 @@ def main() -> int:
         "topology": search_topology,
         "fastest": search_fastest,
     }
-    search = searches.get(_SEARCH.value, planned)
-    plan = search(_CONFIG.value, _TOPOLOGY.value)
+    search, config = searches.get(_SEARCH.value, planned), _CONFIG.value
+    # Of several numbers of frames, the largest takes the most memory and time.
+    frames = frame_counts(config.data.num_frames, config.data.num_frames_weights)
+    config.data.num_frames, config.data.num_frames_weights = frames.most, ()
+    plan = search(config, _TOPOLOGY.value)
     if _JSON.value:
         hours = {"hours": hours_of(plan, _QUESTIONS.value)} if _QUESTIONS.value else {}
         print(json.dumps(dataclasses.asdict(plan) | hours, indent=2))

@@ -15,7 +15,6 @@ import functools
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +40,7 @@ from tpo_jax.training.held_out import PREFIX, HeldOut, make_evaluator
 from tpo_jax.training.identity import check_same_run, identity
 from tpo_jax.training.program import jitted_step, step_arguments
 from tpo_jax.training.recorder import Recorder
-from tpo_jax.training.reference import Reference
+from tpo_jax.training.reference import Reference, cache_key
 from tpo_jax.training.state import (
     TrainState,
     learning_rate_schedule,
@@ -77,11 +76,13 @@ def open_data(
             f"data.eval_shards: {len(both)} of its videos are in data.shards, too", file=sys.stderr
         )
     for found in filter(None, (pipeline, held_out)):
-        if compute.head_chunk and found.max_response % compute.head_chunk:
-            raise InputError(
-                f"compute.head_chunk={compute.head_chunk} must divide the {found.max_response} "
-                "positions of a response"
-            )
+        for num_frames in found.config.frames.counts:
+            response = found.shape_with(num_frames).response
+            if compute.head_chunk and response % compute.head_chunk:
+                raise InputError(
+                    f"compute.head_chunk={compute.head_chunk} must divide the {response} "
+                    "positions of a response"
+                )
     return pipeline, held_out
 
 
@@ -119,17 +120,26 @@ def run_length(experiment: Experiment, pipeline: Pipeline, watch: Watch) -> loop
 def make_feed(
     experiment: Experiment,
     reference: Reference,
-    pipeline: Pipeline,
-    key: dict[str, Any],
+    pairs: list[Pipeline],
+    weights: str,
     given: str = "",
 ) -> Feed:
-    """Return what puts a pipeline's batches on the mesh, with the cached log-probabilities of the
-    reference if the objective reads them.
+    """Return what puts batches on the mesh, with the cached log-probabilities of the reference if
+    the objective reads them.
+
+    Args:
+        pairs: Those of the batches, for every number of frames that they have there.
+        weights: Fingerprint of the reference.
+        given: File of its log-probabilities; empty: beside the shards.
     """
     logps, objective = None, experiment.objective
     if objective.uses_reference and not objective.uses_live_reference:
-        logps = reference.logps(pipeline, key, given)
-    return Feed(reference.mesh, pipeline.shards.index, logps)
+        keys = [cache_key(part, weights, experiment.compute.dtype) for part in pairs]
+        logps = {
+            part.shape.frames: reference.logps(part, key, given)
+            for part, key in zip(pairs, keys, strict=True)
+        }
+    return Feed(reference.mesh, pairs[0].shards.index, logps)
 
 
 def frozen_copy(params: dict, dtype: str) -> dict:
@@ -182,17 +192,17 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
     )
     # Compiled while the weights are read and the reference log-probabilities are computed.
     rows = experiment.data.batch_size // experiment.data.pairs_per_row
-    shape = dataclasses.replace(pipeline.shape, rows=rows)
-    arguments, named = step_arguments(experiment, shape, where, mesh)
-    step = compile_meanwhile(step, mesh, *arguments, **named)
+    pairs = pipeline.seen(length.num_steps)
+    shapes = [dataclasses.replace(part.shape, rows=rows) for part in pairs]
+    calls = [step_arguments(experiment, shape, where, mesh) for shape in shapes]
+    step = compile_meanwhile(step, mesh, *calls)
     params = begin.load()
     if objective.uses_live_reference:
         live = frozen_copy(split_params(params, settings.freeze, lora)[0], compute.dtype)
         step = functools.partial(step, reference=live)
         evaluate = functools.partial(evaluate, reference=live)
 
-    sets = [pipeline, held_out_pairs] if held_out_pairs else [pipeline]
-    keys, meta = identity(experiment, config, params, sets)
+    weights, meta = identity(experiment, config, params, pipeline, held_out_pairs)
     make_directory(workdir)
     checkpoints = TrainCheckpoints(workdir / "checkpoints", experiment.checkpoints)
     with contextlib.ExitStack() as stack:
@@ -204,9 +214,9 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
             print(f"{workdir} holds no checkpoint: starting at step 0", file=sys.stderr)
 
         reference, held_out = Reference(make_scorer(model, compute), params, mesh), None
-        feed = make_feed(experiment, reference, pipeline, keys[0], experiment.reference.reference)
+        feed = make_feed(experiment, reference, pairs, weights, experiment.reference.reference)
         if length.eval_every and held_out_pairs:
-            eval_feed = make_feed(experiment, reference, held_out_pairs, keys[1])
+            eval_feed = make_feed(experiment, reference, [held_out_pairs], weights)
             held_out = HeldOut(held_out_pairs, eval_feed, evaluate, objective)
         if saved:
             frozen = split_params(params, settings.freeze, lora)[1]

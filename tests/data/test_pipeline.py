@@ -94,7 +94,7 @@ def joined(*batches):
 
 def test_batches_keep_the_contract(config, tokenizer):
     pipeline = make(config, tokenizer)
-    b, f, s, p, r = 2, FRAMES, 32, pipeline.max_prefix, pipeline.max_response
+    b, f, s, p, r = 2, FRAMES, 32, pipeline.shape.prefix, pipeline.shape.response
     assert p % 16 == 0 and r % 16 == 0
     batches = list(pipeline)
     assert len(batches) == len(pipeline) == 2 * pipeline.batches_per_epoch == 8
@@ -158,7 +158,7 @@ def test_rows_are_the_video_and_its_texts(config, world, tokenizer, encoding, st
                 MODEL.visual_tokens(FRAMES),
                 opening=INFERENCE.time_opening("inline", times, duration),
                 template=families.of(MODEL).templates[style],
-                size=Size(pipeline.max_prefix, pipeline.max_response),
+                size=Size(pipeline.shape.prefix, pipeline.shape.response),
             )
             assert all((getattr(batch, k)[row] == v).all() for k, v in texts.arrays().items())
     assert seen == set(range(7))
@@ -217,7 +217,7 @@ def test_conversations_are_rendered_whole(config, tokenizer, conversations, styl
                 MODEL.visual_tokens(FRAMES),
                 template=families.of(MODEL).templates[style],
                 cut="answer" if q == 1 else "video",
-                size=Size(pipeline.max_prefix, pipeline.max_response),
+                size=Size(pipeline.shape.prefix, pipeline.shape.response),
             )
             for name, values in texts.arrays().items():
                 found = getattr(batch, name)[row]
@@ -276,7 +276,9 @@ def test_rows_of_several_pairs_spell_the_same_sequences(config, tokenizer):
     assert sequences(several) == sequences(make(config, tokenizer))
 
 
-def test_workers_and_resuming_change_nothing(config, tokenizer):
+@pytest.mark.parametrize("num_frames", [FRAMES, (FRAMES, 2)])
+def test_workers_and_resuming_change_nothing(config, tokenizer, num_frames):
+    config = dataclasses.replace(config, num_frames=num_frames)
     whole = list(make(config, tokenizer))
     iterator = iter(make(config, tokenizer, workers=1))
     assert all(equal(next(iterator), batch) for batch in whole[:3])
@@ -304,6 +306,40 @@ def test_seed_epoch_and_mixing_decide_the_pairs(config, tokenizer):
     assert len({str(o) for seed in (0, 1) for o in pairs(seed=seed)}) == 4
     assert sorted(np.ravel(pairs(mixing=(1, 1))[0])) == [0, 1]
     assert sorted(np.ravel(pairs(limit=4)[0])) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("q", [1, 2])
+def test_a_batch_is_that_of_its_number_of_frames(config, tokenizer, q):
+    """Of several numbers, batch k is batch k of the run with one of them, shapes and all."""
+    changes = {"batch_size": 2, "pairs_per_row": q, "num_epochs": 5, "cache_mib": 1}
+    counts, weights = (2, 9, FRAMES), (1.0, 2.0, 1.0)
+    mixed = make(config, tokenizer, num_frames=counts, num_frames_weights=weights, **changes)
+    each = {n: make(config, tokenizer, num_frames=n, **changes) for n in counts}
+    used = [mixed.frames_of(k) for k in range(len(mixed))]
+    assert set(used) == set(counts) and len(mixed) == len(each[2])
+    assert all(equal(mixed[k], each[n][k]) for k, n in enumerate(used))
+    assert all(mixed.shape_with(n) == each[n].shape for n in counts)
+    assert mixed.shape == each[9].shape  # what is read ahead is bounded by the largest
+
+    # What the reference must know: every pair with every number of frames that it is seen with.
+    seen = mixed.seen(5)
+    expected = {
+        (n, p) for k, n in enumerate(used[:5]) for p in mixed[k].pair_index.ravel().tolist()
+    }
+    found = [(part.config.num_frames, p) for part in seen for p in part.pairs.tolist()]
+    assert sorted(found) == sorted(pair for pair in expected if pair[1] >= 0)
+    for part in seen:
+        assert part.shape == each[part.config.num_frames].shape
+        assert {batch.frames.shape[1] for batch in part} == {part.config.num_frames}
+    assert each[2].seen(5) == [each[2]]
+
+
+def test_several_numbers_of_frames_are_evaluated_with_the_most(config, world, tokenizer):
+    for changes in ({"eval_share": 0.4}, {"eval_shards": str(world / "clip")}):
+        of_most = make(config, tokenizer, num_frames=9, **changes).held_out()
+        found = make(config, tokenizer, num_frames=(9, 2), **changes).held_out()
+        assert found.config.num_frames == 9 and len(found) == len(of_most)
+        assert all(map(equal, found, of_most))
 
 
 def test_another_order_over_the_same_open_data(config, tokenizer, monkeypatch):
@@ -334,9 +370,9 @@ def test_held_out_pairs_of_a_share_and_of_other_shards(config, world, tokenizer)
 
     one = make(config, tokenizer, limit=1)  # a short answer
     other = make(config, tokenizer, limit=1, eval_shards=str(world / "clip")).held_out()
-    assert other.pairs.tolist() == list(range(7)) and one.max_response <= other.max_response
+    assert other.pairs.tolist() == list(range(7)) and one.shape.response <= other.shape.response
     same = make(config, tokenizer, eval_shards=str(world / "clip"), max_prefix=640).held_out()
-    assert same.max_prefix == 640 and same.max_response == whole.max_response
+    assert same.shape.prefix == 640 and same.shape.response == whole.shape.response
 
 
 def test_supervised_training_has_the_chosen_answer_only(config, tokenizer):
@@ -366,7 +402,7 @@ def test_missing_frames_leave_their_tokens_out(config, tokenizer):
 
 def test_pairs_that_do_not_fit_are_named_before_training(config, world, tokenizer):
     with pytest.raises(InputError, match=r"pair '\d' .*; [0-3] frames would fit instead of 4"):
-        make(config, tokenizer, max_prefix=make(config, tokenizer, num_frames=1).max_prefix - 30)
+        make(config, tokenizer, max_prefix=make(config, tokenizer, num_frames=1).shape.prefix - 30)
     with pytest.raises(InputError, match=r"more than the 5 of max_response"):
         make(config, tokenizer, max_response=5)
     short = dataclasses.replace(MODEL, max_length=150)
@@ -379,6 +415,13 @@ def test_pairs_that_do_not_fit_are_named_before_training(config, world, tokenize
         make(config, tokenizer, model=model, num_frames=fit, **timed)
         with pytest.raises(InputError, match=f" {fit} frames fit"):
             make(config, tokenizer, model=model, num_frames=fit + 1, **timed)
+    with pytest.raises(InputError, match=r"exceed .* \d+ frames fit instead of 99$"):
+        make(config, tokenizer, model=short, num_frames=(1, 99), response_multiple=1)
+    with pytest.raises(InputError, match=r"holds 4 frames by uniform, not 8 by uniform"):
+        make(config, tokenizer, shards=str(world / "png"), num_frames=(4, 8))
+    pairs = families.preset("tiny_qwen3_vl")
+    with pytest.raises(InputError, match=r"num_frames: 7 and 8 frames are the same 4 pairs of"):
+        make(config, tokenizer, model=pairs, num_frames=(7, 2, 8))
     with pytest.raises(InputError, match="lower data.max_prefix"):
         make(config, tokenizer, model=short, max_prefix=149)
     with pytest.raises(InputError, match=r"manifest.json: holds 4 frames by uniform, not 8"):
@@ -393,9 +436,9 @@ def test_pairs_that_do_not_fit_are_named_before_training(config, world, tokenize
 
 def test_the_context_bounds_what_is_rounded_up(config, tokenizer):
     free = make(config, tokenizer, prefix_multiple=1, response_multiple=1)
-    tight = dataclasses.replace(MODEL, max_length=free.max_prefix + free.max_response)
+    tight = dataclasses.replace(MODEL, max_length=free.shape.prefix + free.shape.response)
     fitted = make(config, tokenizer, model=tight, prefix_multiple=512, response_multiple=1)
-    assert (fitted.max_prefix, fitted.max_response) == (free.max_prefix, free.max_response)
+    assert (fitted.shape.prefix, fitted.shape.response) == (free.shape.prefix, free.shape.response)
 
 
 @pytest.fixture(scope="module")
@@ -495,10 +538,10 @@ def test_lengths_are_measured_once_for_the_same_settings(
     def opened(**changes):
         counted.clear()
         made = make(config, tokenizer, shards=str(shards), **changes)
-        return (made.max_prefix, made.max_response), len(counted)
+        return (made.shape.prefix, made.shape.response), len(counted)
 
     plain = make(config, tokenizer)
-    sizes = plain.max_prefix, plain.max_response
+    sizes = plain.shape.prefix, plain.shape.response
     assert [opened(limit=3)[1] for _ in range(2)] == [3, 0]
     assert opened() == (sizes, 4) and opened() == (sizes, 0)
     for changes in ({"num_frames": 3}, {"time_instruction": "inline"}, {"answers": 1}):

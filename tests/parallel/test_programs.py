@@ -76,17 +76,23 @@ def test_a_call_uses_the_program_that_was_compiled_meanwhile():
     traced = []
 
     def step(state, batch):
-        traced.append(state.shape)
+        traced.append(batch.shape)
         return state * batch.sum()
 
     program = jax.jit(step, donate_argnums=0, out_shardings=rows)
     state, batch = (jax.device_put(jnp.arange(8.0) + i, rows) for i in (0, 1))
     announced = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for x in (state, batch)]
-    call = compile_meanwhile(program, mesh, *announced)
+    longer = jax.ShapeDtypeStruct((16,), batch.dtype, sharding=rows)
+    call = compile_meanwhile(
+        program, mesh, ((announced[0],), {"batch": announced[1]}), ((announced[0], longer), {})
+    )
     with jax.set_mesh(mesh):
-        found = call(state, batch)
-    assert found.tolist() == [36.0 * i for i in range(8)]
-    assert traced == [(8,)]
+        found = call(state, batch=batch)
+        assert found.tolist() == [36.0 * i for i in range(8)]
+        assert call(found, jax.device_put(jnp.ones(16), rows)).tolist() == [
+            16 * 36.0 * i for i in range(8)
+        ]
+    assert traced == [(8,), (16,)]
 
 
 def test_an_error_of_the_compilation_is_raised_by_the_call():
@@ -95,6 +101,7 @@ def test_an_error_of_the_compilation_is_raised_by_the_call():
     def step(state):
         raise InputError("data.prefix_multiple is wrong")
 
-    call = compile_meanwhile(jax.jit(step), mesh, jax.ShapeDtypeStruct((8,), jnp.float32))
+    announced = (jax.ShapeDtypeStruct((8,), jnp.float32),)
+    call = compile_meanwhile(jax.jit(step), mesh, (announced, {}))
     with pytest.raises(InputError, match="prefix_multiple"):
         call(jnp.zeros(8))

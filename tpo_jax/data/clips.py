@@ -1,6 +1,6 @@
 """From a position in the shards to decoded frames."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -25,10 +25,12 @@ class ClipCache:
 
     def __init__(self, mebibytes: int):
         """Keep frames of at most so many MiB."""
-        self._free, self._clips = mebibytes * 2**20, dict[str, Clip]()
+        self._free, self._clips = mebibytes * 2**20, dict[Hashable, Clip]()
 
-    def get(self, video: str, read: Callable[[], Clip]) -> Clip:
-        """Return the clip of a video; `read` is called if it is not in the cache."""
+    def get(self, video: Hashable, read: Callable[[], Clip]) -> Clip:
+        """Return the clip of a video, or of one and what is taken of it; `read` is called if it is
+        not in the cache.
+        """
         if (clip := self._clips.get(video)) is None:
             clip = read()
             # Threads that read the same video at once count it twice: some memory stays unused.

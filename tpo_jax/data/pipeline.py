@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from tpo_jax.data.batches import BatchIterator
 from tpo_jax.data.clips import Clip, ClipCache, place_of, read_clip
 from tpo_jax.data.collate import collate
+from tpo_jax.data.frame_counts import FrameCounts, frame_counts
 from tpo_jax.data.lengths import measured
 from tpo_jax.data.order import epoch_order, held_out_videos, select
 from tpo_jax.data.processor import NO_FRAMES, Processor
@@ -45,7 +46,8 @@ class DataConfig:
     answers: int  # A: 2, or 1 for the chosen answer only
     phrases: bool  # whether batches say in which tokens the answers differ
     shards: str = ""  # directory that `prepare` made
-    num_frames: int = 32  # of a video
+    num_frames: int | tuple[int, ...] = 32  # of a video; of several, a batch has one
+    num_frames_weights: tuple[float, ...] = ()  # how often it has which; (): all equally often
     pairs_per_row: int = 1  # Q: pairs of one video that share its row
     sampling: str = "uniform"
     time_instruction: str = ""  # empty: what the model asks for
@@ -67,7 +69,8 @@ class DataConfig:
     eval_share: float = 0.0  # or the share of the videos in `shards` whose pairs are held out
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "batch_size", "pairs_per_row"):
+        _ = self.frames  # checks both fields
+        for name in ("batch_size", "pairs_per_row"):
             if getattr(self, name) < 1:
                 raise InputError(f"data.{name}={getattr(self, name)} must be at least 1")
         for name in ("num_epochs", "limit", "max_prefix", "max_response", "workers", "cache_mib"):
@@ -98,6 +101,11 @@ class DataConfig:
         if self.eval_share and self.eval_shards:
             raise InputError("data.eval_shards and data.eval_share are both given; leave one out")
 
+    @property
+    def frames(self) -> FrameCounts:
+        """Of videos: the numbers that batches have, and how often."""
+        return frame_counts(self.num_frames, self.num_frames_weights)
+
 
 class Pipeline:
     """The batches of this host, `pipeline[k]` or, decoded ahead, `iter(pipeline)`.
@@ -106,6 +114,9 @@ class Pipeline:
     contiguous part of its rows. A batch at the end of an epoch that no pairs are left for has rows
     with `pair_index` -1 and no target. A pair that was skipped because it cannot be decoded is no
     target either, and its `pair_index` is -2 minus its position.
+
+    Of several numbers of frames (`data.num_frames`) a batch has one, `frames_of(k)`, and the P and
+    R of that number.
     """
 
     def __init__(
@@ -128,7 +139,7 @@ class Pipeline:
         style = config.prompt_style
         self.processor = Processor(model, tokenizer, config.time_instruction, style)
         self.shards = open_shards(config.shards, verify=config.verify_shards)
-        _check_stored_frames(self.shards, config)
+        _check_frames(self.shards, config, model)
         self._clips = ClipCache(config.cache_mib)
         self._videos = held_out_videos(self.shards.index, config.eval_share, config.seed)
         self.pairs = select(
@@ -141,23 +152,29 @@ class Pipeline:
         self._local = slice(
             process_index * rows // process_count, (process_index + 1) * rows // process_count
         )
-        self.max_prefix, self.max_response = self._measure(self._held_out_pairs())
+        positions = np.concatenate([self.pairs, self._held_out_pairs()])
+        self._sizes = {n: self._measure(positions, n) for n in config.frames.counts}
         self._begin()
 
     def _begin(self) -> None:
         self._cached: tuple[int, np.ndarray] = (0, self.order(0))
         self.batches_per_epoch = len(self._cached[1])
 
-    def once(self, pairs: np.ndarray | None = None) -> "Pipeline":
-        """Return the same open data in another order: one epoch, not shuffled.
+    def once(self, pairs: np.ndarray | None = None, num_frames: int = 0) -> "Pipeline":
+        """Return the same open data in another order: one epoch, not shuffled, all batches with
+        the same number of frames.
 
         Shards, sizes of a batch and decoded clips are shared; nothing is read or tokenized again.
 
         Args:
             pairs: int64, positions of the pairs; None: those of this pipeline.
+            num_frames: one of this pipeline's; 0: the most.
         """
-        other = copy.copy(self)
-        other.config = dataclasses.replace(self.config, shuffle=False, num_epochs=1)
+        other, config = copy.copy(self), self.config
+        num_frames = num_frames or config.frames.most
+        other.config = dataclasses.replace(
+            config, num_frames=num_frames, num_frames_weights=(), shuffle=False, num_epochs=1
+        )
         other.pairs = self.pairs if pairs is None else pairs
         other._begin()
         return other
@@ -166,8 +183,8 @@ class Pipeline:
         """Return the pairs that are not trained on, in one epoch, not shuffled; None without
         `eval_shards` and `eval_share`.
 
-        Those of a share have batches of this pipeline's sizes, and so have those of `eval_shards`
-        if they fit.
+        Their number of frames is the largest of this pipeline. Those of a share have batches of its
+        sizes, and so have those of `eval_shards` if they fit.
 
         Raises:
             InputError: there is no such pair, or as for a pipeline of `eval_shards`.
@@ -176,14 +193,34 @@ class Pipeline:
             return self.once(self._held_out_pairs())
         if not self.config.eval_shards:
             return None
+        most = self.config.frames.most
         config = dataclasses.replace(
-            self.config, shards=self.config.eval_shards, eval_shards="", mixing=(), limit=0
+            self.config,
+            shards=self.config.eval_shards,
+            num_frames=most,
+            num_frames_weights=(),
+            mixing=(),
+            limit=0,
+            eval_shards="",
         )
         other = Pipeline(config, self.model, self.tokenizer, *self._process)
-        sizes = [max(other.max_prefix, self.max_prefix), max(other.max_response, self.max_response)]
-        if sum(sizes) <= self.model.max_length:
-            other.max_prefix, other.max_response = sizes
+        size = Size(*map(max, other._sizes[most], self._sizes[most]))
+        if sum(size) <= self.model.max_length:
+            other._sizes[most] = size
         return other.once()
+
+    def seen(self, num_batches: int) -> "list[Pipeline]":
+        """Return the pairs of the first batches with the number of frames that they have there: a
+        pipeline for every number. This one, if it has one number.
+        """
+        frames = self.config.frames
+        if len(frames.counts) == 1:
+            return [self]
+        with_frames: dict[int, list[np.ndarray]] = {n: [] for n in frames.counts}
+        for k in range(num_batches):
+            with_frames[self.frames_of(k)].append(self._positions(k).ravel())
+        found = {n: np.unique(np.concatenate(parts)) for n, parts in with_frames.items() if parts}
+        return [self.once(positions[positions >= 0], n) for n, positions in found.items()]
 
     def _held_out_pairs(self) -> np.ndarray:
         """Return the positions of pairs of held-out videos; a row holds one video, none of two."""
@@ -218,27 +255,39 @@ class Pipeline:
         """Return this host's part of batch `k`."""
         if not 0 <= k < len(self):
             raise IndexError(f"batch {k} of {len(self)}")
+        clips: dict[str, Clip] = {}  # pairs of one video share it
+        rows = [self._row(positions, k, clips) for positions in self._positions(k)[self._local]]
+        texts, frames, index = zip(*rows, strict=True)
+        batch = collate(self.model, texts, frames, self.shape_with(self.frames_of(k)))
+        return dataclasses.replace(batch, pair_index=np.stack(index))
+
+    def frames_of(self, k: int) -> int:
+        """Return the number of frames of batch `k`."""
+        return self.config.frames.drawn(self.config.seed, k)
+
+    def _positions(self, k: int) -> np.ndarray:
+        """Return the pairs of batch `k`: int64 `[B, Q]` of all hosts, positions or -1."""
         epoch, step = divmod(k, self.batches_per_epoch)
         cached = self._cached  # read once: threads of two epochs may be here
         if cached[0] != epoch:
             cached = self._cached = (epoch, self.order(epoch))
-        clips: dict[str, Clip] = {}  # pairs of one video share it
-        rows = [self._row(positions, k, clips) for positions in cached[1][step, self._local]]
-        texts, frames, index = zip(*rows, strict=True)
-        batch = collate(self.model, texts, frames, self.shape)
-        return dataclasses.replace(batch, pair_index=np.stack(index))
+        return cached[1][step]
 
     @property
     def shape(self) -> BatchShape:
-        """Return the shape of this host's part of a batch."""
-        config = self.config
+        """The shape of this host's part of a batch; of several, of the one with the most frames."""
+        return self.shape_with(self.config.frames.most)
+
+    def shape_with(self, num_frames: int) -> BatchShape:
+        """Return the shape of this host's part of a batch with this number of frames."""
+        config, size = self.config, self._sizes[num_frames]
         return BatchShape(
             rows=self._local.stop - self._local.start,
-            prefix=self.max_prefix,
+            prefix=size.prefix,
             questions=config.pairs_per_row,
             answers=config.answers,
-            response=self.max_response,
-            frames=self.model.batch_frames(config.num_frames),
+            response=size.response,
+            frames=self.model.batch_frames(num_frames),
             frame_shape=self.model.frame_shape,
             prefix_labels=config.prompt_style == "dpo_trainer",
             pairs=True,
@@ -252,11 +301,11 @@ class Pipeline:
 
         `clips` holds those of the batch that are decoded already, and gets the row's.
         """
-        skipping = self.config.on_error == "skip_and_count"
+        skipping, num_frames = self.config.on_error == "skip_and_count", self.frames_of(k)
         used, skipped = positions[positions >= 0].tolist(), 0
         for position in used:  # the pairs of a row have the same video
             try:
-                clip = self._clip(position, clips)
+                clip = self._clip(position, num_frames, clips)
                 break
             except InputError as error:
                 if not skipping:
@@ -269,17 +318,17 @@ class Pipeline:
         if skipped == len(used):
             return None, np.zeros((0, *self.model.frame_shape), np.uint8), index
         pairs = [self.shards.index[position] for position in used]
-        texts = self._texts(pairs, clip, Size(self.max_prefix, self.max_response))
+        texts = self._texts(pairs, clip, self._sizes[num_frames])
         for name, values in texts.arrays().items():
             if name in CONTINUATION:
                 values[:skipped] = 0
         return texts, clip.frames, index
 
-    def _clip(self, position: int, clips: dict[str, Clip]) -> Clip:
+    def _clip(self, position: int, num_frames: int, clips: dict[str, Clip]) -> Clip:
         """Return the clip of the pair at a position, as the model takes it."""
 
         def read() -> Clip:
-            clip = read_clip(self.shards, position, self.config.sampling, self.config.num_frames)
+            clip = read_clip(self.shards, position, self.config.sampling, num_frames)
             try:
                 rate = sampling.rate_of(clip.times, clip.duration)
                 return clip._replace(frames=self.processor.resize(clip.frames, rate=rate))
@@ -289,7 +338,7 @@ class Pipeline:
         pair = self.shards.index[position]
         digest = pair.video_digest
         if digest not in clips:
-            clips[digest] = self._clips.get(digest, read)
+            clips[digest] = self._clips.get((digest, num_frames), read)
         return clips[digest]
 
     def _texts(self, pairs: Sequence[PairRecord], clip: Clip, size: Size) -> Row:
@@ -321,15 +370,17 @@ class Pipeline:
         fits = lambda clip: self._built(pairs, clip).prefix_ids.size <= limit  # noqa: E731
         return self.processor.most_frames(clip, fits)
 
-    def _measure(self, held_out: np.ndarray) -> tuple[int, int]:
-        """Return P and R, as given or as the longest pair needs, within the model's context."""
+    def _measure(self, positions: np.ndarray, num_frames: int) -> Size:
+        """Return P and R, as given or as the longest of these pairs needs with this number of
+        frames, within the model's context.
+        """
         config, context = self.config, self.model.max_length
         prefix, response = config.max_prefix, config.max_response
-        positions = np.concatenate([self.pairs, held_out])
-        lengths = self._lengths(positions)
+        lengths = self._lengths(positions, num_frames)
         limits = [limit or context + 1 for limit in (prefix, response)]
         for position in positions[(lengths > limits).any(axis=1)][:1]:
-            self._of_pair(int(position), Size(prefix, response))  # says which limit, and what fits
+            # says which limit, and what fits
+            self._of_pair(int(position), num_frames, Size(prefix, response))
         longest_prefix, longest_response = lengths.max(axis=0, initial=0).tolist()
         response = response or _round_up(longest_response, config.response_multiple)
         if not prefix:
@@ -343,14 +394,15 @@ class Pipeline:
             )
             if config.max_prefix:
                 raise InputError(f"{text}; lower data.max_prefix or data.max_response")
-            fit, limit = config.num_frames, context - response
+            fit, limit = num_frames, context - response
             for position in positions[lengths[:, 0] > limit]:
                 pair = self.shards.index[position]
-                fit = min(fit, self._frames_that_fit([pair], self._without_frames(pair), limit))
-            raise InputError(f"{text}; {fit} frames fit instead of {config.num_frames}")
-        return prefix, response
+                clip = self._without_frames(pair, num_frames)
+                fit = min(fit, self._frames_that_fit([pair], clip, limit))
+            raise InputError(f"{text}; {fit} frames fit instead of {num_frames}")
+        return Size(prefix, response)
 
-    def _lengths(self, positions: np.ndarray) -> np.ndarray:
+    def _lengths(self, positions: np.ndarray, num_frames: int) -> np.ndarray:
         """Return the tokens of prefix and continuation of the pairs: int64 `[n, 2]`."""
         config, processor = self.config, self.processor
         key = {
@@ -358,43 +410,50 @@ class Pipeline:
             "model": key_of(self.model),
             "tokenizer": hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest(),
             "template": [processor.time_instruction, processor.prompt_style],
-            "sampling": [config.sampling, config.num_frames],
+            "sampling": [config.sampling, num_frames],
             "answers": [config.answers, config.pairs_per_row > 1],
         }
 
         def measure(position: int) -> tuple[int, int]:
-            row = self._of_pair(position, Size())
+            row = self._of_pair(position, num_frames, Size())
             return row.prefix_ids.shape[-1], row.input_ids.shape[-1]
 
         directory = self.shards.directory
         return measured(directory, key, positions, len(self.shards), measure)
 
-    def _of_pair(self, position: int, size: Size) -> Row:
+    def _of_pair(self, position: int, num_frames: int, size: Size) -> Row:
         """Return the texts of a pair with the times that its frames will have."""
         pair = self.shards.index[position]
-        return self._texts([pair], self._without_frames(pair), size)
+        return self._texts([pair], self._without_frames(pair, num_frames), size)
 
-    def _without_frames(self, pair: PairRecord) -> Clip:
+    def _without_frames(self, pair: PairRecord, num_frames: int) -> Clip:
         """Return the times that training will see; approximate where the rate varies."""
-        config = self.config
-        wanted = {"rule": config.sampling, "num_frames": config.num_frames}
-        if self.shards.manifest["sampling"] == wanted:
+        rule = self.config.sampling
+        if self.shards.manifest["sampling"] == {"rule": rule, "num_frames": num_frames}:
             return Clip(NO_FRAMES, pair.timestamps, pair.duration)
         length = max(1, round(pair.duration * pair.fps))
-        indices = sampling.sample(config.sampling, length, pair.fps, config.num_frames)
+        indices = sampling.sample(rule, length, pair.fps, num_frames)
         return Clip(NO_FRAMES, (indices / pair.fps).tolist(), pair.duration)
 
 
-def _check_stored_frames(shards: Shards, config: DataConfig) -> None:
-    """Stored images are what they are; stored packets are good for any number of frames."""
-    manifest = shards.manifest
-    stored = manifest["sampling"]
-    wanted = {"rule": config.sampling, "num_frames": config.num_frames}
-    if manifest["frames"] != "clip" and stored != wanted:
-        raise InputError(
-            f"{shards.directory / MANIFEST}: holds {stored['num_frames']} frames by "
-            f"{stored['rule']}, not {config.num_frames} by {config.sampling}; run prepare again"
-        )
+def _check_frames(shards: Shards, config: DataConfig, model: ModelConfig) -> None:
+    """Check that batches can have the numbers of frames of a config.
+
+    Stored images are what they are; stored packets are good for any number of frames.
+    """
+    stored, shapes = shards.manifest["sampling"], dict[int, int]()
+    for num_frames in config.frames.counts:
+        wanted = {"rule": config.sampling, "num_frames": num_frames}
+        if shards.manifest["frames"] != "clip" and stored != wanted:
+            raise InputError(
+                f"{shards.directory / MANIFEST}: holds {stored['num_frames']} frames by "
+                f"{stored['rule']}, not {num_frames} by {config.sampling}; run prepare again"
+            )
+        if (same := shapes.setdefault(model.batch_frames(num_frames), num_frames)) != num_frames:
+            raise InputError(
+                f"data.num_frames: {same} and {num_frames} frames are the same "
+                f"{model.batch_frames(num_frames)} pairs of frames for this model; leave one out"
+            )
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -52,22 +52,26 @@ def keep_programs(wanted: bool) -> None:
 
 
 def compile_meanwhile(
-    program: Callable[..., Any], mesh: jax.sharding.Mesh, *arguments: Any, **named: Any
+    program: Callable[..., Any],
+    mesh: jax.sharding.Mesh,
+    *calls: tuple[tuple[Any, ...], dict[str, Any]],
 ) -> Callable[..., Any]:
     """Start to compile a jitted function in a thread; return a function that waits and calls it.
 
-    The call finds the program if its arguments are those that were announced; otherwise it compiles
-    another one.
+    A call finds its program if its arguments are those of a call that was announced; otherwise it
+    compiles another one.
 
     Args:
         program: what `jax.jit` returned.
-        mesh: the mesh of the call.
-        *arguments: `jax.ShapeDtypeStruct` with shardings in place of arrays.
+        mesh: the mesh of the calls.
+        *calls: the arguments of each, by position and by name, `jax.ShapeDtypeStruct` with
+            shardings in place of arrays.
     """
 
     def work() -> None:
         with jax.set_mesh(mesh):
-            program.lower(*arguments, **named).compile()  # type: ignore[attr-defined]
+            for arguments, named in calls:
+                program.lower(*arguments, **named).compile()  # type: ignore[attr-defined]
 
     executor = ThreadPoolExecutor(1, "compile")
     compiled = executor.submit(work)

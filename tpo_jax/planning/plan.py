@@ -133,7 +133,7 @@ def compile_step(
         len(devices) // chip.devices,
         dict(mesh.shape),
         wanted.data.batch_size,
-        wanted.data.num_frames,
+        wanted.data.frames.most,
         shape.prefix,
         shape.response,
         fits=False,
@@ -156,7 +156,8 @@ def prefix_tokens(model: ModelConfig, num_frames: int) -> int:
 def batch_shape(wanted: experiment.Experiment, model: ModelConfig) -> BatchShape:
     """Return the shape of a batch; InputError if a row exceeds the model's context."""
     data, objective = wanted.data, wanted.objective
-    needed = prefix_tokens(model, data.num_frames)
+    num_frames = data.frames.most  # of several; the step with it takes the most memory
+    needed = prefix_tokens(model, num_frames)
     prefix = data.max_prefix or -(-needed // data.prefix_multiple) * data.prefix_multiple
     response = data.max_response or RESPONSE_TOKENS
     if prefix + response > model.max_length:
@@ -170,7 +171,7 @@ def batch_shape(wanted: experiment.Experiment, model: ModelConfig) -> BatchShape
         questions=data.pairs_per_row,
         answers=2,
         response=response,
-        frames=model.batch_frames(data.num_frames),
+        frames=model.batch_frames(num_frames),
         frame_shape=model.frame_shape,
         prefix_labels=data.prompt_style == "dpo_trainer",
         pairs=True,

@@ -6,10 +6,11 @@ be set in a config file; a field without one follows from others, and `read` sup
 """
 
 import dataclasses
+import types
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from tpo_jax.checkpoints.train_state import CheckpointPolicy
 from tpo_jax.data.pipeline import DataConfig
@@ -78,10 +79,17 @@ def base() -> ConfigDict:
     """Return a config with every field at its default; a config file says where it differs."""
     return ConfigDict(
         {
-            name: {field.name: field.default for kind in kinds for field in _settable(kind)}
+            name: {field.name: _value(field) for kind in kinds for field in _settable(kind)}
             for name, kinds in SECTIONS.items()
         }
     )
+
+
+def _value(field: dataclasses.Field) -> Any:
+    """Return the default of a field; one of several types takes values of them, also as a flag."""
+    if isinstance(field.type, types.UnionType):
+        return FieldReference(field.default, field_type=object)
+    return field.default
 
 
 def _settable(kind: type) -> list[dataclasses.Field]:
@@ -134,6 +142,12 @@ def read(config: ConfigDict) -> Experiment:
             f"train.eval_every={schedule.eval_every} needs held-out pairs: data.eval_shards or "
             "data.eval_share"
         )
+    reference = take(ReferenceCache, config.data)
+    if reference.reference and len(data.frames.counts) > 1:
+        raise InputError(
+            f"data.reference={reference.reference} is for one number of frames; with several leave "
+            "it empty"
+        )
     source, lora = take(Source, config.model), take(Lora, config.lora)
     optimizer = take(Optimizer, config.train)
     if source.weights and not (lora.rank or "decoder" in list(optimizer.freeze)):
@@ -144,7 +158,7 @@ def read(config: ConfigDict) -> Experiment:
     return Experiment(
         source=source,
         data=data,
-        reference=take(ReferenceCache, config.data),
+        reference=reference,
         objective=objective,
         compute=take(Compute, config.compute),
         schedule=schedule,

@@ -1,7 +1,7 @@
 """From a host's batches to arrays on the mesh, with the reference's log-probabilities."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -19,12 +19,13 @@ class Feed:
     Attributes:
         mesh: Devices.
         pairs: Of the shards, to name them by `pair_index`.
-        reference: float32 `[pairs, 2 or 4]` by `pair_index`; None if the objective reads no cache.
+        reference: float32 `[pairs, 2 or 4]` by `pair_index`, for every F that batches have; None if
+            the objective reads no cache.
     """
 
     mesh: jax.sharding.Mesh
     pairs: Sequence[PairRecord]
-    reference: np.ndarray | None = None
+    reference: Mapping[int, np.ndarray] | None = None
 
     def put(self, batch: Batch) -> Batch:
         """Return global arrays of this process's rows of a batch.
@@ -33,7 +34,8 @@ class Feed:
             InputError: The cache lacks a pair.
         """
         if self.reference is not None:
-            logps = look_up(self.reference, np.asarray(batch.pair_index), self.pairs)
+            known = self.reference[batch.frames.shape[1]]
+            logps = look_up(known, np.asarray(batch.pair_index), self.pairs)
             batch = dataclasses.replace(batch, reference_logps=logps)
         return to_global(batch, self.mesh)
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from tpo_jax.checkpoints.fingerprint import weights_fingerprint
 from tpo_jax.data.pipeline import Pipeline
 from tpo_jax.errors import InputError
-from tpo_jax.training.experiment import Experiment
+from tpo_jax.training.experiment import Experiment, base
 from tpo_jax.training.reference import cache_key
 
 # Fields that may change on resume: placement, speed, and what is recorded; nothing that changes the
@@ -39,20 +39,21 @@ FORMAT = 2
 
 
 def identity(
-    experiment: Experiment, config: ConfigDict, params: dict, sets: list[Pipeline]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the keys of the reference caches of pipelines, and what a checkpoint carries to tell
-    its run: the config and what numbers depend on beyond it.
-
-    Args:
-        sets: The pairs to train on and, if there are any, the held-out ones.
+    experiment: Experiment,
+    config: ConfigDict,
+    params: dict,
+    pairs: Pipeline,
+    held_out: Pipeline | None,
+) -> tuple[str, dict[str, Any]]:
+    """Return the fingerprint of the weights, and what a checkpoint carries to tell its run: the
+    config and what numbers depend on beyond it.
     """
-    weights = weights_fingerprint(params)
-    keys = [cache_key(pairs, weights, experiment.compute.dtype) for pairs in sets]
-    identity = keys[0] | {"checkpoint_format": FORMAT}
-    for key in keys[1:]:
+    weights, dtype = weights_fingerprint(params), experiment.compute.dtype
+    identity = cache_key(pairs, weights, dtype) | {"checkpoint_format": FORMAT}
+    if held_out:
+        key = cache_key(held_out, weights, dtype)
         identity["held_out"] = [key["shards"], key["pairs"]]
-    return keys, {"config": json.loads(config.to_json_best_effort()), "identity": identity}
+    return weights, {"config": json.loads(config.to_json_best_effort()), "identity": identity}
 
 
 def check_same_run(saved: dict, meta: dict) -> None:
@@ -76,7 +77,9 @@ def check_same_run(saved: dict, meta: dict) -> None:
             else:
                 yield f"{prefix}{name}", value
 
-    ours, theirs = dict(fields(meta["config"])), dict(fields(saved["config"]))
+    # A field that the run did not have yet stands at its default, which is what the run did.
+    defaults = dict(fields(json.loads(base().to_json_best_effort())))
+    ours, theirs = dict(fields(meta["config"])), defaults | dict(fields(saved["config"]))
     differs = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
     if differs:
         changes = ", ".join(f"{n}: {theirs.get(n)!r} -> {ours.get(n)!r}" for n in differs)

@@ -40,7 +40,7 @@ def cache_key(pipeline: Pipeline, weights: str, dtype: str) -> dict[str, Any]:
         "model": key_of(pipeline.model),
         "shards": pipeline.shards.fingerprint,
         "pairs": hashlib.sha256(pipeline.pairs.tobytes()).hexdigest(),
-        "sampling": [data.sampling, data.num_frames],
+        "sampling": [data.sampling, data.frames.most],
         "template": [data.time_instruction, data.prompt_style, data.pairs_per_row > 1],
         "tokenizer": hashlib.sha256(pipeline.tokenizer.to_str().encode()).hexdigest(),
         "dtype": dtype,

@@ -1,0 +1,66 @@
+"""How many frames the videos of a batch have: one number for all, or one of several per batch."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from tpo_jax.errors import InputError
+
+# Sets these draws apart from those of the order of pairs, which begin with the same seed.
+_DRAW = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameCounts:
+    """Numbers of frames, and how often a batch has which."""
+
+    counts: tuple[int, ...]
+    shares: tuple[float, ...]  # of the batches; they add up to 1
+
+    @property
+    def most(self) -> int:
+        """The largest number."""
+        return max(self.counts)
+
+    def drawn(self, seed: int, k: int) -> int:
+        """Return the number of frames of batch `k`: a function of the seed and `k` alone."""
+        if len(self.counts) == 1:
+            return self.counts[0]
+        rng = np.random.default_rng([seed, k, _DRAW])
+        return self.counts[rng.choice(len(self.counts), p=self.shares)]
+
+
+def frame_counts(num_frames: int | Sequence[int], weights: Sequence[float]) -> FrameCounts:
+    """Return the numbers of frames that a config asks for.
+
+    Args:
+        num_frames: Of every batch, or the numbers that batches are drawn from.
+        weights: As many: how often a batch has which. Empty: all equally often.
+
+    Raises:
+        InputError: A number is not a whole one above 0 or is there twice, or the weights are not
+            as many numbers of at least 0, one of them above 0.
+    """
+    counts = tuple(num_frames) if isinstance(num_frames, (tuple, list)) else (num_frames,)
+    given = f"data.num_frames={_written(counts)}"
+    # Text and other numbers are possible: the field takes one value or several, so it has no type.
+    if not counts or not all(type(count) is int and count >= 1 for count in counts):
+        raise InputError(f"{given} must be at least 1, a whole number or several, as 16,32,64")
+    if twice := sorted({count for count in counts if counts.count(count) > 1}):
+        raise InputError(f"{given}: {twice[0]} is there twice")
+    known = f"data.num_frames_weights={_written(weights)}"
+    if weights and len(weights) != len(counts):
+        raise InputError(f"{known}: not as many weights as numbers in {given}")
+    weights = weights or (1.0,) * len(counts)
+    if not all(isinstance(w, (int, float)) and 0 <= w < math.inf for w in weights) or not any(
+        weights
+    ):
+        raise InputError(f"{known} must be numbers of at least 0, one of them above 0")
+    return FrameCounts(counts, tuple(weight / sum(weights) for weight in weights))
+
+
+def _written(values: Sequence) -> str:
+    """Return values as a flag has them."""
+    return ",".join(map(str, values))
