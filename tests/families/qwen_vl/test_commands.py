@@ -4,6 +4,7 @@ scored, served and converted.
 
 import json
 import math
+import re
 import shutil
 import string
 
@@ -11,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
-from tokenizers import Tokenizer
 
 from tests.families.qwen_vl import tiny
-from tests.tiny_run import FRAMES, metrics, tiny_config
+from tests.families.qwen_vl.conftest import PRESETS, config_of
+from tests.tiny_run import FRAMES, metrics
 from tpo_jax import families
 from tpo_jax.checkpoints import huggingface_export as export
 from tpo_jax.checkpoints.models import KEPT, open_model, save_model
@@ -23,53 +24,22 @@ from tpo_jax.errors import InputError
 from tpo_jax.evaluation import niah, niah_files, niah_videos
 from tpo_jax.evaluation.niah_cells import Cell
 from tpo_jax.families.qwen_vl.processing import frames_in
-from tpo_jax.families.qwen_vl.template import QWEN3
 from tpo_jax.inference.generator import Decoding
 from tpo_jax.inference.model import load, load_processor, place
 from tpo_jax.serving import models as serving
 from tpo_jax.train import train
 from tpo_jax.worlds.world import make_videos
 
-PRESETS = {"Qwen3-VL": "tiny_qwen3_vl", "Qwen2.5-VL": "tiny_qwen2_5_vl"}
 ASK = {"num_frames": 5, "max_new_tokens": 6}
-
-
-def config_of(world, folder, **model):
-    """A run of one step on the tiny world, whose tokenizer gets the vision tokens."""
-    tokenizer = Tokenizer.from_file(str(world / "tokenizer" / "tokenizer.json"))
-    tokenizer.add_special_tokens(list(QWEN3.markers[2:]))
-    (folder / "tokenizer").mkdir(exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
-    config = tiny_config(world)
-    config.model.preset = ""
-    config.model.tokenizer = ""
-    config.model.update(model)
-    config.data.eval_shards = ""
-    config.data.limit = config.train.batch_size
-    config.train.num_epochs, config.train.eval_every = 1, 0
-    return config
-
-
-@pytest.fixture(scope="module", params=PRESETS)
-def sizes(request):
-    return families.preset(PRESETS[request.param])
-
-
-@pytest.fixture(scope="module")
-def initial(sizes, tiny_world, tmp_path_factory):
-    """The native directory of random weights."""
-    folder = tmp_path_factory.mktemp("initial")
-    config_of(tiny_world, folder)
-    params = families.init_params(sizes, seed=1)
-    save_model(folder / "model", sizes, params, folder / "tokenizer")
-    return folder / "model"
 
 
 @pytest.fixture(scope="module")
 def trained(tiny_world, initial, tmp_path_factory):
-    """The directory of a full run from these weights, on shards of its own."""
+    """The directory of a full run from these weights, two pairs a row, on shards of its own."""
     folder = tmp_path_factory.mktemp("trained")
-    config = config_of(tiny_world, folder, checkpoint=str(initial))
+    config = config_of(tiny_world, checkpoint=str(initial))
+    config.data.pairs_per_row = 2
+    config.data.limit = config.train.batch_size = 16
     config.data.shards = str(folder / "shards")
     # Without the reference log-probabilities that other tests left.
     others = shutil.ignore_patterns("reference-*")
@@ -93,15 +63,10 @@ def exported(initial, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def video(tiny_world):
-    return sorted((tiny_world / "videos").glob("*.mp4"))[0]
-
-
 def test_training_begins_at_the_reference(trained, sizes):
     [record] = metrics(trained)
     assert record["losses/total"] == pytest.approx(math.log(2), abs=1e-5)
-    assert record["grad_norm"] > 0 and record["pairs"] == 8
+    assert record["grad_norm"] > 0 and record["pairs"] == 16
     assert open_model(trained / "model").config == sizes
 
 
@@ -123,10 +88,9 @@ def test_scores_are_the_reference_of_a_run_from_the_same_weights(trained, model,
     scores = model.score(pairs, videos=tiny_world / "videos", num_frames=FRAMES)
     found = np.array([[s.chosen_logp, s.rejected_logp] for s in scores])
     np.testing.assert_allclose(found, expected[used], rtol=1e-5)
-    assert len(used) == 8 and len(np.unique(found)) == found.size
+    assert len(used) == 16 and len(np.unique(found)) == found.size
 
 
-@pytest.mark.parametrize("sizes", ["Qwen3-VL"], indirect=True)
 def test_the_server_answers_as_the_model(initial, model, video):
     served = serving.load(serving.Source(initial), "tiny", 6, "float32")
     clip = model.processor.video(video, 5)
@@ -170,7 +134,7 @@ def test_a_published_checkpoint_is_given_back_byte_by_byte(name, tmp_path):
 
 @pytest.mark.parametrize("sizes", ["Qwen2.5-VL"], indirect=True)  # its projections have biases
 def test_lora_on_a_quantized_base(trained, sizes, tiny_world, tmp_path):
-    config = config_of(tiny_world, tmp_path, checkpoint=str(trained / "model"), weights="int8")
+    config = config_of(tiny_world, checkpoint=str(trained / "model"), weights="int8")
     config.lora.rank, config.lora.targets = 2, ("q_proj", "v_proj")
     config.train.freeze = ("tower", "projector", "decoder")
     config.train.freeze += ("deepstack",) if sizes.tower.deepstack else ()
@@ -183,18 +147,30 @@ def test_lora_on_a_quantized_base(trained, sizes, tiny_world, tmp_path):
     assert open_model(tmp_path / "run" / "model").config == sizes
 
 
+def test_videos_beyond_the_context_are_one_line(initial, tiny_world, tmp_path):
+    config = config_of(tiny_world, checkpoint=str(initial), max_length=150)
+    config.data.num_frames = 200
+    message = r"exceed the model's context of 150; (\d+) frames fit instead of 200"
+    with pytest.raises(InputError, match=message) as error:
+        train(config, tmp_path / "run")
+    fit = int(re.search(message, str(error.value))[1])
+    config.data.num_frames, config.train.num_steps = fit + 2, 1
+    with pytest.raises(InputError, match=f"; {fit} frames fit instead of {fit + 2}"):
+        train(config, tmp_path / "run")
+    assert fit >= 2
+
+
 def test_a_sentence_on_times_is_refused(initial, video):
     processor = load_processor(initial, time_instruction="inline")
     with pytest.raises(InputError, match="always told the times"):
         processor.prompts(["Who?"], processor.video(video, 5))
 
 
-@pytest.mark.parametrize("sizes", ["Qwen3-VL"], indirect=True)
 def test_a_needle_is_found_where_the_model_says_its_answer(sizes, initial, tmp_path):
     """One letter, the most likely of all: a video with the needle in it, and the question."""
     (movie,) = make_videos(tmp_path, seed=2, seconds=[9], workers=1)
     Image.new("RGB", (50, 20), "red").save(tmp_path / "odd.png")
-    asked = [{"path": "odd.png", "prompt": "\nWhich?", "answer": letter} for letter in "hz"]
+    asked = [{"path": "odd.png", "prompt": "\nWhich?", "answer": letter} for letter in "az"]
     (tmp_path / "needles.json").write_text(json.dumps(asked))
     processor, params = load_processor(initial), families.init_params(sizes, seed=1)
     letters = [processor.tokenizer.token_to_id(letter) for letter in string.ascii_lowercase]
@@ -207,20 +183,27 @@ def test_a_needle_is_found_where_the_model_says_its_answer(sizes, initial, tmp_p
     needles = [needle for _, needle in needles]
     haystack = niah_files.read_haystack(movie.path, 8, processor)
     lengths, depths = (5, 8), (0.0, 1.0)
-    said = model.generator(Decoding(max_new_tokens=1))
-    expected = np.zeros((2, 2, 2), bool)
-    for i, j, k in np.ndindex(expected.shape):
+    generator = model.generator(Decoding(max_new_tokens=1))
+    said = np.zeros((2, 2, 2), object)
+    for i, j, k in np.ndindex(said.shape):
         clip = niah_videos.shown(processor, haystack, needles[k], Cell(lengths[i], depths[j], k))
         assert len(clip.times) == frames_in(clip.frames) == lengths[i] + 1
-        [[letter]] = said.answer([clip.frames], [processor.prompts(["Which?"], clip)])
-        expected[i, j, k] = letter == "hz"[k]
-    assert expected.any() and not expected.all()
+        row = processor.prompts(["Which?"], clip)
+        [[said[i, j, k]]] = generator.answer([clip.frames], [row])
+    assert (said[..., 0] == said[..., 1]).all()  # the same picture and question
+    answers = said[0, 0, 0], next(x for x in string.ascii_lowercase if x not in said)
+    expected = said == np.array(answers, object)
+    needles = [
+        needle._replace(answer=np.array(processor.encode(letter)))
+        for needle, letter in zip(needles, answers, strict=True)
+    ]
+    assert expected.any() and not expected.all(), said
     found = niah.grid(model, haystack, needles, lengths, depths, batch_rows=4)
     assert (found == expected).all()
 
 
 def test_a_tokenizer_without_vision_tokens_is_one_line(tiny_world, tmp_path):
     tokenizer = tiny_world / "tokenizer"
-    config = config_of(tiny_world, tmp_path, preset="tiny_qwen3_vl", tokenizer=str(tokenizer))
+    config = config_of(tiny_world, preset="tiny_qwen3_vl", tokenizer=str(tokenizer))
     with pytest.raises(InputError, match=r"<\|vision_start\|>' must be one id of the template"):
         train(config, tmp_path / "run")
