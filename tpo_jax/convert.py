@@ -77,6 +77,14 @@ _SETTINGS = {
         "at most. Default: video_preprocessor_config.json's, else 768.",
         1,
     ),
+    "text_after": flags.DEFINE_enum(
+        "text_after",
+        None,
+        families.choices("text_after"),
+        "Import, of a model with the times of frames in positions (Qwen2.5-VL): where text goes on "
+        "after a video, behind the longer side of a frame (transformers 5) or behind its times, "
+        "too (the training of the published weights, vLLM). Default: side.",
+    ),
     "rope_theta": flags.DEFINE_float(
         "rope_theta",
         None,

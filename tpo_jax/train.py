@@ -22,6 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from tpo_jax.checkpoints.train_state import TrainCheckpoints
+from tpo_jax.data.padding import PaddingCheck
 from tpo_jax.data.pipeline import Pipeline
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, run_command
@@ -215,6 +216,8 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
 
         reference, held_out = Reference(make_scorer(model, compute), params, mesh), None
         feed = make_feed(experiment, reference, pairs, weights, experiment.reference.reference)
+        if jax.process_index() == 0:
+            feed = dataclasses.replace(feed, padding=PaddingCheck(model))
         if length.eval_every and held_out_pairs:
             eval_feed = make_feed(experiment, reference, [held_out_pairs], weights)
             held_out = HeldOut(held_out_pairs, eval_feed, evaluate, objective)

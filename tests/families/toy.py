@@ -152,6 +152,7 @@ FAMILY = Family(
     recognises=lambda values, names: values.get("model_type") == "toy",
     reads="'toy' checkpoints",
     read_config=read_config,
+    check_files=lambda directory: None,
     settings=("max_length",),
     choices={},
     config_files=lambda directory: [],

@@ -26,4 +26,7 @@ def test_a_key_holds_every_field_that_changes_numbers():
             own, every = key.pop(part), values.pop(part)
             assert own.items() <= every.items()
             assert not any(every[field] for field in every.keys() - {*own, "qkv_bias"})
+        assert values.pop("text_after", "side") == "side"
         assert key == values
+    model = dataclasses.replace(families.preset("tiny_qwen2_5_vl"), text_after="times")
+    assert key_of(model)["text_after"] == "times"

@@ -114,16 +114,20 @@ def load_config(
         family = _published_family(directory, values)
         check_settings(family.reads, family.settings, settings)
         shapes = TensorFiles(directory, family.canonical).shapes()
-        return family.read_config(directory, shapes, settings | _tower(tower))
+        config: ModelConfig = family.read_config(directory, shapes, settings | _tower(tower))
+        family.check_files(directory)
+        return config
     _no_tower(directory, tower)
     try:
         family, model = families.named(values.get("family")), values["model"]
         check_settings(family.reads, family.settings, settings)
         if "rope_theta" in settings:
             model["decoder"]["rope_theta"] = settings.pop("rope_theta")
-        return family.from_dict({**model, **settings})
+        config = family.from_dict({**model, **settings})
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{directory}/config.json: {error}") from error
+    family.check_files(directory)
+    return config
 
 
 def load_model(

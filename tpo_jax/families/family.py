@@ -62,6 +62,9 @@ class Family:
     # config.json, and `tower`, a folder) to the config. InputError: something missing, or a model
     # this family is not.
     read_config: Callable[[Path, Mapping[str, Shape], dict], Any]
+    # Raises InputError where files beside config.json, in a directory of either layout, tell that
+    # the model is another one than this family can ask.
+    check_files: Callable[[Path], None]
     # (directory, shapes, folder of the tower if given) to a folder with tensors that the checkpoint
     # lacks, and their names; None: it lacks none. InputError: they are nowhere.
     beside: Callable[[Path, Mapping[str, Shape], Path | None], tuple[Path, Rename] | None]

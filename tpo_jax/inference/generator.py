@@ -243,6 +243,7 @@ class Generator:
         config = self.model.config
         shape = BatchShape(rows=size, answers=1, frame_shape=config.frame_shape, **sizes._asdict())
         batch = collate(config, rows, list(visuals), shape)
+        self.model.padding.look(batch)
         seeds = np.zeros(size, np.uint32)
         for b, draw in enumerate(draws):
             seeds[b] = np.random.SeedSequence(draw).generate_state(1)[0]

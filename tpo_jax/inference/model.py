@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from tpo_jax.checkpoints import hub
 from tpo_jax.checkpoints.models import load_config, load_model
 from tpo_jax.data.clips import Clip
+from tpo_jax.data.padding import PaddingCheck
 from tpo_jax.data.pairs import Pair, pair_of
 from tpo_jax.data.processor import Processor, Visual
 from tpo_jax.data.tokenizer import load_tokenizer
@@ -65,6 +66,11 @@ class Model:
     def row_parts(self) -> int:
         """Return over how many groups of devices the rows of a batch are split."""
         return math.prod(self.mesh.shape[axis] for axis in ROWS)
+
+    @functools.cached_property
+    def padding(self) -> PaddingCheck:
+        """Return what looks at the model's first batches of videos."""
+        return PaddingCheck(self.config)
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:

@@ -159,7 +159,9 @@ def _batch(model: "Model", rows: Sequence[PairRow], size: int, num_frames: int) 
         images=images,
         prefix_labels=rows[0].texts.target_at is not None,
     )
-    return collate(model.config, [row.texts for row in rows], visuals, shape)
+    batch = collate(model.config, [row.texts for row in rows], visuals, shape)
+    model.padding.look(batch)
+    return batch
 
 
 def _results(

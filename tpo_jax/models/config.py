@@ -137,14 +137,15 @@ class ModelConfig(Protocol):
 def key_of(config: ModelConfig) -> dict[str, Any]:
     """Return a config's fields for what is compared with a file, as JSON gives them back.
 
-    Fields of its parts that came later are left out where they have their defaults: they change no
-    number, and what was stored before them is still found.
+    Fields that came later, its own or of its parts, are left out where they have their defaults:
+    they change no number, and what was stored before them is still found.
     """
     values = as_json(config)
-    for name, part in vars(config).items():
-        for field in dataclasses.fields(part) if dataclasses.is_dataclass(part) else ():
+    parts = {name: part for name, part in vars(config).items() if dataclasses.is_dataclass(part)}
+    for part, written in [(config, values), *((x, values[name]) for name, x in parts.items())]:
+        for field in dataclasses.fields(part):
             if field.metadata == LATER and getattr(part, field.name) == field.default:
-                del values[name][field.name]
+                del written[field.name]
     return values
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
+from tpo_jax.data.padding import PaddingCheck
 from tpo_jax.data.records import PairRecord
 from tpo_jax.models.batch import Batch
 from tpo_jax.parallel.sharding import to_global
@@ -21,11 +22,13 @@ class Feed:
         pairs: Of the shards, to name them by `pair_index`.
         reference: float32 `[pairs, 2 or 4]` by `pair_index`, for every F that batches have; None if
             the objective reads no cache.
+        padding: Looks at the first batches.
     """
 
     mesh: jax.sharding.Mesh
     pairs: Sequence[PairRecord]
     reference: Mapping[int, np.ndarray] | None = None
+    padding: PaddingCheck | None = None
 
     def put(self, batch: Batch) -> Batch:
         """Return global arrays of this process's rows of a batch.
@@ -37,6 +40,8 @@ class Feed:
             known = self.reference[batch.frames.shape[1]]
             logps = look_up(known, np.asarray(batch.pair_index), self.pairs)
             batch = dataclasses.replace(batch, reference_logps=logps)
+        if self.padding is not None:
+            self.padding.look(batch)
         return to_global(batch, self.mesh)
 
     def names(self, index: np.ndarray) -> str:

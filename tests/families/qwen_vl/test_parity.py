@@ -111,6 +111,32 @@ def test_videos_of_several_shapes_in_one_batch(loaded, agree):
     check(loaded, rows, [clip.frames for clip in clips], "videos", agree)
 
 
+@pytest.mark.parametrize("loaded", ["Qwen2.5-VL"], indirect=True)
+def test_text_behind_the_times_of_a_long_video(loaded, agree):
+    """As the weights were trained: text goes on after the largest position of any axis."""
+    name, original, params, processor = loaded
+    config = dataclasses.replace(processor.config, text_after="times")
+    clip = clip_of(processor, 6, 24, 40, rate=0.4)
+    row = processor.prompts([QUESTION], clip)
+    logits, positions, end = map(
+        np.asarray, ours_of(config, params, batch_of(config, [row], [clip.frames]))
+    )
+    inputs = their_inputs(processor, row, clip.frames, rate=0.4)
+    given = {k: x for k, x in inputs.items() if not k.startswith("pixel_values")}
+    wanted, _ = original.model.get_rope_index(**given)
+    visual = inputs["mm_token_type_ids"][0] == 2
+    after = int(visual.nonzero().max()) + 1
+    shift = int(wanted[:, 0, visual].max()) + 1 - int(wanted[0, 0, after])
+    wanted[:, :, after:] += shift
+    assert shift > 10
+    n = int(row.prefix_mask.sum())
+    np.testing.assert_array_equal(positions[0, :n].T, wanted[:, 0, :n])
+    assert end[0] == wanted[0, 0, n]
+    with torch.no_grad():
+        theirs = original(**inputs, position_ids=wanted).logits[0, n:]
+    agree(f"{name}, text behind the times, logits", logits[0, 0, 0, : len(theirs)], theirs, LOGITS)
+
+
 def test_one_and_several_images_in_one_batch(loaded, agree):
     processor, random = loaded.processor, np.random.default_rng(0)
     images = [

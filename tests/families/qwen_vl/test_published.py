@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
@@ -12,6 +13,7 @@ from tpo_jax.checkpoints.safetensors_files import Entry, SafetensorsWriter
 from tpo_jax.errors import InputError
 from tpo_jax.families import preset
 from tpo_jax.families.qwen_vl import published
+from tpo_jax.inference.model import load_processor
 
 TINY, OLDER = preset("tiny_qwen3_vl"), preset("tiny_qwen2_5_vl")
 VIDEO, CHAT = "video_preprocessor_config.json", "chat_template.json"
@@ -119,6 +121,8 @@ PLAIN = "{{ m.content.split('<think>') }}{% if add_generation_prompt %}assistant
         (VIDEO, {"rescale_factor": 1.0}, "rescale_factor=1.0 is not supported"),
         (VIDEO, {"resample": 2}, "resample=2 is not supported; it must be 3"),
         (IMAGES, {"size": 7}, "size must be an object"),
+        (IMAGES, {"image_mean": None}, r"image_mean is missing, .* it must be \[0.5, 0.5, 0.5\]"),
+        (IMAGES, {"patch_size": None}, "patch_size is missing, .* it must be 8, as in the publish"),
     ],
 )
 def test_what_is_not_supported_is_one_line_with_its_file(tmp_path, file, values, message):
@@ -222,6 +226,27 @@ def test_what_published_files_say_is_accepted(tmp_path):
         load_config(source)
 
 
+@pytest.mark.parametrize("config", [TINY, OLDER], ids=["qwen3_vl", "qwen2_5_vl"])
+def test_a_processor_that_has_the_values_by_default_need_not_say_them(tmp_path, config):
+    source = write(tmp_path / "published", config)
+    for name in (VIDEO,) if config is TINY else (VIDEO, IMAGES):
+        edit(source, name, image_mean=None, image_std=None)
+    assert load_config(source) == config
+
+
+@pytest.mark.parametrize("config", [TINY, OLDER], ids=["qwen3_vl", "qwen2_5_vl"])
+def test_a_thinking_model_is_refused_after_conversion_too(tmp_path, config):
+    source, native = write(tmp_path / "published", config), tmp_path / "native"
+    opened = open_model(source)
+    edit(source, CHAT, chat_template=THINKING)
+    save_model(native, opened.config, opened.params, None)
+    shutil.copy(source / CHAT, native)
+    message = f"{native}/{CHAT}: answers begin with <think>: Thinking models are not supported"
+    for read in (load_config, open_model, load_processor):
+        with pytest.raises(InputError, match=message):
+            read(native)
+
+
 def test_rows_of_the_embedding_decide_with_a_note(tmp_path, capsys):
     source = write(tmp_path / "published")
     edit(source, "config.json", text_config={"vocab_size": 7}, tie_word_embeddings=None)
@@ -237,6 +262,22 @@ def test_settings_are_those_of_the_family(tmp_path):
         load_config(source, pooling="max")
     with pytest.raises(InputError, match=r"--tower=.*has a tower of its own"):
         load_config(source, tower=tmp_path)
+    with pytest.raises(InputError, match=r"--text_after=times is no setting of Qwen3VL"):
+        load_config(source, text_after="times")
+
+
+def test_where_text_goes_on_is_kept(tmp_path):
+    source, native = write(tmp_path / "published", OLDER), tmp_path / "native"
+    opened = open_model(source, text_after="times")
+    assert opened.config == dataclasses.replace(OLDER, text_after="times")
+    save_model(native, opened.config, opened.params, source)
+    assert load_config(native) == opened.config
+    path = native / "config.json"
+    path.write_text(path.read_text().replace('"times"', '"time"'))
+    with pytest.raises(InputError, match=r"text_after='time' must be one of \('side', 'times'\)"):
+        load_config(native)
+    path.write_text(path.read_text().replace('"text_after": "time"', '"max_length": 2048'))
+    assert load_config(native) == OLDER  # as written before there was the choice
 
 
 @pytest.mark.parametrize(

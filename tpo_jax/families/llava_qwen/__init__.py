@@ -34,6 +34,7 @@ FAMILY = Family(
         f"{published.ARCHITECTURE} (LongVA, LLaVA-Video, LLaVA-OneVision), {onevision.ARCHITECTURE}"
     ),
     read_config=published.read_config,
+    check_files=lambda directory: None,
     settings=published.SETTINGS,
     choices={"pooling": config.POOLINGS, "newline": config.NEWLINES},
     config_files=published.config_files,

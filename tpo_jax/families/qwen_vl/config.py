@@ -17,6 +17,8 @@ PAIR = 2  # frames of a patch
 # Of the pixel normalisation, of values in [0, 1]; those of Qwen2.5-VL are CLIP's.
 MEAN = {QWEN3: (0.5,) * 3, QWEN2_5: (0.48145466, 0.4578275, 0.40821073)}
 STD = {QWEN3: (0.5,) * 3, QWEN2_5: (0.26862954, 0.26130258, 0.27577711)}
+# Where text goes on after a video: behind the longer side of a frame, or behind its times, too.
+TEXT_AFTER = ("side", "times")
 # The sizes that a tower of each kind has, the others being 0 or ().
 _OWN = {QWEN3: ("table",), QWEN2_5: ("window", "tokens_per_second")}
 _BLOCKS = {QWEN3: "deepstack", QWEN2_5: "full_blocks"}
@@ -106,6 +108,11 @@ class QwenVLConfig:
                 )
 
     @property
+    def text_after_times(self) -> bool:
+        """Return whether text after a video stands behind the times of its frames, too."""
+        return False
+
+    @property
     def frame_shape(self) -> tuple[int, int]:
         """Shape of a pair of frames: a header and the patches, `(1 + N, patch_pixels)`."""
         return 1 + self.patches, self.tower.patch_pixels
@@ -183,6 +190,17 @@ class Qwen25VLConfig(QwenVLConfig):
     video_pixels: tuple[int, int] = (128 * 28**2, 768 * 28**2)
     image_pixels: tuple[int, int] = (4 * 28**2, 16384 * 28**2)
     video_tokens: int = 128000  # nine tenths of these are the most of a video
+    text_after: str = dataclasses.field(default=TEXT_AFTER[0], metadata=LATER)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.text_after not in TEXT_AFTER:
+            raise ValueError(f"model.text_after={self.text_after!r} must be one of {TEXT_AFTER}")
+
+    @property
+    def text_after_times(self) -> bool:
+        """Return whether text after a video stands behind the times of its frames, too."""
+        return self.text_after == "times"
 
     @property
     def frame_text(self) -> int:

@@ -37,14 +37,15 @@ def times_of(frames: Array) -> jax.Array:
 
 
 def positions_of(
-    mask: Array, place: Array, grids: Array, times: Array, tokens: int
+    mask: Array, place: Array, grids: Array, times: Array, tokens: int, after_times: bool
 ) -> tuple[Array, Array]:
     """Return the positions of prefix tokens in time, height and width, and the one after them.
 
     Each text token's position is one more than the last. Frames without text between them begin at
     one position. To it their tokens add the frame's time, their row and their column. Text after
     frames continues from it plus the longer side of a frame in tokens, whatever the times
-    (`get_rope_index` in `modeling_qwen3_vl.py` and `modeling_qwen2_5_vl.py` of `transformers` 5).
+    (`get_rope_index` in `modeling_qwen3_vl.py` and `modeling_qwen2_5_vl.py` of `transformers` 5.24)
+    or, with `after_times`, after the largest position of any axis (as it was before 5.3).
 
     Args:
         mask: bool `[B, P]`, real tokens.
@@ -52,6 +53,7 @@ def positions_of(
         grids: int32 `[B, F, 2]`, rows and columns of patches.
         times: int32 `[B, F]`, of frames since the first one.
         tokens: V.
+        after_times: as said.
 
     Returns:
         int32 `[B, P, 3]` and int32 `[B]`.
@@ -66,7 +68,10 @@ def positions_of(
         for x in (grids[..., 0] // MERGE, grids[..., 1] // MERGE, times)
     )
     last = visual & ~jnp.pad(visual[:, 1:], ((0, 0), (0, 1)))
-    step = jnp.where(visual, jnp.where(last, jnp.maximum(rows, columns), 0), mask)
+    taken = jnp.maximum(rows, columns)
+    if after_times:
+        taken = jnp.maximum(taken, time + 1)  # the last frame has the latest time
+    step = jnp.where(visual, jnp.where(last, taken, 0), mask)
     after = jnp.cumsum(step, axis=1, dtype=jnp.int32)
     start = after - step
     across = jnp.maximum(columns, 1)
@@ -133,9 +138,14 @@ class QwenVL(VideoLanguageModel):
         if batch.patch_index is not None:
             own = jnp.take_along_axis(batch.patch_index[..., 0], jnp.maximum(place, 0), axis=1)
             place = jnp.where(place >= 0, own - 1, -1)
-        frames = batch.frames
+        frames, config = batch.frames, self.config
         positions, end = positions_of(
-            batch.prefix_mask, place, grids_of(frames), times_of(frames), self.config.frame_tokens
+            batch.prefix_mask,
+            place,
+            grids_of(frames),
+            times_of(frames),
+            config.frame_tokens,
+            config.text_after_times,
         )
         return stream._replace(positions=positions, end=end)
 

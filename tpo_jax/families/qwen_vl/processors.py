@@ -44,6 +44,14 @@ def budget(directory: Path, name: str, tower: TowerConfig) -> tuple[int, int] | 
     where = f"{directory}/{name}"
     values = read_json_object(directory / name)
     colours = {"image_mean": list(MEAN[tower.kind]), "image_std": list(STD[tower.kind])}
+    if (tower.kind, name) == (QWEN3, IMAGE_FILE):
+        # What is missing there has the values of Qwen2-VL: its image processor serves this model.
+        for key, wanted in {"patch_size": tower.patch_size, **colours}.items():
+            if values.get(key) is None:
+                raise InputError(
+                    f"{where}: {key} is missing, which means that of Qwen2-VL to the processor; it "
+                    f"must be {wanted!r}, as in the published file"
+                )
     check_fixed(where, values, {"patch_size": tower.patch_size, **_FIXED, **colours})
     size = values.get("size", {})
     if not isinstance(size, dict):

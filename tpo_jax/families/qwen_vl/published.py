@@ -32,7 +32,8 @@ _OTHERS = {
     "Qwen3_5MoeForConditionalGeneration": "its MLPs are mixtures of experts",
     "Qwen2VLForConditionalGeneration": "its tower is another one",
 }
-SETTINGS = ("max_length", "rope_theta", "frame_tokens", "time_instruction")
+_SETTINGS = ("max_length", "rope_theta", "frame_tokens", "time_instruction")
+SETTINGS = {QWEN3: _SETTINGS, QWEN2_5: (*_SETTINGS, "text_after")}
 # Where `config.json` says nothing: base of the wavelengths, and the context.
 _THETA = {QWEN3: 5e5, QWEN2_5: 1e6}
 _LENGTH = {QWEN3: 128000, QWEN2_5: 32768}
@@ -84,7 +85,6 @@ def read_config(
         raise InputError(f"--tower={tower}: {directory} has a tower of its own")
     if EMBEDDING not in shapes:
         raise InputError(f"{directory}: tensor {EMBEDDING} is missing")
-    processors.check_chat(directory, READS[kind.KIND])
     text, vision = _text(where, kind.KIND, values), _section(where, values, "vision_config")
     settings = dict(settings)
     theta = settings.pop("rope_theta", None) or rotary_base(where, text, _THETA[kind.KIND])
