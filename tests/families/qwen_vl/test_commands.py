@@ -170,8 +170,6 @@ def test_a_needle_is_found_where_the_model_says_its_answer(sizes, initial, tmp_p
     """One letter, the most likely of all: a video with the needle in it, and the question."""
     (movie,) = make_videos(tmp_path, seed=2, seconds=[9], workers=1)
     Image.new("RGB", (50, 20), "red").save(tmp_path / "odd.png")
-    asked = [{"path": "odd.png", "prompt": "\nWhich?", "answer": letter} for letter in "az"]
-    (tmp_path / "needles.json").write_text(json.dumps(asked))
     processor, params = load_processor(initial), families.init_params(sizes, seed=1)
     letters = [processor.tokenizer.token_to_id(letter) for letter in string.ascii_lowercase]
     others = np.setdiff1d(np.arange(sizes.decoder.vocab_size), letters)
@@ -179,25 +177,26 @@ def test_a_needle_is_found_where_the_model_says_its_answer(sizes, initial, tmp_p
     head["kernel"] = head["kernel"].at[:, others].set(0)
     model = place(processor, params)
 
-    needles, _ = niah_files.read_needles(tmp_path / "needles.json", processor)
-    needles = [needle for _, needle in needles]
+    def needles_of(answers):
+        asked = [{"path": "odd.png", "prompt": "\nWhich?", "answer": text} for text in answers]
+        (tmp_path / "needles.json").write_text(json.dumps(asked))
+        needles, _ = niah_files.read_needles(tmp_path / "needles.json", processor)
+        return [needle for _, needle in needles]
+
+    (needle,) = needles_of("a")
     haystack = niah_files.read_haystack(movie.path, 8, processor)
     lengths, depths = (5, 8), (0.0, 1.0)
     generator = model.generator(Decoding(max_new_tokens=1))
-    said = np.zeros((2, 2, 2), object)
-    for i, j, k in np.ndindex(said.shape):
-        clip = niah_videos.shown(processor, haystack, needles[k], Cell(lengths[i], depths[j], k))
+    said = np.zeros((2, 2, 1), object)
+    for i, j in np.ndindex(2, 2):
+        clip = niah_videos.shown(processor, haystack, needle, Cell(lengths[i], depths[j], 0))
         assert len(clip.times) == frames_in(clip.frames) == lengths[i] + 1
         row = processor.prompts(["Which?"], clip)
-        [[said[i, j, k]]] = generator.answer([clip.frames], [row])
-    assert (said[..., 0] == said[..., 1]).all()  # the same picture and question
-    answers = said[0, 0, 0], next(x for x in string.ascii_lowercase if x not in said)
-    expected = said == np.array(answers, object)
-    needles = [
-        needle._replace(answer=np.array(processor.encode(letter)))
-        for needle, letter in zip(needles, answers, strict=True)
-    ]
-    assert expected.any() and not expected.all(), said
+        [[said[i, j, 0]]] = generator.answer([clip.frames], [row])
+    never = next(letter for letter in string.ascii_lowercase if letter not in said)
+    answers = [said[0, 0, 0], never]
+    expected, needles = said == np.array(answers, object), needles_of(answers)
+    assert expected.any() and not expected.all()
     found = niah.grid(model, haystack, needles, lengths, depths, batch_rows=4)
     assert (found == expected).all()
 
