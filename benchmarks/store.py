@@ -130,7 +130,8 @@ def from_store(video: Path, num_frames: int, name: str = "shards") -> np.ndarray
     from tpo_jax.data.clips import read_clip
     from tpo_jax.data.shards import open_shards
 
-    return read_clip(open_shards(video.with_suffix("") / name), 0, "uniform", num_frames).frames
+    shards = open_shards(video.with_suffix("") / name)
+    return read_clip(shards, shards.index[0], "uniform", num_frames).frames
 
 
 def from_format_1(video: Path, num_frames: int) -> np.ndarray:

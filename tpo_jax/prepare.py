@@ -111,7 +111,8 @@ def print_summary(manifest: dict[str, Any]) -> None:
     kinds = ", ".join(f"{count} {kind}" for kind, count in manifest["kinds"].items())
     if count := manifest["kinds"].get("video"):
         print(
-            f"{count} pairs are one answer on two videos: train refuses them, see docs/data.md",
+            f"{count} pairs are one answer on two videos: objective.video_weight and "
+            "data.video_pairs train on them, see docs/data.md",
             file=sys.stderr,
         )
     pairs = "" if _PAIRS.value is None else f"{manifest['pairs']} pairs ({kinds}) of "

@@ -29,6 +29,7 @@ from tpo_jax.errors import InputError, run_command
 from tpo_jax.io.files import write_json
 from tpo_jax.io.paths import check_config, define_path
 from tpo_jax.models.config import ModelConfig
+from tpo_jax.objectives.conditional import VIDEO
 from tpo_jax.objectives.preference import metric_names
 from tpo_jax.parallel import distributed
 from tpo_jax.parallel.mesh import make_mesh
@@ -70,7 +71,13 @@ def open_data(
         jax.process_index(),
         jax.process_count(),
     )
-    check_rows(data.batch_size // data.pairs_per_row, mesh, compute.micro_batches)
+    if data.video_pairs and not len(pipeline.two_videos.pairs):
+        raise InputError(
+            f"data.video_pairs={data.video_pairs}: {data.shards} holds no pair of two videos to "
+            "train on; set data.video_pairs, objective.video_weight and objective.video_anchor to 0"
+        )
+    together = experiment.objective.rows_together
+    check_rows(data.rows, mesh, compute.micro_batches, together)
     held_out = pipeline.held_out()
     if held_out and (both := _videos(pipeline) & _videos(held_out)):
         print(
@@ -88,10 +95,14 @@ def open_data(
 
 
 def _videos(pipeline: Pipeline) -> set[str]:
-    return {pipeline.shards.index[position].video_id for position in pipeline.pairs}
+    positions = (*pipeline.pairs, *pipeline.two_videos.pairs)
+    pairs = [pipeline.shards.index[position] for position in positions]
+    return {name for p in pairs for name in (p.video_id, p.rejected_video_id) if name}
 
 
-def run_length(experiment: Experiment, pipeline: Pipeline, watch: Watch) -> loop.LoopConfig:
+def run_length(
+    experiment: Experiment, pipeline: Pipeline, held_out: Pipeline | None, watch: Watch
+) -> loop.LoopConfig:
     """Return how long the run is and when it writes what.
 
     Raises:
@@ -107,6 +118,8 @@ def run_length(experiment: Experiment, pipeline: Pipeline, watch: Watch) -> loop
         )
     names = metric_names(experiment.objective)
     evaluated = [PREFIX + name for name in (*names, "pairs")] if length.eval_every else []
+    if held_out and not len(held_out.two_videos.pairs):
+        evaluated = [name for name in evaluated if not name.startswith(PREFIX + VIDEO)]
     policy.check_metric([*names, *METRICS, *evaluated])
     every = policy.checkpoint_every, length.eval_every
     if policy.metric in evaluated and (not min(every) or max(every) % min(every)):
@@ -175,7 +188,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
     begin = open_weights(experiment, mesh)
     model = begin.model
     pipeline, held_out_pairs = open_data(experiment, model, begin.tokenizer, mesh)
-    length = run_length(experiment, pipeline, watch)
+    length = run_length(experiment, pipeline, held_out_pairs, watch)
 
     settings, seed = experiment.optimizer, experiment.schedule.seed
     schedule = learning_rate_schedule(
@@ -192,9 +205,8 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
         out_shardings=jax.NamedSharding(mesh, jax.P()),
     )
     # Compiled while the weights are read and the reference log-probabilities are computed.
-    rows = experiment.data.batch_size // experiment.data.pairs_per_row
     pairs = pipeline.seen(length.num_steps)
-    shapes = [dataclasses.replace(part.shape, rows=rows) for part in pairs]
+    shapes = [dataclasses.replace(part.shape, rows=experiment.data.rows) for part in pairs]
     calls = [step_arguments(experiment, shape, where, mesh) for shape in shapes]
     step = compile_meanwhile(step, mesh, *calls)
     params = begin.load()
@@ -214,7 +226,8 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
         elif (workdir / "config.json").exists():
             print(f"{workdir} holds no checkpoint: starting at step 0", file=sys.stderr)
 
-        reference, held_out = Reference(make_scorer(model, compute), params, mesh), None
+        scorer = make_scorer(model, compute, objective.uses_videos)
+        reference, held_out = Reference(scorer, params, mesh), None
         feed = make_feed(experiment, reference, pairs, weights, experiment.reference.reference)
         if jax.process_index() == 0:
             feed = dataclasses.replace(feed, padding=PaddingCheck(model))

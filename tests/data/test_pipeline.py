@@ -115,9 +115,9 @@ def test_batches_keep_the_contract(config, tokenizer):
 def test_kept_clips_change_no_batch_and_are_read_once(config, tokenizer, monkeypatch):
     read = []
 
-    def counted(shards, position, *how):
-        read.append(position)
-        return clips.read_clip(shards, position, *how)
+    def counted(shards, pair, *how):
+        read.append(pair)
+        return clips.read_clip(shards, pair, *how)
 
     monkeypatch.setattr("tpo_jax.data.pipeline.read_clip", counted)
     batches = []

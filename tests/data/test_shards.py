@@ -187,7 +187,8 @@ def test_damage_inside_a_record_names_the_shard(directory):
 
 
 def read(directory, position, num_frames):
-    return read_clip(open_shards(directory), position, "uniform", num_frames)
+    shards = open_shards(directory)
+    return read_clip(shards, shards.index[position], "uniform", num_frames)
 
 
 def test_a_video_cut_off_inside_a_group_is_named(directory, pairs, media):
@@ -301,7 +302,7 @@ from tpo_jax.data.shards import open_shards
 
 shards = open_shards(Path(sys.argv[1]))
 before = set(sys.modules)
-shards[0], read_clip(shards, 0, "uniform", 2)
+shards[0], read_clip(shards, shards.index[0], "uniform", 2)
 print(*(name for name in sys.modules.keys() - before if name.startswith("tensorflow_datasets")))
 """
 

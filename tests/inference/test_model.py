@@ -25,7 +25,7 @@ QUESTIONS = ["What happens?", "Who is there?", "Why?"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A random model in `model`, a video and an image."""
+    """A random model in `model`, a video, another one in frames, and an image."""
     folder = tmp_path_factory.mktemp("inference")
     save_tokenizer(train_tokenizer(QUESTIONS, vocab_size=270), folder / "tokenizer")
     config = families.preset("tiny_longva")
@@ -34,6 +34,9 @@ def folder(tmp_path_factory) -> Path:
     Path(video.path).rename(folder / "video.mp4")
     pixels = np.random.default_rng(0).integers(0, 256, (20, 36, 3), np.uint8)
     Image.fromarray(pixels).save(folder / "image.png")
+    (folder / "frames").mkdir()
+    for i in range(3):
+        Image.fromarray(np.roll(pixels, 9 * i, axis=1)).save(folder / "frames" / f"{i}.png")
     return folder
 
 
@@ -68,6 +71,25 @@ def test_quantized_weights_score_nearly_alike_on_any_mesh(model, folder, weights
         assert 0 < abs(a - b) < bound * tokens
     answer = loaded[0].answer(None, "Why?", max_new_tokens=2)
     assert "".join(loaded[0].stream(None, "Why?", max_new_tokens=2)) == answer
+
+
+def test_one_answer_is_scored_on_two_videos(model, folder) -> None:
+    """As it is beside any other answer on either of them."""
+    texts, how = {"prompt": "Why?", "chosen": "It is red."}, {"videos": folder, "num_frames": 2}
+    one, two = (
+        model.score([texts | {"video": video, "rejected": "No."}], **how)[0]
+        for video in ("video.mp4", "frames")
+    )
+    pairs = [
+        texts | {"video": "video.mp4", "rejected_video": "frames"},
+        texts | {"video": "frames", "rejected": "No."},
+    ]
+    both, other = model.score(pairs, **how)
+    assert both.chosen_logp == pytest.approx(one.chosen_logp, abs=1e-4)
+    assert both.rejected_logp == pytest.approx(two.chosen_logp, abs=1e-4)
+    assert abs(both.chosen_logp - both.rejected_logp) > 1e-3
+    assert both.chosen_tokens == both.rejected_tokens == one.chosen_tokens
+    assert other.rejected_logp == pytest.approx(two.rejected_logp, abs=1e-4)
 
 
 def test_images_and_text_alone(model, folder) -> None:

@@ -27,6 +27,7 @@ from tpo_jax.planning.inference import compile_command
 from tpo_jax.planning.plan import (
     CHIPS,
     Plan,
+    batch_shape,
     compile_step,
     devices_of,
     minimum_flops,
@@ -300,6 +301,12 @@ def test_loops_count_as_often_as_they_run():
 def test_configs_that_cannot_run_are_named(libtpu, changes, topology, message):
     with pytest.raises(InputError, match=message):
         compile_step(experiment(**changes), SLICE, topology)
+
+
+def test_pairs_of_two_videos_are_two_rows_each():
+    more = {"data__video_pairs": 4, "objective__video_weight": 1.0}
+    shapes = [batch_shape(read(experiment(**changes)), SLICE) for changes in ({}, more)]
+    assert shapes[1] == dataclasses.replace(shapes[0], rows=shapes[0].rows + 8)
 
 
 def test_minimum_is_linear_in_rows_and_answers():

@@ -49,6 +49,8 @@ def complaint(pair: Pair, checks: Mapping[str, dict]) -> str | None:
         if "error" in checks[name]:
             return checks[name]["error"]
     check = checks[pair.video]
+    if pair.rejected_video and checks[pair.rejected_video]["digest"] == check["digest"]:
+        return f"{pair.video} and {pair.rejected_video}, its two videos, are the same video"
     duration = check["duration"]
     # A frame lasts until the next one, and times are rounded: one frame's time is no complaint.
     late = pair.segment and pair.segment[1] > duration + 1 / check["fps"]

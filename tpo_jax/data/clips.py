@@ -1,4 +1,4 @@
-"""From a position in the shards to decoded frames."""
+"""From a pair of the shards to decoded frames."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
@@ -40,19 +40,18 @@ class ClipCache:
         return clip
 
 
-def read_clip(shards: Shards, position: int, rule: str, num_frames: int) -> Clip:
-    """Read the video of the pair at a position, in its own height and width.
+def read_clip(shards: Shards, pair: PairRecord, rule: str, num_frames: int) -> Clip:
+    """Read the video of a pair, in its own height and width.
 
     Args:
         shards: The shards of the pair.
-        position: Of the pair in the shards.
+        pair: Names the video by its hash.
         rule: How frames are sampled from a stored video; stored frames are taken as they are.
         num_frames: How many are sampled from a stored video.
 
     Raises:
         InputError: A record is damaged or the video cannot be decoded; names file or pair.
     """
-    pair = shards.index[position]
     try:
         if shards.manifest["frames"] != "clip":
             images = shards.videos.images(pair.video_digest)

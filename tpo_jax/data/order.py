@@ -30,14 +30,27 @@ def held_out_videos(index: Sequence[PairRecord], share: float, seed: int) -> fro
     return frozenset(drawn[:count])
 
 
+def ranked(index: Sequence[PairRecord], subset_seed: int) -> list[int]:
+    """Return the positions of all pairs in the order in which a limit takes them: that of the
+    index, or one drawn by a seed other than 0.
+    """
+    positions = list(range(len(index)))
+    if subset_seed:
+        order = lambda i: hashlib.sha256(f"{subset_seed} {index[i].id}".encode()).digest()  # noqa: E731
+        positions.sort(key=order)
+    return positions
+
+
 def select(
     index: Sequence[PairRecord],
     mixing: tuple[float, ...] = (),
     limit: int = 0,
     subset_seed: int = 0,
     excluded: Collection[str] = (),
+    two_videos: bool = False,
 ) -> np.ndarray:
-    """Return the positions of the pairs that are used, int64, ascending; the same in every epoch.
+    """Return the positions of the pairs of two answers that are used, int64, ascending; the same in
+    every epoch.
 
     Args:
         index: All pairs; frames are not needed.
@@ -47,25 +60,30 @@ def select(
         subset_seed: First in an order drawn by this seed, so that a smaller limit is a part of a
             larger one; 0: in the order of the index.
         excluded: videos of which no pair is used.
+        two_videos: Whether pairs of kind `video` are trained on, too; they are selected by
+            `two_videos.select_two_videos`.
 
     Raises:
-        InputError: No pair is left, or one is of kind `video`: its two sides share no prefix.
+        InputError: No pair is left, or one is of kind `video` and these are not trained on.
     """
     limit = limit or len(index)
-    ranked = [i for i, pair in enumerate(index) if pair.video_id not in excluded]
-    if subset_seed:
-        ranked.sort(key=lambda i: hashlib.sha256(f"{subset_seed} {index[i].id}".encode()).digest())
+    order = [i for i in ranked(index, subset_seed) if index[i].video_id not in excluded]
     if not mixing:
-        used = ranked[:limit]
-        if two_videos := sum(index[i].kind == "video" for i in used):
+        used = [i for i in order if not (two_videos and index[i].kind == "video")][:limit]
+        if count := sum(index[i].kind == "video" for i in used):
             raise InputError(
-                f"{two_videos} of {len(used)} pairs are one answer on two videos (kind 'video'); a "
-                "row holds one video, so they cannot be trained on: set data.mixing, which takes "
-                "localized and comprehensive pairs alone, or prepare without them"
+                f"{count} of {len(used)} pairs are one answer on two videos (kind 'video'): to "
+                "train on them set objective.video_weight and data.video_pairs; to leave them out "
+                "set data.mixing, which takes localized and comprehensive pairs alone"
+            )
+        if two_videos and not used:
+            raise InputError(
+                "all pairs are one answer on two videos; a batch needs train.batch_size pairs of "
+                "two answers beside them"
             )
         return np.sort(np.array(used, np.int64))
     shares = dict(zip(("localized", "comprehensive"), np.array(mixing) / sum(mixing), strict=True))
-    of_kind = {k: [i for i in ranked if index[i].kind == k] for k in shares}
+    of_kind = {k: [i for i in order if index[i].kind == k] for k in shares}
     total = min([limit, *(len(of_kind[kind]) / share for kind, share in shares.items() if share)])
     # The small term: a share such as 0.3 of 10 must not become 2.
     parts = [of_kind[kind][: int(total * share + 1e-6)] for kind, share in shares.items()]

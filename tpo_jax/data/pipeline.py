@@ -9,7 +9,8 @@ import copy
 import dataclasses
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -24,6 +25,7 @@ from tpo_jax.data.processor import NO_FRAMES, Processor
 from tpo_jax.data.records import PairRecord
 from tpo_jax.data.rows import CONTINUATION, PrefixError, Row, Size
 from tpo_jax.data.shards import MANIFEST, Shards, open_shards
+from tpo_jax.data.two_videos import RejectedVideos, TwoVideos, select_two_videos
 from tpo_jax.errors import InputError
 from tpo_jax.families.template import STYLES
 from tpo_jax.models.batch import Batch, BatchShape
@@ -31,6 +33,8 @@ from tpo_jax.models.config import ModelConfig, key_of
 from tpo_jax.video import sampling
 
 ON_ERROR = ("error", "skip_and_count")
+# Texts, frames and `pair_index` of a row; None: no pair in it.
+_Packed: TypeAlias = tuple[Row | None, np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +44,7 @@ class DataConfig:
     The five fields without a default follow from other sections.
     """
 
-    batch_size: int  # pairs of all hosts, B * Q
+    batch_size: int  # pairs of two answers, of all hosts
     num_epochs: int  # 0: without end
     seed: int  # of the order of pairs
     answers: int  # A: 2, or 1 for the chosen answer only
@@ -53,6 +57,7 @@ class DataConfig:
     time_instruction: str = ""  # empty: what the model asks for
     prompt_style: str = "inference"
     shuffle: bool = True
+    video_pairs: int = 0  # pairs of one answer on two videos in a batch, beside `batch_size` others
     mixing: tuple[float, ...] = ()  # shares of localized and comprehensive pairs; (): all pairs
     limit: int = 0  # pairs used; 0: all
     subset_seed: int = 0  # draws the pairs of `limit`, nested; 0: the first ones
@@ -73,7 +78,8 @@ class DataConfig:
         for name in ("batch_size", "pairs_per_row"):
             if getattr(self, name) < 1:
                 raise InputError(f"data.{name}={getattr(self, name)} must be at least 1")
-        for name in ("num_epochs", "limit", "max_prefix", "max_response", "workers", "cache_mib"):
+        counts = ("num_epochs", "limit", "max_prefix", "max_response", "workers", "cache_mib")
+        for name in (*counts, "video_pairs"):
             if getattr(self, name) < 0:
                 raise InputError(f"data.{name}={getattr(self, name)} must not be negative")
         if self.sampling not in sampling.RULES:
@@ -94,6 +100,11 @@ class DataConfig:
                 f"train.batch_size={self.batch_size} is no multiple of "
                 f"data.pairs_per_row={self.pairs_per_row}"
             )
+        if self.video_pairs and self.batch_size // self.pairs_per_row % 2:
+            raise InputError(
+                f"train.batch_size / data.pairs_per_row is {self.batch_size // self.pairs_per_row};"
+                f" with data.video_pairs={self.video_pairs} it must be even"
+            )
         if self.mixing and (len(self.mixing) != 2 or min(self.mixing) < 0 or sum(self.mixing) <= 0):
             raise InputError(f"data.mixing={self.mixing} must be two shares, one of them above 0")
         if not 0 <= self.eval_share < 1:
@@ -106,14 +117,23 @@ class DataConfig:
         """Of videos: the numbers that batches have, and how often."""
         return frame_counts(self.num_frames, self.num_frames_weights)
 
+    @property
+    def rows(self) -> int:
+        """Rows of a batch of all hosts, B: two for each pair of two videos."""
+        return 2 * self.video_pairs + self.batch_size // self.pairs_per_row
+
 
 class Pipeline:
     """The batches of this host, `pipeline[k]` or, decoded ahead, `iter(pipeline)`.
 
-    Every batch holds `batch_size / process_count` pairs of the global batch: host `i` the `i`-th
-    contiguous part of its rows. A batch at the end of an epoch that no pairs are left for has rows
-    with `pair_index` -1 and no target. A pair that was skipped because it cannot be decoded is no
-    target either, and its `pair_index` is -2 minus its position.
+    Every batch holds the same share of the global batch: host `i` the `i`-th contiguous part of its
+    rows, which begin with those of the pairs of two videos. A batch at the end of an epoch that no
+    pairs are left for has rows with `pair_index` -1 and no target. A pair that was skipped because
+    it cannot be decoded is no target either, and its `pair_index` is -2 minus its position.
+
+    A pair of two videos has two neighbouring rows, its chosen video first. The first row has the
+    answer in the place of a chosen one, the second in that of a rejected one; both have the
+    `pair_index` of the pair, or of a skipped one the first alone.
 
     Of several numbers of frames (`data.num_frames`) a batch has one, `frames_of(k)`, and the P and
     R of that number.
@@ -143,24 +163,39 @@ class Pipeline:
         self._clips = ClipCache(config.cache_mib)
         self._videos = held_out_videos(self.shards.index, config.eval_share, config.seed)
         self.pairs = select(
-            self.shards.index, config.mixing, config.limit, config.subset_seed, self._videos
+            *(self.shards.index, config.mixing, config.limit, config.subset_seed, self._videos),
+            two_videos=config.video_pairs > 0,
         )
+        self.two_videos = TwoVideos(self._pairs_of_two_videos(), config.video_pairs)
+        self._rejected_videos = RejectedVideos(self.shards)
         self._process = (process_index, process_count)
-        rows = config.batch_size // config.pairs_per_row
-        if rows % process_count:
+        rows = config.rows
+        if rows % process_count or (config.video_pairs and rows // process_count % 2):
             raise InputError(f"{rows} rows of a batch cannot be shared by {process_count} hosts")
         self._local = slice(
             process_index * rows // process_count, (process_index + 1) * rows // process_count
         )
-        positions = np.concatenate([self.pairs, self._held_out_pairs()])
+        positions = np.concatenate([self.pairs, self.two_videos.pairs, *self._held_out_pairs()])
         self._sizes = {n: self._measure(positions, n) for n in config.frames.counts}
         self._begin()
+
+    def _pairs_of_two_videos(self) -> np.ndarray:
+        """Return the positions of the pairs of two videos that are trained on."""
+        config = self.config
+        if not config.video_pairs:
+            return np.zeros(0, np.int64)
+        return select_two_videos(self.shards.index, config.limit, config.subset_seed, self._videos)
 
     def _begin(self) -> None:
         self._cached: tuple[int, np.ndarray] = (0, self.order(0))
         self.batches_per_epoch = len(self._cached[1])
 
-    def once(self, pairs: np.ndarray | None = None, num_frames: int = 0) -> "Pipeline":
+    def once(
+        self,
+        pairs: np.ndarray | None = None,
+        num_frames: int = 0,
+        two_videos: np.ndarray | None = None,
+    ) -> "Pipeline":
         """Return the same open data in another order: one epoch, not shuffled, all batches with
         the same number of frames.
 
@@ -169,6 +204,7 @@ class Pipeline:
         Args:
             pairs: int64, positions of the pairs; None: those of this pipeline.
             num_frames: one of this pipeline's; 0: the most.
+            two_videos: int64, positions of the pairs of two videos; None: those of this pipeline.
         """
         other, config = copy.copy(self), self.config
         num_frames = num_frames or config.frames.most
@@ -176,6 +212,8 @@ class Pipeline:
             config, num_frames=num_frames, num_frames_weights=(), shuffle=False, num_epochs=1
         )
         other.pairs = self.pairs if pairs is None else pairs
+        found = self.two_videos.pairs if two_videos is None else two_videos
+        other.two_videos = TwoVideos(found, self.config.video_pairs, repeat=False)
         other._begin()
         return other
 
@@ -190,7 +228,8 @@ class Pipeline:
             InputError: there is no such pair, or as for a pipeline of `eval_shards`.
         """
         if self._videos:
-            return self.once(self._held_out_pairs())
+            pairs, two_videos = self._held_out_pairs()
+            return self.once(pairs, two_videos=two_videos)
         if not self.config.eval_shards:
             return None
         most = self.config.frames.most
@@ -216,19 +255,31 @@ class Pipeline:
         frames = self.config.frames
         if len(frames.counts) == 1:
             return [self]
-        with_frames: dict[int, list[np.ndarray]] = {n: [] for n in frames.counts}
+        with_frames: dict[int, list[int]] = {n: [] for n in frames.counts}
         for k in range(num_batches):
-            with_frames[self.frames_of(k)].append(self._positions(k).ravel())
-        found = {n: np.unique(np.concatenate(parts)) for n, parts in with_frames.items() if parts}
-        return [self.once(positions[positions >= 0], n) for n, positions in found.items()]
+            with_frames[self.frames_of(k)].append(k)
 
-    def _held_out_pairs(self) -> np.ndarray:
-        """Return the positions of pairs of held-out videos; a row holds one video, none of two."""
-        index = enumerate(self.shards.index)
-        pairs = [i for i, p in index if p.video_id in self._videos and p.kind != "video"]
+        def used(parts: Iterable[np.ndarray]) -> np.ndarray:
+            found = np.unique(np.concatenate([part.ravel() for part in parts]))
+            return found[found >= 0]
+
+        return [
+            self.once(used(map(self._positions, batches)), n, used(map(self._two_of, batches)))
+            for n, batches in with_frames.items()
+            if batches
+        ]
+
+    def _held_out_pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the positions of pairs of held-out videos: those of two answers, and those of two
+        videos of which the chosen one is held out.
+        """
+        index = self.shards.index
+        found = [i for i, pair in enumerate(index) if pair.video_id in self._videos]
+        pairs = [i for i in found if index[i].kind != "video"]
         if self._videos and not pairs:
             raise InputError(f"data.eval_share={self.config.eval_share}: no pair is held out")
-        return np.array(pairs, np.int64)
+        two = [i for i in found if index[i].kind == "video" and self.config.video_pairs]
+        return np.array(pairs, np.int64), np.array(two, np.int64)
 
     def __len__(self) -> int:
         """Return the number of batches of the run; 2**40 where it has no end."""
@@ -238,9 +289,11 @@ class Pipeline:
         return BatchIterator(self, self.config.workers, self.shape.num_bytes)
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return the pairs of an epoch: int64 `[batches, B, Q]` of all hosts, positions or -1."""
+        """Return the pairs of an epoch, but for those of two videos: int64 `[batches, rows, Q]` of
+        all hosts, positions or -1.
+        """
         config = self.config
-        return epoch_order(
+        order = epoch_order(
             self.shards.index,
             self.pairs,
             config.batch_size // config.pairs_per_row,
@@ -250,13 +303,19 @@ class Pipeline:
             shuffle=config.shuffle,
             curriculum=config.curriculum,
         )
+        more = max(0, self.two_videos.batches - len(order))
+        return np.pad(order, ((0, more), (0, 0), (0, 0)), constant_values=-1)
 
     def __getitem__(self, k: int) -> Batch:
         """Return this host's part of batch `k`."""
         if not 0 <= k < len(self):
             raise IndexError(f"batch {k} of {len(self)}")
         clips: dict[str, Clip] = {}  # pairs of one video share it
-        rows = [self._row(positions, k, clips) for positions in self._positions(k)[self._local]]
+        begin, end = self._local.start, self._local.stop
+        two = self._two_of(k)[begin // 2 : (end + 1) // 2].tolist()
+        rows = [row for position in two for row in self._two_rows(position, k, clips)]
+        begin, end = (max(0, at - 2 * self.config.video_pairs) for at in (begin, end))
+        rows += [self._row(positions, k, clips) for positions in self._positions(k)[begin:end]]
         texts, frames, index = zip(*rows, strict=True)
         batch = collate(self.model, texts, frames, self.shape_with(self.frames_of(k)))
         return dataclasses.replace(batch, pair_index=np.stack(index))
@@ -272,6 +331,10 @@ class Pipeline:
         if cached[0] != epoch:
             cached = self._cached = (epoch, self.order(epoch))
         return cached[1][step]
+
+    def _two_of(self, k: int) -> np.ndarray:
+        """Return the pairs of two videos of batch `k`: int64 `[video_pairs]`, positions or -1."""
+        return self.two_videos.of_batch(k, self.config.seed, self.config.shuffle)
 
     @property
     def shape(self) -> BatchShape:
@@ -294,9 +357,7 @@ class Pipeline:
             phrases=config.phrases,
         )
 
-    def _row(
-        self, positions: np.ndarray, k: int, clips: dict[str, Clip]
-    ) -> tuple[Row | None, np.ndarray, np.ndarray]:
+    def _row(self, positions: np.ndarray, k: int, clips: dict[str, Clip]) -> _Packed:
         """Return texts, frames and `pair_index` of one row of batch `k`; None: no pair in it.
 
         `clips` holds those of the batch that are decoded already, and gets the row's.
@@ -305,18 +366,17 @@ class Pipeline:
         used, skipped = positions[positions >= 0].tolist(), 0
         for position in used:  # the pairs of a row have the same video
             try:
-                clip = self._clip(position, num_frames, clips)
+                clip = self._clip(self.shards.index[position], num_frames, clips)
                 break
             except InputError as error:
                 if not skipping:
                     raise
                 skipped += 1
-                name = self.shards.index[position].id
-                print(f"batch {k}: pair {name!r} is skipped: {error}", file=sys.stderr, flush=True)
+                self._report_skipped(position, k, error)
         index = positions.astype(np.int32)
         index[:skipped] = -2 - index[:skipped]
         if skipped == len(used):
-            return None, np.zeros((0, *self.model.frame_shape), np.uint8), index
+            return None, self._no_frames, index
         pairs = [self.shards.index[position] for position in used]
         texts = self._texts(pairs, clip, self._sizes[num_frames])
         for name, values in texts.arrays().items():
@@ -324,18 +384,54 @@ class Pipeline:
                 values[:skipped] = 0
         return texts, clip.frames, index
 
-    def _clip(self, position: int, num_frames: int, clips: dict[str, Clip]) -> Clip:
-        """Return the clip of the pair at a position, as the model takes it."""
+    @property
+    def _no_frames(self) -> np.ndarray:
+        return np.zeros((0, *self.model.frame_shape), np.uint8)
+
+    def _report_skipped(self, position: int, k: int, error: InputError) -> None:
+        name = self.shards.index[position].id
+        print(f"batch {k}: pair {name!r} is skipped: {error}", file=sys.stderr, flush=True)
+
+    def _two_rows(self, position: int, k: int, clips: dict[str, Clip]) -> list[_Packed]:
+        """Return the rows of a pair of two videos in batch `k`, what `_row` returns; -1: no pair.
+
+        Both are empty if one of the videos cannot be decoded.
+        """
+        index = np.full((2, self.config.pairs_per_row), -1, np.int32)
+        empty: list[_Packed] = [(None, self._no_frames, index[side]) for side in (0, 1)]
+        if position < 0:
+            return empty
+        num_frames = self.frames_of(k)
+        try:
+            sides = self._rejected_videos.sides(self.shards.index[position])
+            seen = [self._clip(pair, num_frames, clips) for pair in sides]
+        except InputError as error:
+            if self.config.on_error == "error":
+                raise
+            self._report_skipped(position, k, error)
+            index[0, 0] = -2 - position
+            return empty
+        index[:, 0] = position
+        rows: list[_Packed] = []
+        for side, (pair, clip) in enumerate(zip(sides, seen, strict=True)):
+            texts = self._texts([pair], clip, self._sizes[num_frames])
+            for name, values in texts.arrays().items():
+                if name in CONTINUATION:
+                    values[:, 1 - side] = 0
+            rows.append((texts, clip.frames, index[side]))
+        return rows
+
+    def _clip(self, pair: PairRecord, num_frames: int, clips: dict[str, Clip]) -> Clip:
+        """Return the clip of a pair as the model takes it."""
 
         def read() -> Clip:
-            clip = read_clip(self.shards, position, self.config.sampling, num_frames)
+            clip = read_clip(self.shards, pair, self.config.sampling, num_frames)
             try:
                 rate = sampling.rate_of(clip.times, clip.duration)
                 return clip._replace(frames=self.processor.resize(clip.frames, rate=rate))
             except InputError as error:
                 raise InputError(f"{place_of(self.shards, pair)}: {error}") from error
 
-        pair = self.shards.index[position]
         digest = pair.video_digest
         if digest not in clips:
             clips[digest] = self._clips.get((digest, num_frames), read)
@@ -379,8 +475,8 @@ class Pipeline:
         lengths = self._lengths(positions, num_frames)
         limits = [limit or context + 1 for limit in (prefix, response)]
         for position in positions[(lengths > limits).any(axis=1)][:1]:
-            # says which limit, and what fits
-            self._of_pair(int(position), num_frames, Size(prefix, response))
+            for pair in self._sides(position):  # says which limit, and what fits
+                self._of_pair(pair, num_frames, Size(prefix, response))
         longest_prefix, longest_response = lengths.max(axis=0, initial=0).tolist()
         response = response or _round_up(longest_response, config.response_multiple)
         if not prefix:
@@ -396,9 +492,9 @@ class Pipeline:
                 raise InputError(f"{text}; lower data.max_prefix or data.max_response")
             fit, limit = num_frames, context - response
             for position in positions[lengths[:, 0] > limit]:
-                pair = self.shards.index[position]
-                clip = self._without_frames(pair, num_frames)
-                fit = min(fit, self._frames_that_fit([pair], clip, limit))
+                for pair in self._sides(position):
+                    clip = self._without_frames(pair, num_frames)
+                    fit = min(fit, self._frames_that_fit([pair], clip, limit))
             raise InputError(f"{text}; {fit} frames fit instead of {num_frames}")
         return Size(prefix, response)
 
@@ -415,15 +511,27 @@ class Pipeline:
         }
 
         def measure(position: int) -> tuple[int, int]:
-            row = self._of_pair(position, num_frames, Size())
-            return row.prefix_ids.shape[-1], row.input_ids.shape[-1]
+            rows = [self._of_pair(pair, num_frames, Size()) for pair in self._sides(position)]
+            prefix = max(row.prefix_ids.shape[-1] for row in rows)
+            return prefix, max(row.input_ids.shape[-1] for row in rows)
 
         directory = self.shards.directory
         return measured(directory, key, positions, len(self.shards), measure)
 
-    def _of_pair(self, position: int, num_frames: int, size: Size) -> Row:
-        """Return the texts of a pair with the times that its frames will have."""
+    def _sides(self, position: int) -> tuple[PairRecord, ...]:
+        """Return the pair at a position and, if it has two videos, the one on its rejected video,
+        unless that cannot be read and is skipped for it.
+        """
         pair = self.shards.index[position]
+        try:
+            return self._rejected_videos.sides(pair)
+        except InputError:
+            if self.config.on_error == "error":
+                raise
+            return (pair,)
+
+    def _of_pair(self, pair: PairRecord, num_frames: int, size: Size) -> Row:
+        """Return the texts of a pair with the times that its frames will have."""
         return self._texts([pair], self._without_frames(pair, num_frames), size)
 
     def _without_frames(self, pair: PairRecord, num_frames: int) -> Clip:

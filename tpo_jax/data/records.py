@@ -1,4 +1,5 @@
-"""The pair record: one video, one question, two answers, and where they come from.
+"""The pair record: one video, one question, two answers, or two videos and one answer, and where
+they come from.
 
 Records are `tf.train.Example`s of TFDS features, so that a shard directory opens with
 `tfds.builder_from_directory(dir).as_data_source()` and with `grain.sources.ArrayRecordDataSource`
@@ -74,8 +75,8 @@ class PairRecord(PairTexts):
     `fps`, the average frame rate.
 
     A pair of kind `video` is one answer and two videos, with `rejected` the same text as `chosen`:
-    the answer is better on `video_id` than on `rejected_video_id`. Its two sides share no prefix,
-    so the train step refuses it.
+    the answer is better on `video_id` than on `rejected_video_id`. Its two sides share no prefix:
+    they are two rows of a batch.
     """
 
     video_digest: str

@@ -171,7 +171,8 @@ class Model:
 
         Args:
             pairs: records as in a file of pairs (`docs/data.md`), or `Pair`s. A pair may have
-                `image` or `images` in place of `video`, or none of them.
+                `image` or `images` in place of `video`, or none of them; or `rejected_video`, and
+                its answer is scored on both videos.
             videos: folder of the pairs' videos and images, or a directory of shards.
             num_frames: frames sampled from a video.
             rule: which frames, one of `video.sampling.RULES`.

@@ -12,7 +12,7 @@ import numpy as np
 
 from tpo_jax import families
 from tpo_jax.data.collate import collate, visual_sizes
-from tpo_jax.data.pairs import Pair, Rejection, read_pairs
+from tpo_jax.data.pairs import Pair, read_pairs
 from tpo_jax.data.processor import Processor
 from tpo_jax.data.rows import Row
 from tpo_jax.errors import InputError
@@ -42,7 +42,8 @@ class FrameSource(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Log-probabilities of a pair's answers, summed over their tokens.
+    """Log-probabilities of a pair's answers, summed over their tokens; of a pair of two videos,
+    those of its answer on either.
 
     An answer's tokens are its own, `<|im_end|>` and the newline after it; with the prompt style
     `dpo_trainer` also the six tokens of the template that the original trainer labels.
@@ -70,7 +71,8 @@ def score_batch(config: ModelConfig, params: dict, batch: Batch) -> jax.Array:
 
 
 def read_list(path: Path, videos: Path) -> list[Pair]:
-    """Read a list of pairs of two answers each, on a video, on images or on text alone.
+    """Read a list of pairs: two answers on a video, on images or on text alone, or one answer on
+    two videos.
 
     Args:
         path: Of the list.
@@ -80,11 +82,6 @@ def read_list(path: Path, videos: Path) -> list[Pair]:
         InputError: the first record that is not such a pair, and how many more there are.
     """
     pairs, rejections = read_pairs(path, stills=True, videos=videos)
-    rejections += [
-        Rejection(pair.where, "is one answer on two videos; score takes two answers on one", None)
-        for pair in pairs
-        if pair.rejected_video
-    ]
     if rejections:
         more = f" (and {len(rejections) - 1} more)" if len(rejections) > 1 else ""
         raise InputError(f"{rejections[0].where}: {rejections[0].reason}{more}")
@@ -112,13 +109,33 @@ def score(
     model: "Model", pairs: Sequence[Pair], source: FrameSource, batch_size: int
 ) -> list[Score]:
     """Score every pair; see `Model.score`."""
+    # A pair of two videos is scored on either of them.
+    sides = [
+        [
+            pair,
+            *([dataclasses.replace(pair, video=pair.rejected_video)] * bool(pair.rejected_video)),
+        ]
+        for pair in pairs
+    ]
+    every = [pair for both in sides for pair in both]
     found: dict[int, Score] = {}
     # The rows of a batch are all on videos, or none is.
     for on_video in (True, False):
-        numbers = [i for i, pair in enumerate(pairs) if bool(pair.video) == on_video]
-        part = [pairs[i] for i in numbers]
+        numbers = [i for i, pair in enumerate(every) if bool(pair.video) == on_video]
+        part = [every[i] for i in numbers]
         found |= zip(numbers, _scores(model, part, source, batch_size), strict=True)
-    return [found[i] for i in range(len(pairs))]
+    scores = iter([found[i] for i in range(len(every))])
+    return [_joined([next(scores) for _ in both]) for both in sides]
+
+
+def _joined(scores: Sequence[Score]) -> Score:
+    """Return the score of a pair: of one of two videos, that of the answer on the rejected one as
+    that of a rejected answer.
+    """
+    first, last = scores[0], scores[-1]
+    return dataclasses.replace(
+        first, rejected_logp=last.rejected_logp, rejected_tokens=last.rejected_tokens
+    )
 
 
 def _scores(

@@ -3,7 +3,8 @@
 `total = dpo_weight * preference + alpha * sft + token_kl * KL`, where `preference` is a mean over
 pairs of one loss of `losses.py` or a weighted sum of several, `sft` a mean over chosen tokens of
 `-log pi` and `KL` a mean over chosen answers of the divergence from the reference, summed over
-their tokens. TPO (arXiv 2501.13919, section 3.3) is `sigmoid` with `alpha`.
+their tokens. TPO (arXiv 2501.13919, section 3.3) is `sigmoid` with `alpha`. Pairs of two videos,
+in a batch beside those of two answers, add means of their own (`conditional.py`).
 
 Every mean is a sum over a given denominator, so that micro-batches add up to the full batch
 exactly.
@@ -11,12 +12,13 @@ exactly.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 
 from tpo_jax.errors import InputError
+from tpo_jax.objectives.conditional import VIDEO, join_rows, video_loss, video_pairs
 from tpo_jax.objectives.losses import LOSSES, WITH_SMOOTHING, WITHOUT_REFERENCE, Pairs
 
 
@@ -37,18 +39,21 @@ class Objective:
     margin: float = 0.5  # of simpo
     reference_free: bool = False  # take the reference's log-probabilities as 0
     token_kl: float = 0.0  # weight of KL(reference || policy) at the chosen answer's tokens
+    video_weight: float = 0.0  # of the preference between the two videos of a pair
+    video_anchor: float = 0.0  # of the reward of its answer on the chosen video staying above 0
 
     def __post_init__(self) -> None:
         if not 0 < self.beta < math.inf:
             raise InputError(f"objective.beta={self.beta} must be above 0")
-        for name in ("alpha", "dpo_weight", "margin", "token_kl"):
+        weights = ("alpha", "dpo_weight", "token_kl", "video_weight", "video_anchor")
+        for name in (*weights, "margin"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"objective.{name}={getattr(self, name)} must not be negative")
         if not 0 <= self.label_smoothing < 0.5:
             raise InputError(
                 f"objective.label_smoothing={self.label_smoothing} must be at least 0 and below 0.5"
             )
-        if not (self.alpha or self.dpo_weight or self.token_kl):
+        if not any(getattr(self, name) for name in weights):
             raise InputError(
                 "objective.alpha and objective.dpo_weight are both 0: nothing to train"
             )
@@ -73,10 +78,25 @@ class Objective:
         return self.dpo_weight != 0
 
     @property
+    def answers(self) -> int:
+        """Answers of a pair that a batch must have, A."""
+        return 2 if self.uses_pairs or self.uses_videos else 1
+
+    @property
     def uses_reference(self) -> bool:
         """Whether the loss reads log-probabilities under a reference."""
         names = set(self.terms) - set(WITHOUT_REFERENCE)
-        return self.uses_pairs and not self.reference_free and bool(names)
+        return not self.reference_free and (self.uses_pairs and bool(names) or self.uses_videos)
+
+    @property
+    def uses_videos(self) -> bool:
+        """Whether batches have pairs of two videos."""
+        return self.video_weight > 0 or self.video_anchor > 0
+
+    @property
+    def rows_together(self) -> int:
+        """Neighbouring rows of a batch that may be one pair."""
+        return 2 if self.uses_videos else 1
 
     @property
     def uses_live_reference(self) -> bool:
@@ -122,19 +142,30 @@ def parse(loss: str) -> dict[str, float]:
     return terms
 
 
-def denominators(target_mask: jax.Array) -> dict[str, jax.Array]:
-    """Count the pairs and the chosen tokens of a batch, each at least 1.
+def counts(target_mask: jax.Array, videos: bool = False) -> Iterator[tuple[str, jax.Array]]:
+    """Yield what is counted of a batch by its name: pairs of two answers and the tokens of their
+    chosen ones.
 
     Args:
         target_mask: bool `[B, Q, A, R]`.
+        videos: whether to count the pairs of two videos, too.
 
-    Returns:
-        float32 scalars `pairs`, `tokens`.
+    Yields:
+        int32 scalars `pairs`, `tokens` and, with `videos`, `video_pairs`.
     """
     present = target_mask.any(-1).all(-1)
+    yield "pairs", present.sum()
+    chosen = target_mask[:, :, 0]
+    yield "tokens", (chosen & present[..., None] if videos else chosen).sum()
+    if videos:
+        yield "video_pairs", video_pairs(target_mask).sum()
+
+
+def denominators(target_mask: jax.Array, videos: bool = False) -> dict[str, jax.Array]:
+    """Return the `counts` of a batch, each at least 1, as float32 scalars."""
     return {
-        "pairs": jnp.maximum(present.sum(), 1).astype(jnp.float32),
-        "tokens": jnp.maximum(target_mask[:, :, 0].sum(), 1).astype(jnp.float32),
+        name: jnp.maximum(count, 1).astype(jnp.float32)
+        for name, count in counts(target_mask, videos)
     }
 
 
@@ -176,7 +207,7 @@ def tpo_loss(
         target_mask: bool `[B, Q, A, R]`.
         reference: float32 `[B, Q, 2]`, summed log-probabilities; `[B, Q, 4]` when the objective
             uses phrases, with their sums after. None without a reference. `A` may be 1 without
-            pairs.
+            pairs. Both rows of a pair of two videos have those of both.
         totals: `denominators` of the whole batch; with `mean_log_ratios` where this is a part of it
             and the objective uses them.
         phrase_mask: bool `[B, Q, 2, R]`, tokens in which the answers differ.
@@ -188,7 +219,10 @@ def tpo_loss(
         the batch's means. No gradient flows through rewards and log-probabilities.
     """
     lengths = target_mask.sum(-1).astype(jnp.float32)  # [B, Q, A]
-    sft = -token_logps[:, :, 0].sum() / totals["tokens"]
+    chosen = token_logps[:, :, 0]
+    if objective.uses_videos:
+        chosen = jnp.where(target_mask.any(-1).all(-1)[..., None], chosen, 0.0)
+    sft = -chosen.sum() / totals["tokens"]
     loss = objective.alpha * sft
     metrics = {"losses/sft": sft}
     present = target_mask.any(-1).all(-1)
@@ -225,22 +259,36 @@ def tpo_loss(
             metrics["losses/dpo" if name == "sigmoid" else f"losses/{name}"] = values
         loss = loss + objective.dpo_weight * preference
         metrics |= _records(jax.lax.stop_gradient(pairs), lengths, objective, mean)
+    if objective.uses_videos:
+        if objective.uses_reference and reference is None:
+            raise ValueError("pairs of two videos and no reference is given")
+        conditional, anchor, records = video_loss(
+            join_rows(token_logps.sum(-1), target_mask),
+            video_pairs(target_mask),
+            reference if objective.uses_reference else None,
+            objective.beta,
+            totals["video_pairs"],
+        )
+        loss = loss + objective.video_weight * conditional
+        metrics |= records
+        if objective.video_anchor:
+            loss = loss + objective.video_anchor * anchor
+            metrics[VIDEO + "losses/anchor"] = anchor
     return loss, metrics | {"losses/total": loss}
 
 
 def metric_names(objective: Objective) -> list[str]:
     """Return the names of the metrics that `tpo_loss` gives."""
-    answers = 2 if objective.uses_pairs else 1
 
     def metrics() -> dict[str, jax.Array]:
-        logps = jnp.zeros((1, 1, answers, 1))
+        logps = jnp.zeros((2, 1, objective.answers, 1))
         labelled = jnp.ones(logps.shape, bool)
         return tpo_loss(
             logps,
             labelled,
-            jnp.zeros((1, 1, 4 if objective.uses_phrases else 2)),
+            jnp.zeros((2, 1, 4 if objective.uses_phrases else 2)),
             objective,
-            denominators(labelled),
+            denominators(labelled, objective.uses_videos),
             phrase_mask=labelled,
             token_kl=logps[:, :, 0],
         )[1]

@@ -157,19 +157,32 @@ def placed(
     return jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=sharding)
 
 
-def check_rows(rows: int, mesh: jax.sharding.Mesh, micro_batches: int = 1) -> None:
+def check_rows(
+    rows: int, mesh: jax.sharding.Mesh, micro_batches: int = 1, together: int = 1
+) -> None:
     """Check that all devices get the same number of rows in every micro-batch.
+
+    Args:
+        rows: of a batch.
+        mesh: devices.
+        micro_batches: parts of a batch.
+        together: neighbouring rows that several micro-batches must not part.
 
     Raises:
         InputError: they do not; the message names the nearest legal numbers of rows.
     """
     parts = math.prod(mesh.shape[axis] for axis in ROWS) * micro_batches
+    by = "data*fsdp"
+    if micro_batches > 1:
+        by += "*micro_batches"
+        if together > 1:
+            parts, by = together * parts, f"{together}*{by}"
     if rows % parts:
-        by = "data*fsdp" if micro_batches == 1 else "data*fsdp*micro_batches"
+        more = f"; pairs of two videos add {together} * data.video_pairs" if together > 1 else ""
         near = max(rows // parts, 1) * parts
         raise InputError(
             f"{rows} rows per batch do not divide over {by}={parts}; "
-            f"use {near} or {near + parts} rows (train.batch_size / data.pairs_per_row)"
+            f"use {near} or {near + parts} rows (train.batch_size / data.pairs_per_row){more}"
         )
 
 

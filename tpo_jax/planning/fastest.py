@@ -97,13 +97,15 @@ def _on_mesh(
 ) -> Iterator[Setting]:
     """Yield the settings of a mesh; InputError: none can run."""
     sizes = tuple(mesh.shape[axis] for axis in AXES)
-    shape = batch_shape(experiment.read(config), model)
+    read = experiment.read(config)
+    shape, together = batch_shape(read, model), read.objective.rows_together
     context = mesh.shape["context"]
     if shape.prefix % (LANES * (2 * context if context > 1 else 1)):
         return
     parts = mesh.shape[ROWS[0]] * mesh.shape[ROWS[1]]
     check_rows(shape.rows, mesh)
-    micros = [n for n in range(1, shape.rows // parts + 1) if shape.rows % (parts * n) == 0]
+    most = shape.rows // parts
+    micros = [1, *(n for n in range(2, most + 1) if shape.rows % (parts * n * together) == 0)]
     for moments in MOMENTS:
         changed = functools.partial(_changed, config, moments=moments)
         state = abstract_state(changed(REMATS[0], 1), model, mesh)[1]

@@ -120,8 +120,8 @@ def compile_step(
         # Not what `auto` falls back to: a prefix that the kernel does not take is an error here.
         compute = dataclasses.replace(wanted.compute, attention="splash")
         wanted = dataclasses.replace(wanted, compute=compute)
-    rows = wanted.data.batch_size // wanted.data.pairs_per_row
-    check_rows(rows, mesh, wanted.compute.micro_batches)
+    together = wanted.objective.rows_together
+    check_rows(wanted.data.rows, mesh, wanted.compute.micro_batches, together)
     check_heads(model.decoder.heads, model.decoder.kv_heads, mesh)
     shape = batch_shape(wanted, model)
     live = wanted.objective.uses_live_reference
@@ -132,7 +132,7 @@ def compile_step(
         len(devices),
         len(devices) // chip.devices,
         dict(mesh.shape),
-        wanted.data.batch_size,
+        wanted.data.batch_size + wanted.data.video_pairs,
         wanted.data.frames.most,
         shape.prefix,
         shape.response,
@@ -166,7 +166,7 @@ def batch_shape(wanted: experiment.Experiment, model: ModelConfig) -> BatchShape
             f"{model.max_length}"
         )
     return BatchShape(
-        rows=data.batch_size // data.pairs_per_row,
+        rows=data.rows,
         prefix=prefix,
         questions=data.pairs_per_row,
         answers=2,

@@ -82,7 +82,7 @@ def read_pairs(path: str | Path, videos: str | Path) -> list[Pair]:
         videos: Folder of the videos.
     """
     valid, rejected = read_list(path, videos=Path(videos))
-    one = [pair for pair in valid if not pair.rejected_video]  # `train` takes no others
+    one = [pair for pair in valid if not pair.rejected_video]  # its config takes no others
     there = [pair for pair in one if (Path(videos) / pair.video).is_file()]
     print(
         f"{len(there)} pairs; left out: {len(one) - len(there)} whose video is not there, "

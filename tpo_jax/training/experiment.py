@@ -134,9 +134,19 @@ def read(config: ConfigDict) -> Experiment:
         batch_size=schedule.batch_size,
         seed=schedule.seed,
         num_epochs=0 if schedule.num_steps else schedule.num_epochs,
-        answers=2 if objective.uses_pairs else 1,
+        answers=objective.answers,
         phrases=objective.uses_phrases,
     )
+    if data.video_pairs and not objective.uses_videos:
+        raise InputError(
+            f"objective.video_weight={objective.video_weight} must be above 0 to train on "
+            f"data.video_pairs={data.video_pairs} pairs of two videos a batch"
+        )
+    if objective.uses_videos and not data.video_pairs:
+        raise InputError(
+            "objective.video_weight and objective.video_anchor are weights of pairs of two videos: "
+            "set data.video_pairs, how many of them a batch has"
+        )
     if schedule.eval_every and not (data.eval_shards or data.eval_share):
         raise InputError(
             f"train.eval_every={schedule.eval_every} needs held-out pairs: data.eval_shards or "

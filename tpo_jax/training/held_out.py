@@ -1,8 +1,9 @@
 """Metrics over held-out pairs: the objective's, as if all of these pairs were one batch.
 
 Every metric is a sum over pairs divided by their number, or a sum over chosen tokens divided by
-theirs (`objectives/preference.py`). Batches therefore give shares with the denominators 1, which
-are added up and divided at the end: padding and pairs that cannot be decoded weigh nothing.
+theirs, or over pairs of two videos by theirs (`objectives/preference.py`). Batches therefore give
+shares with the denominators 1, which are added up and divided at the end: padding and pairs that
+cannot be decoded weigh nothing.
 """
 
 import contextlib
@@ -16,7 +17,8 @@ import numpy as np
 
 from tpo_jax.data.pipeline import Pipeline
 from tpo_jax.models.batch import Batch
-from tpo_jax.objectives.preference import Objective, mean_log_ratios, tpo_loss
+from tpo_jax.objectives.conditional import VIDEO
+from tpo_jax.objectives.preference import Objective, counts, mean_log_ratios, tpo_loss
 from tpo_jax.training.feed import Feed
 from tpo_jax.training.state import TrainState
 
@@ -34,8 +36,9 @@ def make_evaluator(
     Returns:
         The function. Its `log_ratios`, float32 `[2]`, are the means of chosen and rejected
         answers over all pairs, for losses that read them. It returns float32 scalars:
-        counts `pairs` and `tokens`, shares by metric in `by_pair` and `by_token`; and
-        `log_ratios`, float32 `[2]`, its share of the mean log-ratios, if the objective has them.
+        counts `pairs`, `tokens` and, if the objective has them, `video_pairs`; in `shares`, by each
+        of these names, the shares of the metrics that it divides; and `log_ratios`, float32 `[2]`,
+        its share of the mean log-ratios, if the objective has them.
     """
     one, never = jnp.float32(1), jnp.float32(jnp.inf)  # what is divided by infinity is no share
 
@@ -45,17 +48,16 @@ def make_evaluator(
         found = forward(state.params, state.frozen, batch, reference)
         mask = found["target_mask"]
         whole = {"mean_log_ratios": log_ratios} if objective.uses_mean_log_ratios else {}
+        counted: dict[str, Any] = {
+            name: count.astype(jnp.float32) for name, count in counts(mask, objective.uses_videos)
+        }
+        nothing = dict.fromkeys(counted, never)
 
-        def shares(pairs: jax.Array, tokens: jax.Array) -> dict[str, jax.Array]:
-            totals = {"pairs": pairs, "tokens": tokens} | whole
+        def shares(name: str) -> dict[str, jax.Array]:
+            totals = nothing | {name: one} | whole
             return tpo_loss(objective=objective, totals=totals, **found)[1]
 
-        counted = {
-            "pairs": mask.any(-1).all(-1).sum(dtype=jnp.float32),
-            "tokens": mask[:, :, 0].sum(dtype=jnp.float32),
-            "by_pair": shares(one, never),
-            "by_token": shares(never, one),
-        }
+        counted["shares"] = {name: shares(name) for name in nothing}
         if objective.uses_mean_log_ratios:
             logps, known = found["token_logps"], found["reference"]
             counted["log_ratios"] = mean_log_ratios(logps, mask, known, {"pairs": one})
@@ -81,7 +83,8 @@ class HeldOut:
     objective: Objective
 
     def metrics(self, state: TrainState) -> dict[str, float]:
-        """Return the metrics of a train state over all held-out pairs, names without `eval/`.
+        """Return the metrics of a train state over all held-out pairs, names without `eval/`; those
+        of pairs of two videos only if one is held out.
 
         All processes must call this together.
         """
@@ -90,12 +93,17 @@ class HeldOut:
             # Every pair's loss depends on all of them: one more forward pass.
             mean = sums["log_ratios"] / max(sums["pairs"], 1)
             sums = self._sums(state, mean.astype(np.float32))
-        pairs, tokens = max(sums["pairs"], 1), max(sums["tokens"], 1)
+        shares = sums["shares"]
         found = {
-            name: float(share / pairs + sums["by_token"][name] / tokens)
-            for name, share in sums["by_pair"].items()
+            name: float(sum(share[name] / max(sums[kind], 1) for kind, share in shares.items()))
+            for name in shares["pairs"]
         }
-        return found | {"pairs": float(sums["pairs"])}
+        found["pairs"] = float(sums["pairs"])
+        if not self.objective.uses_videos:
+            return found
+        if not sums["video_pairs"]:
+            return {name: value for name, value in found.items() if not name.startswith(VIDEO)}
+        return found | {VIDEO + "pairs": float(sums["video_pairs"])}
 
     def _sums(self, state: TrainState, log_ratios: np.ndarray) -> dict[str, Any]:
         total: Any = 0.0

@@ -52,7 +52,8 @@ def identity(
     identity = cache_key(pairs, weights, dtype) | {"checkpoint_format": FORMAT}
     if held_out:
         key = cache_key(held_out, weights, dtype)
-        identity["held_out"] = [key["shards"], key["pairs"]]
+        names = ("shards", "pairs", "two_videos")
+        identity["held_out"] = [key[name] for name in names if name in key]
     return weights, {"config": json.loads(config.to_json_best_effort()), "identity": identity}
 
 

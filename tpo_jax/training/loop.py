@@ -88,12 +88,14 @@ def run(
             with clock.span("input_wait"):
                 batch = next(batches)
             index = np.asarray(batch.pair_index)
-            trained += int((index >= 0).sum()) * jax.process_count()
+            # A pair of two videos has a chosen answer in its first row only.
+            there = np.asarray(batch.target_mask)[:, :, 0].any(-1)
+            trained += int(there.sum()) * jax.process_count()
             step += 1
             profiler.before(step)
             state, metrics = clock.dispatch(step_fn, state, feed.put(batch))
             profiler.after(step, metrics)
-            recent.append((step, index[index >= 0], metrics))
+            recent.append((step, index[there], metrics))
 
             stopping = stop.reached(step)
             last = step == config.num_steps or stopping

@@ -73,6 +73,9 @@ class Progress:
     COLUMNS = (
         ("margin", "rewards/margins", ".3f"),
         ("accuracy", "rewards/accuracies", ".2f"),
+        ("v loss", "video/losses/dpo", ".4g"),
+        ("v margin", "video/rewards/margins", ".3f"),
+        ("v accur.", "video/rewards/accuracies", ".2f"),
         ("chosen", "logps/chosen", ".2f"),
         ("rejected", "logps/rejected", ".2f"),
         ("grad norm", "grad_norm", ".3g"),
@@ -111,7 +114,7 @@ class Progress:
 
     def show_eval(self, step: int, scalars: dict[str, float]) -> None:
         """Print one line with the metrics over held-out pairs, given without `eval/`."""
-        columns = _losses(scalars) + self.COLUMNS[:4]
+        columns = _losses(scalars) + self.COLUMNS[:7]
         values = (f"{title} {scalars[n]:{form}}" for title, n, form in columns if n in scalars)
         pairs = f"{scalars['pairs']:.0f} held-out pairs"
         print(f"step {step}, {pairs}: {', '.join(values)}", file=sys.stderr, flush=True)

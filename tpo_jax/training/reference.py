@@ -34,8 +34,11 @@ def cache_key(pipeline: Pipeline, weights: str, dtype: str) -> dict[str, Any]:
     Args:
         weights: Fingerprint of the reference.
     """
-    data = pipeline.config
-    return {
+    data, two_videos = pipeline.config, pipeline.two_videos.pairs
+    more = {}
+    if len(two_videos):
+        more["two_videos"] = hashlib.sha256(two_videos.tobytes()).hexdigest()
+    return more | {
         "weights": weights,
         "model": key_of(pipeline.model),
         "shards": pipeline.shards.fingerprint,
@@ -52,7 +55,7 @@ class Reference:
 
     Args:
         score: `(params, batch)` to float32 `[B, Q, 2]`, or `[B, Q, 4]` with the sums over the
-            phrases of both answers after.
+            phrases of both answers after; rows of one pair have the same.
     """
 
     def __init__(

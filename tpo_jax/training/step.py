@@ -15,6 +15,7 @@ from tpo_jax.models.blocks import remat_policy
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.lora import NO_ADAPTERS, Lora, join, scaled
 from tpo_jax.models.vlm import cast, token_divergence
+from tpo_jax.objectives.conditional import VIDEO, join_rows
 from tpo_jax.objectives.preference import Objective, denominators, mean_log_ratios, tpo_loss
 from tpo_jax.parallel.attention import BACK_ENDS
 from tpo_jax.training.state import TrainState
@@ -87,7 +88,7 @@ def make_forward(
                 other.decoder.head_kernel,
                 compute.head_chunk,
             )
-            found["reference"] = answer_sums(logps, batch)
+            found["reference"] = answer_sums(logps, batch, objective.uses_videos)
             found["token_kl"] = jnp.where(batch.target_mask[:, :, 0], divergence, 0.0)
         return found
 
@@ -117,6 +118,7 @@ def make_step(
         `param_norm`, `pairs` and `skipped` (pairs of the batch that cannot be decoded).
     """
     forward = make_forward(model, objective, compute, lora)
+    parts = compute.micro_batches, objective.rows_together
 
     def loss_fn(
         trainable: dict, frozen: dict, batch: Batch, totals: dict, reference: dict | None
@@ -129,7 +131,7 @@ def make_step(
     def step(
         state: TrainState, batch: Batch, reference: dict | None = None
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        totals = denominators(batch.target_mask)
+        totals = denominators(batch.target_mask, objective.uses_videos)
         weights = state.params, state.frozen
 
         def log_ratios(part: Batch) -> jax.Array:
@@ -147,8 +149,8 @@ def make_step(
         else:
             if objective.uses_mean_log_ratios:
                 # The loss of each part depends on the whole batch: one more forward pass.
-                totals["mean_log_ratios"] = sum_over_parts(log_ratios, batch, compute.micro_batches)
-            grads, metrics = sum_over_parts(micro, batch, compute.micro_batches)
+                totals["mean_log_ratios"] = sum_over_parts(log_ratios, batch, *parts)
+            grads, metrics = sum_over_parts(micro, batch, *parts)
 
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -158,24 +160,38 @@ def make_step(
             "pairs": totals["pairs"],
             "skipped": jnp.sum(jnp.asarray(batch.pair_index) < -1, dtype=jnp.float32),
         }
+        if objective.uses_videos:
+            metrics[VIDEO + "pairs"] = totals["video_pairs"]
         return TrainState(params, state.frozen, opt, state.step + 1), metrics
 
     return step
 
 
-def answer_sums(token_logps: jax.Array, batch: Batch) -> jax.Array:
+def answer_sums(token_logps: jax.Array, batch: Batch, videos: bool = False) -> jax.Array:
     """Sum log-probabilities float32 `[B, Q, A, R]` over each answer: float32 `[B, Q, A]`.
 
-    For a batch with `phrase_mask` the sums over the answers' phrases follow: `[B, Q, 2 * A]`.
+    For a batch with `phrase_mask` the sums over the answers' phrases follow: `[B, Q, 2 * A]`. With
+    `videos` there may be pairs of two videos, and both of their rows get the sums of both.
     """
     sums = [token_logps.sum(-1)]
     if batch.phrase_mask is not None:
         sums.append(jnp.where(batch.phrase_mask, token_logps, 0.0).sum(-1))
-    return jnp.concatenate(sums, axis=-1)
+    found = jnp.concatenate(sums, axis=-1)
+    return join_rows(found, jnp.asarray(batch.target_mask)) if videos else found
 
 
-def sum_over_parts(function: Callable[[Batch], Any], batch: Batch, n: int) -> Any:
-    """Add up the values of a function over `n` micro-batches of a batch, one after the other."""
+def sum_over_parts(
+    function: Callable[[Batch], Any], batch: Batch, n: int, together: int = 1
+) -> Any:
+    """Add up the values of a function over `n` micro-batches of a batch, one after the other.
+
+    Args:
+        together: so many neighbouring rows are in one micro-batch.
+    """
+    if together > 1:
+        groups = jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), batch)
+        rows = lambda part: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), part)  # noqa: E731
+        return sum_over_parts(lambda part: function(rows(part)), groups, n)
     # A strided split: each device keeps its own rows in every micro-batch.
     parts = jax.tree.map(
         lambda x: x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1), batch
@@ -189,13 +205,15 @@ def sum_over_parts(function: Callable[[Batch], Any], batch: Batch, n: int) -> An
     )[0]
 
 
-def make_scorer(model: ModelConfig, compute: Compute) -> Callable[[dict, Batch], jax.Array]:
+def make_scorer(
+    model: ModelConfig, compute: Compute, videos: bool = False
+) -> Callable[[dict, Batch], jax.Array]:
     """Build `score(params, batch)`, the sums of `answer_sums` under the given parameters."""
 
     def score(params: dict, batch: Batch) -> jax.Array:
         logps = families.bind(model, cast(params, compute.dtype)).token_logps(
             batch, chunk=compute.head_chunk, attention=compute.attention
         )
-        return answer_sums(logps, batch)
+        return answer_sums(logps, batch, videos)
 
     return score
