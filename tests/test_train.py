@@ -166,13 +166,15 @@ def test_several_numbers_of_frames_resume_bit_for_bit_with_the_reference_of_each
     experiment = read(config)
     mesh = make_mesh(dataclasses.asdict(experiment.mesh))
     begin = open_weights(experiment, mesh)
-    pairs, _ = command.open_data(experiment, begin.model, begin.tokenizer, mesh)
+    mixture, _ = command.open_data(experiment, begin.model, begin.tokenizer, mesh)
+    (pairs,) = mixture.parts
     scorer = make_scorer(begin.model, experiment.compute)
     base = reference.Reference(scorer, begin.load(), mesh)
     logps = {n: base.compute(pairs.once(num_frames=n)) for n in (4, 8)}
     assert {pairs.frames_of(k) for k in (0, 1, 2)} == {pairs.frames_of(k) for k in (3, 4, 5)}
     for k, record in enumerate(found):
         expected = logps[pairs.frames_of(k)][pairs[k].pair_index.ravel()].mean(0)
+        assert record["frames"] == pairs.frames_of(k)
         values = [record["ref_logps/chosen"], record["ref_logps/rejected"]]
         assert values == pytest.approx(expected.tolist(), rel=1e-5)
     assert np.abs(logps[4] - logps[8]).mean() > 1e-2  # so another one's would be noticed
@@ -184,6 +186,56 @@ def test_several_numbers_of_frames_resume_bit_for_bit_with_the_reference_of_each
     train(config, parts)
     assert set(shards.glob("reference-*.npz")) == caches and len(caches) == 2
     assert metrics(parts) == found and same_bits(final_state(parts), final_state(whole))
+
+
+def test_replayed_directories_have_a_reference_each_and_resume_bit_for_bit(
+    config, tiny_world, tmp_path, programs
+):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    ignored = shutil.ignore_patterns("reference-*")
+    folders = [
+        shutil.copytree(tiny_world / name, tmp_path / name, ignore=ignored)
+        for name in ("shards", "held_out")
+    ]
+    config.data.shards, config.data.replay = str(folders[0]), (str(folders[1]),)
+    config.data.eval_shards, config.train.eval_every = "", 0
+    config.train.num_epochs = 1
+    train(config, whole)
+    found = metrics(whole)
+    assert programs.count("jit(step)") == 1
+    assert found[0]["losses/total"] == pytest.approx(np.log(2), abs=1e-5)
+    caches = [list(folder.glob("reference-*.npz")) for folder in folders]
+    assert [len(files) for files in caches] == [1, 1]
+
+    experiment = read(config)
+    mesh = make_mesh(dataclasses.asdict(experiment.mesh))
+    begin = open_weights(experiment, mesh)
+    mixture, _ = command.open_data(experiment, begin.model, begin.tokenizer, mesh)
+    logps = np.concatenate([np.load(path)["logps"] for (path,) in caches])
+    used = [mixture.place(k)[0] for k in range(len(mixture))]
+    assert used.count(0) == 3 and used.count(1) > 0 and len(found) == len(mixture)
+    assert sum(record["pairs"] for record in found) == 24 + 5 * used.count(1)
+    for k, record in enumerate(found):
+        index = mixture[k].pair_index.ravel()
+        expected = logps[index[index >= 0]].mean(0).tolist()
+        assert [record["ref_logps/chosen"], record["ref_logps/rejected"]] == pytest.approx(
+            expected, rel=1e-5
+        )
+
+    last = len(found)
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / str(last))
+    shutil.rmtree(parts / "model")
+    train(config, parts)
+    assert metrics(parts) == found
+    assert same_bits(final_state(parts, last), final_state(whole, last))
+    assert [list(folder.glob("reference-*.npz")) for folder in folders] == caches
+    config.data.replay_weights = (3.0, 1.0)
+    with pytest.raises(InputError, match="data.replay_weights: "):
+        train(config, whole)
+    config.data.replay_weights, config.data.replay = (), (str(tiny_world / "shards"),)
+    with pytest.raises(InputError, match="hold the same pairs"):
+        train(config, whole)
 
 
 def test_adapters_alone_train_resume_bit_for_bit_and_are_merged(config, tmp_path, finished_run):

@@ -18,14 +18,16 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from tpo_jax.checkpoints.train_state import TrainCheckpoints
+from tpo_jax.data.mixture import Mixture, open_mixture
 from tpo_jax.data.padding import PaddingCheck
 from tpo_jax.data.pipeline import Pipeline
 from tpo_jax.data.tokenizer import load_tokenizer
-from tpo_jax.errors import InputError, run_command
+from tpo_jax.errors import InputError, note, run_command
 from tpo_jax.io.files import write_json
 from tpo_jax.io.paths import check_config, define_path
 from tpo_jax.models.config import ModelConfig
@@ -57,33 +59,35 @@ from tpo_jax.training.weights import open_weights, save_result
 
 def open_data(
     experiment: Experiment, model: ModelConfig, tokenizer: Path, mesh: jax.sharding.Mesh
-) -> tuple[Pipeline, Pipeline | None]:
+) -> tuple[Mixture, Pipeline | None]:
     """Return the pairs to train on, and the held-out pairs if there are any.
 
     Raises:
         InputError: Shards, sizes of a batch and mesh do not fit each other.
     """
     data, compute = experiment.data, experiment.compute
-    pipeline = Pipeline(
+    mixture = open_mixture(
         data,
         model,
         load_tokenizer(tokenizer, model),
         jax.process_index(),
         jax.process_count(),
     )
-    if data.video_pairs and not len(pipeline.two_videos.pairs):
-        raise InputError(
-            f"data.video_pairs={data.video_pairs}: {data.shards} holds no pair of two videos to "
-            "train on; set data.video_pairs, objective.video_weight and objective.video_anchor to 0"
-        )
+    for part in mixture.parts:
+        if data.video_pairs and not len(part.two_videos.pairs):
+            raise InputError(
+                f"data.video_pairs={data.video_pairs}: {part.config.shards} holds no pair of two "
+                "videos to train on; set data.video_pairs, objective.video_weight and "
+                "objective.video_anchor to 0"
+            )
     together = experiment.objective.rows_together
     check_rows(data.rows, mesh, compute.micro_batches, together)
-    held_out = pipeline.held_out()
-    if held_out and (both := _videos(pipeline) & _videos(held_out)):
-        print(
-            f"data.eval_shards: {len(both)} of its videos are in data.shards, too", file=sys.stderr
-        )
-    for found in filter(None, (pipeline, held_out)):
+    held_out = mixture.parts[0].held_out()
+    evaluated = _videos(held_out) if held_out else set()
+    for part in mixture.parts:
+        if both := _videos(part) & evaluated:
+            note(f"held-out pairs: {len(both)} of their videos are in {part.config.shards}, too")
+    for found in filter(None, (*mixture.parts, held_out)):
         for num_frames in found.config.frames.counts:
             response = found.shape_with(num_frames).response
             if compute.head_chunk and response % compute.head_chunk:
@@ -91,7 +95,7 @@ def open_data(
                     f"compute.head_chunk={compute.head_chunk} must divide the {response} "
                     "positions of a response"
                 )
-    return pipeline, held_out
+    return mixture, held_out
 
 
 def _videos(pipeline: Pipeline) -> set[str]:
@@ -101,7 +105,7 @@ def _videos(pipeline: Pipeline) -> set[str]:
 
 
 def run_length(
-    experiment: Experiment, pipeline: Pipeline, held_out: Pipeline | None, watch: Watch
+    experiment: Experiment, mixture: Mixture, held_out: Pipeline | None, watch: Watch
 ) -> loop.LoopConfig:
     """Return how long the run is and when it writes what.
 
@@ -110,7 +114,7 @@ def run_length(
     """
     schedule, policy = experiment.schedule, experiment.checkpoints
     length = loop.LoopConfig(
-        schedule.num_steps or len(pipeline), schedule.log_every, schedule.eval_every
+        schedule.num_steps or len(mixture), schedule.log_every, schedule.eval_every
     )
     if watch.profiled.start > length.num_steps:
         raise InputError(
@@ -134,7 +138,8 @@ def run_length(
 def make_feed(
     experiment: Experiment,
     reference: Reference,
-    pairs: list[Pipeline],
+    mixture: Mixture,
+    seen: list[list[Pipeline]],
     weights: str,
     given: str = "",
 ) -> Feed:
@@ -142,18 +147,24 @@ def make_feed(
     the objective reads them.
 
     Args:
-        pairs: Those of the batches, for every number of frames that they have there.
+        seen: The pairs of the batches, for every directory and number of frames.
         weights: Fingerprint of the reference.
         given: File of its log-probabilities; empty: beside the shards.
     """
-    logps, objective = None, experiment.objective
-    if objective.uses_reference and not objective.uses_live_reference:
-        keys = [cache_key(part, weights, experiment.compute.dtype) for part in pairs]
-        logps = {
-            part.shape.frames: reference.logps(part, key, given)
-            for part, key in zip(pairs, keys, strict=True)
-        }
-    return Feed(reference.mesh, pairs[0].shards.index, logps)
+    objective, dtype, pairs = experiment.objective, experiment.compute.dtype, mixture.pairs
+    counts = {part.shape.frames: part.config.frames.most for parts in seen for part in parts}
+    if len(counts) == 1:
+        counts = {}
+    if objective.uses_live_reference or not objective.uses_reference:
+        return Feed(reference.mesh, pairs, frames=counts)
+    known: dict[int, np.ndarray] = {}
+    for first, parts in zip(mixture.first, seen, strict=True):
+        for part in parts:
+            logps = reference.logps(part, cache_key(part, weights, dtype), given)
+            absent = np.full((len(pairs), logps.shape[1]), np.nan, logps.dtype)
+            whole = known.setdefault(part.shape.frames, absent)
+            whole[first : first + len(logps)] = logps
+    return Feed(reference.mesh, pairs, known, frames=counts)
 
 
 def frozen_copy(params: dict, dtype: str) -> dict:
@@ -187,8 +198,8 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
     mesh = make_mesh(dataclasses.asdict(experiment.mesh))
     begin = open_weights(experiment, mesh)
     model = begin.model
-    pipeline, held_out_pairs = open_data(experiment, model, begin.tokenizer, mesh)
-    length = run_length(experiment, pipeline, held_out_pairs, watch)
+    mixture, held_out_pairs = open_data(experiment, model, begin.tokenizer, mesh)
+    length = run_length(experiment, mixture, held_out_pairs, watch)
 
     settings, seed = experiment.optimizer, experiment.schedule.seed
     schedule = learning_rate_schedule(
@@ -205,9 +216,13 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
         out_shardings=jax.NamedSharding(mesh, jax.P()),
     )
     # Compiled while the weights are read and the reference log-probabilities are computed.
-    pairs = pipeline.seen(length.num_steps)
-    shapes = [dataclasses.replace(part.shape, rows=experiment.data.rows) for part in pairs]
-    calls = [step_arguments(experiment, shape, where, mesh) for shape in shapes]
+    rows, seen = experiment.data.rows, mixture.seen(length.num_steps)
+    # Directories whose batches have one shape share a program.
+    shapes = dict.fromkeys(part.shape for parts in seen for part in parts)
+    calls = [
+        step_arguments(experiment, dataclasses.replace(shape, rows=rows), where, mesh)
+        for shape in shapes
+    ]
     step = compile_meanwhile(step, mesh, *calls)
     params = begin.load()
     if objective.uses_live_reference:
@@ -215,12 +230,12 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
         step = functools.partial(step, reference=live)
         evaluate = functools.partial(evaluate, reference=live)
 
-    weights, meta = identity(experiment, config, params, pipeline, held_out_pairs)
+    weights, meta = identity(experiment, config, params, mixture, held_out_pairs)
     make_directory(workdir)
     checkpoints = TrainCheckpoints(workdir / "checkpoints", experiment.checkpoints)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(checkpoints))
-        batches = stack.enter_context(contextlib.closing(iter(pipeline)))
+        batches = stack.enter_context(contextlib.closing(iter(mixture)))
         if saved := checkpoints.latest_meta():
             check_same_run(saved, meta)
         elif (workdir / "config.json").exists():
@@ -228,11 +243,13 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
 
         scorer = make_scorer(model, compute, objective.uses_videos)
         reference, held_out = Reference(scorer, params, mesh), None
-        feed = make_feed(experiment, reference, pairs, weights, experiment.reference.reference)
+        given = experiment.reference.reference
+        feed = make_feed(experiment, reference, mixture, seen, weights, given)
         if jax.process_index() == 0:
             feed = dataclasses.replace(feed, padding=PaddingCheck(model))
         if length.eval_every and held_out_pairs:
-            eval_feed = make_feed(experiment, reference, [held_out_pairs], weights)
+            alone = Mixture([held_out_pairs])
+            eval_feed = make_feed(experiment, reference, alone, [[held_out_pairs]], weights)
             held_out = HeldOut(held_out_pairs, eval_feed, evaluate, objective)
         if saved:
             frozen = split_params(params, settings.freeze, lora)[1]

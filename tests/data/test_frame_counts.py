@@ -63,9 +63,9 @@ def test_one_flag_takes_one_number_or_several(flag, expected, most):
         (["num_frames=16,32,16"], "data.num_frames=16,32,16: 16 is there twice"),
         (
             ["num_frames=16,32", "num_frames_weights=1,2,3"],
-            "weights=1,2,3: not as many weights as numbers in data.num_frames=16,32",
+            "weights=1,2,3: not as many weights as in data.num_frames=16,32",
         ),
-        (["num_frames_weights=1,2"], "_weights=1,2: not as many weights as numbers in data"),
+        (["num_frames_weights=1,2"], "_weights=1,2: not as many weights as in data"),
         (
             ["num_frames=16,32", "num_frames_weights=1,-1"],
             "data.num_frames_weights=1,-1 must be numbers of at least 0, one of them above 0",
@@ -75,7 +75,10 @@ def test_one_flag_takes_one_number_or_several(flag, expected, most):
             "=0,0 must be numbers of at least 0, one of",
         ),
         (["num_frames=16,32", "num_frames_weights=('a','b')"], "weights=a,b must be numbers of at"),
-        (["num_frames=16,32", "reference=a.npz"], "data.reference=a.npz is for one number of fr"),
+        (
+            ["num_frames=16,32", "reference=a.npz"],
+            "data.reference=a.npz is for one directory and one",
+        ),
     ],
 )
 def test_wrong_numbers_and_weights_are_one_line(given, message):

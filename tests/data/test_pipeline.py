@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tpo_jax import families
 from tpo_jax.data import clips, preparation, prompts, shards
 from tpo_jax.data import pipeline as pipeline_module
+from tpo_jax.data.mixture import open_mixture
 from tpo_jax.data.phrases import phrase_mask
 from tpo_jax.data.pipeline import ON_ERROR, DataConfig, Pipeline
 from tpo_jax.data.rows import Size
@@ -340,6 +341,78 @@ def test_several_numbers_of_frames_are_evaluated_with_the_most(config, world, to
         found = make(config, tokenizer, num_frames=(9, 2), **changes).held_out()
         assert found.config.num_frames == 9 and len(found) == len(of_most)
         assert all(map(equal, found, of_most))
+
+
+def mix(config, tokenizer, *, host=(0, 1), **changes):
+    return open_mixture(dataclasses.replace(config, **changes), MODEL, tokenizer, *host)
+
+
+def test_a_batch_is_the_next_one_of_a_directory(config, conversations, tokenizer):
+    replayed = {"shards": str(conversations), "num_epochs": 0}
+    sole = [make(config, tokenizer, num_epochs=9), make(config, tokenizer, **replayed)]
+    mixed = mix(
+        config, tokenizer, num_epochs=9, replay=(str(conversations),), replay_weights=(1.0, 2.0)
+    )
+    assert [len(part.shards) for part in mixed.parts] == [7, 8]
+    assert [pair.id for pair in mixed.pairs[7:]] == [pair.id for pair in sole[1].shards.index]
+    at, length = [0, 0], mixed.parts[0].shape
+    assert length == mixed.parts[1].shape  # one program
+    assert length.prefix == max(part.shape.prefix for part in sole)
+    for k in range(len(mixed)):
+        part, number = mixed.place(k)
+        assert number == at[part]
+        at[part] += 1
+        expected, found = sole[part][number], mixed[k]
+        there = expected.pair_index >= 0
+        assert (found.pair_index == np.where(there, expected.pair_index + 7 * part, -1)).all()
+        P, R = expected.prefix_ids.shape[1], expected.target_ids.shape[-1]
+        assert (found.prefix_ids[:, :P] == expected.prefix_ids).all()
+        assert (found.target_ids[..., :R] == expected.target_ids).all()
+        assert not found.prefix_ids[:, P:].any() and (found.frames == expected.frames).all()
+    # The run ends with the last epoch of the first directory; the other has two thirds.
+    assert at[0] == 9 * 4 and mixed.place(len(mixed) - 1) == (0, at[0] - 1)
+    assert 1 < at[1] / at[0] < 3
+    assert [[part.pairs.size for part in parts] for parts in mixed.seen(1)].count([]) == 1
+    assert [[part.pairs.size for part in parts] for parts in mixed.seen(9)] == [[7], [8]]
+
+
+@pytest.mark.parametrize("num_frames", [FRAMES, (FRAMES, 2)])
+def test_mixtures_resume_with_other_workers_and_hosts(config, conversations, tokenizer, num_frames):
+    changes = {"replay": (str(conversations),), "num_frames": num_frames}
+    whole = list(mix(config, tokenizer, **changes))
+    iterator = iter(mix(config, tokenizer, workers=1, **changes))
+    iterator.set_state({"next_batch": 3})
+    assert all(equal(next(iterator), batch) for batch in whole[3:])
+    iterator.close()
+    hosts = [mix(config, tokenizer, host=(h, 2), **changes) for h in (0, 1)]
+    assert all(equal(joined(hosts[0][k], hosts[1][k]), whole[k]) for k in range(len(whole)))
+
+
+def test_skipped_pairs_of_a_mixture_keep_their_places(config, damaged, tokenizer):
+    changes = {"on_error": "skip_and_count", "num_epochs": 3}
+    mixed = mix(config, tokenizer, replay=(str(damaged),), **changes)
+    found = {i for batch in mixed for i in batch.pair_index.ravel().tolist()}
+    assert found >= {-2 - 7 - p for p in (0, 1, 3, 6)} | {7 + p for p in (2, 4, 5)} | set(range(7))
+
+
+@pytest.mark.parametrize(
+    ("replay", "weights", "message"),
+    [
+        ("again", (), "data.replay: .*/clip and .*/clip hold the same pairs; leave one out"),
+        ("nowhere", (), "nowhere/manifest.json: no such file"),
+        ("other", (1.0,), "=1.0: not as many weights as in data.shards,data.replay=.*/clip,"),
+        ("other", (0.0, 0.0), "data.replay_weights=0.0,0.0 must be numbers of at least 0, one"),
+        ("other", (1.0, -1.0), "data.replay_weights=1.0,-1.0 must be numbers of at least 0"),
+        ("other", (0.0, 1.0), "data.replay_weights=0.0,1.0: the first is that of data.shards"),
+    ],
+)
+def test_wrong_directories_and_weights_are_one_line(
+    config, conversations, tokenizer, replay, weights, message
+):
+    path = {"again": config.shards, "other": str(conversations)}.get(replay, replay)
+    with pytest.raises(InputError, match=message) as error:
+        mix(config, tokenizer, replay=(path,), replay_weights=weights)
+    assert "\n" not in str(error.value)
 
 
 def test_another_order_over_the_same_open_data(config, tokenizer, monkeypatch):

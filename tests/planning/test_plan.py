@@ -326,17 +326,29 @@ def test_minimum_is_linear_in_rows_and_answers():
     assert one < flops(1, 2) < 2 * one  # the prefix is shared
 
 
-def test_wrong_topology_is_one_line():
+def test_of_several_numbers_of_frames_the_largest_is_planned():
+    several = read(experiment(data__num_frames=(8, 60, 32)))
+    assert batch_shape(several, SLICE) == batch_shape(read(experiment()), SLICE)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--topology=nowhere", "--topology=nowhere is not of the form"),
+        ("--config.data.num_frames=8,16,8", "data.num_frames=8,16,8: 8 is there twice"),
+    ],
+)
+def test_wrong_flags_are_one_line(flag, message):
     command = [sys.executable, "-m", "tpo_jax.plan", "--config=configs/longva_tpo.py"]
     result = subprocess.run(
-        [*command, "--topology=nowhere", "--config.model.preset=longva_7b"],
+        [*command, "--topology=v5e:2x4", "--config.model.preset=longva_7b", flag],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
     assert result.returncode == 2
-    assert "--topology=nowhere is not of the form" in result.stderr.splitlines()[-1]
+    assert message in result.stderr.splitlines()[-1]
 
 
 @hypothesis.given(st.integers(1, 4000), st.floats(0.2, 1.3), st.integers(1, 600), st.booleans())

@@ -1,15 +1,10 @@
 """How many frames the videos of a batch have: one number for all, or one of several per batch."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
-import numpy as np
-
+from tpo_jax.data import draws
 from tpo_jax.errors import InputError
-
-# Sets these draws apart from those of the order of pairs, which begin with the same seed.
-_DRAW = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +21,7 @@ class FrameCounts:
 
     def drawn(self, seed: int, k: int) -> int:
         """Return the number of frames of batch `k`: a function of the seed and `k` alone."""
-        if len(self.counts) == 1:
-            return self.counts[0]
-        rng = np.random.default_rng([seed, k, _DRAW])
-        return self.counts[rng.choice(len(self.counts), p=self.shares)]
+        return self.counts[draws.drawn(self.shares, seed, k, draws.FRAMES)]
 
 
 def frame_counts(num_frames: int | Sequence[int], weights: Sequence[float]) -> FrameCounts:
@@ -44,23 +36,12 @@ def frame_counts(num_frames: int | Sequence[int], weights: Sequence[float]) -> F
             as many numbers of at least 0, one of them above 0.
     """
     counts = tuple(num_frames) if isinstance(num_frames, (tuple, list)) else (num_frames,)
-    given = f"data.num_frames={_written(counts)}"
+    written = [str(count) for count in counts]
+    given = f"data.num_frames={','.join(written)}"
     # Text and other numbers are possible: the field takes one value or several, so it has no type.
     if not counts or not all(type(count) is int and count >= 1 for count in counts):
         raise InputError(f"{given} must be at least 1, a whole number or several, as 16,32,64")
     if twice := sorted({count for count in counts if counts.count(count) > 1}):
         raise InputError(f"{given}: {twice[0]} is there twice")
-    known = f"data.num_frames_weights={_written(weights)}"
-    if weights and len(weights) != len(counts):
-        raise InputError(f"{known}: not as many weights as numbers in {given}")
-    weights = weights or (1.0,) * len(counts)
-    if not all(isinstance(w, (int, float)) and 0 <= w < math.inf for w in weights) or not any(
-        weights
-    ):
-        raise InputError(f"{known} must be numbers of at least 0, one of them above 0")
-    return FrameCounts(counts, tuple(weight / sum(weights) for weight in weights))
-
-
-def _written(values: Sequence) -> str:
-    """Return values as a flag has them."""
-    return ",".join(map(str, values))
+    shares = draws.shares_of("data.num_frames_weights", weights, written, "data.num_frames")
+    return FrameCounts(counts, shares)

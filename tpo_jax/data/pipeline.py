@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from tpo_jax.data.batches import BatchIterator
 from tpo_jax.data.clips import Clip, ClipCache, place_of, read_clip
 from tpo_jax.data.collate import collate
+from tpo_jax.data.draws import shares_of
 from tpo_jax.data.frame_counts import FrameCounts, frame_counts
 from tpo_jax.data.lengths import measured
 from tpo_jax.data.order import epoch_order, held_out_videos, select
@@ -50,6 +51,8 @@ class DataConfig:
     answers: int  # A: 2, or 1 for the chosen answer only
     phrases: bool  # whether batches say in which tokens the answers differ
     shards: str = ""  # directory that `prepare` made
+    replay: tuple[str, ...] = ()  # more such directories; a batch is of one
+    replay_weights: tuple[float, ...] = ()  # how often of `shards` and of each; (): equally often
     num_frames: int | tuple[int, ...] = 32  # of a video; of several, a batch has one
     num_frames_weights: tuple[float, ...] = ()  # how often it has which; (): all equally often
     pairs_per_row: int = 1  # Q: pairs of one video that share its row
@@ -75,6 +78,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _ = self.frames  # checks both fields
+        if not self.shares[0]:
+            raise InputError(
+                f"data.replay_weights={','.join(map(str, self.replay_weights))}: the first is that "
+                "of data.shards, by which the run counts its epochs; it must be above 0"
+            )
         for name in ("batch_size", "pairs_per_row"):
             if getattr(self, name) < 1:
                 raise InputError(f"data.{name}={getattr(self, name)} must be at least 1")
@@ -121,6 +129,14 @@ class DataConfig:
     def rows(self) -> int:
         """Rows of a batch of all hosts, B: two for each pair of two videos."""
         return 2 * self.video_pairs + self.batch_size // self.pairs_per_row
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of the batches: those of `shards`, and of each directory of `replay`."""
+        directories = [self.shards, *self.replay]
+        return shares_of(
+            "data.replay_weights", self.replay_weights, directories, "data.shards,data.replay"
+        )
 
 
 class Pipeline:
@@ -243,10 +259,18 @@ class Pipeline:
             eval_shards="",
         )
         other = Pipeline(config, self.model, self.tokenizer, *self._process)
-        size = Size(*map(max, other._sizes[most], self._sizes[most]))
-        if sum(size) <= self.model.max_length:
-            other._sizes[most] = size
+        other.widen([self])
         return other.once()
+
+    def widen(self, others: "Iterable[Pipeline]") -> None:
+        """Take the largest P and R that other pipelines have with the same number of frames, where
+        the model's context allows it, so that one program serves all of them.
+        """
+        for num_frames, own in self._sizes.items():
+            sizes = [own, *(other._sizes.get(num_frames, own) for other in others)]
+            size = Size(*map(max, zip(*sizes, strict=True)))
+            if sum(size) <= self.model.max_length:
+                self._sizes[num_frames] = size
 
     def seen(self, num_batches: int) -> "list[Pipeline]":
         """Return the pairs of the first batches with the number of frames that they have there: a

@@ -141,8 +141,9 @@ def check_config(config: ConfigDict, prefix: str = "--config.") -> None:
     for name, value in config.items():
         if isinstance(value, ConfigDict):
             check_config(value, f"{prefix}{name}.")
-        elif isinstance(value, str) and not value.startswith(("http://", "https://")):
-            local_path(prefix + name, value)
+        for path in value if isinstance(value, (tuple, list)) else [value]:
+            if isinstance(path, str) and not path.startswith(("http://", "https://")):
+                local_path(prefix + name, path)
 
 
 def output_file(given: str | Path) -> Path:

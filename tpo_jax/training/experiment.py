@@ -153,10 +153,10 @@ def read(config: ConfigDict) -> Experiment:
             "data.eval_share"
         )
     reference = take(ReferenceCache, config.data)
-    if reference.reference and len(data.frames.counts) > 1:
+    if reference.reference and (len(data.frames.counts) > 1 or data.replay):
         raise InputError(
-            f"data.reference={reference.reference} is for one number of frames; with several leave "
-            "it empty"
+            f"data.reference={reference.reference} is for one directory and one number of frames; "
+            "with several leave it empty"
         )
     source, lora = take(Source, config.model), take(Lora, config.lora)
     optimizer = take(Optimizer, config.train)

@@ -23,12 +23,14 @@ class Feed:
         reference: float32 `[pairs, 2 or 4]` by `pair_index`, for every F that batches have; None if
             the objective reads no cache.
         padding: Looks at the first batches.
+        frames: Of a video, for every F that batches have; empty: all batches have the same.
     """
 
     mesh: jax.sharding.Mesh
     pairs: Sequence[PairRecord]
     reference: Mapping[int, np.ndarray] | None = None
     padding: PaddingCheck | None = None
+    frames: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
     def put(self, batch: Batch) -> Batch:
         """Return global arrays of this process's rows of a batch.
@@ -43,6 +45,12 @@ class Feed:
         if self.padding is not None:
             self.padding.look(batch)
         return to_global(batch, self.mesh)
+
+    def about(self, batch: Batch) -> dict[str, float]:
+        """Return what a record says of a batch: `frames`, its number of frames, if batches differ
+        in it.
+        """
+        return {"frames": float(self.frames[batch.frames.shape[1]])} if self.frames else {}
 
     def names(self, index: np.ndarray) -> str:
         """Return the ids of the pairs at these positions."""

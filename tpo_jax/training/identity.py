@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tpo_jax.checkpoints.fingerprint import weights_fingerprint
+from tpo_jax.data.mixture import Mixture
 from tpo_jax.data.pipeline import Pipeline
 from tpo_jax.errors import InputError
 from tpo_jax.training.experiment import Experiment, base
@@ -42,14 +43,17 @@ def identity(
     experiment: Experiment,
     config: ConfigDict,
     params: dict,
-    pairs: Pipeline,
+    mixture: Mixture,
     held_out: Pipeline | None,
 ) -> tuple[str, dict[str, Any]]:
     """Return the fingerprint of the weights, and what a checkpoint carries to tell its run: the
     config and what numbers depend on beyond it.
     """
     weights, dtype = weights_fingerprint(params), experiment.compute.dtype
-    identity = cache_key(pairs, weights, dtype) | {"checkpoint_format": FORMAT}
+    key, *others = (cache_key(part, weights, dtype) for part in mixture.parts)
+    identity = key | {"checkpoint_format": FORMAT}
+    if others:
+        identity["replay"] = [[key["shards"], key["pairs"]] for key in others]
     if held_out:
         key = cache_key(held_out, weights, dtype)
         names = ("shards", "pairs", "two_videos")

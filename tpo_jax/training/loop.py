@@ -106,6 +106,7 @@ def run(
             recent.clear()
             batches.skipped += int(scalars["skipped"])
             scalars["skipped"] = batches.skipped
+            scalars |= feed.about(batch)
             if held_out and config.evaluates(step):
                 with clock.span("eval"):
                     scalars |= _evaluated(held_out, state, step, checkpoints)

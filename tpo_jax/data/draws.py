@@ -1,0 +1,48 @@
+"""Draws by the seed: which of several things a batch has."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from tpo_jax.errors import InputError
+
+# The last number of a generator's seed, so that no two kinds of draws have the same one. Orders of
+# pairs have none.
+FRAMES, DIRECTORY = 2, 3
+
+
+def shares_of(
+    name: str, weights: Sequence[float], things: Sequence[str], given: str
+) -> tuple[float, ...]:
+    """Return the shares of the batches that things have by their weights; they add up to 1.
+
+    Args:
+        name: Of the config field of the weights.
+        weights: One for each thing; empty: all the same.
+        things: As a flag has them.
+        given: Name of the config field of the things.
+
+    Raises:
+        InputError: The weights are not as many numbers of at least 0, one of them above 0.
+    """
+    known = f"{name}={','.join(map(str, weights))}"
+    if weights and len(weights) != len(things):
+        raise InputError(f"{known}: not as many weights as in {given}={','.join(things)}")
+    weights = weights or (1.0,) * len(things)
+    numbers = all(isinstance(weight, (int, float)) for weight in weights)
+    if not numbers or not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise InputError(f"{known} must be numbers of at least 0, one of them above 0")
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def drawn(shares: tuple[float, ...], seed: int, k: int, kind: int) -> int:
+    """Return which thing batch `k` has: a function of the seed and `k` alone.
+
+    Args:
+        shares: Of the things.
+        kind: Of the draw, one of the constants above.
+    """
+    if len(shares) == 1:
+        return 0
+    return int(np.random.default_rng([seed, k, kind]).choice(len(shares), p=shares))
