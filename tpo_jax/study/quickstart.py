@@ -5,6 +5,7 @@ and is trained to prefer its better informed answers. The report compares it wit
 long videos.
 """
 
+import sys
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -13,8 +14,10 @@ from tpo_jax.errors import InputError
 from tpo_jax.io.files import as_json, read_json, write_json, write_lines
 from tpo_jax.study import report
 from tpo_jax.study.asking import ask_held_out, generator_of
+from tpo_jax.study.cells import markdown
+from tpo_jax.study.gates import Gate, gate_table, gates
 from tpo_jax.study.pairs import candidates, pair_line
-from tpo_jax.study.records import Answer, Quality, write_rows
+from tpo_jax.study.records import Answer, Quality, read_rows, write_rows
 from tpo_jax.study.rows import tiny
 from tpo_jax.study.stages import (
     LONG_FRAMES,
@@ -82,6 +85,12 @@ def evaluate(workdir: Path, name: str, scale: Scale) -> None:
     write_rows(workdir / f"{name}_answers.json", rows)
 
 
+def gates_of(workdir: Path) -> list[Gate]:
+    """Return the gates of the base model."""
+    base = read_rows(workdir / "base_answers.json", Answer)
+    return gates(base, read_rows(workdir / "quality.json", Quality))
+
+
 def run(workdir: Path, scale: Scale, seed: int, train: Train, model: str = MODEL) -> Path:
     """Run all stages whose result is absent and return the path of the report.
 
@@ -110,8 +119,8 @@ def run(workdir: Path, scale: Scale, seed: int, train: Train, model: str = MODEL
     base_stage(stage, scale, seed, train)
     stage("self-generated pairs", "quality.json", make_pairs, workdir, scale)
     stage("shards of pairs", "pairs_shards", prepare, workdir, "pairs", "long", LONG_FRAMES)
+    stage("evaluation of base", "base_answers.json", evaluate, workdir, "base", scale)
+    print(markdown(gate_table(gates_of(workdir))), file=sys.stderr)
     stage("TPO", "tpo/model", train, tpo_config(workdir, seed), workdir / "tpo")
-    for name in ("base", "tpo"):
-        answers = f"{name}_answers.json"
-        stage(f"evaluation of {name}", answers, evaluate, workdir, name, scale)
+    stage("evaluation of tpo", "tpo_answers.json", evaluate, workdir, "tpo", scale)
     return report.write(workdir, seed, scale, stage.seconds)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from tpo_jax.io.files import read_lines, write_text
 from tpo_jax.io.templates import render
 from tpo_jax.study.cells import Table, markdown, quality_table, save_figure
+from tpo_jax.study.gates import LOST, MASTERED, gate_table, gates
 from tpo_jax.study.records import Answer, Quality, read_rows
 from tpo_jax.study.stages import Scale
 from tpo_jax.study.statistics import bootstrap
@@ -21,6 +22,11 @@ CURVES = (
     ("loss", ("losses/dpo", "losses/sft")),
     ("rewards", ("rewards/chosen", "rewards/rejected", "rewards/margins")),
     ("accuracy of the preference", ("rewards/accuracies",)),
+)
+GATES = (
+    f"A type is mastered if short videos reach {MASTERED:.2f}. Localized pairs have something to "
+    f"teach if their chosen answers are right at least {100 * LOST:.0f} points more often than the "
+    f"base with all frames."
 )
 
 
@@ -172,6 +178,7 @@ def write(workdir: Path, seed: int, scale: Scale, seconds: Mapping[str, float]) 
             comparison_table("type", outcome.by("type", seen(0))),
         ),
         Section("Self-generated pairs", f"{kept} of {len(quality)} kept.", quality_table(quality)),
+        Section("What the base must show", GATES, gate_table(gates(outcome.base, quality))),
         Section(
             "This run",
             f"seed {seed}, sizes {sizes}",

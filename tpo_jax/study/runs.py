@@ -28,6 +28,8 @@ from tpo_jax.io.files import as_json, read_json, write_json
 from tpo_jax.io.processes import end_with_parent
 from tpo_jax.study import needles, pairs, stages
 from tpo_jax.study.asking import ask_held_out, generator_of
+from tpo_jax.study.cells import markdown
+from tpo_jax.study.gates import gate_table, gates
 from tpo_jax.study.records import Answer, Candidate, StudyRun, read_rows, write_rows
 from tpo_jax.study.rows import ROWS
 from tpo_jax.study.settings import (
@@ -166,6 +168,7 @@ def _stages(run: StudyRun, workdir: Path, choices: Choices, train: Train) -> Non
             stage("positions scaled", "stretched/model", stretch, directory)
             asked = (directory, run.family, "base_stretched", choices, "stretched")
             stage("evaluation of base_stretched", "base_stretched_answers.json", evaluate, *asked)
+        _tell_gates(directory)
         config, place = row_config(directory, run.row, choices, seed), f"tuned/{run.row}"
         stage(f"training of {run.row}", f"{place}/model", train, config, directory / place)
     model = f"tuned/{run.row}" if miniature else "base"
@@ -174,6 +177,13 @@ def _stages(run: StudyRun, workdir: Path, choices: Choices, train: Train) -> Non
         stage(f"needles of {run.row}", f"{run.row}_needles.json", find_needles, *find)
     asked = (directory, run.family, run.row, choices, model)
     stage(f"evaluation of {run.row}", f"{run.row}_answers.json", evaluate, *asked)
+
+
+def _tell_gates(directory: Path) -> None:
+    """Print what the base model shows, if it was evaluated."""
+    if (answers := directory / "base_answers.json").exists():
+        made = read_rows(directory / "answers.json", Candidate)
+        print(markdown(gate_table(gates(read_rows(answers, Answer), made))), file=sys.stderr)
 
 
 def find_needles(directory: Path, name: str, model: str, seed: int, choices: Choices) -> None:

@@ -1,0 +1,48 @@
+"""Which types of question pairs can teach a base model."""
+
+import math
+
+from tpo_jax.study.gates import gate_table, gates
+from tpo_jax.study.records import Answer, Quality
+
+
+def answers(seconds, frames, type, kind, right):
+    """Answers of which a share is right, of a hundred."""
+    return [
+        Answer(i, seconds, frames, type, kind, right=i < round(100 * right)) for i in range(100)
+    ]
+
+
+def made(type, kind, right):
+    return [Quality(type, kind, i < round(100 * right), False, True) for i in range(100)]
+
+
+def test_a_type_is_to_be_mastered_and_lost_among_all_frames():
+    base, candidates = [], []
+    for type, kind, short, window, all_frames in (
+        ("digits", "localized", 0.97, 0.91, 0.55),
+        ("causes", "localized", 0.70, 0.60, 0.20),
+        ("shapes", "localized", 0.99, 0.98, 0.97),
+        ("ends", "comprehensive", 0.96, 0.50, 0.50),
+    ):
+        base += answers(24, 8, type, kind, short)
+        base += answers(96, 32, type, kind, all_frames)
+        base += answers(96, 64, type, kind, 0.0) + answers(96, 0, type, kind, 0.0)
+        candidates += made(type, kind, window)
+    found = {gate.type: gate for gate in gates(base, candidates)}
+    assert {name: gate.verdict for name, gate in found.items()} == {
+        "digits": "holds",
+        "causes": "not mastered",
+        "shapes": "little to gain",
+        "ends": "holds",
+    }
+    digits = found["digits"]
+    assert (digits.short, digits.window, digits.all_frames) == (0.97, 0.91, 0.55)
+    assert ["digits", "localized", "0.97", "0.91", "0.55", "holds"] in gate_table(found.values())
+
+
+def test_what_was_not_asked_is_not_mastered():
+    base = answers(96, 32, "digits", "localized", 1.0)
+    (gate,) = gates(base, made("digits", "localized", 1.0))
+    assert math.isnan(gate.short) and gate.verdict == "not mastered"
+    assert gate_table([gate])[1][2] == "–"

@@ -1,0 +1,73 @@
+"""What a base model must show before pairs of its own answers can teach it anything.
+
+A localized pair teaches what the model answers right in the window around a moment and loses among
+all frames. So short videos must be answered, and the window must be answered better than the whole
+video.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from tpo_jax.study.cells import Table
+from tpo_jax.study.records import Answer, Candidate, Quality
+from tpo_jax.study.stages import LONG_FRAMES
+
+MASTERED = 0.95  # least accuracy on short videos
+LOST = 0.15  # least accuracy by which the window is above all frames
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """Accuracies of a base model on one type and kind of question; NaN where none was asked."""
+
+    type: str
+    kind: str
+    short: float  # short videos, of this type
+    window: float  # chosen answers of the pairs, unfiltered
+    all_frames: float  # long videos that no pair is about
+
+    @property
+    def verdict(self) -> str:
+        """Return whether pairs of this kind can teach the model anything."""
+        if not self.short >= MASTERED:
+            return "not mastered"
+        if self.kind == "localized" and not self.window - self.all_frames >= LOST:
+            return "little to gain"
+        return "holds"
+
+
+def gates(base: Sequence[Answer], made: Sequence[Candidate | Quality]) -> list[Gate]:
+    """Return the gates of every type and kind of question.
+
+    Args:
+        base: the model's answers about held-out videos of several lengths.
+        made: its answers of which pairs are made.
+    """
+    longest = max(answer.seconds for answer in base)
+    short = [a for a in base if a.seconds < longest and a.frames]
+    whole = [a for a in base if a.seconds == longest and a.frames == LONG_FRAMES]
+    return [
+        Gate(
+            *name,
+            short=_share([a.right for a in short if a.type == name[0]]),
+            window=_share([c.chosen_right for c in made if (c.type, c.kind) == name]),
+            all_frames=_share([a.right for a in whole if (a.type, a.kind) == name]),
+        )
+        for name in sorted({(c.type, c.kind) for c in made})
+    ]
+
+
+def _share(right: Sequence[bool]) -> float:
+    return float(np.mean(right)) if right else float("nan")
+
+
+def gate_table(found: Sequence[Gate]) -> Table:
+    """Return a line per gate; accuracies with two decimals."""
+    lines = [["type", "kind", "short videos", "chosen right", "all frames", "gate"]]
+    for gate in found:
+        shares = (gate.short, gate.window, gate.all_frames)
+        cells = ("–" if np.isnan(share) else f"{share:.2f}" for share in shares)
+        lines.append([gate.type, gate.kind, *cells, gate.verdict])
+    return lines
