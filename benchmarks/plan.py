@@ -49,34 +49,35 @@ ROWS = (
     Row("llava_video_7b", 512, "v5e:8x8", (4, 16), 8192, _MORE),
     Row("longva_7b", 1024, "v5e:8x8", (2, 32), 16384, _MORE),
     Row("longva_7b", 3000, "v5e:8x8", (1, 64), 32768, _MORE),
-    Row("qwen3_vl_2b", 64, "v5e:1x1", (1, 1), 512, "full", 16, 384),
+    Row("qwen3_vl_2b", 64, "v5e:1x1", (1, 1), 512, _MORE, 16, 384),
     Row("qwen3_vl_4b", 64, "v5e:1x1", (1, 1), 512, "full", 16, 384),
     Row("qwen3_vl_8b", 64, "v5e:2x4", (8, 1), 512, _KEPT, 16, 384),
     Row("qwen3_vl_8b", 64, "v5e:4x4", (16, 1), 512, "full", 0, 384),
     Row("qwen3_vl_8b", 512, "v5e:8x8", (64, 1), 512, _KEPT, 0, 64),
+    Row("qwen2_5_vl_7b", 64, "v5e:2x4", (8, 1), 512, _KEPT, 16, 384),
 )
 HEAD = """# Which experiments fit which slice
 
 Full fine-tuning of decoder and projector (of Qwen3-VL the decoder) or LoRA of the decoder, AdamW with
-float32 state, the frozen tower in the step, one pair a step for every group of chips that shares a row, answers of 128 tokens. The step of
-`train`, compiled by the TPU compiler on a machine without a TPU: memory, FLOPs and bytes are the
-compiled program's; no time was measured. The longest rows go beyond what the models were trained to
-read: LongVA was published for 224,000 positions, LLaVA-Video for 32,768.
+float32 state, the frozen tower in the step, one pair a step for every group of chips that shares a
+row, answers of 128 tokens. The step of `train`, compiled by the TPU compiler on a machine without a
+TPU: memory, FLOPs and bytes are the compiled program's; no time was measured. The longest rows go
+beyond what the models were trained to read: LongVA was published for 224,000 positions, LLaVA-Video
+for 32,768. Qwen models are those of `convert --frame_tokens=384`, at 512 frames `--frame_tokens=64`:
+no less than the published budget for all frames leaves a pair of Qwen3-VL (docs/qwen_vl.md).
 
 Every layer is recomputed in the backward pass except for the tensors *kept* (`compute.remat`).
 *Times the minimum*: FLOPs over those of a step that computes nothing twice; in brackets the parts of
 it that the compiled program computes twice: for layers that are recomputed, and for scores of attention.
 The backward pass of attention is two kernels, one for queries and one for keys and values, and both
 compute the scores; a single kernel would need partial sums that do not fit. What is left over 1 are
-blocks at the diagonal, half of which are masked. In the last three rows most FLOPs are attention.
+blocks at the diagonal, half of which are masked. In the rows of 512 frames and more of LLaVA-Video and
+LongVA most FLOPs are attention.
 
 *Chip-hours* are a lower bound: 10,000 pairs, every step as long as the longest of compute, memory
 and links at their peak rates (v5e: 197 TFLOP/s, 819 GB/s, 200 GB/s). The paper reports 8 A100 for
 about four hours, 32 GPU-hours, at 10,000 pairs of at most 60 frames. jaxlib 0.10.2 reads the memory
 of programs for v5p, not their operations.
-
-The rows of 7B models are older: their frozen tower counts as float32, where `plan` now says bfloat16
-as published, 0.05 GiB a chip less at most. Compute bounds their time, as it did.
 
 Written by `python benchmarks/plan.py --output=docs/results/plan.md`; jax 0.10.2, libtpu 0.0.51.
 
@@ -87,8 +88,9 @@ Written by `python benchmarks/plan.py --output=docs/results/plan.md`; jax 0.10.2
 
 def config_name(preset: str) -> str:
     """Return the file in `configs/` of a model."""
-    if preset.startswith("qwen3_vl"):
-        return "qwen3_vl_tpo"
+    for family in ("qwen3_vl", "qwen2_5_vl"):
+        if preset.startswith(family):
+            return f"{family}_tpo"
     return "longva_tpo" if preset == "longva_7b" else "llava_video_tpo"
 
 
