@@ -157,7 +157,7 @@ read_job() { # COMMAND [ARG…]
     if [[ "$value" == gs://* ]]; then
       bucket="${value#gs://}"
       bucket="${bucket%%/*}"
-      [[ "$bucket" =~ ^[a-z0-9][-a-z0-9._]+[a-z0-9]$ ]] || fail 2 "$arg: not gs://BUCKET/PATH"
+      [[ "$bucket" =~ ^[a-z0-9][-a-z0-9._]+[a-z0-9]$ ]] || fail 2 "$arg: not gs://BUCKET/PATH; a bucket has 3 to 63 lower-case letters, digits, - _ or ."
       [[ " ${buckets[*]-} " == *" $bucket "* ]] || buckets+=("$bucket")
       value="$MOUNTS/${value#gs://}"
     fi

@@ -58,6 +58,24 @@ def test_names_are_those_of_the_folder(media, store):
             sample_frames(folder, "fps", 9)
 
 
+def test_links_to_folders_elsewhere_are_followed(tmp_path):
+    """Each once: what a link shows of the folder itself is there by another name."""
+    for name in ("in/a.mp4", "in/deep/b.mp4", "out/c.mp4", "out/further/d.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for link, target in (("in/again", "."), ("in/linked", "../out"), ("in/twice", "../out")):
+        (tmp_path / link).symlink_to(target)
+    (tmp_path / "out/back").symlink_to("../in")
+    found = folders.names_in(tmp_path / "in")
+    assert found == ["a.mp4", "deep/b.mp4", "linked/c.mp4", "linked/further/d.mp4"]
+
+
+def test_a_store_does_not_hold_itself(media):
+    with pytest.raises(InputError, match=r"--output=.*inside: lies in --videos="):
+        prepare(None, media, media / "inside", SETTINGS)
+    assert not list(media.glob("inside*"))
+
+
 def test_a_path_may_lead_into_a_store(media, store, monkeypatch):
     for name in NAMES:
         assert folders.video_at(media / name) == media / name

@@ -64,6 +64,7 @@ def test_every_format_says_the_same(tmp_path, suffix):
         ({"kind": "local"}, "kind must be one of localized"),
         ({"segment": [3, 1]}, "segment must be [start, end]"),
         ({"segment": [0, float("nan")]}, "segment must be [start, end]"),
+        ({"segment": [0, 10**400]}, "start before end, not what is there"),
         ({"provenance": {"who": "me"}}, "provenance must be"),
         ({"video": "../a.mp4"}, "inside the video folder"),
         ({"video_id": "a.mp4", "video": "b.mp4"}, "video_id 'a.mp4' is already that of video"),

@@ -93,6 +93,14 @@ def joined(*batches):
     return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
 
 
+def test_videos_without_pairs_do_not_train(world, config, tokenizer, tmp_path):
+    (tmp_path / "in").mkdir()
+    shutil.copy(world / "0.mp4", tmp_path / "in")
+    preparation.prepare(None, tmp_path / "in", tmp_path / "store", preparation.Settings())
+    with pytest.raises(InputError, match=r"store: holds videos, but no pairs; prepare takes --p"):
+        make(config, tokenizer, shards=str(tmp_path / "store"))
+
+
 def test_batches_keep_the_contract(config, tokenizer):
     pipeline = make(config, tokenizer)
     b, f, s, p, r = 2, FRAMES, 32, pipeline.shape.prefix, pipeline.shape.response

@@ -45,7 +45,9 @@ def write_records(path: Path, records: Iterable[bytes], name: str) -> dict[str, 
         writer.close()
     except RuntimeError as error:  # a full disk, for one
         reason = " ".join(str(error).split())
-        raise InputError(f"{name}: cannot be written: {reason}; run again to resume") from error
+        raise InputError(
+            f"{path.parent / name}: cannot be written: {reason}; run again to resume"
+        ) from error
     return {
         "name": name,
         "records": count,

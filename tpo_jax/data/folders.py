@@ -6,7 +6,7 @@ the same frames, bit by bit. Commands that take a folder of videos take a store 
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from tpo_jax.data import store
@@ -83,7 +83,7 @@ def names_in(folder: str | Place) -> list[str]:
     folder = place(folder)
     if is_store(folder):
         return sorted(_opened(Path(folder)).names(), key=PurePosixPath)
-    files = {PurePosixPath(p.relative_to(folder).as_posix()): p for p in folder.rglob("*")}
+    files = {PurePosixPath(p.relative_to(folder).as_posix()): p for p in _below(folder)}
     images = {name.parent for name in files if name.suffix.lower() in IMAGE_SUFFIXES}
     images.discard(PurePosixPath("."))
     # A link that leads nowhere is named, too, so that it is reported.
@@ -94,6 +94,24 @@ def names_in(folder: str | Place) -> list[str]:
     }
     hidden = {name for name in found if any(part.startswith(".") for part in name.parts)}
     return [str(name) for name in sorted(found - hidden)]
+
+
+def _below(folder: Place) -> Iterator[Place]:
+    """Yield all files and folders below a folder, also behind links to folders elsewhere."""
+    if not isinstance(folder, Path):
+        yield from folder.rglob("*")
+        return
+    top, seen = folder.resolve(), set[Path]()
+    for at, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        yield from (Path(at, name) for name in (*folders, *files))
+        # What a link shows of the folder itself, or a second time, is there by another name.
+        links = {Path(at, name): name for name in folders if Path(at, name).is_symlink()}
+        for link, name in sorted(links.items()):
+            target = link.resolve()
+            if target.is_relative_to(top) or top.is_relative_to(target) or target in seen:
+                folders.remove(name)
+            seen.add(target)
 
 
 def identity_of(video: Place) -> tuple[str, int]:

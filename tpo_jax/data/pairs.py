@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import logging
-import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -283,8 +283,11 @@ def _segment(value: Any) -> tuple[float, float] | None:
     if value is None:
         return None
     numbers = isinstance(value, list) and all(type(v) in (int, float) for v in value)
-    if not numbers or len(value) != 2 or not 0 <= value[0] < value[1] < math.inf:
-        raise ValueError(f"segment must be [start, end] in seconds, not {value!r}")
+    # Compared as numbers of 64 bits: an integer may be larger than any of them.
+    most = sys.float_info.max
+    if not numbers or len(value) != 2 or not 0 <= value[0] < value[1] <= most:
+        said = repr(value) if len(repr(value)) < 100 else "what is there"
+        raise ValueError(f"segment must be [start, end] in seconds, start before end, not {said}")
     return float(value[0]), float(value[1])
 
 

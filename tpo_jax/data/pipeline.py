@@ -175,6 +175,8 @@ class Pipeline:
         style = config.prompt_style
         self.processor = Processor(model, tokenizer, config.time_instruction, style)
         self.shards = open_shards(config.shards, verify=config.verify_shards)
+        if not self.shards.index:
+            raise InputError(f"{config.shards}: holds videos, but no pairs; prepare takes --pairs")
         _check_frames(self.shards, config, model)
         self._clips = ClipCache(config.cache_mib)
         self._videos = held_out_videos(self.shards.index, config.eval_share, config.seed)

@@ -72,6 +72,9 @@ def prepare(
     root, output = place(videos), Path(output)
     if not is_folder(root, "--videos="):
         raise InputError(f"--videos={root}: no such folder")
+    own = isinstance(root, Path) and output.resolve().is_relative_to(root.resolve())
+    if pairs_file is None and own:
+        raise InputError(f"--output={output}: lies in --videos={root}, all of which is stored")
     beam = _beam(work.beam) if work.beam is not None else None
     pairs, rejections = _listed(pairs_file, root, columns, excluded)
     names = names_in(root) if pairs_file is None else [v for p in pairs for v in p.videos]

@@ -109,10 +109,13 @@ def _check_tokens(config: QwenVLConfig, size: tuple[int, int], most: int) -> Non
     """Check that a frame or image of this size has at most so many visual tokens."""
     tokens = size[0] * size[1] // config.tower.token_side**2
     if tokens > most:
+        limit = f"frame_tokens={config.frame_tokens}"
+        cure = f"convert with --frame_tokens={tokens}"
+        if tokens <= config.frame_tokens:
+            limit, cure = "the pixels of all frames together", "use fewer frames"
         raise InputError(
-            f"{size[1]}x{size[0]} pixels are {tokens} visual tokens, more than the {most} that "
-            f"frame_tokens={config.frame_tokens} and the pixels of all frames allow; use fewer "
-            "frames, or crop the longer side"
+            f"resized to {size[1]}x{size[0]} pixels a frame has {tokens} visual tokens, more than "
+            f"the {most} that {limit} allows; {cure}, or crop the longer side"
         )
 
 
