@@ -284,3 +284,14 @@ def test_answers_are_needed_beside_them(config, tokenizer, tmp_path):
     two = rewritten(config, tmp_path / "two", lambda ps: [p for p in ps if p.kind == "video"])
     with pytest.raises(InputError, match="all pairs are one answer on two videos; a batch needs"):
         make(config, tokenizer, shards=two)
+
+
+def test_pairs_of_every_number_of_frames_are_those_of_its_batches(config, tokenizer):
+    made = make(config, tokenizer, num_frames=(2, 4), num_epochs=4)
+    parts = {part.config.frames.most: part for part in made.seen(6)}
+    assert parts.keys() == {made.frames_of(k) for k in range(6)} == {2, 4}
+    for num_frames, part in parts.items():
+        batches = [made[k] for k in range(6) if made.frames_of(k) == num_frames]
+        taken = sorted({int(i) for b in batches for i in b.pair_index[:4].ravel() if i >= 0})
+        assert part.two_videos.pairs.tolist() == taken
+        assert all(b.frames.shape[1] == part.shape.frames for b in batches)
