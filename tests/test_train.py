@@ -238,6 +238,58 @@ def test_replayed_directories_have_a_reference_each_and_resume_bit_for_bit(
         train(config, whole)
 
 
+def test_the_first_loss_of_an_anchored_reference_is_that_of_two_sets_of_log_probabilities(
+    config, tiny_world, tmp_path
+):
+    shards = shutil.copytree(
+        tiny_world / "shards", tmp_path / "shards", ignore=shutil.ignore_patterns("reference-*")
+    )
+    source = open_shards(shards)
+    records = [
+        dataclasses.replace(source[i], kind="localized" if i % 2 else "comprehensive")
+        for i in range(len(source))
+    ]
+    records = [
+        dataclasses.replace(r, segment=(5.0 + i, 11.0 + i)) if i % 2 else r
+        for i, r in enumerate(records)
+    ]
+    entry = write_shard(shards / shard_names(1)[0], records)
+    manifest = {**source.manifest, "shards": [entry]}
+    write_metadata(shards, [record.to_json() for record in records], manifest)
+    config.data.shards, config.data.eval_shards, config.train.eval_every = str(shards), "", 0
+    config.data.reference_view, config.train.num_steps = "anchor", 1
+    train(config, tmp_path / "run")
+    (first,) = metrics(tmp_path / "run")
+    (cache,) = shards.glob("reference-*.npz")
+    known = np.load(cache)
+    assert json.loads(str(known["key"]))["view"] == "anchor"
+
+    experiment = read(config)
+    mesh = make_mesh(dataclasses.asdict(experiment.mesh))
+    begin = open_weights(experiment, mesh)
+    mixture, _ = command.open_data(experiment, begin.model, begin.tokenizer, mesh)
+    (pairs,) = mixture.parts
+    scorer = make_scorer(begin.model, experiment.compute)
+    index = pairs[0].pair_index.ravel()
+    policy = reference.Reference(scorer, begin.load(), mesh).compute(pairs)[index]
+    anchor = known["logps"][index]
+    ratios = policy - anchor
+    loss = np.log1p(np.exp(-0.3 * (ratios[:, 0] - ratios[:, 1]))).mean()
+    assert first["losses/total"] == pytest.approx(loss, rel=1e-5)
+    assert abs(first["losses/total"] - np.log(2)) > 1e-4
+    assert first["ref_logps/chosen"] == pytest.approx(anchor[:, 0].mean(), rel=1e-5)
+    same = index % 2 == 0  # comprehensive pairs: all frames
+    np.testing.assert_allclose(ratios[same], 0, atol=1e-4)
+    assert np.abs(ratios[~same]).max() > 1e-3
+
+    config.data.reference_view = "same"
+    with pytest.raises(InputError, match="reference_view: 'anchor' -> 'same'"):
+        train(config, tmp_path / "run")
+    config.data.reference, config.data.reference_view = str(cache), "same"
+    with pytest.raises(InputError, match="stale, computed with other view;"):
+        train(config, tmp_path / "other")
+
+
 def test_adapters_alone_train_resume_bit_for_bit_and_are_merged(config, tmp_path, finished_run):
     config.lora.rank = 2
     config.train.eval_every = 0
@@ -539,6 +591,7 @@ def test_a_metric_that_is_not_finite_stops_with_step_pairs_and_checkpoint(
         ({"data.eval_shards": ""}, "train.eval_every=2 needs held-out pairs: data.eval_shards or"),
         ({"data.eval_share": 0.5}, "data.eval_shards and data.eval_share are both given"),
         ({"data.eval_shards": "", "data.eval_share": 0.99}, "leaves none of 6 videos to train on"),
+        ({"data.reference_view": "anchor"}, "reference_view=anchor is for an objective that reads"),
         ({"train.eval_every": -1}, "train.eval_every=-1 must not be negative"),
         ({"train.keep_best": "max:eval/rewards/margin"}, "no such metric; there are eval/"),
         (

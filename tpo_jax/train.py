@@ -160,7 +160,8 @@ def make_feed(
     known: dict[int, np.ndarray] = {}
     for first, parts in zip(mixture.first, seen, strict=True):
         for part in parts:
-            logps = reference.logps(part, cache_key(part, weights, dtype), given)
+            shown = part.for_reference()
+            logps = reference.logps(shown, cache_key(shown, weights, dtype), given)
             absent = np.full((len(pairs), logps.shape[1]), np.nan, logps.dtype)
             whole = known.setdefault(part.shape.frames, absent)
             whole[first : first + len(logps)] = logps

@@ -423,6 +423,77 @@ def test_wrong_directories_and_weights_are_one_line(
     assert "\n" not in str(error.value)
 
 
+@pytest.fixture(scope="module")
+def anchored(world, tmp_path_factory):
+    """The shards with a segment, in seconds, for every localized pair."""
+    spans = {
+        0: (0.2, 0.5),
+        2: (0.0, 1.0),
+        4: (0.5, 1.1),
+        5: (0.25, 0.8),
+    }
+    return with_segments(world / "clip", tmp_path_factory.mktemp("anchored"), spans)
+
+
+def with_segments(shards, target, spans):
+    """Copy shards, each pair with a segment if there is one for its position."""
+    source = open_shards(shards)
+    shutil.copytree(shards, target, dirs_exist_ok=True)
+    records = [dataclasses.replace(source[i], segment=spans.get(i)) for i in range(len(source))]
+    entry = write_shard(target / shard_names(1)[0], records)
+    manifest = {**source.manifest, "shards": [entry]}
+    write_metadata(target, [record.to_json() for record in records], manifest)
+    return target
+
+
+def test_an_anchored_reference_sees_the_segment_of_a_localized_pair(config, anchored, tokenizer):
+    changes = {"shards": str(anchored), "num_frames": (2, FRAMES), "cache_mib": 1}
+    plain = make(config, tokenizer, **changes)
+    assert plain.for_reference() is plain
+    policy = make(config, tokenizer, reference_view="anchor", **changes)
+    for part in policy.seen(20):
+        n, shown = part.config.num_frames, part.for_reference()
+        assert shown.shape.frames == part.shape.frames and len(shown) == len(part)
+        differ = set()
+        for batch, whole in zip(shown, part, strict=True):
+            assert (batch.pair_index == whole.pair_index).all()
+            for row, position in enumerate(batch.pair_index[:, 0].tolist()):
+                if position < 0:  # the last batch
+                    continue
+                pair = plain.shards.index[position]
+                segment = pair.segment if pair.kind == "localized" else None
+                video = plain.shards.videos.video(pair.video_digest)
+                frames, times, duration = sampling.read_frames(video, "uniform", n, segment)
+                assert not segment or times[-1] < segment[1]
+                expected = shown.processor.resize(frames, rate=sampling.rate_of(times, duration))
+                assert (batch.frames[row, : len(expected)] == expected).all()
+                if not (batch.frames[row] == whole.frames[row]).all():
+                    differ.add(position)
+        assert differ == {p for p in part.pairs.tolist() if plain.shards.index[p].segment}
+
+
+@pytest.mark.parametrize(
+    ("spans", "changes", "message"),
+    [
+        ({}, {}, r"pair '1' \(0.mp4\): a localized pair without a segment, which data.reference_"),
+        ({0: (8.0, 9.0), 2: (0, 1), 4: (0, 1), 5: (0, 1)}, {}, "no frame of the video is in its"),
+        ({}, {"reference_view": "window"}, "reference_view='window' must be same or anchor"),
+        ({}, {"pairs_per_row": 2}, "reference_view=anchor needs data.pairs_per_row=1, not 2"),
+    ],
+)
+def test_a_view_that_a_pair_does_not_have_is_one_line(
+    config, world, tokenizer, tmp_path, spans, changes, message
+):
+    shards = with_segments(world / "clip", tmp_path, spans)
+    changes = {"reference_view": "anchor", "shards": str(shards), **changes}
+    with pytest.raises(InputError, match=message) as error:
+        make(config, tokenizer, **changes).for_reference()
+    assert "\n" not in str(error.value)
+    images = {"reference_view": "anchor", "shards": str(world / "png")}
+    with pytest.raises(InputError, match="reference_view=anchor needs others; prepare with"):
+        make(config, tokenizer, **images).for_reference()
+
+
 def test_another_order_over_the_same_open_data(config, tokenizer, monkeypatch):
     pipeline = make(config, tokenizer, shuffle=True, cache_mib=1)
     fresh = make(config, tokenizer, shuffle=False, num_epochs=1)

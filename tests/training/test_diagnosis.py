@@ -114,7 +114,11 @@ def test_near_misses_do_not_fire():
     together = with_series(**{"kl/chosen": 5 * RISING, "rewards/margins": 0.5 + 0.2 * NOISE[1]})
     trend = with_series(**{"lengths/chosen": 20 + 5 * np.arange(SIZE) / SIZE + 0.1 * NOISE[5]})
     resumed = dataclasses.replace(FIRES["compiles_again"], account=Account(restarted()))
+    anchored = dataclasses.replace(
+        FIRES["first_loss"], config={"data": {"reference_view": "anchor"}}
+    )
     assert diagnosis.first_loss(other_loss) is diagnosis.first_loss(later) is None
+    assert diagnosis.first_loss(anchored) is None
     assert diagnosis.chosen_falls(together) is None
     assert diagnosis.length_exploited(trend) is None
     assert diagnosis.compiles_again(resumed) is None

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from tpo_jax.data.records import PairRecord
+from tpo_jax.data.records import PairRecord, Span
 from tpo_jax.data.shards import Shards
 from tpo_jax.errors import InputError
 from tpo_jax.video import sampling
@@ -40,7 +40,9 @@ class ClipCache:
         return clip
 
 
-def read_clip(shards: Shards, pair: PairRecord, rule: str, num_frames: int) -> Clip:
+def read_clip(
+    shards: Shards, pair: PairRecord, rule: str, num_frames: int, segment: Span | None = None
+) -> Clip:
     """Read the video of a pair, in its own height and width.
 
     Args:
@@ -48,6 +50,7 @@ def read_clip(shards: Shards, pair: PairRecord, rule: str, num_frames: int) -> C
         pair: Names the video by its hash.
         rule: How frames are sampled from a stored video; stored frames are taken as they are.
         num_frames: How many are sampled from a stored video.
+        segment: Of a stored video, the only part that frames are sampled from.
 
     Raises:
         InputError: A record is damaged or the video cannot be decoded; names file or pair.
@@ -58,7 +61,7 @@ def read_clip(shards: Shards, pair: PairRecord, rule: str, num_frames: int) -> C
             clip = np.stack([_decode_image(image) for image in images])
             return Clip(clip, pair.timestamps, pair.duration)
         video = shards.videos.video(pair.video_digest)
-        clip, times, duration = sampling.read_frames(video, rule, num_frames)
+        clip, times, duration = sampling.read_frames(video, rule, num_frames, segment)
     except ValueError as error:
         reason = str(error)
         if not isinstance(error, InputError):

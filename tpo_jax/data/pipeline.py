@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import hashlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -23,7 +23,7 @@ from tpo_jax.data.frame_counts import FrameCounts, frame_counts
 from tpo_jax.data.lengths import measured
 from tpo_jax.data.order import epoch_order, held_out_videos, select
 from tpo_jax.data.processor import NO_FRAMES, Processor
-from tpo_jax.data.records import PairRecord
+from tpo_jax.data.records import PairRecord, Span
 from tpo_jax.data.rows import CONTINUATION, PrefixError, Row, Size
 from tpo_jax.data.shards import MANIFEST, Shards, open_shards
 from tpo_jax.data.two_videos import RejectedVideos, TwoVideos, select_two_videos
@@ -34,6 +34,7 @@ from tpo_jax.models.config import ModelConfig, key_of
 from tpo_jax.video import sampling
 
 ON_ERROR = ("error", "skip_and_count")
+SAME, ANCHOR = "same", "anchor"  # what the reference sees of a video
 # Texts, frames and `pair_index` of a row; None: no pair in it.
 _Packed: TypeAlias = tuple[Row | None, np.ndarray, np.ndarray]
 
@@ -59,6 +60,7 @@ class DataConfig:
     sampling: str = "uniform"
     time_instruction: str = ""  # empty: what the model asks for
     prompt_style: str = "inference"
+    reference_view: str = SAME  # of a video: what the policy sees, or "anchor": a pair's segment
     shuffle: bool = True
     video_pairs: int = 0  # pairs of one answer on two videos in a batch, beside `batch_size` others
     mixing: tuple[float, ...] = ()  # shares of localized and comprehensive pairs; (): all pairs
@@ -99,6 +101,15 @@ class DataConfig:
         if self.on_error not in ON_ERROR:
             known = " or ".join(ON_ERROR)
             raise InputError(f"data.on_error={self.on_error!r} must be {known}")
+        if self.reference_view not in (SAME, ANCHOR):
+            raise InputError(
+                f"data.reference_view={self.reference_view!r} must be {SAME} or {ANCHOR}"
+            )
+        if self.reference_view == ANCHOR and self.pairs_per_row > 1:
+            raise InputError(
+                f"data.reference_view={ANCHOR} needs data.pairs_per_row=1, not "
+                f"{self.pairs_per_row}: pairs of one row are shown the same frames"
+            )
         if self.answers not in (1, 2):
             raise InputError(f"data.answers={self.answers} must be 1 or 2")
         if self.phrases and self.answers == 1:
@@ -178,7 +189,7 @@ class Pipeline:
         if not self.shards.index:
             raise InputError(f"{config.shards}: holds videos, but no pairs; prepare takes --pairs")
         _check_frames(self.shards, config, model)
-        self._clips = ClipCache(config.cache_mib)
+        self.view, self._clips = SAME, ClipCache(config.cache_mib)
         self._videos = held_out_videos(self.shards.index, config.eval_share, config.seed)
         self.pairs = select(
             *(self.shards.index, config.mixing, config.limit, config.subset_seed, self._videos),
@@ -295,6 +306,33 @@ class Pipeline:
             if batches
         ]
 
+    def for_reference(self) -> "Pipeline":
+        """Return the pairs as the reference sees them (`data.reference_view`); this pipeline where
+        that is what the policy sees.
+
+        Raises:
+            InputError: A pair has no such view.
+        """
+        if self.config.reference_view == SAME:
+            return self
+        if self.shards.manifest["frames"] != "clip":
+            raise InputError(
+                f"{self.shards.directory / MANIFEST}: holds single frames, and "
+                f"data.reference_view={ANCHOR} needs others; prepare with --frames=clip"
+            )
+        for pair in (self.shards.index[position] for position in self.pairs):
+            if pair.kind == "localized" and not pair.segment:
+                raise InputError(
+                    f"{place_of(self.shards, pair)}: a localized pair without a segment, which "
+                    f"data.reference_view={ANCHOR} needs"
+                )
+        other = copy.copy(self)
+        # No frame is seen twice, so none is kept.
+        other.view, other._clips = ANCHOR, ClipCache(0)
+        positions = np.concatenate([self.pairs, self.two_videos.pairs])
+        other._sizes = {n: other._measure(positions, n) for n in self.config.frames.counts}
+        return other
+
     def _held_out_pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the positions of pairs of held-out videos: those of two answers, and those of two
         videos of which the chosen one is held out.
@@ -336,7 +374,7 @@ class Pipeline:
         """Return this host's part of batch `k`."""
         if not 0 <= k < len(self):
             raise IndexError(f"batch {k} of {len(self)}")
-        clips: dict[str, Clip] = {}  # pairs of one video share it
+        clips: dict[Hashable, Clip] = {}  # pairs of one video share it
         begin, end = self._local.start, self._local.stop
         two = self._two_of(k)[begin // 2 : (end + 1) // 2].tolist()
         rows = [row for position in two for row in self._two_rows(position, k, clips)]
@@ -383,7 +421,7 @@ class Pipeline:
             phrases=config.phrases,
         )
 
-    def _row(self, positions: np.ndarray, k: int, clips: dict[str, Clip]) -> _Packed:
+    def _row(self, positions: np.ndarray, k: int, clips: dict[Hashable, Clip]) -> _Packed:
         """Return texts, frames and `pair_index` of one row of batch `k`; None: no pair in it.
 
         `clips` holds those of the batch that are decoded already, and gets the row's.
@@ -418,7 +456,7 @@ class Pipeline:
         name = self.shards.index[position].id
         print(f"batch {k}: pair {name!r} is skipped: {error}", file=sys.stderr, flush=True)
 
-    def _two_rows(self, position: int, k: int, clips: dict[str, Clip]) -> list[_Packed]:
+    def _two_rows(self, position: int, k: int, clips: dict[Hashable, Clip]) -> list[_Packed]:
         """Return the rows of a pair of two videos in batch `k`, what `_row` returns; -1: no pair.
 
         Both are empty if one of the videos cannot be decoded.
@@ -447,21 +485,27 @@ class Pipeline:
             rows.append((texts, clip.frames, index[side]))
         return rows
 
-    def _clip(self, pair: PairRecord, num_frames: int, clips: dict[str, Clip]) -> Clip:
+    def _clip(self, pair: PairRecord, num_frames: int, clips: dict[Hashable, Clip]) -> Clip:
         """Return the clip of a pair as the model takes it."""
 
         def read() -> Clip:
-            clip = read_clip(self.shards, pair, self.config.sampling, num_frames)
+            rule = self.config.sampling
+            clip = read_clip(self.shards, pair, rule, num_frames, segment)
             try:
                 rate = sampling.rate_of(clip.times, clip.duration)
                 return clip._replace(frames=self.processor.resize(clip.frames, rate=rate))
             except InputError as error:
                 raise InputError(f"{place_of(self.shards, pair)}: {error}") from error
 
-        digest = pair.video_digest
-        if digest not in clips:
-            clips[digest] = self._clips.get((digest, num_frames), read)
-        return clips[digest]
+        segment = self._segment(pair)
+        key = pair.video_digest, segment
+        if key not in clips:
+            clips[key] = self._clips.get((*key, num_frames), read)
+        return clips[key]
+
+    def _segment(self, pair: PairRecord) -> Span | None:
+        """Return the part of its video that a pair is shown; None: all of it."""
+        return pair.segment if self.view == ANCHOR and pair.kind == "localized" else None
 
     def _texts(self, pairs: Sequence[PairRecord], clip: Clip, size: Size) -> Row:
         try:
@@ -535,6 +579,8 @@ class Pipeline:
             "sampling": [config.sampling, num_frames],
             "answers": [config.answers, config.pairs_per_row > 1],
         }
+        if self.view != SAME:
+            key["view"] = self.view
 
         def measure(position: int) -> tuple[int, int]:
             rows = [self._of_pair(pair, num_frames, Size()) for pair in self._sides(position)]
@@ -562,11 +608,17 @@ class Pipeline:
 
     def _without_frames(self, pair: PairRecord, num_frames: int) -> Clip:
         """Return the times that training will see; approximate where the rate varies."""
-        rule = self.config.sampling
-        if self.shards.manifest["sampling"] == {"rule": rule, "num_frames": num_frames}:
+        rule, segment = self.config.sampling, self._segment(pair)
+        wanted = {"rule": rule, "num_frames": num_frames}
+        if self.shards.manifest["sampling"] == wanted and not segment:
             return Clip(NO_FRAMES, pair.timestamps, pair.duration)
-        length = max(1, round(pair.duration * pair.fps))
-        indices = sampling.sample(rule, length, pair.fps, num_frames)
+        shown = np.arange(max(1, round(pair.duration * pair.fps)))
+        if segment:
+            shown = sampling.within(shown / pair.fps, segment)
+            if not len(shown):
+                place = place_of(self.shards, pair)
+                raise InputError(f"{place}: no frame of the video is in its segment {segment}")
+        indices = shown[sampling.sample(rule, len(shown), pair.fps, num_frames)]
         return Clip(NO_FRAMES, (indices / pair.fps).tolist(), pair.duration)
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict, FieldReference
 
 from tpo_jax.checkpoints.train_state import CheckpointPolicy
-from tpo_jax.data.pipeline import DataConfig
+from tpo_jax.data.pipeline import SAME, DataConfig
 from tpo_jax.errors import InputError
 from tpo_jax.models.lora import Lora
 from tpo_jax.models.quantized import check_weights
@@ -151,6 +151,12 @@ def read(config: ConfigDict) -> Experiment:
         raise InputError(
             f"train.eval_every={schedule.eval_every} needs held-out pairs: data.eval_shards or "
             "data.eval_share"
+        )
+    cached = objective.uses_reference and not objective.uses_live_reference
+    if data.reference_view != SAME and not cached:
+        raise InputError(
+            f"data.reference_view={data.reference_view} is for an objective that reads the cached "
+            "log-probabilities of a reference"
         )
     reference = take(ReferenceCache, config.data)
     if reference.reference and (len(data.frames.counts) > 1 or data.replay):
