@@ -58,6 +58,14 @@ def test_names_are_those_of_the_folder(media, store):
             sample_frames(folder, "fps", 9)
 
 
+def test_a_store_that_lost_its_manifest_is_no_plain_folder(store, tmp_path):
+    lost = shutil.copytree(store, tmp_path / "lost")
+    (lost / "manifest.json").unlink()
+    for use in (folders.names_in, lambda folder: folders.video_at(folder / NAMES[0])):
+        with pytest.raises(InputError, match=r"lost: stored videos without their manifest.json"):
+            use(lost)
+
+
 def test_links_to_folders_elsewhere_are_followed(tmp_path):
     """Each once: what a link shows of the folder itself is there by another name."""
     for name in ("in/a.mp4", "in/deep/b.mp4", "out/c.mp4", "out/further/d.mp4"):

@@ -21,9 +21,18 @@ from tpo_jax.video.sampling import IMAGE_SUFFIXES
 
 
 def is_store(folder: Place) -> bool:
-    """Return whether a folder is a directory of shards on this machine."""
-    parts = os.path.join(folder, MANIFEST), os.path.join(folder, store.FOLDER)
-    return isinstance(folder, Path) and os.path.isfile(parts[0]) and os.path.isdir(parts[1])
+    """Return whether a folder is a directory of shards on this machine.
+
+    Raises:
+        InputError: It was one, and has lost its manifest.
+    """
+    if not isinstance(folder, Path) or not os.path.isdir(os.path.join(folder, store.FOLDER)):
+        return False
+    if os.path.isfile(os.path.join(folder, MANIFEST)):
+        return True
+    if os.path.isfile(os.path.join(folder, store.FOLDER, store.INDEX)):
+        raise InputError(f"{folder}: stored videos without their {MANIFEST}; copy it there again")
+    return False
 
 
 def video_at(path: str | os.PathLike) -> Source:
