@@ -29,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tpo_jax import families
 from tpo_jax.data import preparation
-from tpo_jax.data.pipeline import DataConfig, Pipeline
+from tpo_jax.data.config import DataConfig
+from tpo_jax.data.pipeline import Pipeline
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.models.batch import Batch
 from tpo_jax.parallel.mesh import make_mesh

@@ -12,11 +12,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tpo_jax import families
 from tpo_jax.data import clips, preparation, prompts, shards
 from tpo_jax.data import pipeline as pipeline_module
+from tpo_jax.data.config import ON_ERROR, DataConfig
 from tpo_jax.data.mixture import open_mixture
 from tpo_jax.data.phrases import phrase_mask
-from tpo_jax.data.pipeline import ON_ERROR, DataConfig, Pipeline
+from tpo_jax.data.pipeline import Pipeline
 from tpo_jax.data.rows import Size
 from tpo_jax.data.shards import open_shards, shard_names, write_metadata, write_shard
+from tpo_jax.data.shown import Shown
 from tpo_jax.errors import InputError
 from tpo_jax.families.llava_qwen.config import PRESETS
 from tpo_jax.families.llava_qwen.template import IM_END, IM_START, INFERENCE
@@ -128,7 +130,7 @@ def test_kept_clips_change_no_batch_and_are_read_once(config, tokenizer, monkeyp
         read.append(pair)
         return clips.read_clip(shards, pair, *how)
 
-    monkeypatch.setattr("tpo_jax.data.pipeline.read_clip", counted)
+    monkeypatch.setattr("tpo_jax.data.shown.read_clip", counted)
     batches = []
     for room in (0, 1):  # seven pairs of three videos, two epochs
         read.clear()
@@ -465,7 +467,8 @@ def test_an_anchored_reference_sees_the_segment_of_a_localized_pair(config, anch
                 video = plain.shards.videos.video(pair.video_digest)
                 frames, times, duration = sampling.read_frames(video, "uniform", n, segment)
                 assert not segment or times[-1] < segment[1]
-                expected = shown.processor.resize(frames, rate=sampling.rate_of(times, duration))
+                rate = sampling.rate_of(times, duration)
+                expected = part.shown.processor.resize(frames, rate=rate)
                 assert (batch.frames[row, : len(expected)] == expected).all()
                 if not (batch.frames[row] == whole.frames[row]).all():
                     differ.add(position)
@@ -498,7 +501,7 @@ def test_another_order_over_the_same_open_data(config, tokenizer, monkeypatch):
     pipeline = make(config, tokenizer, shuffle=True, cache_mib=1)
     fresh = make(config, tokenizer, shuffle=False, num_epochs=1)
     monkeypatch.setattr(pipeline_module, "open_shards", None)  # nothing is opened or measured again
-    monkeypatch.setattr(Pipeline, "_measure", None)
+    monkeypatch.setattr(Shown, "size", None)
     once = pipeline.once()
     assert len(once) == len(fresh) == 4 and once.shards is pipeline.shards
     assert all(equal(once[k], fresh[k]) for k in range(4))
@@ -668,7 +671,7 @@ def test_a_video_that_the_model_refuses_is_named(config, tokenizer, monkeypatch,
 
     for on_error in ON_ERROR:
         pipeline = make(config, tokenizer, on_error=on_error)
-        monkeypatch.setattr(pipeline.processor, "resize", refuse)
+        monkeypatch.setattr(pipeline.shown.processor, "resize", refuse)
         name = re.escape(f"{config.shards}: pair ") + r"'\d' \(\d.mp4\): 64x48 pixels: cannot be"
         if on_error == "error":
             with pytest.raises(InputError, match=f"^{name}"):
@@ -684,8 +687,8 @@ def test_lengths_are_measured_once_for_the_same_settings(
     """A large data set is opened without tokenizing; what the lengths depend on is in the key."""
     monkeypatch.setattr("tpo_jax.data.lengths._FEW", 0)
     shards = shutil.copytree(world / "clip", tmp_path / "shards")
-    counted, built = [], Pipeline._of_pair
-    monkeypatch.setattr(Pipeline, "_of_pair", lambda *a: counted.append(a[1]) or built(*a))
+    counted, built = [], Shown._of_pair
+    monkeypatch.setattr(Shown, "_of_pair", lambda *a: counted.append(a[1]) or built(*a))
 
     def opened(**changes):
         counted.clear()

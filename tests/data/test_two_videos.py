@@ -10,7 +10,7 @@ import pytest
 
 from tests.data.test_pipeline import equal, joined, make, tokenizer
 from tpo_jax.data import preparation
-from tpo_jax.data.pipeline import DataConfig
+from tpo_jax.data.config import DataConfig
 from tpo_jax.data.shards import open_shards, shard_names, write_metadata, write_shard
 from tpo_jax.data.two_videos import select_two_videos
 from tpo_jax.errors import InputError

@@ -9,8 +9,9 @@ from pathlib import Path
 from absl import flags
 
 from tpo_jax import families
+from tpo_jax.data.config import DataConfig
 from tpo_jax.data.images import read_pictures
-from tpo_jax.data.pipeline import DataConfig, Pipeline
+from tpo_jax.data.pipeline import Pipeline
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, Subcommand, run_command
 from tpo_jax.evaluation import benchmarks

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 
 from tpo_jax.data import draws
 from tpo_jax.data.batches import BatchIterator
-from tpo_jax.data.pipeline import DataConfig, Pipeline
+from tpo_jax.data.config import DataConfig
+from tpo_jax.data.pipeline import Pipeline
 from tpo_jax.data.records import PairRecord
 from tpo_jax.errors import InputError
 from tpo_jax.models.batch import Batch

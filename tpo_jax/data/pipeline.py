@@ -7,147 +7,28 @@ only carries batches over from worker processes ahead of time.
 
 import copy
 import dataclasses
-import hashlib
 import sys
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from typing import TypeAlias
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from tpo_jax.data.batches import BatchIterator
-from tpo_jax.data.clips import Clip, ClipCache, place_of, read_clip
+from tpo_jax.data.clips import Clip, place_of
 from tpo_jax.data.collate import collate
-from tpo_jax.data.draws import shares_of
-from tpo_jax.data.frame_counts import FrameCounts, frame_counts
-from tpo_jax.data.lengths import measured
+from tpo_jax.data.config import ANCHOR, SAME, DataConfig
 from tpo_jax.data.order import epoch_order, held_out_videos, select
-from tpo_jax.data.processor import NO_FRAMES, Processor
-from tpo_jax.data.records import PairRecord, Span
-from tpo_jax.data.rows import CONTINUATION, PrefixError, Row, Size
+from tpo_jax.data.rows import CONTINUATION, Row, Size
 from tpo_jax.data.shards import MANIFEST, Shards, open_shards
-from tpo_jax.data.two_videos import RejectedVideos, TwoVideos, select_two_videos
+from tpo_jax.data.shown import Shown
+from tpo_jax.data.two_videos import TwoVideos, select_two_videos
 from tpo_jax.errors import InputError
-from tpo_jax.families.template import STYLES
 from tpo_jax.models.batch import Batch, BatchShape
-from tpo_jax.models.config import ModelConfig, key_of
-from tpo_jax.video import sampling
+from tpo_jax.models.config import ModelConfig
 
-ON_ERROR = ("error", "skip_and_count")
-SAME, ANCHOR = "same", "anchor"  # what the reference sees of a video
 # Texts, frames and `pair_index` of a row; None: no pair in it.
 _Packed: TypeAlias = tuple[Row | None, np.ndarray, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """What is read, in which order, and the static shapes of a batch: section `data` of a config.
-
-    The five fields without a default follow from other sections.
-    """
-
-    batch_size: int  # pairs of two answers, of all hosts
-    num_epochs: int  # 0: without end
-    seed: int  # of the order of pairs
-    answers: int  # A: 2, or 1 for the chosen answer only
-    phrases: bool  # whether batches say in which tokens the answers differ
-    shards: str = ""  # directory that `prepare` made
-    replay: tuple[str, ...] = ()  # more such directories; a batch is of one
-    replay_weights: tuple[float, ...] = ()  # how often of `shards` and of each; (): equally often
-    num_frames: int | tuple[int, ...] = 32  # of a video; of several, a batch has one
-    num_frames_weights: tuple[float, ...] = ()  # how often it has which; (): all equally often
-    pairs_per_row: int = 1  # Q: pairs of one video that share its row
-    sampling: str = "uniform"
-    time_instruction: str = ""  # empty: what the model asks for
-    prompt_style: str = "inference"
-    reference_view: str = SAME  # of a video: what the policy sees, or "anchor": a pair's segment
-    shuffle: bool = True
-    video_pairs: int = 0  # pairs of one answer on two videos in a batch, beside `batch_size` others
-    mixing: tuple[float, ...] = ()  # shares of localized and comprehensive pairs; (): all pairs
-    limit: int = 0  # pairs used; 0: all
-    subset_seed: int = 0  # draws the pairs of `limit`, nested; 0: the first ones
-    curriculum: bool = False  # from easy to hard manipulations within an epoch
-    max_prefix: int = 0  # P; 0: what the longest pair needs, rounded up
-    max_response: int = 0  # R; 0: likewise
-    prefix_multiple: int = 128
-    response_multiple: int = 16
-    workers: int = 2  # decoding processes; 0: threads of this one
-    cache_mib: int = 0  # room for decoded frames that this process keeps for later epochs
-    on_error: str = "error"  # or "skip_and_count": a pair that cannot be decoded is left out
-    verify_shards: bool = False  # whether their content is compared with the manifest's checksums
-    eval_shards: str = ""  # directory of held-out pairs
-    eval_share: float = 0.0  # or the share of the videos in `shards` whose pairs are held out
-
-    def __post_init__(self) -> None:
-        _ = self.frames  # checks both fields
-        if not self.shares[0]:
-            raise InputError(
-                f"data.replay_weights={','.join(map(str, self.replay_weights))}: the first is that "
-                "of data.shards, by which the run counts its epochs; it must be above 0"
-            )
-        for name in ("batch_size", "pairs_per_row"):
-            if getattr(self, name) < 1:
-                raise InputError(f"data.{name}={getattr(self, name)} must be at least 1")
-        counts = ("num_epochs", "limit", "max_prefix", "max_response", "workers", "cache_mib")
-        for name in (*counts, "video_pairs"):
-            if getattr(self, name) < 0:
-                raise InputError(f"data.{name}={getattr(self, name)} must not be negative")
-        if self.sampling not in sampling.RULES:
-            known = ", ".join(sampling.RULES)
-            raise InputError(f"data.sampling={self.sampling!r} must be one of {known}")
-        if self.prompt_style not in STYLES:
-            known = ", ".join(STYLES)
-            raise InputError(f"data.prompt_style={self.prompt_style!r} must be one of {known}")
-        if self.on_error not in ON_ERROR:
-            known = " or ".join(ON_ERROR)
-            raise InputError(f"data.on_error={self.on_error!r} must be {known}")
-        if self.reference_view not in (SAME, ANCHOR):
-            raise InputError(
-                f"data.reference_view={self.reference_view!r} must be {SAME} or {ANCHOR}"
-            )
-        if self.reference_view == ANCHOR and self.pairs_per_row > 1:
-            raise InputError(
-                f"data.reference_view={ANCHOR} needs data.pairs_per_row=1, not "
-                f"{self.pairs_per_row}: pairs of one row are shown the same frames"
-            )
-        if self.answers not in (1, 2):
-            raise InputError(f"data.answers={self.answers} must be 1 or 2")
-        if self.phrases and self.answers == 1:
-            raise InputError("data.phrases needs data.answers=2")
-        if self.batch_size % self.pairs_per_row:
-            raise InputError(
-                f"train.batch_size={self.batch_size} is no multiple of "
-                f"data.pairs_per_row={self.pairs_per_row}"
-            )
-        if self.video_pairs and self.batch_size // self.pairs_per_row % 2:
-            raise InputError(
-                f"train.batch_size / data.pairs_per_row is {self.batch_size // self.pairs_per_row};"
-                f" with data.video_pairs={self.video_pairs} it must be even"
-            )
-        if self.mixing and (len(self.mixing) != 2 or min(self.mixing) < 0 or sum(self.mixing) <= 0):
-            raise InputError(f"data.mixing={self.mixing} must be two shares, one of them above 0")
-        if not 0 <= self.eval_share < 1:
-            raise InputError(f"data.eval_share={self.eval_share} must be at least 0 and below 1")
-        if self.eval_share and self.eval_shards:
-            raise InputError("data.eval_shards and data.eval_share are both given; leave one out")
-
-    @property
-    def frames(self) -> FrameCounts:
-        """Of videos: the numbers that batches have, and how often."""
-        return frame_counts(self.num_frames, self.num_frames_weights)
-
-    @property
-    def rows(self) -> int:
-        """Rows of a batch of all hosts, B: two for each pair of two videos."""
-        return 2 * self.video_pairs + self.batch_size // self.pairs_per_row
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """Of the batches: those of `shards`, and of each directory of `replay`."""
-        directories = [self.shards, *self.replay]
-        return shares_of(
-            "data.replay_weights", self.replay_weights, directories, "data.shards,data.replay"
-        )
 
 
 class Pipeline:
@@ -183,20 +64,17 @@ class Pipeline:
         asked = config.time_instruction or model.time_instruction
         config = dataclasses.replace(config, time_instruction=asked)
         self.config, self.model, self.tokenizer = config, model, tokenizer
-        style = config.prompt_style
-        self.processor = Processor(model, tokenizer, config.time_instruction, style)
         self.shards = open_shards(config.shards, verify=config.verify_shards)
         if not self.shards.index:
             raise InputError(f"{config.shards}: holds videos, but no pairs; prepare takes --pairs")
         _check_frames(self.shards, config, model)
-        self.view, self._clips = SAME, ClipCache(config.cache_mib)
+        self.shown = Shown(config, model, tokenizer, self.shards)
         self._videos = held_out_videos(self.shards.index, config.eval_share, config.seed)
         self.pairs = select(
             *(self.shards.index, config.mixing, config.limit, config.subset_seed, self._videos),
             two_videos=config.video_pairs > 0,
         )
         self.two_videos = TwoVideos(self._pairs_of_two_videos(), config.video_pairs)
-        self._rejected_videos = RejectedVideos(self.shards)
         self._process = (process_index, process_count)
         rows = config.rows
         if rows % process_count or (config.video_pairs and rows // process_count % 2):
@@ -205,7 +83,7 @@ class Pipeline:
             process_index * rows // process_count, (process_index + 1) * rows // process_count
         )
         positions = np.concatenate([self.pairs, self.two_videos.pairs, *self._held_out_pairs()])
-        self._sizes = {n: self._measure(positions, n) for n in config.frames.counts}
+        self._sizes = {n: self.shown.size(positions, n) for n in config.frames.counts}
         self._begin()
 
     def _pairs_of_two_videos(self) -> np.ndarray:
@@ -327,10 +205,9 @@ class Pipeline:
                     f"data.reference_view={ANCHOR} needs"
                 )
         other = copy.copy(self)
-        # No frame is seen twice, so none is kept.
-        other.view, other._clips = ANCHOR, ClipCache(0)
+        other.shown = Shown(self.config, self.model, self.tokenizer, self.shards, ANCHOR)
         positions = np.concatenate([self.pairs, self.two_videos.pairs])
-        other._sizes = {n: other._measure(positions, n) for n in self.config.frames.counts}
+        other._sizes = {n: other.shown.size(positions, n) for n in self.config.frames.counts}
         return other
 
     def _held_out_pairs(self) -> tuple[np.ndarray, np.ndarray]:
@@ -430,7 +307,7 @@ class Pipeline:
         used, skipped = positions[positions >= 0].tolist(), 0
         for position in used:  # the pairs of a row have the same video
             try:
-                clip = self._clip(self.shards.index[position], num_frames, clips)
+                clip = self.shown.clip(self.shards.index[position], num_frames, clips)
                 break
             except InputError as error:
                 if not skipping:
@@ -442,7 +319,7 @@ class Pipeline:
         if skipped == len(used):
             return None, self._no_frames, index
         pairs = [self.shards.index[position] for position in used]
-        texts = self._texts(pairs, clip, self._sizes[num_frames])
+        texts = self.shown.texts(pairs, clip, self._sizes[num_frames])
         for name, values in texts.arrays().items():
             if name in CONTINUATION:
                 values[:skipped] = 0
@@ -467,8 +344,8 @@ class Pipeline:
             return empty
         num_frames = self.frames_of(k)
         try:
-            sides = self._rejected_videos.sides(self.shards.index[position])
-            seen = [self._clip(pair, num_frames, clips) for pair in sides]
+            sides = self.shown.rejected_videos.sides(self.shards.index[position])
+            seen = [self.shown.clip(pair, num_frames, clips) for pair in sides]
         except InputError as error:
             if self.config.on_error == "error":
                 raise
@@ -478,148 +355,12 @@ class Pipeline:
         index[:, 0] = position
         rows: list[_Packed] = []
         for side, (pair, clip) in enumerate(zip(sides, seen, strict=True)):
-            texts = self._texts([pair], clip, self._sizes[num_frames])
+            texts = self.shown.texts([pair], clip, self._sizes[num_frames])
             for name, values in texts.arrays().items():
                 if name in CONTINUATION:
                     values[:, 1 - side] = 0
             rows.append((texts, clip.frames, index[side]))
         return rows
-
-    def _clip(self, pair: PairRecord, num_frames: int, clips: dict[Hashable, Clip]) -> Clip:
-        """Return the clip of a pair as the model takes it."""
-
-        def read() -> Clip:
-            rule = self.config.sampling
-            clip = read_clip(self.shards, pair, rule, num_frames, segment)
-            try:
-                rate = sampling.rate_of(clip.times, clip.duration)
-                return clip._replace(frames=self.processor.resize(clip.frames, rate=rate))
-            except InputError as error:
-                raise InputError(f"{place_of(self.shards, pair)}: {error}") from error
-
-        segment = self._segment(pair)
-        key = pair.video_digest, segment
-        if key not in clips:
-            clips[key] = self._clips.get((*key, num_frames), read)
-        return clips[key]
-
-    def _segment(self, pair: PairRecord) -> Span | None:
-        """Return the part of its video that a pair is shown; None: all of it."""
-        return pair.segment if self.view == ANCHOR and pair.kind == "localized" else None
-
-    def _texts(self, pairs: Sequence[PairRecord], clip: Clip, size: Size) -> Row:
-        try:
-            return self._built(pairs, clip, size)
-        except InputError as error:
-            advice = ""
-            if isinstance(error, PrefixError):
-                fit = self._frames_that_fit(pairs, clip, size.prefix)
-                advice = f"; {fit} frames would fit instead of {len(clip.times)}"
-            raise InputError(f"{place_of(self.shards, pairs[0])}: {error}{advice}") from error
-
-    def _built(
-        self,
-        pairs: Sequence[PairRecord],
-        clip: Clip,
-        size: Size = Size(),  # noqa: B008, a constant
-    ) -> Row:
-        return self.processor.answers(
-            [pair.asked for pair in pairs],
-            [pair.answers[: self.config.answers] for pair in pairs],
-            clip,
-            cut="answer" if self.config.pairs_per_row == 1 else "video",
-            size=size,
-        )
-
-    def _frames_that_fit(self, pairs: Sequence[PairRecord], clip: Clip, limit: int) -> int:
-        """Return the most frames with which the prefix takes at most `limit` tokens."""
-        fits = lambda clip: self._built(pairs, clip).prefix_ids.size <= limit  # noqa: E731
-        return self.processor.most_frames(clip, fits)
-
-    def _measure(self, positions: np.ndarray, num_frames: int) -> Size:
-        """Return P and R, as given or as the longest of these pairs needs with this number of
-        frames, within the model's context.
-        """
-        config, context = self.config, self.model.max_length
-        prefix, response = config.max_prefix, config.max_response
-        lengths = self._lengths(positions, num_frames)
-        limits = [limit or context + 1 for limit in (prefix, response)]
-        for position in positions[(lengths > limits).any(axis=1)][:1]:
-            for pair in self._sides(position):  # says which limit, and what fits
-                self._of_pair(pair, num_frames, Size(prefix, response))
-        longest_prefix, longest_response = lengths.max(axis=0, initial=0).tolist()
-        response = response or _round_up(longest_response, config.response_multiple)
-        if not prefix:
-            # Rounding up must not cross the model's context where the pairs themselves do not.
-            rounded = _round_up(longest_prefix, config.prefix_multiple)
-            prefix = min(rounded, max(longest_prefix, context - response))
-        if prefix + response > context:
-            text = (
-                f"{prefix} prefix tokens and {response} response tokens exceed the model's context "
-                f"of {context}"
-            )
-            if config.max_prefix:
-                raise InputError(f"{text}; lower data.max_prefix or data.max_response")
-            fit, limit = num_frames, context - response
-            for position in positions[lengths[:, 0] > limit]:
-                for pair in self._sides(position):
-                    clip = self._without_frames(pair, num_frames)
-                    fit = min(fit, self._frames_that_fit([pair], clip, limit))
-            raise InputError(f"{text}; {fit} frames fit instead of {num_frames}")
-        return Size(prefix, response)
-
-    def _lengths(self, positions: np.ndarray, num_frames: int) -> np.ndarray:
-        """Return the tokens of prefix and continuation of the pairs: int64 `[n, 2]`."""
-        config, processor = self.config, self.processor
-        key = {
-            "shards": self.shards.fingerprint,
-            "model": key_of(self.model),
-            "tokenizer": hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest(),
-            "template": [processor.time_instruction, processor.prompt_style],
-            "sampling": [config.sampling, num_frames],
-            "answers": [config.answers, config.pairs_per_row > 1],
-        }
-        if self.view != SAME:
-            key["view"] = self.view
-
-        def measure(position: int) -> tuple[int, int]:
-            rows = [self._of_pair(pair, num_frames, Size()) for pair in self._sides(position)]
-            prefix = max(row.prefix_ids.shape[-1] for row in rows)
-            return prefix, max(row.input_ids.shape[-1] for row in rows)
-
-        directory = self.shards.directory
-        return measured(directory, key, positions, len(self.shards), measure)
-
-    def _sides(self, position: int) -> tuple[PairRecord, ...]:
-        """Return the pair at a position and, if it has two videos, the one on its rejected video,
-        unless that cannot be read and is skipped for it.
-        """
-        pair = self.shards.index[position]
-        try:
-            return self._rejected_videos.sides(pair)
-        except InputError:
-            if self.config.on_error == "error":
-                raise
-            return (pair,)
-
-    def _of_pair(self, pair: PairRecord, num_frames: int, size: Size) -> Row:
-        """Return the texts of a pair with the times that its frames will have."""
-        return self._texts([pair], self._without_frames(pair, num_frames), size)
-
-    def _without_frames(self, pair: PairRecord, num_frames: int) -> Clip:
-        """Return the times that training will see; approximate where the rate varies."""
-        rule, segment = self.config.sampling, self._segment(pair)
-        wanted = {"rule": rule, "num_frames": num_frames}
-        if self.shards.manifest["sampling"] == wanted and not segment:
-            return Clip(NO_FRAMES, pair.timestamps, pair.duration)
-        shown = np.arange(max(1, round(pair.duration * pair.fps)))
-        if segment:
-            shown = sampling.within(shown / pair.fps, segment)
-            if not len(shown):
-                place = place_of(self.shards, pair)
-                raise InputError(f"{place}: no frame of the video is in its segment {segment}")
-        indices = shown[sampling.sample(rule, len(shown), pair.fps, num_frames)]
-        return Clip(NO_FRAMES, (indices / pair.fps).tolist(), pair.duration)
 
 
 def _check_frames(shards: Shards, config: DataConfig, model: ModelConfig) -> None:
@@ -640,7 +381,3 @@ def _check_frames(shards: Shards, config: DataConfig, model: ModelConfig) -> Non
                 f"data.num_frames: {same} and {num_frames} frames are the same "
                 f"{model.batch_frames(num_frames)} pairs of frames for this model; leave one out"
             )
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

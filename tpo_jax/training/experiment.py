@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict, FieldReference
 
 from tpo_jax.checkpoints.train_state import CheckpointPolicy
-from tpo_jax.data.pipeline import SAME, DataConfig
+from tpo_jax.data.config import SAME, DataConfig
 from tpo_jax.errors import InputError
 from tpo_jax.models.lora import Lora
 from tpo_jax.models.quantized import check_weights

@@ -19,7 +19,8 @@ import numpy as np
 from jax import P
 from jax.experimental import multihost_utils
 
-from tpo_jax.data.pipeline import SAME, Pipeline
+from tpo_jax.data.config import SAME
+from tpo_jax.data.pipeline import Pipeline
 from tpo_jax.data.records import PairRecord
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import replacing_file
@@ -38,8 +39,8 @@ def cache_key(pipeline: Pipeline, weights: str, dtype: str) -> dict[str, Any]:
     more = {}
     if len(two_videos):
         more["two_videos"] = hashlib.sha256(two_videos.tobytes()).hexdigest()
-    if pipeline.view != SAME:
-        more["view"] = pipeline.view
+    if pipeline.shown.view != SAME:
+        more["view"] = pipeline.shown.view
     return more | {
         "weights": weights,
         "model": key_of(pipeline.model),

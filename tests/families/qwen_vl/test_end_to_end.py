@@ -1,12 +1,15 @@
 """Tiny models behind the commands that ask them: benchmarks, needles, curation."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from tests.commands import call_commands, call_program
 from tpo_jax.data.shards import open_shards
+from tpo_jax.evaluation.lmms_plugin import TpoJax
+from tpo_jax.inference.model import load
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -50,6 +53,16 @@ def test_benchmarks_and_needles(sizes, initial, benchmark_folders, tmp_path):
     assert printed[2]["cells"] == 3 and printed[2]["depth"].keys() == {"0", "0.5", "1"}
     several, alone = (read_lines(tmp_path / name / "samples.jsonl") for name in "31")
     assert alone == several[:1] and all(sample["filtered_resps"] for sample in several)
+
+
+def test_the_plug_in_of_lmms_eval_answers_as_the_model(initial, video):
+    plugin = TpoJax(str(initial), max_frames_num=4, dtype="float32")
+    plugin.task_dict = {"task": {"test": [{}]}}
+    how = {"until": ["\n\n"], "max_new_tokens": 3, "temperature": 0.0}
+    request = SimpleNamespace(args=("Who?", how, lambda _: [str(video)], 0, "task", "test"))
+    model = load(initial, dtype="float32")
+    expected = model.answer(video, "Who?", num_frames=4, max_new_tokens=3)
+    assert plugin.generate_until([request]) == [expected]
 
 
 def test_curation_with_a_judge(initial, tiny_world, tmp_path):
