@@ -89,6 +89,16 @@ def test_checkpoints_kept_config_and_event_files(finished_run, config):
     assert list((finished_run / "tensorboard").glob("events*"))
 
 
+def opened(config):
+    """The pairs of a run, and the reference that its first weights are."""
+    experiment = read(config)
+    mesh = make_mesh(dataclasses.asdict(experiment.mesh))
+    begin = open_weights(experiment, mesh)
+    mixture, _ = command.open_data(experiment, begin.model, begin.tokenizer, mesh)
+    scorer = make_scorer(begin.model, experiment.compute)
+    return mixture, reference.Reference(scorer, begin.load(), mesh)
+
+
 def test_held_out_pairs_are_evaluated_exactly(finished_run, config, tiny_world):
     records = metrics(finished_run)
     evaluated = [r for r in records if "eval/losses/total" in r]
@@ -163,13 +173,8 @@ def test_several_numbers_of_frames_resume_bit_for_bit_with_the_reference_of_each
     assert found[0]["losses/total"] == pytest.approx(np.log(2), abs=1e-6)
     assert np.mean([r["losses/total"] for r in found[3:]]) < 0.5
 
-    experiment = read(config)
-    mesh = make_mesh(dataclasses.asdict(experiment.mesh))
-    begin = open_weights(experiment, mesh)
-    mixture, _ = command.open_data(experiment, begin.model, begin.tokenizer, mesh)
+    mixture, base = opened(config)
     (pairs,) = mixture.parts
-    scorer = make_scorer(begin.model, experiment.compute)
-    base = reference.Reference(scorer, begin.load(), mesh)
     logps = {n: base.compute(pairs.once(num_frames=n)) for n in (4, 8)}
     assert {pairs.frames_of(k) for k in (0, 1, 2)} == {pairs.frames_of(k) for k in (3, 4, 5)}
     for k, record in enumerate(found):
@@ -207,10 +212,7 @@ def test_replayed_directories_have_a_reference_each_and_resume_bit_for_bit(
     caches = [list(folder.glob("reference-*.npz")) for folder in folders]
     assert [len(files) for files in caches] == [1, 1]
 
-    experiment = read(config)
-    mesh = make_mesh(dataclasses.asdict(experiment.mesh))
-    begin = open_weights(experiment, mesh)
-    mixture, _ = command.open_data(experiment, begin.model, begin.tokenizer, mesh)
+    mixture, _ = opened(config)
     logps = np.concatenate([np.load(path)["logps"] for (path,) in caches])
     used = [mixture.place(k)[0] for k in range(len(mixture))]
     assert used.count(0) == 3 and used.count(1) > 0 and len(found) == len(mixture)
@@ -264,14 +266,10 @@ def test_the_first_loss_of_an_anchored_reference_is_that_of_two_sets_of_log_prob
     known = np.load(cache)
     assert json.loads(str(known["key"]))["view"] == "anchor"
 
-    experiment = read(config)
-    mesh = make_mesh(dataclasses.asdict(experiment.mesh))
-    begin = open_weights(experiment, mesh)
-    mixture, _ = command.open_data(experiment, begin.model, begin.tokenizer, mesh)
+    mixture, base = opened(config)
     (pairs,) = mixture.parts
-    scorer = make_scorer(begin.model, experiment.compute)
     index = pairs[0].pair_index.ravel()
-    policy = reference.Reference(scorer, begin.load(), mesh).compute(pairs)[index]
+    policy = base.compute(pairs)[index]
     anchor = known["logps"][index]
     ratios = policy - anchor
     loss = np.log1p(np.exp(-0.3 * (ratios[:, 0] - ratios[:, 1]))).mean()

@@ -81,9 +81,9 @@ _SETTINGS = {
         "text_after",
         None,
         families.choices("text_after"),
-        "Import, of a model with the times of frames in positions (Qwen2.5-VL): where text goes on "
-        "after a video, behind the longer side of a frame (transformers 5) or behind its times, "
-        "too (the training of the published weights, vLLM). Default: side.",
+        "Import, of a model with the times of frames in positions (Qwen2.5-VL): where text "
+        "continues after a video, after the longer side of a frame (transformers 5) or after its "
+        "times, too (the training of the published weights, vLLM). Default: side.",
     ),
     "rope_theta": flags.DEFINE_float(
         "rope_theta",

@@ -208,19 +208,25 @@ def test_labels_of_the_prefix_in_zig_zag_order():
     np.testing.assert_allclose(jax.device_get(split), plain, atol=1e-5)
 
 
-@functools.cache
-def updated(compute, sizes=(1, 1, 1, 1)):
-    """Parameters and metrics after a step of plain SGD, whose update shows the gradient."""
-    optimizer, freeze = optax.sgd(0.1), ("tower",)
+def after_one_step(objective, compute, sizes, optimizer, batch):
+    """State and metrics after a step from `params()` over a mesh; the tower is frozen."""
+    freeze = ("tower",)
     mesh = make_mesh(dict(zip(AXES, sizes, strict=True)), jax.devices()[: math.prod(sizes)])
     weights = params()  # on one device, whichever test runs first
     with jax.set_mesh(mesh):
         abstract = jax.eval_shape(lambda p: new_state(p, optimizer, freeze), weights)
         shardings = parameter_shardings(mesh, abstract)
         state = jax.jit(lambda p: new_state(p, optimizer, freeze), out_shardings=shardings)(weights)
-        step = jax.jit(make_step(SMALL, OBJECTIVE, compute, optimizer), donate_argnums=0)
-        state, metrics = step(state, to_global(random_batch(B=8, absent=True), mesh))
-    return jax.device_get((state.params, metrics))
+        step = jax.jit(make_step(SMALL, objective, compute, optimizer), donate_argnums=0)
+        return jax.device_get(step(state, to_global(batch, mesh)))
+
+
+@functools.cache
+def updated(compute, sizes=(1, 1, 1, 1)):
+    """Parameters and metrics after a step of plain SGD, whose update shows the gradient."""
+    batch = random_batch(B=8, absent=True)
+    state, metrics = after_one_step(OBJECTIVE, compute, sizes, optax.sgd(0.1), batch)
+    return state.params, metrics
 
 
 @pytest.mark.parametrize(

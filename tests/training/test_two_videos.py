@@ -14,7 +14,14 @@ import pytest
 from tests.batches import SMALL, random_batch
 from tests.objectives.test_conditional import BOTH, CHOSEN, NOTHING, REJECTED, arguments
 from tests.training.test_held_out import Batches
-from tests.training.test_step import EXACT, PARTS, assert_same, other_weights, params
+from tests.training.test_step import (
+    EXACT,
+    PARTS,
+    after_one_step,
+    assert_same,
+    other_weights,
+    params,
+)
 from tpo_jax import families
 from tpo_jax.models import classic
 from tpo_jax.models.lora import Lora
@@ -78,18 +85,9 @@ def by_formula():
 @functools.cache
 def updated(compute, sizes=(1, 1, 1, 1)):
     """The gradient, from the update of plain SGD, and the metrics of a step."""
-    optimizer, freeze = optax.sgd(1.0), ("tower",)
-    mesh = make_mesh(dict(zip(AXES, sizes, strict=True)), jax.devices()[: math.prod(sizes)])
-    weights = params()  # on one device, whichever test runs first
-    with jax.set_mesh(mesh):
-        abstract = jax.eval_shape(lambda p: new_state(p, optimizer, freeze), weights)
-        shardings = parameter_shardings(mesh, abstract)
-        start = jax.jit(lambda p: new_state(p, optimizer, freeze), out_shardings=shardings)
-        step = jax.jit(make_step(SMALL, OBJECTIVE, compute, optimizer))
-        state, metrics = step(start(weights), to_global(mixed_batch(), mesh))
-    before = split_params(jax.device_get(params()), freeze)[0]
-    after = jax.device_get(state.params)
-    return jax.tree.map(lambda a, b: a - b, before, after), jax.device_get(metrics)
+    state, metrics = after_one_step(OBJECTIVE, compute, sizes, optax.sgd(1.0), mixed_batch())
+    before = split_params(jax.device_get(params()), ("tower",))[0]
+    return jax.tree.map(lambda a, b: a - b, before, state.params), metrics
 
 
 @pytest.mark.parametrize(

@@ -115,17 +115,16 @@ def load_config(
         check_settings(family.reads, family.settings, settings)
         shapes = TensorFiles(directory, family.canonical).shapes()
         config: ModelConfig = family.read_config(directory, shapes, settings | _tower(tower))
-        family.check_files(directory)
-        return config
-    _no_tower(directory, tower)
-    try:
-        family, model = families.named(values.get("family")), values["model"]
-        check_settings(family.reads, family.settings, settings)
-        if "rope_theta" in settings:
-            model["decoder"]["rope_theta"] = settings.pop("rope_theta")
-        config = family.from_dict({**model, **settings})
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{directory}/config.json: {error}") from error
+    else:
+        _no_tower(directory, tower)
+        try:
+            family, model = families.named(values.get("family")), values["model"]
+            check_settings(family.reads, family.settings, settings)
+            if "rope_theta" in settings:
+                model["decoder"]["rope_theta"] = settings.pop("rope_theta")
+            config = family.from_dict({**model, **settings})
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{directory}/config.json: {error}") from error
     family.check_files(directory)
     return config
 

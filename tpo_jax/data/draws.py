@@ -9,7 +9,7 @@ from tpo_jax.errors import InputError
 
 # The last number of a generator's seed, so that no two kinds of draws have the same one. Orders of
 # pairs have none.
-FRAMES, DIRECTORY = 2, 3
+FRAMES, DIRECTORY, TWO_VIDEOS = 2, 3, 4
 
 
 def shares_of(

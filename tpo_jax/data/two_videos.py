@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from tpo_jax.data.clips import place_of
+from tpo_jax.data.draws import TWO_VIDEOS
 from tpo_jax.data.order import ranked
 from tpo_jax.data.records import PairRecord
 from tpo_jax.data.shards import Shards
@@ -84,8 +85,7 @@ class TwoVideos:
 
 
 def _permuted(pairs: np.ndarray, seed: int, cycle: int) -> np.ndarray:
-    # Other draws of a seed have no third number, or another one.
-    return np.random.default_rng([seed, cycle, 4]).permutation(pairs)
+    return np.random.default_rng([seed, cycle, TWO_VIDEOS]).permutation(pairs)
 
 
 class RejectedVideos:

@@ -9,7 +9,7 @@ Rows meet as sums over answers alone, two numbers a row.
 import jax
 import jax.numpy as jnp
 
-from tpo_jax.objectives.losses import Pairs, sigmoid
+from tpo_jax.objectives.losses import Pairs, margins, sigmoid
 
 VIDEO = "video/"  # before the names of metrics of these pairs
 
@@ -80,13 +80,5 @@ def video_loss(
     preference = mean(sigmoid(pairs, beta=beta, label_smoothing=0.0))
     anchor = mean(-jax.nn.log_sigmoid(beta * pairs.log_ratios[..., 0]))
     policy, rewards = jax.lax.stop_gradient((policy, beta * pairs.log_ratios))
-    metrics = {
-        "losses/dpo": preference,
-        "rewards/chosen": mean(rewards[..., 0]),
-        "rewards/rejected": mean(rewards[..., 1]),
-        "rewards/margins": mean(rewards[..., 0] - rewards[..., 1]),
-        "rewards/accuracies": mean((rewards[..., 0] > rewards[..., 1]).astype(jnp.float32)),
-        "logps/chosen": mean(policy[..., 0]),
-        "logps/rejected": mean(policy[..., 1]),
-    }
+    metrics = {"losses/dpo": preference, **margins(policy, rewards, mean)}
     return preference, anchor, {VIDEO + name: value for name, value in metrics.items()}

@@ -31,6 +31,26 @@ class Pairs(NamedTuple):
         return self.policy - self.reference
 
 
+def margins(
+    policy: jax.Array, rewards: jax.Array, mean: Callable[[jax.Array], jax.Array]
+) -> dict[str, jax.Array]:
+    """Return the metrics that say how far chosen and rejected answers are apart.
+
+    Args:
+        policy: float32 `[..., 2]`, summed log-probabilities.
+        rewards: float32 `[..., 2]`.
+        mean: over pairs, `[...]` to a scalar.
+    """
+    return {
+        "rewards/chosen": mean(rewards[..., 0]),
+        "rewards/rejected": mean(rewards[..., 1]),
+        "rewards/margins": mean(rewards[..., 0] - rewards[..., 1]),
+        "rewards/accuracies": mean((rewards[..., 0] > rewards[..., 1]).astype(jnp.float32)),
+        "logps/chosen": mean(policy[..., 0]),
+        "logps/rejected": mean(policy[..., 1]),
+    }
+
+
 def _difference(values: jax.Array) -> jax.Array:
     return values[..., 0] - values[..., 1]
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from tpo_jax.errors import InputError
 from tpo_jax.objectives.conditional import VIDEO, join_rows, video_loss, video_pairs
-from tpo_jax.objectives.losses import LOSSES, WITH_SMOOTHING, WITHOUT_REFERENCE, Pairs
+from tpo_jax.objectives.losses import LOSSES, WITH_SMOOTHING, WITHOUT_REFERENCE, Pairs, margins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,13 +333,7 @@ def _records(
     # Losses without a reference reward the mean log-probability.
     per_token = set(objective.terms) <= set(WITHOUT_REFERENCE)
     rewards = objective.beta * (policy / pairs.lengths if per_token else pairs.log_ratios)
-    metrics = {
-        "rewards/chosen": mean(rewards[..., 0]),
-        "rewards/rejected": mean(rewards[..., 1]),
-        "rewards/margins": mean(rewards[..., 0] - rewards[..., 1]),
-        "rewards/accuracies": mean((rewards[..., 0] > rewards[..., 1]).astype(jnp.float32)),
-        "logps/chosen": mean(policy[..., 0]),
-        "logps/rejected": mean(policy[..., 1]),
+    metrics = margins(policy, rewards, mean) | {
         "lengths/rejected": mean(lengths[..., 1]),
     }
     if objective.uses_reference:

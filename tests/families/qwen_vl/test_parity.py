@@ -113,7 +113,7 @@ def test_videos_of_several_shapes_in_one_batch(loaded, agree):
 
 @pytest.mark.parametrize("loaded", ["Qwen2.5-VL"], indirect=True)
 def test_text_behind_the_times_of_a_long_video(loaded, agree):
-    """As the weights were trained: text goes on after the largest position of any axis."""
+    """As the weights were trained: text continues after the largest position of any axis."""
     name, original, params, processor = loaded
     config = dataclasses.replace(processor.config, text_after="times")
     clip = clip_of(processor, 6, 24, 40, rate=0.4)

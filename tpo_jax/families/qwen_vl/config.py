@@ -17,7 +17,8 @@ PAIR = 2  # frames of a patch
 # Of the pixel normalisation, of values in [0, 1]; those of Qwen2.5-VL are CLIP's.
 MEAN = {QWEN3: (0.5,) * 3, QWEN2_5: (0.48145466, 0.4578275, 0.40821073)}
 STD = {QWEN3: (0.5,) * 3, QWEN2_5: (0.26862954, 0.26130258, 0.27577711)}
-# Where text goes on after a video: behind the longer side of a frame, or behind its times, too.
+# Where positions of text continue after a video: after the longer side of a frame, or after its
+# times, too.
 TEXT_AFTER = ("side", "times")
 # The sizes that a tower of each kind has, the others being 0 or ().
 _OWN = {QWEN3: ("table",), QWEN2_5: ("window", "tokens_per_second")}
