@@ -105,7 +105,7 @@ def start_run(root: str, workdir: str, way: str) -> None:
 
     command.open_weights, loop.run = open_weights, one_step
     command.open_data = timed("data", command.open_data)
-    command.make_feed = timed("reference", command.make_feed)
+    command.make_feeds = timed("reference", command.make_feeds)
     config = tiny_config(Path(root))
     config.model.preset = config.model.tokenizer = ""
     config.model.checkpoint = str(Path(root) / "model")

@@ -18,13 +18,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from tpo_jax.checkpoints.fingerprint import weights_fingerprint
 from tpo_jax.checkpoints.train_state import TrainCheckpoints
 from tpo_jax.data.mixture import Mixture, open_mixture
-from tpo_jax.data.padding import PaddingCheck
 from tpo_jax.data.pipeline import Pipeline
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, note, run_command
@@ -39,12 +38,12 @@ from tpo_jax.parallel.programs import CACHE_HELP, compile_meanwhile, keep_progra
 from tpo_jax.parallel.sharding import check_rows, parameter_shardings, placed
 from tpo_jax.training import loop, run_page
 from tpo_jax.training.experiment import Experiment, read
-from tpo_jax.training.feed import Feed
+from tpo_jax.training.feed import make_feeds
 from tpo_jax.training.held_out import PREFIX, HeldOut, make_evaluator
 from tpo_jax.training.identity import check_same_run, identity
 from tpo_jax.training.program import jitted_step, step_arguments
 from tpo_jax.training.recorder import Recorder
-from tpo_jax.training.reference import Reference, cache_key
+from tpo_jax.training.reference import Reference
 from tpo_jax.training.state import (
     TrainState,
     learning_rate_schedule,
@@ -54,7 +53,7 @@ from tpo_jax.training.state import (
 )
 from tpo_jax.training.step import METRICS, make_forward, make_scorer
 from tpo_jax.training.watch import Watch
-from tpo_jax.training.weights import open_weights, save_result
+from tpo_jax.training.weights import open_reference, open_weights, save_result
 
 
 def open_data(
@@ -135,39 +134,6 @@ def run_length(
     return length
 
 
-def make_feed(
-    experiment: Experiment,
-    reference: Reference,
-    mixture: Mixture,
-    seen: list[list[Pipeline]],
-    weights: str,
-    given: str = "",
-) -> Feed:
-    """Return what puts batches on the mesh, with the cached log-probabilities of the reference if
-    the objective reads them.
-
-    Args:
-        seen: The pairs of the batches, for every directory and number of frames.
-        weights: Fingerprint of the reference.
-        given: File of its log-probabilities; empty: beside the shards.
-    """
-    objective, dtype, pairs = experiment.objective, experiment.compute.dtype, mixture.pairs
-    counts = {part.shape.frames: part.config.frames.most for parts in seen for part in parts}
-    if len(counts) == 1:
-        counts = {}
-    if objective.uses_live_reference or not objective.uses_reference:
-        return Feed(reference.mesh, pairs, frames=counts)
-    known: dict[int, np.ndarray] = {}
-    for first, parts in zip(mixture.first, seen, strict=True):
-        for part in parts:
-            shown = part.for_reference()
-            logps = reference.logps(shown, cache_key(shown, weights, dtype), given)
-            absent = np.full((len(pairs), logps.shape[1]), np.nan, logps.dtype)
-            whole = known.setdefault(part.shape.frames, absent)
-            whole[first : first + len(logps)] = logps
-    return Feed(reference.mesh, pairs, known, frames=counts)
-
-
 def frozen_copy(params: dict, dtype: str) -> dict:
     """Return a copy of parameters in another dtype, on the same devices."""
     copy = lambda p: jax.tree.map(lambda x: jnp.array(x, dtype, copy=True), p)  # noqa: E731
@@ -198,7 +164,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
     objective, compute, lora = experiment.objective, experiment.compute, experiment.lora
     mesh = make_mesh(dataclasses.asdict(experiment.mesh))
     begin = open_weights(experiment, mesh)
-    model = begin.model
+    model, load_reference = begin.model, open_reference(experiment.source, begin, mesh)
     mixture, held_out_pairs = open_data(experiment, model, begin.tokenizer, mesh)
     length = run_length(experiment, mixture, held_out_pairs, watch)
 
@@ -225,13 +191,21 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
         for shape in shapes
     ]
     step = compile_meanwhile(step, mesh, *calls)
+    scorer = make_scorer(model, compute, objective.uses_videos)
+    pairs = mixture, seen, held_out_pairs if length.eval_every else None
+    feeds, other = None, ""
+    if load_reference:  # before the weights are loaded, so that the devices hold one model
+        params = load_reference()
+        other = weights_fingerprint(params)
+        feeds = make_feeds(experiment, Reference(scorer, params, mesh), other, *pairs)
+        del params
     params = begin.load()
     if objective.uses_live_reference:
         live = frozen_copy(split_params(params, settings.freeze, lora)[0], compute.dtype)
         step = functools.partial(step, reference=live)
         evaluate = functools.partial(evaluate, reference=live)
 
-    weights, meta = identity(experiment, config, params, mixture, held_out_pairs)
+    weights, meta = identity(experiment, config, params, mixture, held_out_pairs, other)
     make_directory(workdir)
     checkpoints = TrainCheckpoints(workdir / "checkpoints", experiment.checkpoints)
     with contextlib.ExitStack() as stack:
@@ -242,19 +216,15 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
         elif (workdir / "config.json").exists():
             print(f"{workdir} holds no checkpoint: starting at step 0", file=sys.stderr)
 
-        scorer = make_scorer(model, compute, objective.uses_videos)
-        reference, held_out = Reference(scorer, params, mesh), None
-        given = experiment.reference.reference
-        feed = make_feed(experiment, reference, mixture, seen, weights, given)
-        if jax.process_index() == 0:
-            feed = dataclasses.replace(feed, padding=PaddingCheck(model))
-        if length.eval_every and held_out_pairs:
-            alone = Mixture([held_out_pairs])
-            eval_feed = make_feed(experiment, reference, alone, [[held_out_pairs]], weights)
+        if not feeds:
+            feeds = make_feeds(experiment, Reference(scorer, params, mesh), weights, *pairs)
+        feed, eval_feed = feeds
+        held_out = None
+        if held_out_pairs and eval_feed:
             held_out = HeldOut(held_out_pairs, eval_feed, evaluate, objective)
         if saved:
             frozen = split_params(params, settings.freeze, lora)[1]
-            del params, reference  # what is read takes the place of the trained ones
+            del params  # what is read takes the place of the trained ones
             restored, position = checkpoints.restore(where.moving)
             state = TrainState(frozen=frozen, **restored)
             batches.set_state(position)

@@ -119,6 +119,8 @@ def test_near_misses_do_not_fire():
     )
     assert diagnosis.first_loss(other_loss) is diagnosis.first_loss(later) is None
     assert diagnosis.first_loss(anchored) is None
+    others = dataclasses.replace(FIRES["first_loss"], config={"model": {"reference": "base"}})
+    assert diagnosis.first_loss(others) is None
     assert diagnosis.chosen_falls(together) is None
     assert diagnosis.length_exploited(trend) is None
     assert diagnosis.compiles_again(resumed) is None

@@ -33,6 +33,7 @@ class Source:
     checkpoint: str = ""
     tower: str = ""  # directory of the vision tower, for a checkpoint without one
     adapters: str = ""  # directory of LoRA adapters, merged into the checkpoint
+    reference: str = ""  # directory of the reference; empty: the model that the run begins with
     tokenizer: str = ""  # directory, with a preset
     weights: str = ""  # of a frozen decoder: int8 or int4; empty: as stored
     max_length: int = 0  # tokens of prefix and answer at most; 0: what the model says
@@ -153,19 +154,19 @@ def read(config: ConfigDict) -> Experiment:
             "data.eval_share"
         )
     cached = objective.uses_reference and not objective.uses_live_reference
-    if data.reference_view != SAME and not cached:
+    reference, source = take(ReferenceCache, config.data), take(Source, config.model)
+    views = {"data.reference_view": data.reference_view, "model.reference": source.reference}
+    if not cached and (others := [f"{k}={v}" for k, v in views.items() if v not in (SAME, "")]):
         raise InputError(
-            f"data.reference_view={data.reference_view} is for an objective that reads the cached "
-            "log-probabilities of a reference"
+            f"{others[0]} is for an objective that reads the cached log-probabilities of a "
+            "reference"
         )
-    reference = take(ReferenceCache, config.data)
     if reference.reference and (len(data.frames.counts) > 1 or data.replay):
         raise InputError(
             f"data.reference={reference.reference} is for one directory and one number of frames; "
             "with several leave it empty"
         )
-    source, lora = take(Source, config.model), take(Lora, config.lora)
-    optimizer = take(Optimizer, config.train)
+    lora, optimizer = take(Lora, config.lora), take(Optimizer, config.train)
     if source.weights and not (lora.rank or "decoder" in list(optimizer.freeze)):
         raise InputError(
             f"model.weights={source.weights} is for a decoder that is not trained: set lora.rank, "

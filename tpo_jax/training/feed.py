@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
+from tpo_jax.data.mixture import Mixture
 from tpo_jax.data.padding import PaddingCheck
+from tpo_jax.data.pipeline import Pipeline
 from tpo_jax.data.records import PairRecord
 from tpo_jax.models.batch import Batch
 from tpo_jax.parallel.sharding import to_global
-from tpo_jax.training.reference import look_up
+from tpo_jax.training.experiment import Experiment
+from tpo_jax.training.reference import Reference, cache_key, look_up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,3 +58,61 @@ class Feed:
     def names(self, index: np.ndarray) -> str:
         """Return the ids of the pairs at these positions."""
         return ", ".join(self.pairs[i].id for i in index)
+
+
+def make_feeds(
+    experiment: Experiment,
+    reference: Reference,
+    weights: str,
+    mixture: Mixture,
+    seen: list[list[Pipeline]],
+    held_out: Pipeline | None,
+) -> tuple[Feed, Feed | None]:
+    """Return what puts batches on the mesh and what puts batches of held-out pairs there, with the
+    log-probabilities of the reference if the objective reads them.
+
+    They are loaded from their cache, or computed and cached if absent.
+
+    Args:
+        weights: Fingerprint of the reference.
+        seen: The pairs of the batches, for every directory and number of frames.
+        held_out: The pairs that are evaluated; None: none are.
+    """
+    given = experiment.reference.reference
+    feed = _make_feed(experiment, reference, weights, mixture, seen, given)
+    if jax.process_index() == 0:
+        feed = dataclasses.replace(feed, padding=PaddingCheck(mixture.parts[0].model))
+    if not held_out:
+        return feed, None
+    alone = Mixture([held_out])
+    return feed, _make_feed(experiment, reference, weights, alone, [[held_out]])
+
+
+def _make_feed(
+    experiment: Experiment,
+    reference: Reference,
+    weights: str,
+    mixture: Mixture,
+    seen: list[list[Pipeline]],
+    given: str = "",
+) -> Feed:
+    """Return the feed of a mixture; see `make_feeds`.
+
+    Args:
+        given: File of the log-probabilities; empty: beside the shards.
+    """
+    objective, dtype, pairs = experiment.objective, experiment.compute.dtype, mixture.pairs
+    counts = {part.shape.frames: part.config.frames.most for parts in seen for part in parts}
+    if len(counts) == 1:
+        counts = {}
+    if objective.uses_live_reference or not objective.uses_reference:
+        return Feed(reference.mesh, pairs, frames=counts)
+    known: dict[int, np.ndarray] = {}
+    for first, parts in zip(mixture.first, seen, strict=True):
+        for part in parts:
+            shown = part.for_reference()
+            logps = reference.logps(shown, cache_key(shown, weights, dtype), given)
+            absent = np.full((len(pairs), logps.shape[1]), np.nan, logps.dtype)
+            whole = known.setdefault(part.shape.frames, absent)
+            whole[first : first + len(logps)] = logps
+    return Feed(reference.mesh, pairs, known, frames=counts)

@@ -45,13 +45,20 @@ def identity(
     params: dict,
     mixture: Mixture,
     held_out: Pipeline | None,
+    reference: str = "",
 ) -> tuple[str, dict[str, Any]]:
     """Return the fingerprint of the weights, and what a checkpoint carries to tell its run: the
     config and what numbers depend on beyond it.
+
+    Args:
+        params: What the run begins with.
+        reference: Fingerprint of the reference's weights, if they are others.
     """
     weights, dtype = weights_fingerprint(params), experiment.compute.dtype
     key, *others = (cache_key(part, weights, dtype) for part in mixture.parts)
     identity = key | {"checkpoint_format": FORMAT}
+    if reference:
+        identity["reference"] = reference
     if others:
         identity["replay"] = [[key["shards"], key["pairs"]] for key in others]
     if held_out:

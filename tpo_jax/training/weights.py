@@ -13,7 +13,7 @@ from tpo_jax.checkpoints.models import load_model, open_model, save_model, strea
 from tpo_jax.checkpoints.peft import save_adapters
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError
-from tpo_jax.models.config import ModelConfig, check_source
+from tpo_jax.models.config import ModelConfig, check_source, key_of
 from tpo_jax.models.lora import join, merge
 from tpo_jax.models.quantized import quantize_params
 from tpo_jax.models.vlm import cast
@@ -67,6 +67,39 @@ def open_weights(experiment: Experiment, mesh: jax.sharding.Mesh) -> Beginning:
     abstract = stored_weights(given, model)
     random = jax.jit(init, out_shardings=parameter_shardings(mesh, abstract))
     return Beginning(model, Path(given.tokenizer), abstract, random)
+
+
+def open_reference(
+    given: Source, begin: Beginning, mesh: jax.sharding.Mesh
+) -> Callable[[], dict] | None:
+    """Open the model of `model.reference`, without loading it.
+
+    Returns:
+        A function that loads its parameters on the mesh, as those of `model.checkpoint` are loaded;
+        None if the reference is what the run begins with.
+
+    Raises:
+        InputError: What is wrong with the directory, or it is a model of other sizes, with other
+            settings or another tokenizer than the one that the run begins with.
+    """
+    if not given.reference:
+        return None
+    where, length = f"model.reference={given.reference}", begin.model.max_length
+    opened = open_model(given.reference, max_length=length)
+    theirs, ours = (
+        flatten({"family": families.of(model).name, **key_of(model)})
+        for model in (opened.config, begin.model)
+    )
+    for name in sorted(theirs.keys() | ours.keys()):
+        if (its := theirs.get(name)) != (own := ours.get(name)):
+            field = name.replace("/", ".")
+            raise InputError(f"{where}: its {field} is {its}, that of the trained model {own}")
+    directories = opened.tokenizer_directory, begin.tokenizer
+    texts = {load_tokenizer(directory, begin.model).to_str() for directory in directories}
+    if len(texts) > 1:
+        raise InputError(f"{where}: its tokenizer is not that of the trained model")
+    how = {"mesh": mesh, "dtype": None, "weights": given.weights, "max_length": length}
+    return lambda: load_model(given.reference, **how).params
 
 
 def stored_weights(given: Source, model: ModelConfig) -> dict:
