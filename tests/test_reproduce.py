@@ -18,7 +18,7 @@ from scipy import stats
 from tests.commands import call
 from tests.config_files import load
 from tests.test_docs import PARSE, ROOT
-from tpo_jax import families
+from tpo_jax import families, reproduce
 from tpo_jax.checkpoints.models import save_model
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import niah_files
@@ -26,7 +26,7 @@ from tpo_jax.reproduce import FIGURES, TABLES
 from tpo_jax.study import full_size, full_size_pages, pages, settings
 from tpo_jax.study import pairs as study_pairs
 from tpo_jax.study import runs as study_runs
-from tpo_jax.study.items import ITEMS, needed
+from tpo_jax.study.items import ITEMS, METHOD, needed
 from tpo_jax.study.records import Candidate, StudyRun
 from tpo_jax.study.rows import ROWS
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
@@ -62,10 +62,13 @@ def candidates(n: int = 2000) -> list[Candidate]:
 
 
 def test_sources_of_pairs_follow_their_definitions():
-    rows, errors = candidates(), study_pairs.Errors(flips=0.2, slips=0.1)
+    rows, errors = candidates(), {"noisy": 0.2, "written": 0.1}
     truth = {row.id: row.truth for row in rows}
-    made = {source: study_pairs.pairs_of(source, rows, 3, errors) for source in study_pairs.SOURCES}
-    assert made["noisy"] == study_pairs.pairs_of("noisy", rows, 3, errors)
+    made = {
+        source: study_pairs.pairs_of(source, rows, 3, errors.get(source, 0.0))
+        for source in ("judged", "unjudged", "noisy", "written", "sampled")
+    }
+    assert made["noisy"] == study_pairs.pairs_of("noisy", rows, 3, 0.2)
     for pairs in made.values():
         assert len({p["id"] for p in pairs}) == len(pairs)
         assert all(p["chosen"] != p["rejected"] for p in pairs)
@@ -84,6 +87,57 @@ def test_sources_of_pairs_follow_their_definitions():
     assert right["unjudged"] < right["noisy"] < 1
     # A wrong answer is drawn from all answers; one in nine of them is the true one here.
     assert abs(right["written"] - (1 - 0.1 * 8 / 9)) < 0.03
+    written = study_pairs.pairs_of("written", rows, 3)
+    assert len(written) == len(rows) and all(p["chosen"] == truth[p["id"]] for p in written)
+    # Verdicts that a judge of few errors inverts, one of more errors inverts, too.
+    few, many = ({p["id"] for p in study_pairs.pairs_of("noisy", rows, 3, e)} for e in (0.1, 0.3))
+    assert kept - few < kept - many
+
+
+def test_pairs_of_two_videos_are_of_one_question_with_two_answers():
+    rows = [dataclasses.replace(row, video=f"{row.id}.mp4") for row in candidates()]
+    pairs = study_pairs.pairs_of("two_videos", rows, 3)
+    judged = study_pairs.pairs_of("judged", rows, 3)
+    assert pairs[: len(judged)] == judged  # those of TPO, in its order
+    truths = {(row.video, row.prompt, row.truth) for row in rows}
+    two = pairs[len(judged) :]
+    assert len(two) == len(judged) and {p["kind"] for p in two} == {"video"}
+    for pair in two:
+        assert (pair["video"], pair["prompt"], pair["chosen"]) in truths
+        assert (pair["rejected_video"], pair["prompt"], pair["chosen"]) not in truths
+
+
+def test_better_answers_are_wrong_where_both_are():
+    rng, hues, shapes = (
+        np.random.default_rng(2),
+        ("red", "orange", "blue"),
+        ("cross", "cube", "ball"),
+    )
+    rows = []
+    for index, made in enumerate(candidates(300)):
+        truth, wrong, far = (
+            f"It is {'an' if hue == 'orange' else 'a'} {hue} {shape}."
+            for hue, shape in rng.permuted([hues, shapes], axis=1).T
+        )
+        near = truth.replace(truth.split()[-1], wrong.split()[-1])
+        rejected = (near, wrong, far.removesuffix("."), "It is a cube.")[index % 4]
+        right = {"chosen_right": True, "rejected_right": False}
+        texts = {"truth": truth, "chosen": truth, "rejected": rejected}
+        rows.append(dataclasses.replace(made, **texts, **right))
+    truths = {row.id: row.truth.split() for row in rows}
+    pairs = study_pairs.pairs_of("partly", rows, 3)
+    assert len(pairs) == 225  # an answer of another length shares no place
+    for pair in pairs:
+        sides = (pair["chosen"].split(), pair["rejected"].split())
+        places = range(5)
+        chosen, rejected = ({i for i in places if s[i] != truths[pair["id"]][i]} for s in sides)
+        assert len(chosen - {2}) == 1  # wrong in one word, but for its article
+        assert chosen - {2} < rejected and pair["chosen"].endswith(".")
+        for text in (pair["chosen"], pair["rejected"]):
+            assert ("an orange" in text) == ("orange" in text) and "an red" not in text
+    assert {tuple(pair["chosen"].split()[-2:]) for pair in pairs} == {
+        (hue, f"{shape}.") for hue in hues for shape in shapes
+    }
 
 
 def untrained(config, workdir: Path) -> Path:
@@ -231,7 +285,7 @@ def test_a_page_agrees_with_the_answers(made_up):
 
 
 def test_every_row_belongs_to_an_item_and_to_a_wave():
-    wanted = set().union(*(needed(item, besides=True) for item in ITEMS))
+    wanted = set().union(*(needed(item, besides=True) for item in ITEMS | METHOD))
     planned = {(family, row) for family, rows in settings.WAVES for row in rows}
     assert wanted == planned
     assert {v for f, v in planned if f == "tiny_longva"} == {
@@ -241,7 +295,7 @@ def test_every_row_belongs_to_an_item_and_to_a_wave():
 
 
 def test_commands_at_7b_parse_and_missing_things_are_named(tmp_path):
-    assert [*TABLES, *FIGURES] == [*ITEMS]
+    assert [*TABLES, *FIGURES] == [*ITEMS] and [*reproduce.METHOD] == [*METHOD]
     found = [command for item in ITEMS for command in full_size.commands(item, full_size.Places())]
     lines = {json.dumps([f"tpo_jax.{c.name}", *c.arguments]) for c in found}
     commands = json.dumps([json.loads(line) for line in sorted(lines)])
@@ -252,7 +306,7 @@ def test_commands_at_7b_parse_and_missing_things_are_named(tmp_path):
     assert not any(json.loads(child.stdout))
 
     flags = {"item": "table4", "scale": "7b", "workdir": tmp_path / "out"}
-    printed, larger, no_slice, too_large, other_scale, lacking, no_configs, unknown, seeds = call(
+    printed, larger, no_slice, too_large, other_scale, lacking, no_configs, *refused = call(
         "reproduce",
         flags,
         flags | {"topology": "v5e:4x8"},
@@ -263,7 +317,9 @@ def test_commands_at_7b_parse_and_missing_things_are_named(tmp_path):
         flags | {"run": True, "configs": tmp_path},
         flags | {"item": "table9"},
         {"item": "table1", "workdir": tmp_path, "seeds": "1,1"},
+        flags | {"item": "method"},
     )
+    unknown, seeds, small = refused
     assert load("longva_tpo").get_config().train.batch_size == full_size.BATCH_SIZE
     assert printed.code == 0 and "11.7 chip-hours" in printed.out
     assert printed.out.count("tpo_jax.train") == 3
@@ -278,6 +334,7 @@ def test_commands_at_7b_parse_and_missing_things_are_named(tmp_path):
     assert no_configs.code == 2 and f"--configs={tmp_path} is not the folder" in no_configs.err
     assert unknown.code != 0 and "table9" in unknown.err
     assert seeds.code == 2 and "--seeds=1,1" in seeds.err
+    assert small.code == 2 and "--item=method is for --scale=miniature" in small.err
     assert not (tmp_path / "out").exists()
 
 

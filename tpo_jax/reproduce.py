@@ -1,4 +1,5 @@
-"""A table or figure of the paper: `python -m tpo_jax.reproduce --item=table1 [--scale=miniature]`.
+"""A table or figure of the paper: `python -m tpo_jax.reproduce --item=table1 [--scale=miniature]`;
+or a page on the method that the paper does not have, such as `--item=method`.
 
 `miniature` trains small models of both families on the synthetic world, several seeds each, and
 writes `pages/{item}.csv`, `.png` and `.md` in the working directory, the paper's numbers beside
@@ -18,9 +19,14 @@ from tpo_jax.io.paths import define_path
 
 TABLES = tuple(f"table{n}" for n in range(1, 6))
 FIGURES = tuple(f"figure{n}" for n in (2, 3, 5, 6))
+METHOD = ("method", "judge", "preference")  # in miniature only
 
 _ITEM = flags.DEFINE_enum(
-    "item", None, (*TABLES, *FIGURES, "all"), "table or figure", required=True
+    "item",
+    None,
+    (*TABLES, *FIGURES, "all", *METHOD),
+    "table or figure of the paper, all of them, or a page on the method",
+    required=True,
 )
 _SCALE = flags.DEFINE_enum("scale", "miniature", ["miniature", "7b"], "size of the models")
 _WORKDIR = define_path(
@@ -131,6 +137,8 @@ def main() -> None:
     others = {"miniature": _SEVEN_B, "7b": _MINIATURE}[_SCALE.value]
     if given := [name for name in others if flags.FLAGS[name].present]:
         raise InputError(f"--{given[0]} is not for --scale={_SCALE.value}")
+    if _ITEM.value in METHOD and _SCALE.value != "miniature":
+        raise InputError(f"--item={_ITEM.value} is for --scale=miniature")
     items = [*TABLES, *FIGURES] if _ITEM.value == "all" else [_ITEM.value]
     (miniature if _SCALE.value == "miniature" else seven_b)(items)
 

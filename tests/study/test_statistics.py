@@ -1,10 +1,12 @@
-"""Exact match, intervals over seeds and over videos, paired comparisons."""
+"""Exact match, intervals over seeds and over videos, paired comparisons, their correction."""
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
-from tpo_jax.study.statistics import bootstrap, exact, paired, t_interval
+from tpo_jax.study.statistics import bootstrap, exact, holm, paired, t_interval
 
 
 @pytest.mark.parametrize(
@@ -63,3 +65,35 @@ def test_intervals_and_tests_are_students():
 def test_equal_differences_have_a_point_as_interval(recwarn):
     assert paired([0.5, 0.75], [0.25, 0.5])[:4] == (2, 0.25, 0.25, 0.25)
     assert not recwarn
+
+
+def rejected(p: list[float], level: float) -> set[int]:
+    """Return what Holm's procedure rejects, step by step as in his paper."""
+    left = sorted(range(len(p)), key=lambda i: p[i])
+    found = set[int]()
+    while left and p[left[0]] <= level / len(left):
+        found.add(left.pop(0))
+    return found
+
+
+def test_holm_of_a_known_example():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm([0.01, np.nan, 0.02]), [0.02, np.nan, 0.02])
+    assert holm([]).shape == (0,) and holm([0.2]) == [0.2] and holm([0.9, 0.8]).tolist() == [1, 1]
+
+
+@given(st.lists(st.floats(0, 1), max_size=12), st.floats(0.001, 0.5))
+def test_corrected_p_says_what_holms_procedure_rejects(p, level):
+    corrected = holm(p)
+    # Products and quotients round differently, so what is within rounding of the level is left.
+    near = np.isclose(corrected, level, rtol=1e-9)
+    said = {i for i in range(len(p)) if corrected[i] <= level and not near[i]}
+    assert said <= rejected(p, level * (1 + 1e-9))
+    assert said >= {i for i in rejected(p, level * (1 - 1e-9)) if not near[i]}
+    assert (corrected >= p).all() and (corrected <= np.minimum(1, np.multiply(p, len(p)))).all()
+
+
+@given(st.permutations([0.001, 0.02, 0.02, 0.4, float("nan")]))
+def test_correction_does_not_depend_on_the_order(p):
+    known = {value: one for value, one in zip(p, holm(p), strict=True) if not np.isnan(value)}
+    assert known == pytest.approx({0.001: 0.004, 0.02: 0.06, 0.4: 0.4})

@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 from tpo_jax.io.files import replacing_file, write_text
 from tpo_jax.study.records import Quality
 from tpo_jax.study.results import Chosen, Results
-from tpo_jax.study.statistics import Difference, Mean, t_interval
+from tpo_jax.study.statistics import Difference, Mean, holm, t_interval
 
 Table = list[list[str]]
-HEAD = ["difference", "95 % over seeds", "p", "seeds above 0"]
+HEAD = ["difference", "95 % over seeds", "p", "p by Holm", "seeds above 0"]
+SHOWN = 0.05  # largest p by Holm that gets a star
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -48,18 +49,30 @@ def verdict(found: Difference) -> str:
     return "the opposite holds" if found.high < 0 else "not shown"
 
 
-def compared(found: Difference, over_videos: tuple[float, float] | None = None) -> list[str]:
-    """Return the cells of `HEAD` in percent, then the interval over videos if it is given."""
-    cells = [f"{100 * found.mean:+.1f}"]
-    if np.isnan(found.low):
-        cells += ["", ""]
-    else:
-        cells.append(f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]")
-        cells.append("" if np.isnan(found.p) else f"{found.p:.3f}")
-    cells.append(f"{found.above} of {found.n}")
-    if over_videos:
-        cells.append(f"[{100 * over_videos[0]:+.1f}, {100 * over_videos[1]:+.1f}]")
-    return cells
+def interval(low: float, high: float) -> str:
+    """Return an interval of differences, in percent; empty if there is none."""
+    return "" if np.isnan(low) else f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def starred(p: float) -> str:
+    """Return a corrected p, with a star if it is small; empty if there is none."""
+    return "" if np.isnan(p) else f"{p:.3f}" + " *" * bool(p < SHOWN)
+
+
+def compared(found: Sequence[Difference]) -> Table:
+    """Return the cells of `HEAD` in percent for all comparisons of a table, for whose number p is
+    corrected.
+    """
+    return [
+        [
+            f"{100 * one.mean:+.1f}",
+            interval(one.low, one.high),
+            "" if np.isnan(one.p) else f"{one.p:.3f}",
+            starred(corrected),
+            f"{one.above} of {one.n}",
+        ]
+        for one, corrected in zip(found, holm([one.p for one in found]), strict=True)
+    ]
 
 
 def write_csv(

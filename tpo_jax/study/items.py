@@ -1,4 +1,5 @@
-"""The paper's tables and figures: which rows each is made of, what the paper printed, what it says.
+"""The paper's tables and figures: which rows each is made of, what the paper printed, what it says;
+and the pages on the method that it does not have.
 
 Numbers are those of arXiv 2501.13919, in percent. LVB is LongVideoBench (validation), MLVU the mean
 over its tasks, the others Video-MME short, medium, long and average, without and with subtitles
@@ -8,7 +9,15 @@ where a cell has two.
 import dataclasses
 from collections.abc import Mapping
 
-from tpo_jax.study.rows import ROWS
+from tpo_jax.study.rows import (
+    IMPROVED,
+    JUDGE_ERRORS,
+    NOISY,
+    PARTLY,
+    PREFERENCE_OR_NOT,
+    ROUNDS,
+    ROWS,
+)
 
 LONG_COLUMNS = ("LVB", "MLVU", "VMME short", "medium", "long", "average")
 TABLE1 = {
@@ -170,8 +179,43 @@ ITEMS = {
 }
 
 
+# What the preference adds, alone and beside the supervised term, and what that adds to it.
+_OF_PREFERENCE = (("tpo", "sft_self"), ("dpo", "sft_self"), ("tpo", "dpo"))
+# Not in the paper, and not run at 7B.
+METHOD = {
+    "method": Item(
+        "The method, part by part",
+        ("base", *PREFERENCE_OR_NOT, "sft_truth", *IMPROVED, *ROUNDS, "best"),
+        statements=(
+            *_OF_PREFERENCE,
+            ("round_2", "updates_2"),
+            ("round_3", "updates_3"),
+            ("round_3", "round_2"),
+        ),
+    ),
+    "judge": Item(
+        "A judge that errs",
+        ("base", *PREFERENCE_OR_NOT, *NOISY),
+        statements=tuple(
+            (f"{one}{end}", f"{other}{end}")
+            for end in ("", *(f"_judge_{n}" for n in JUDGE_ERRORS))
+            for one, other in _OF_PREFERENCE
+        ),
+    ),
+    "preference": Item(
+        "Where a preference should add to supervised training",
+        ("base", *PREFERENCE_OR_NOT, *PARTLY),
+        statements=tuple(
+            (f"{one}{end}", f"{other}{end}")
+            for end in ("_partly", "")
+            for one, other in _OF_PREFERENCE
+        ),
+    ),
+}
+
+
 def needed(item: str, besides: bool) -> set[tuple[str, str]]:
     """Return (preset, row) of every run at miniature size that an item is made of."""
-    shown = ITEMS[item]
+    shown = (ITEMS | METHOD)[item]
     names = (*shown.rows, *(shown.besides if besides else ()))
     return {(shown.miniature, name) for name in names if name == "base" or ROWS[name].miniature}

@@ -17,8 +17,18 @@ from tpo_jax.curation.templates import TYPES
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation.niah_files import heat_colours
 from tpo_jax.io.files import read_json, read_lines, write_text
-from tpo_jax.study.cells import HEAD, compared, markdown, save_figure, shown, verdict, write_csv
-from tpo_jax.study.items import ITEMS, Item
+from tpo_jax.study import method
+from tpo_jax.study.cells import (
+    HEAD,
+    compared,
+    interval,
+    markdown,
+    save_figure,
+    shown,
+    verdict,
+    write_csv,
+)
+from tpo_jax.study.items import ITEMS, METHOD, Item
 from tpo_jax.study.results import Results, asked
 from tpo_jax.study.statistics import paired, t_interval
 from tpo_jax.study.tables import table
@@ -53,10 +63,10 @@ def frames(item: Item, results: Results, path: Path) -> list[str]:
     if not seeds:
         return sections
     lines = [["TPO above base at", *HEAD, "95 % over videos"]]
-    for n, chosen in columns.items():
-        found = results.difference("tpo", "base", chosen)
+    found = [results.difference("tpo", "base", chosen) for chosen in columns.values()]
+    for (n, chosen), cells in zip(columns.items(), compared(found), strict=True):
         over = results.over_videos("tpo", "base", chosen)
-        lines.append([f"{n} frames", *compared(found, over)])
+        lines.append([f"{n} frames", *cells, interval(*over)])
     sections.append("Paired over seeds:\n\n" + markdown(lines))
     values = {
         (v, n): results.accuracies(v, seeds, asked(96, n)) for v in ("base", "tpo") for n in counts
@@ -64,14 +74,15 @@ def frames(item: Item, results: Results, path: Path) -> list[str]:
     few, many = counts[0], counts[-1]
     gain = {n: values["tpo", n] - values["base", n] for n in counts}
     lines = [["statement", *HEAD, "verdict"]]
-    for text, one, other in (
+    statements = (
         (f"the gain at {many} frames above that at {few}", gain[many], gain[few]),
         (f"the gain at {many} frames above that at 32", gain[many], gain[32]),
         (f"the base at 32 frames above itself at {many}", values["base", 32], values["base", many]),
         (f"TPO at {many} frames above itself at 32", values["tpo", many], values["tpo", 32]),
-    ):
-        found = paired(one, other)
-        lines.append([text, *compared(found), verdict(found)])
+    )
+    found = [paired(one, other) for _, one, other in statements]
+    for (text, *_), one, cells in zip(statements, found, compared(found), strict=True):
+        lines.append([text, *cells, verdict(one)])
     sections.append("What the figure shows, as differences:\n\n" + markdown(lines))
     return sections
 
@@ -103,7 +114,7 @@ def needles(item: Item, results: Results, path: Path) -> list[str]:
     by_seed = {v: share.mean((1, 2)) for v, share in shares.items()}
     difference = paired(by_seed["tpo"], by_seed["base"])
     over_seeds = [["all cells", *HEAD, "the paper's statement"]]
-    over_seeds.append(["TPO above base", *compared(difference), verdict(difference)])
+    over_seeds.append(["TPO above base", *compared([difference])[0], verdict(difference)])
     return [
         "The paper shows heat maps without numbers. Here, needles found in percent, mean over "
         f"{len(found['base'])} seeds:\n\n" + markdown(lines),
@@ -188,10 +199,10 @@ def write(name: str, workdir: Path, seeds: Sequence[int]) -> str:
     Raises:
         InputError: no seed has been run.
     """
-    item = ITEMS[name]
+    item = (ITEMS | METHOD)[name]
     results = Results(workdir, item.miniature, seeds)
     # A table shows the rows there are; a figure needs all it draws.
-    wanted = item.rows[:1] if name.startswith("table") else item.rows
+    wanted = item.rows if name.startswith("figure") else item.rows[:1]
     if not results.there(*wanted):
         raise InputError(
             f"--workdir={workdir}: {name}: {', '.join(wanted)} of {item.miniature} not there yet "
@@ -199,10 +210,15 @@ def write(name: str, workdir: Path, seeds: Sequence[int]) -> str:
         )
     folder = workdir / "pages"
     folder.mkdir(exist_ok=True)
-    makers = {"figure2": frames, "figure3": needles, "figure5": pie, "figure6": pie}
-    sections = makers.get(name, table)(item, results, folder / name)
     there = ", ".join(map(str, results.there(*item.rows))) or "none"
-    seen = f"{item.miniature}; seeds with every row of the paper's: {there}."
-    text = "\n\n".join([f"## {item.title}", seen, *sections, f"![{item.title}]({name}.png)"])
+    if name in METHOD:
+        seen = f"{item.miniature}; seeds with every row: {there}."
+        sections = [seen, *method.page(item, results, folder / name)]
+    else:
+        seen = f"{item.miniature}; seeds with every row of the paper's: {there}."
+        makers = {"figure2": frames, "figure3": needles, "figure5": pie, "figure6": pie}
+        made = makers.get(name, table)(item, results, folder / name)
+        sections = [seen, *made, f"![{item.title}]({name}.png)"]
+    text = "\n\n".join([f"## {item.title}", *sections])
     write_text(folder / f"{name}.md", text + "\n")
     return text

@@ -20,10 +20,12 @@ def asked(seconds: int, frames: int) -> Chosen:
 
 
 MAIN = asked(LONG_SECONDS, LONG_FRAMES)
+# Videos such as the base was trained on, as many seconds a frame as in `MAIN`.
+SHORT: Chosen = lambda row: row.seconds < LONG_SECONDS and row.frames > 0  # noqa: E731
 COLUMNS: dict[str, Chosen] = {
     "96 s, 32 frames": MAIN,
     "96 s, 64 frames": asked(96, 64),
-    "36 s, 12 frames": asked(36, 12),
+    "short videos": SHORT,
     "sentences": lambda row: MAIN(row) and row.truth.endswith("."),
     "bare words": lambda row: MAIN(row) and not row.truth.endswith("."),
     "localized": lambda row: MAIN(row) and row.kind == "localized",
@@ -42,6 +44,7 @@ class Results:
     def __init__(self, workdir: Path, family: str, seeds: Sequence[int]):
         self.workdir, self.family, self.seeds = workdir, family, tuple(seeds)
         self.answers = functools.cache(self._answers)
+        self._accuracy = functools.cache(self._accuracy_of)
 
     def run(self, row: str, seed: int) -> StudyRun:
         """Return the run of a row and a seed."""
@@ -59,6 +62,11 @@ class Results:
         """Return which needles the model of a row and a seed finds."""
         return NeedlesFound(**read_json(self.run(row, seed).needles(self.workdir)))
 
+    def needles_found(self, row: str) -> list[float]:
+        """Return the share of needles found over the grid, of the seeds that looked for them."""
+        seeds = [s for s in self.there(row) if self.run(row, s).needles(self.workdir).exists()]
+        return [float(np.mean(self.needles(row, seed).found)) for seed in seeds]
+
     def there(self, *rows: str) -> list[int]:
         """Return the seeds for which all these rows have been run."""
         return [
@@ -69,8 +77,11 @@ class Results:
 
     def accuracies(self, row: str, seeds: Sequence[int], chosen: Chosen = MAIN) -> np.ndarray:
         """Return float64 `[seeds]`; NaN where nothing was asked."""
-        found = [[answer.right for answer in self.answers(row, s) if chosen(answer)] for s in seeds]
-        return np.array([np.mean(right) if right else np.nan for right in found])
+        return np.array([self._accuracy(row, seed, chosen) for seed in seeds])
+
+    def _accuracy_of(self, row: str, seed: int, chosen: Chosen) -> float:
+        right = [answer.right for answer in self.answers(row, seed) if chosen(answer)]
+        return float(np.mean(right)) if right else np.nan
 
     def mean(self, row: str, chosen: Chosen = MAIN) -> Mean:
         """Return the mean over the seeds there are, with its t-interval."""

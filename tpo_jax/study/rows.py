@@ -1,4 +1,4 @@
-"""The rows of the paper's tables, its baselines and what else is compared: how each is trained.
+"""The rows of the paper's tables, its baselines, what might improve on TPO: how each is trained.
 
 One registry for both sizes. At miniature size a row is trained on the synthetic world by
 `runs.py`, at 7B by the commands of `full_size.py`; the variants of the files in `configs/` are the
@@ -7,6 +7,7 @@ rows that have a setting at 7B.
 
 import dataclasses
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -20,15 +21,45 @@ class Miniature:
 
     Attributes:
         source: which pairs, one of `pairs.SOURCES`.
+        error: share of the verdicts that a `noisy` judge inverts, or of the answers that are wrong
+            where another model has `written` them.
         share: of the pairs used.
-        start: model that training starts from: `base`, or `stretched` (positions scaled).
+        stretched: whether training starts from the base with its positions scaled.
+        after: row of the round before: its model answers other questions and is trained on.
+        updates: times those of other rows.
+        replay: share of the batches that are of short videos.
         changes: config fields beyond those of the row.
     """
 
     source: str = "judged"
+    error: float = 0.0
     share: float = 1.0
-    start: str = "base"
+    stretched: bool = False
+    after: str = ""
+    updates: int = 1
+    replay: float = 0.0
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def pairs(self) -> str:
+        """Return the name of the files of the pairs."""
+        name = f"{self.source}_{100 * self.error:.0f}" if self.error else self.source
+        return f"{name}_of_{self.after}" if self.after else name
+
+    @property
+    def answers(self) -> str:
+        """Return the name of the file of the answers that pairs are made of."""
+        return f"answers_of_{self.after}" if self.after else "answers"
+
+    @property
+    def answering(self) -> str:
+        """Return the directory of the model that answered."""
+        return f"tuned/{self.after}" if self.after else "base"
+
+    @property
+    def start(self) -> str:
+        """Return the directory of the model that training starts from."""
+        return "stretched" if self.stretched else self.answering
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +98,32 @@ class TableRow:
 
 NESTED = {"data.subset_seed": 1}  # the smaller subset is part of the larger one
 SUPERVISED = {"objective.dpo_weight": 0.0, "objective.alpha": 1.0}
+# What the preference adds is seen between the first two, what the supervised term adds between the
+# first and the last.
+PREFERENCE_OR_NOT: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "tpo": ("TPO", {}),
+    "sft_self": ("SFT_Self", SUPERVISED),
+    "dpo": ("DPO alone", {"objective.alpha": 0.0}),
+}
+JUDGE_ERRORS = (10, 30)  # percent
+FRAME_COUNTS = {"data.num_frames": (16, 32, 64), "data.num_frames_weights": (1.0, 2.0, 1.0)}
+REPLAY = 0.25
+# A segment is shown with the frames it has, one a second, instead of repeated ones.
+ANCHORED = {"data.reference_view": "anchor", "data.sampling": "fps"}
+TWO_VIDEOS = {
+    "data.video_pairs": 4,
+    "objective.video_weight": 1.0,
+    "objective.video_anchor": 1.0,
+}
+
+
+def _small(
+    label: str, miniature: Miniature, changes: Mapping[str, Any] = MappingProxyType({})
+) -> TableRow:
+    """Return a row that is trained at miniature size only."""
+    return TableRow(label, changes, miniature, None)
+
+
 # `docs/objectives.md` says where the numbers of Hound-DPO, RRPO and LeanPO come from.
 ROWS = {
     "base": TableRow("base", miniature=None, full_size=None),
@@ -89,7 +146,7 @@ ROWS = {
     "dpo": TableRow("no SFT term", {"objective.alpha": 0.0}),
     "sft_self": TableRow("SFT_Self", SUPERVISED),
     "sft_llm": TableRow(
-        "SFT_LLM", SUPERVISED, Miniature("written"), FullSize("sft_self", shards="written")
+        "SFT_LLM", SUPERVISED, Miniature("written", 0.1), FullSize("sft_self", shards="written")
     ),
     "hound_dpo": TableRow(
         "Hound-DPO",
@@ -119,16 +176,57 @@ ROWS = {
         "LeanPO", {"objective.loss": "leanpo", "objective.beta": 2.0, "objective.alpha": 0.0}
     ),
     "judge_off": TableRow("judge off", miniature=Miniature("unjudged"), full_size=None),
-    "noisy_judge": TableRow("noisy judge", miniature=Miniature("noisy"), full_size=None),
+    "noisy_judge": TableRow("noisy judge", miniature=Miniature("noisy", 0.2), full_size=None),
     "frames_48": TableRow(
         "trained at 48 frames",
         miniature=Miniature(changes={"data.num_frames": 48}),
         full_size=None,
     ),
     "stretched": TableRow(
-        "TPO, positions scaled", miniature=Miniature(start="stretched"), full_size=None
+        "TPO, positions scaled", miniature=Miniature(stretched=True), full_size=None
     ),
+    "sft_truth": _small("SFT on the truth", Miniature("written"), SUPERVISED),
+    "frame_counts": _small("16, 32 or 64 frames a batch", Miniature(changes=FRAME_COUNTS)),
+    "replay": _small("replay of short videos", Miniature(replay=REPLAY)),
+    "anchored": _small("anchored reference", Miniature(changes=ANCHORED)),
+    "two_videos": _small("pairs of two videos", Miniature("two_videos", changes=TWO_VIDEOS)),
+    "updates_2": _small("twice the updates", Miniature(updates=2)),
+    "updates_3": _small("three times the updates", Miniature(updates=3)),
+    "round_2": _small("two rounds", Miniature(after="tpo")),
+    "round_3": _small("three rounds", Miniature(after="round_2")),
+    "best": _small("best combination", Miniature(replay=REPLAY, changes=FRAME_COUNTS)),
+    **{
+        f"{name}_judge_{percent}": _small(
+            f"{label}, judge errs in {percent} %", Miniature("noisy", percent / 100), changes
+        )
+        for name, (label, changes) in PREFERENCE_OR_NOT.items()
+        for percent in JUDGE_ERRORS
+    },
+    **{
+        f"{name}_partly": _small(f"{label}, answers share an error", Miniature("partly"), changes)
+        for name, (label, changes) in PREFERENCE_OR_NOT.items()
+    },
 }
+
+
+# What might improve on TPO, and what is asked of the preference.
+IMPROVED = ("frame_counts", "replay", "anchored", "two_videos")
+ROUNDS = ("updates_2", "round_2", "updates_3", "round_3")
+NOISY = tuple(f"{name}_judge_{n}" for n in JUDGE_ERRORS for name in PREFERENCE_OR_NOT)
+PARTLY = tuple(f"{name}_partly" for name in PREFERENCE_OR_NOT)
+
+
+def miniature_of(name: str) -> Miniature:
+    """Return how a row is trained at miniature size."""
+    row = ROWS[name].miniature
+    assert row, f"{name} is not trained at this size"
+    return row
+
+
+def rounds_before(name: str) -> tuple[str, ...]:
+    """Return the rows of the rounds before a row, the latest first."""
+    row = ROWS[name].miniature
+    return (row.after, *rounds_before(row.after)) if row and row.after else ()
 
 
 def variants() -> dict[str, dict[str, Any]]:

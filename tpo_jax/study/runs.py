@@ -15,6 +15,7 @@ import itertools
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from tpo_jax.study.gates import gate_table, gates
 from tpo_jax.study.records import Answer, Candidate, StudyRun, read_rows, write_rows
 from tpo_jax.study.rows import ROWS
 from tpo_jax.study.settings import (
+    BLIND_OF,
     COMMON_SEED,
     CURVE_OF,
     DECODER_OF,
@@ -41,7 +43,7 @@ from tpo_jax.study.settings import (
     draws,
     row_config,
 )
-from tpo_jax.study.stages import LONG_FRAMES, LONG_SECONDS, Scale, Stages, Train
+from tpo_jax.study.stages import LONG_FRAMES, LONG_SECONDS, MODEL, Stages, Train
 from tpo_jax.worlds.world import WorldVideo
 
 SECONDS_TO_SAVE = 30  # a checkpoint of the training that a worker does
@@ -71,8 +73,8 @@ def _eval_clips(
 def evaluate(directory: Path, family: str, name: str, choices: Choices, model: str) -> None:
     """Ask a model the held-out questions and write `{name}_answers.json`.
 
-    Long videos are shown at several numbers of frames, short ones at theirs. Rows of a curve are
-    asked at further numbers of frames, rows with needles also with another video.
+    Long videos are shown at several numbers of frames, short ones at theirs. Rows of `CURVE_OF` are
+    asked at further numbers of frames, those of `BLIND_OF` also with another video.
 
     Args:
         directory: of the family and the seed.
@@ -87,9 +89,9 @@ def evaluate(directory: Path, family: str, name: str, choices: Choices, model: s
         for seconds in choices.scale.lengths
         if seconds != LONG_SECONDS
     ]
-    if (family, name) in CURVE_OF:
+    if family == MODEL and name in CURVE_OF:
         settings += [(LONG_SECONDS, frames, False) for frames in choices.curve]
-    if (family, name) in NEEDLES_OF:
+    if family == MODEL and name in BLIND_OF:
         settings.append((LONG_SECONDS, LONG_FRAMES, True))
     rows: list[Answer] = []
     for seconds, num_frames, blind in settings:
@@ -104,7 +106,8 @@ def carry_out(run: StudyRun, workdir: Path, choices: Choices, train: Train) -> N
     Raises:
         InputError: another process works on the seed.
     """
-    print(f"= {run.family} seed {run.seed}: {run.row}", file=sys.stderr, flush=True)
+    name, wall, cpu = f"= {run.family} seed {run.seed}: {run.row}", time.time(), time.process_time()
+    print(name, file=sys.stderr, flush=True)
     directory, common = run.directory(workdir), workdir / "common"
     with _locked(directory):
         if other := DECODER_OF.get(run.family):
@@ -112,9 +115,11 @@ def carry_out(run: StudyRun, workdir: Path, choices: Choices, train: Train) -> N
             names = ("long", *(f"eval_{seconds}" for seconds in choices.scale.lengths))
             _link(directory, [there / f"{name}{end}" for name in names for end in ("", ".json")])
         stages.long_stages(Stages(directory), choices.scale, run.seed)
-        _common(common, run.family, choices.scale)
-        _link(directory, [common / "tokenizer", common / "short_shards"])
+        _common(common, run.family, choices)
+        _link(directory, [common / "tokenizer", common / "short_shards", common / "replay_shards"])
         _stages(run, workdir, choices, train)
+    wall, cpu = time.time() - wall, time.process_time() - cpu
+    print(f"{name}: {wall:.0f} s, {cpu:.0f} s of a core", file=sys.stderr, flush=True)
 
 
 def _link(directory: Path, made: Sequence[Path]) -> None:
@@ -123,15 +128,18 @@ def _link(directory: Path, made: Sequence[Path]) -> None:
             (directory / path.name).symlink_to(os.path.relpath(path, directory))
 
 
-def _common(common: Path, family: str, scale: Scale) -> None:
+def _common(common: Path, family: str, choices: Choices) -> None:
     """Make what all seeds share; the first run that comes does it."""
+    scale = choices.scale
     with _locked(common, wait=True):
         stage = Stages(common)
         stages.short_stages(stage, scale, COMMON_SEED)
+        short = (common, COMMON_SEED, choices.pairs, scale.short_rule)
+        stage("pairs about short videos", "replay_shards", pairs.replay, *short)
         stage(f"tower of {family}", family, make_tower, common, family, scale)
 
 
-def make_tower(common: Path, family: str, scale: Scale) -> None:
+def make_tower(common: Path, family: str, scale: stages.Scale) -> None:
     """Write the model of a family from which seeds take the vision tower."""
     stages.initial_model(common, scale, COMMON_SEED, family)
     (common / "initial").rename(common / family)
@@ -159,12 +167,12 @@ def _stages(run: StudyRun, workdir: Path, choices: Choices, train: Train) -> Non
     stage("initial weights", "initial", initial_model, *initial)
     stages.base_stage(stage, scale, seed, train)
     if miniature := ROWS[run.row].miniature:
-        made = (directory, seed, choices.localized, scale.temperature, draws(run.family))
-        stage("answers of the base", "answers.json", pairs.answer, *made)
-        source = miniature.source
-        of_source = (directory, source, seed, choices)
-        stage(f"{source} pairs", f"{source}_shards/manifest.json", make_pairs, *of_source)
-        if miniature.start == "stretched":
+        made = (directory, run.row, seed, choices)
+        answers, shards = f"{miniature.answers}.json", f"{miniature.pairs}_shards/manifest.json"
+        answering = f"answers of {miniature.after or 'the base'}"
+        stage(answering, answers, pairs.answer, *made, draws(run.family))
+        stage(f"pairs {miniature.pairs}", shards, pairs.make, *made)
+        if miniature.stretched:
             stage("positions scaled", "stretched/model", stretch, directory)
             asked = (directory, run.family, "base_stretched", choices, "stretched")
             stage("evaluation of base_stretched", "base_stretched_answers.json", evaluate, *asked)
@@ -172,7 +180,7 @@ def _stages(run: StudyRun, workdir: Path, choices: Choices, train: Train) -> Non
         config, place = row_config(directory, run.row, choices, seed), f"tuned/{run.row}"
         stage(f"training of {run.row}", f"{place}/model", train, config, directory / place)
     model = f"tuned/{run.row}" if miniature else "base"
-    if (run.family, run.row) in NEEDLES_OF:
+    if run.family == MODEL and run.row in NEEDLES_OF:
         find = (directory, run.row, model, seed, choices)
         stage(f"needles of {run.row}", f"{run.row}_needles.json", find_needles, *find)
     asked = (directory, run.family, run.row, choices, model)
@@ -190,14 +198,6 @@ def find_needles(directory: Path, name: str, model: str, seed: int, choices: Cho
     """Write which needles a model finds."""
     found = needles.search(directory / model / "model", seed, choices.lengths, choices.needles)
     write_json(directory / f"{name}_needles.json", dataclasses.asdict(found))
-
-
-def make_pairs(directory: Path, source: str, seed: int, choices: Choices) -> None:
-    """Write the shards of a source of pairs."""
-    rows = read_rows(directory / "answers.json", Candidate)
-    errors = pairs.Errors(choices.flips, choices.slips)
-    found = pairs.pairs_of(source, rows, seed, errors, choices.scale.truth_filter)
-    pairs.shards(directory, source, choices.pairs, found)
 
 
 def check_workdir(workdir: Path, choices: Choices, *, make: bool = True) -> None:

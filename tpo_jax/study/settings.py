@@ -7,7 +7,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from tpo_jax.study.records import StudyRun
-from tpo_jax.study.rows import ROWS, tiny
+from tpo_jax.study.rows import IMPROVED, NOISY, PARTLY, ROUNDS, ROWS, rounds_before, tiny
 from tpo_jax.study.stages import LONG_FRAMES, SCALES, Scale
 
 # Language, short videos and towers are the same for all seeds, as the paper's models have one CLIP
@@ -16,20 +16,24 @@ COMMON_SEED = 40
 # Both of the paper's models were made of one language model: the base of a family starts from the
 # decoder of another family's base of the same seed, and sees the same videos.
 DECODER_OF = {"tiny_llava_video": "tiny_longva"}
-# The figures are about one family.
-CURVE_OF = {
-    ("tiny_longva", name) for name in ("base", "tpo", "frames_48", "stretched", "base_stretched")
-}
-NEEDLES_OF = {("tiny_longva", "base"), ("tiny_longva", "tpo")}  # also shown another video
 # The order of the runs: what is compared most often comes first, for all seeds.
 WAVES = (
-    ("tiny_longva", ("base", "tpo", "localized_only", "comprehensive_only")),
-    ("tiny_longva", ("sft_self", "sft_llm", "hound_dpo")),
+    ("tiny_longva", ("base", "tpo", "best", "sft_self", "dpo", "sft_truth", *IMPROVED)),
+    ("tiny_longva", ("localized_only", "comprehensive_only", "sft_llm", "hound_dpo")),
+    ("tiny_longva", (*ROUNDS, *NOISY, *PARTLY)),
     ("tiny_llava_video", ("base", "tpo")),
     ("tiny_longva", ("mix_8_2", "mix_2_8", "scale_20", "scale_50")),
     ("tiny_longva", ("noisy_judge", "frames_48", "stretched")),
-    ("tiny_longva", ("dpo", "judge_off", "rrpo", "leanpo")),
+    ("tiny_longva", ("judge_off", "rrpo", "leanpo")),
 )
+# What is asked of whom beyond `Choices.frames` and short videos, all of the family that figures are
+# about: further numbers of frames, needles, questions with another video.
+CURVE_OF = {
+    *("base", "tpo", "best", "sft_self", "sft_truth", "dpo", "hound_dpo", *IMPROVED, *ROUNDS),
+    *("frames_48", "stretched", "base_stretched"),
+}
+NEEDLES_OF = {"base", "tpo", "best"}
+BLIND_OF = {"base", "tpo", "best"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +46,6 @@ class Choices:
         steps: updates of every row.
         adapting_steps: of a base that starts from another's decoder.
         localized: localized questions per long video.
-        flips: share of verdicts that the noisy judge inverts.
-        slips: share of the other model's answers that are wrong.
         frames: numbers of frames at which every row is evaluated.
         curve: further numbers of frames, for the rows of Figure 2.
         lengths: frames of the haystack.
@@ -55,8 +57,6 @@ class Choices:
     steps: int
     adapting_steps: int
     localized: int = 3
-    flips: float = 0.2
-    slips: float = 0.1
     frames: tuple[int, ...] = (32, 64)
     curve: tuple[int, ...] = (8, 16, 48, 96)
     lengths: tuple[int, ...] = (16, 32, 48, 64, 96)
@@ -72,7 +72,7 @@ CHOICES = {
     ),
     "smoke": Choices(
         dataclasses.replace(SCALES["smoke"], varied=True, long_videos=6, eval_videos=4),
-        *(8, 2, 3, 1, 0.2, 0.1, (32,), (), (8,), 2),
+        *(8, 2, 3, 1, (32,), (), (8,), 2),
     ),
 }
 
@@ -87,10 +87,11 @@ def draws(family: str) -> int:
 def runs(wanted: Iterable[tuple[str, str]], seeds: Sequence[int]) -> list[StudyRun]:
     """Return the runs of all seeds for (family, row), in the order of `WAVES`.
 
-    The bases of `DECODER_OF` that they need are among them.
+    What they are trained on is among them: bases of `DECODER_OF`, the rounds before.
     """
     wanted = set(wanted)
     wanted |= {(DECODER_OF[family], "base") for family, _ in wanted if family in DECODER_OF}
+    wanted |= {(family, before) for family, row in wanted for before in rounds_before(row)}
     return [
         StudyRun(family, seed, row)
         for family, rows in WAVES
@@ -105,13 +106,17 @@ def row_config(directory: Path, name: str, choices: Choices, seed: int) -> Confi
     row, config = ROWS[name], tiny()
     assert row.miniature
     config.model.checkpoint = str(directory / row.miniature.start / "model")
-    config.data.shards = str(directory / f"{row.miniature.source}_shards")
+    config.data.shards = str(directory / f"{row.miniature.pairs}_shards")
+    if share := row.miniature.replay:
+        config.data.replay = (str(directory / "replay_shards"),)
+        config.data.replay_weights = (1 - share, share)
+        config.data.sampling = choices.scale.short_rule
     config.data.num_frames = LONG_FRAMES
     config.data.mixing = (0.5, 0.5)  # localized, comprehensive
     config.data.limit = round(row.miniature.share * choices.pairs)
     config.data.subset_seed = 1  # of the order in which subsets are nested
     config.data.pairs_per_row = 1  # a batch is then full, whatever the pairs of a video
-    config.train.num_steps = choices.steps
+    config.train.num_steps = row.miniature.updates * choices.steps
     config.train.seed = seed
     config.update_from_flattened_dict({**row.changes, **row.miniature.changes})
     return config

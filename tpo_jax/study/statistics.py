@@ -82,6 +82,20 @@ def paired(ours: Values, theirs: Values) -> Difference:
     return Difference(*t_interval(x), float(p), int((x > 0).sum()))
 
 
+def holm(values: Values) -> np.ndarray:
+    """Return the p-values of a family of tests, corrected for their number: float64 `[n]`.
+
+    What is below 0.05 then may be called shown: the probability that any of it is an accident is
+    below 0.05 (Holm, "A simple sequentially rejective multiple test procedure", 1979). NaN stands
+    for a test that was not made, and stays.
+    """
+    p = np.array(values, np.float64)
+    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN comes last
+    left = len(order) - np.arange(len(order))
+    p[order] = np.minimum(1.0, np.maximum.accumulate(left * p[order]))
+    return p
+
+
 def bootstrap(
     correct: Values, videos: Sequence[int] | np.ndarray, *, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:

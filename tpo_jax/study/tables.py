@@ -9,6 +9,7 @@ from tpo_jax.study.cells import (
     HEAD,
     Table,
     compared,
+    interval,
     markdown,
     quality_table,
     save_figure,
@@ -69,18 +70,21 @@ def table(item: Item, results: Results, path: Path) -> list[str]:
 def _differences(item: Item, results: Results, every: list[str], column: str) -> Table:
     """Compare the rows of one column, those that the paper compares first."""
     chosen = COLUMNS[column]
-    lines = [[column, *HEAD, "95 % over videos", "the paper's statement"]]
     stated = list(item.statements)
     stated += [("tpo", other) for other in item.besides if other in every]
     stated += [(v, "base") for v in every if v not in ("base", "tpo") and "base" in every]
-    for one, other in dict.fromkeys(stated):
-        found = results.difference(one, other, chosen) if results.there(one, other) else None
-        if found and not np.isnan(found.mean):
-            lines.append(
-                [f"{item.label(one)} above {item.label(other)}"]
-                + compared(found, results.over_videos(one, other, chosen))
-                + [verdict(found) if (one, other) in item.statements else ""]
-            )
+    there = [pair for pair in dict.fromkeys(stated) if results.there(*pair)]
+    found = {pair: results.difference(*pair, chosen) for pair in there}
+    found = {
+        pair: difference for pair, difference in found.items() if not np.isnan(difference.mean)
+    }
+    lines = [[column, *HEAD, "95 % over videos", "the paper's statement"]]
+    for (one, other), cells in zip(found, compared([*found.values()]), strict=True):
+        lines.append(
+            [f"{item.label(one)} above {item.label(other)}", *cells]
+            + [interval(*results.over_videos(one, other, chosen))]
+            + [verdict(found[one, other]) if (one, other) in item.statements else ""]
+        )
     return lines
 
 
@@ -94,12 +98,13 @@ def _types(results: Results) -> Table:
     first = results.answers("base", results.there("base")[0])
     with_blind = any(map(blind, first))
     lines = [["96 s, 32 frames", "base", "TPO", *HEAD, *["base, another video"] * with_blind]]
-    for name, kind in sorted({(answer.type, answer.kind) for answer in first}):
-        chosen = of_type(name, kind, MAIN)
-        line = [f"{name}, {kind}", *(shown(results.mean(row, chosen)) for row in ("base", "tpo"))]
-        line += compared(results.difference("tpo", "base", chosen))
+    names = sorted({(answer.type, answer.kind) for answer in first})
+    found = [results.difference("tpo", "base", of_type(*name, MAIN)) for name in names]
+    for name, cells in zip(names, compared(found), strict=True):
+        sides = (results.mean(row, of_type(*name, MAIN)) for row in ("base", "tpo"))
+        line = [", ".join(name), *map(shown, sides), *cells]
         if with_blind:
-            line.append(shown(results.mean("base", of_type(name, kind, blind))))
+            line.append(shown(results.mean("base", of_type(*name, blind))))
         lines.append(line)
     return lines
 
