@@ -203,7 +203,11 @@ ROWS = {
         for percent in JUDGE_ERRORS
     },
     **{
-        f"{name}_partly": _small(f"{label}, answers share an error", Miniature("partly"), changes)
+        f"{name}_partly": _small(
+            f"{label}, answers share an error",
+            Miniature("partly", changes={"data.mixing": ()}),  # few are comprehensive
+            changes,
+        )
         for name, (label, changes) in PREFERENCE_OR_NOT.items()
     },
 }
