@@ -23,8 +23,7 @@ from tpo_jax.checkpoints.models import save_model
 from tpo_jax.errors import InputError
 from tpo_jax.evaluation import niah_files
 from tpo_jax.reproduce import FIGURES, TABLES
-from tpo_jax.study import full_size, full_size_pages, pages, settings
-from tpo_jax.study import pairs as study_pairs
+from tpo_jax.study import full_size, full_size_pages, pages, settings, sources
 from tpo_jax.study import runs as study_runs
 from tpo_jax.study.items import ITEMS, METHOD, needed
 from tpo_jax.study.records import Candidate, StudyRun
@@ -65,10 +64,10 @@ def test_sources_of_pairs_follow_their_definitions():
     rows, errors = candidates(), {"noisy": 0.2, "written": 0.1}
     truth = {row.id: row.truth for row in rows}
     made = {
-        source: study_pairs.pairs_of(source, rows, 3, errors.get(source, 0.0))
+        source: sources.pairs_of(source, rows, 3, errors.get(source, 0.0))
         for source in ("judged", "unjudged", "noisy", "written", "sampled")
     }
-    assert made["noisy"] == study_pairs.pairs_of("noisy", rows, 3, 0.2)
+    assert made["noisy"] == sources.pairs_of("noisy", rows, 3, 0.2)
     for pairs in made.values():
         assert len({p["id"] for p in pairs}) == len(pairs)
         assert all(p["chosen"] != p["rejected"] for p in pairs)
@@ -87,17 +86,17 @@ def test_sources_of_pairs_follow_their_definitions():
     assert right["unjudged"] < right["noisy"] < 1
     # A wrong answer is drawn from all answers; one in nine of them is the true one here.
     assert abs(right["written"] - (1 - 0.1 * 8 / 9)) < 0.03
-    written = study_pairs.pairs_of("written", rows, 3)
+    written = sources.pairs_of("written", rows, 3)
     assert len(written) == len(rows) and all(p["chosen"] == truth[p["id"]] for p in written)
     # Verdicts that a judge of few errors inverts, one of more errors inverts, too.
-    few, many = ({p["id"] for p in study_pairs.pairs_of("noisy", rows, 3, e)} for e in (0.1, 0.3))
+    few, many = ({p["id"] for p in sources.pairs_of("noisy", rows, 3, e)} for e in (0.1, 0.3))
     assert kept - few < kept - many
 
 
 def test_pairs_of_two_videos_are_of_one_question_with_two_answers():
     rows = [dataclasses.replace(row, video=f"{row.id}.mp4") for row in candidates()]
-    pairs = study_pairs.pairs_of("two_videos", rows, 3)
-    judged = study_pairs.pairs_of("judged", rows, 3)
+    pairs = sources.pairs_of("two_videos", rows, 3)
+    judged = sources.pairs_of("judged", rows, 3)
     assert pairs[: len(judged)] == judged  # those of TPO, in its order
     truths = {(row.video, row.prompt, row.truth) for row in rows}
     two = pairs[len(judged) :]
@@ -125,7 +124,7 @@ def test_better_answers_are_wrong_where_both_are():
         texts = {"truth": truth, "chosen": truth, "rejected": rejected}
         rows.append(dataclasses.replace(made, **texts, **right))
     truths = {row.id: row.truth.split() for row in rows}
-    pairs = study_pairs.pairs_of("partly", rows, 3)
+    pairs = sources.pairs_of("partly", rows, 3)
     assert len(pairs) == 225  # an answer of another length shares no place
     for pair in pairs:
         sides = (pair["chosen"].split(), pair["rejected"].split())

@@ -1,22 +1,17 @@
-"""The preference pairs of the study: which questions are asked, and the ways to make pairs of the
-answers. All of it is a function of a base model and a seed.
+"""The questions of the study that preference pairs are made of, and a model's answers to them: a
+function of the model and a seed.
 """
 
 import dataclasses
 import itertools
-import re
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tpo_jax.data.clips import Clip
 from tpo_jax.inference.generator import Generator
-from tpo_jax.io.files import write_lines
-from tpo_jax.study.asking import Conditions, Query, Span, ask, generator_of, self_pairs
-from tpo_jax.study.records import Candidate, read_rows, write_rows
+from tpo_jax.study.asking import Conditions, Query, ask, generator_of, self_pairs
+from tpo_jax.study.records import Candidate, write_rows
 from tpo_jax.study.rows import miniature_of, rounds_before
 from tpo_jax.study.settings import Choices
 from tpo_jax.study.stages import (
@@ -25,7 +20,6 @@ from tpo_jax.study.stages import (
     LONG_WORLD,
     SHORT_FRAMES,
     clips_of,
-    prepare,
     videos_of,
 )
 from tpo_jax.study.statistics import exact
@@ -33,9 +27,6 @@ from tpo_jax.worlds.questions import WorldQuestion, make_questions
 from tpo_jax.worlds.timeline import make_timeline
 from tpo_jax.worlds.world import WorldVideo
 
-SOURCES = ("judged", "unjudged", "noisy", "written", "sampled", "partly", "two_videos")
-SIDES = ("chosen", "rejected")
-KINDS = ("localized", "comprehensive", "video")
 CONDITIONS = Conditions(window=SHORT_FRAMES, sparse=4)
 # More rounds over the eight types than any video has comprehensive questions.
 ALL_QUESTIONS = 40
@@ -121,174 +112,3 @@ def answer(workdir: Path, name: str, seed: int, choices: Choices, draws: int) ->
     drawn = zip(*answers, strict=True) if draws else [()] * len(rows)
     rows = [dataclasses.replace(r, drawn=said) for r, said in zip(rows, drawn, strict=True)]
     write_rows(workdir / f"{row.answers}.json", rows)
-
-
-def pairs_of(
-    source: str, rows: Sequence[Candidate], seed: int, error: float = 0.0, truth: bool = True
-) -> list[dict[str, Any]]:
-    """Make the pairs of a source, in a random order that the seed gives.
-
-    `judged`: the chosen answer is true and the rejected one is not. `unjudged`: they differ.
-    `noisy`: as `judged`, with a share of the verdicts inverted. `written`: another model's answer
-    is chosen, true but for a share. `sampled`: of two answers drawn under the same condition one is
-    true. `partly`: of those of `judged` with several words to choose, one is made wrong, in both
-    answers the same: what differs is then right in the chosen one, and no chosen answer is true.
-    `two_videos`: as `judged`, and the chosen answers again, each with another video as rejected
-    one, about which the same question has another answer.
-
-    Args:
-        source: one of `SOURCES`.
-        rows: answers to the same questions well and badly informed.
-        error: share of inverted verdicts, or of wrong answers of the other model.
-        truth: False: the judge passes everything, for models that know nothing.
-    """
-    rng = np.random.default_rng([seed, SOURCES.index(source)])
-    if source in ("partly", "two_videos"):
-        judged = pairs_of("judged", rows, seed, truth=truth)
-        if source == "two_videos":
-            return judged + _other_videos(judged, rows, rng)
-        made = _partly_wrong(judged, rows, rng)
-        return made if truth else judged
-    alike = defaultdict(list)  # true answers of a type and form
-    for row in rows:
-        alike[row.type, row.truth.endswith(".")].append(row.truth)
-    found = []
-    for index in rng.permutation(len(rows)).tolist():
-        row = rows[index]
-        chosen, rejected, model, manipulation = row.chosen, row.rejected, "base", row.manipulation
-        right = row.chosen_right and not row.rejected_right
-        if source == "noisy":
-            right ^= bool(rng.random() < error)
-        elif source == "unjudged":
-            right = True
-        elif source == "written":
-            model, manipulation, right = "another model", "none", True
-            chosen, rejected = row.truth, "none of these"
-            if rng.random() < error:
-                others = alike[row.type, chosen.endswith(".")]
-                chosen = others[int(rng.integers(len(others)))]
-        elif source == "sampled":
-            manipulation = "none"
-            chosen, rejected = sorted(row.drawn, key=lambda text: not exact(text, row.truth))
-            right = exact(chosen, row.truth) and not exact(rejected, row.truth)
-        if (right or not truth) and chosen and rejected and not exact(chosen, rejected):
-            made = dataclasses.replace(
-                row,
-                chosen=chosen,
-                rejected=rejected,
-                manipulation=manipulation,
-                segment=row.segment and _widened(row.segment),
-            )
-            found.append(pair_line(made, source, model))
-    return found
-
-
-def _widened(segment: Span) -> Span:
-    """Return a segment of as many seconds as the window has frames, or more: a reference that sees
-    it alone, one frame a second, then sees about as many as the base was trained on.
-    """
-    width = max(segment[1] - segment[0], CONDITIONS.window)
-    start = min(max(0.0, sum(segment) / 2 - width / 2), LONG_SECONDS - width)
-    return start, start + width
-
-
-def _partly_wrong(
-    pairs: Sequence[dict[str, Any]], rows: Sequence[Candidate], rng: np.random.Generator
-) -> list[dict[str, Any]]:
-    """Return pairs with the same wrong word in both answers, in the place of another than one in
-    which they differ; those without such a place are left out.
-
-    Words to choose are those that true answers of a type, form and length have at a place, three
-    or more.
-    """
-    shape = {row.id: (row.type, row.truth.endswith("."), len(row.truth.split())) for row in rows}
-    heard: dict[tuple, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for row in rows:
-        for place, word in enumerate(row.truth.removesuffix(".").split()):
-            heard[shape[row.id]][place].add(word)
-    found = []
-    for pair in pairs:
-        known = heard[shape[pair["id"]]]
-        free = [place for place in sorted(known) if len(known[place]) > 2]
-        chosen, rejected = (pair[side].removesuffix(".").split() for side in SIDES)
-        if len(chosen) != len(rejected) or len(chosen) != len(known):
-            continue
-        differ = [place for place in free if chosen[place] != rejected[place]]
-        if not differ or len(free) < 2:
-            continue
-        kept = differ[int(rng.integers(len(differ)))]
-        places = [place for place in free if place != kept]
-        place = places[int(rng.integers(len(places)))]
-        words = sorted(known[place] - {chosen[place]})
-        chosen[place] = rejected[place] = words[int(rng.integers(len(words)))]
-        end = "." * shape[pair["id"]][1]
-        texts = [_articles(" ".join(words) + end) for words in (chosen, rejected)]
-        found.append(pair | dict(zip(SIDES, texts, strict=True)))
-    return found
-
-
-def _articles(text: str) -> str:
-    """Return a text with the articles that its words ask for."""
-    return re.sub(r"\ban?(?= (\w))", lambda m: "an" if m[1] in "aeiou" else "a", text)
-
-
-def _other_videos(
-    pairs: Sequence[dict[str, Any]], rows: Sequence[Candidate], rng: np.random.Generator
-) -> list[dict[str, Any]]:
-    """Return pairs of two videos: the answer to a question about one of them is chosen there, and
-    rejected where the same question has another answer.
-    """
-    truths = {row.id: row.truth for row in rows}
-    alike = defaultdict(list)
-    for row in rows:
-        alike[row.prompt].append(row)
-    found = []
-    for pair in pairs:
-        others = [row.video for row in alike[pair["prompt"]] if row.truth != truths[pair["id"]]]
-        if others:
-            made = {name: pair[name] for name in ("video", "prompt", "chosen", "provenance")}
-            other = others[int(rng.integers(len(others)))]
-            made |= {"id": f"{pair['id']}-video", "kind": "video", "rejected_video": other}
-            found.append(made)
-    return found
-
-
-def make(workdir: Path, name: str, seed: int, choices: Choices) -> None:
-    """Write the shards of the pairs of a row, at most `choices.pairs` of each kind."""
-    row, truth = miniature_of(name), choices.scale.truth_filter
-    rows = read_rows(workdir / f"{row.answers}.json", Candidate)
-    pairs = pairs_of(row.source, rows, seed, row.error, truth)
-    of_kind = [[pair for pair in pairs if pair["kind"] == kind] for kind in KINDS]
-    write_lines(workdir / f"{row.pairs}.jsonl", sum((p[: choices.pairs] for p in of_kind), []))
-    prepare(workdir, row.pairs, "long", LONG_FRAMES)
-
-
-def replay(workdir: Path, seed: int, most: int, rule: str) -> None:
-    """Write `replay_shards/`: questions about the short videos of a base model's training.
-
-    There is one question a video, with its true answer chosen, and rejected another answer to such
-    a question: a constant one, as in `short_shards`, would soon be as unlikely as it can get.
-
-    Args:
-        workdir: holds the short videos.
-        seed: draws the rejected answers.
-        most: pairs.
-        rule: by which frames of short videos are sampled.
-    """
-    videos, rng = videos_of(workdir, "short"), np.random.default_rng(seed)
-    alike = defaultdict(set)  # true answers of a type and form
-    for question in itertools.chain(*(video.questions for video in videos)):
-        alike[question.type, question.answer.endswith(".")].add(question.answer)
-    pairs = []
-    for index, video in enumerate(videos):
-        if not video.questions:
-            continue
-        asked = video.questions[index % len(video.questions)]
-        others = alike[asked.type, asked.answer.endswith(".")] - {asked.answer}
-        if others:
-            rejected = str(rng.choice(sorted(others)))
-            texts = {"prompt": asked.text, "chosen": asked.answer, "rejected": rejected}
-            name = Path(video.path).name
-            pairs.append({"id": str(index), "video": name, "kind": "other", **texts})
-    write_lines(workdir / "replay.jsonl", pairs[:most])
-    prepare(workdir, "replay", "short", SHORT_FRAMES, rule)

@@ -20,7 +20,7 @@ class Miniature:
     """What is particular to a row at miniature size.
 
     Attributes:
-        source: which pairs, one of `pairs.SOURCES`.
+        source: which pairs, one of `sources.SOURCES`.
         error: share of the verdicts that a `noisy` judge inverts, or of the answers that are wrong
             where another model has `written` them.
         share: of the pairs used.

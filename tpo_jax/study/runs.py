@@ -27,7 +27,7 @@ from tpo_jax.data.clips import Clip
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import as_json, read_json, write_json
 from tpo_jax.io.processes import end_with_parent
-from tpo_jax.study import needles, pairs, stages
+from tpo_jax.study import needles, pairs, sources, stages
 from tpo_jax.study.asking import ask_held_out, generator_of
 from tpo_jax.study.cells import markdown
 from tpo_jax.study.gates import gate_table, gates
@@ -135,7 +135,7 @@ def _common(common: Path, family: str, choices: Choices) -> None:
         stage = Stages(common)
         stages.short_stages(stage, scale, COMMON_SEED)
         short = (common, COMMON_SEED, choices.pairs, scale.short_rule)
-        stage("pairs about short videos", "replay_shards", pairs.replay, *short)
+        stage("pairs about short videos", "replay_shards", sources.replay, *short)
         stage(f"tower of {family}", family, make_tower, common, family, scale)
 
 
@@ -171,7 +171,7 @@ def _stages(run: StudyRun, workdir: Path, choices: Choices, train: Train) -> Non
         answers, shards = f"{miniature.answers}.json", f"{miniature.pairs}_shards/manifest.json"
         answering = f"answers of {miniature.after or 'the base'}"
         stage(answering, answers, pairs.answer, *made, draws(run.family))
-        stage(f"pairs {miniature.pairs}", shards, pairs.make, *made)
+        stage(f"pairs {miniature.pairs}", shards, sources.make, *made)
         if miniature.stretched:
             stage("positions scaled", "stretched/model", stretch, directory)
             asked = (directory, run.family, "base_stretched", choices, "stretched")
