@@ -191,6 +191,8 @@ METHOD = {
             ("round_2", "updates_2"),
             ("round_3", "updates_3"),
             ("round_3", "round_2"),
+            ("round_2", "round_2_first"),
+            ("round_3", "round_3_first"),
         ),
     ),
     "judge": Item(

@@ -26,6 +26,7 @@ class Miniature:
         share: of the pairs used.
         stretched: whether training starts from the base with its positions scaled.
         after: row of the round before: its model answers other questions and is trained on.
+        first: whether the reference of a further round is the base, not where the round starts.
         updates: times those of other rows.
         replay: share of the batches that are of short videos.
         changes: config fields beyond those of the row.
@@ -36,6 +37,7 @@ class Miniature:
     share: float = 1.0
     stretched: bool = False
     after: str = ""
+    first: bool = False
     updates: int = 1
     replay: float = 0.0
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -194,6 +196,10 @@ ROWS = {
     "updates_3": _small("three times the updates", Miniature(updates=3)),
     "round_2": _small("two rounds", Miniature(after="tpo")),
     "round_3": _small("three rounds", Miniature(after="round_2")),
+    "round_2_first": _small("two rounds, first reference", Miniature(after="tpo", first=True)),
+    "round_3_first": _small(
+        "three rounds, first reference", Miniature(after="round_2_first", first=True)
+    ),
     "best": _small("best combination", Miniature(replay=REPLAY, changes=FRAME_COUNTS)),
     **{
         f"{name}_judge_{percent}": _small(
@@ -215,7 +221,7 @@ ROWS = {
 
 # What might improve on TPO, and what is asked of the preference.
 IMPROVED = ("frame_counts", "replay", "anchored", "two_videos")
-ROUNDS = ("updates_2", "round_2", "updates_3", "round_3")
+ROUNDS = ("updates_2", "round_2", "round_2_first", "updates_3", "round_3", "round_3_first")
 NOISY = tuple(f"{name}_judge_{n}" for n in JUDGE_ERRORS for name in PREFERENCE_OR_NOT)
 PARTLY = tuple(f"{name}_partly" for name in PREFERENCE_OR_NOT)
 

@@ -106,6 +106,8 @@ def row_config(directory: Path, name: str, choices: Choices, seed: int) -> Confi
     row, config = ROWS[name], tiny()
     assert row.miniature
     config.model.checkpoint = str(directory / row.miniature.start / "model")
+    if row.miniature.first:
+        config.model.reference = str(directory / "base" / "model")
     config.data.shards = str(directory / f"{row.miniature.pairs}_shards")
     if share := row.miniature.replay:
         config.data.replay = (str(directory / "replay_shards"),)
