@@ -53,14 +53,14 @@ def package_of(name: str) -> str:
 def complaint(path: Path, target: str) -> str | None:
     """Why a module may not import `target`; None if it may."""
     upper, lower = package_of(module_name(path)), package_of(target)
-    if upper == lower or not lower or upper in ("quickstart", "reproduce"):
+    if upper == lower or not lower or upper in ("quickstart", "reproduce", "rounds"):
         return None
     if not upper and path == PACKAGE / "__init__.py" and lower in ("inference", "generation"):
         return None  # the Python API
     if not upper:
         return "modules that every package imports may not import a package"
     if lower in COMMANDS:
-        return "only quickstart and reproduce call another command"
+        return "only quickstart, reproduce and rounds call another command"
     if upper in COMMANDS or LAYERS[lower] < LAYERS[upper]:
         return None
     return f"layer {LAYERS[upper]} may import lower layers only, {lower} is {LAYERS[lower]}"

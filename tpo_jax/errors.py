@@ -149,7 +149,7 @@ def run_command(main: Callable[[], int | None] | Mapping[str, Subcommand]) -> No
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], values[flag])
         flags.FLAGS.set_gnu_getopt()  # flags may stand after the name of a subcommand
         for argument in arguments:  # ml_collections would cut it at the colon
-            if re.match(r"--?config=\w+://", argument):
+            if re.match(r"--?(config|curate)=\w+://", argument):
                 _exit(f"{argument.lstrip('-')}: must be a file on this machine")
         try:
             rest = flags.FLAGS(arguments)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from tpo_jax.curation.clients import Stop
 from tpo_jax.curation.config import OpenAI
+from tpo_jax.io.files import read_lines
 from tpo_jax.io.journal import cut_torn_line
 
 
@@ -24,6 +25,15 @@ class Spent(NamedTuple):
         return Spent(*(a - b for a, b in zip(self, other, strict=True)))
 
 
+def spent_in(workdir: Path) -> Spent:
+    """Return what all parts and runs in a working directory have spent."""
+    total = Spent()
+    for path in sorted(workdir.glob("costs*.jsonl")):
+        for _, reply in read_lines(path, growing=True):
+            total += Spent(reply["in"], reply["out"], reply["cost"])
+    return total
+
+
 class Ledger:
     """Tokens and costs, one line per reply in an append-only file; safe for threads.
 
@@ -36,14 +46,15 @@ class Ledger:
         path: This part's file.
         prices: Per million tokens, `price_in` and `price_out`.
         limit: The most that may be spent; 0: no limit.
+        spent_before: Cost of work elsewhere that counts, too.
 
     Raises:
         Stop: There is a limit and no price.
     """
 
-    def __init__(self, path: Path, prices: OpenAI, limit: float):
+    def __init__(self, path: Path, prices: OpenAI, limit: float, spent_before: float = 0.0):
         self.limit = limit
-        self._others, self._read = Spent(), dict[Path, int]()
+        self._others, self._read = Spent(cost=spent_before), dict[Path, int]()
         self._held, self._highest = 0.0, 0.0
         self._prices = prices.price_in / 1e6, prices.price_out / 1e6
         self._lock = threading.Lock()

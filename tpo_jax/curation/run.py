@@ -30,6 +30,7 @@ def curate(
     part: journals.WorkPart = journals.WorkPart(),  # noqa: B008, a constant
     max_cost: float = 0.0,
     retry: bool = False,
+    spent_before: float = 0.0,
 ) -> dict[str, Any]:
     """Run or resume a part; return what all parts together have made so far.
 
@@ -37,6 +38,7 @@ def curate(
         config: Made by a config file, see `config.base`.
         workdir: Of everything the run makes; created if absent.
         max_cost: Stop asking when all parts and runs together have cost this much; 0: no limit.
+        spent_before: Cost of earlier work elsewhere that counts against this limit, too.
 
     Raises:
         InputError: The config, the folder or a client is wrong.
@@ -56,7 +58,8 @@ def curate(
         def open_ledger() -> None:
             _make_workdir(workdir)
             path = part.file(workdir, "costs")
-            ledger.append(stack.enter_context(closing(Ledger(path, settings.openai, max_cost))))
+            opened = Ledger(path, settings.openai, max_cost, spent_before)
+            ledger.append(stack.enter_context(closing(opened)))
 
         distributed.lead(open_ledger)
         clients = roles.Clients(settings, ledger[0] if ledger else None)
@@ -92,8 +95,10 @@ def _finish(
     if not result.units:
         first = result.failed[0] if result.failed else None
         reason = f"; the first failure: {first['id']}: {first['reason']}" if first else ""
+        left = ", ".join(f"{stage} {counts['items']}" for stage, counts in result.yields.items())
         raise InputError(
-            f"{workdir}: no pair is left, see set_aside.jsonl and judged.jsonl{reason}"
+            f"{workdir}: no pair is left, see set_aside.jsonl and judged.jsonl; left after each "
+            f"stage: {left}{reason}"
         )
     seed = config.segments.seed
     units, removed = balance(result.units, config.balance, config.questions.types, seed)

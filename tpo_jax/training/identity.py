@@ -1,7 +1,7 @@
 """Which run a checkpoint is of: what must agree when it resumes, and what may change."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -80,9 +80,22 @@ def check_same_run(saved: dict, meta: dict) -> None:
             f"--workdir holds a checkpoint of a run with other {', '.join(other)}; use another one"
         )
 
+    if changes := changed_fields(saved["config"], meta["config"]):
+        raise InputError(
+            f"--workdir holds a checkpoint of another run ({changes}); use another one"
+        )
+
+
+def changed_fields(saved: dict, config: dict, besides: Collection[str] = ()) -> str:
+    """Return in which fields a config differs from a saved one, `a.b: 1 -> 2, …`; empty: in none.
+
+    Args:
+        besides: Fields that may differ, besides `FREE`.
+    """
+
     def fields(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
         for name, value in tree.items():
-            if f"{prefix}{name}" in FREE:
+            if f"{prefix}{name}" in (*FREE, *besides):
                 continue
             if isinstance(value, dict):
                 yield from fields(value, f"{prefix}{name}.")
@@ -91,10 +104,6 @@ def check_same_run(saved: dict, meta: dict) -> None:
 
     # A field that the run did not have yet stands at its default, which is what the run did.
     defaults = dict(fields(json.loads(base().to_json_best_effort())))
-    ours, theirs = dict(fields(meta["config"])), defaults | dict(fields(saved["config"]))
+    ours, theirs = dict(fields(config)), defaults | dict(fields(saved))
     differs = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
-    if differs:
-        changes = ", ".join(f"{n}: {theirs.get(n)!r} -> {ours.get(n)!r}" for n in differs)
-        raise InputError(
-            f"--workdir holds a checkpoint of another run ({changes}); use another one"
-        )
+    return ", ".join(f"{n}: {theirs.get(n)!r} -> {ours.get(n)!r}" for n in differs)
