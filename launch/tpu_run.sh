@@ -168,13 +168,13 @@ read_job() { # COMMAND [ARG…]
     job+=("$flag$value")
   done
   [ "$slices" = 1 ] || [ "$1" = train ] || fail 2 "--slices=$slices: only train spans slices"
-  [ "$1" = train ] || return 0
+  [[ "$1" =~ ^(train|rounds)$ ]] || return 0
   [ "$slices" = 1 ] || [ "$distributed" = auto ] ||
     fail 2 "--slices=$slices: add --distributed=auto to the arguments of train"
   [ -n "$distributed" ] || ! [[ "$size" =~ ^[0-9]+$ ]] || [ "$size" -le 8 ] ||
-    fail 2 "$accelerator has several hosts: add --distributed=auto to the arguments of train"
+    fail 2 "$accelerator has several hosts: add --distributed=auto to the arguments of $1"
   [ -z "$spot" ] || [[ "$workdir" == "$MOUNTS"/* ]] ||
-    fail 2 "--spot: preemption erases the TPU's disk; give train a --workdir=gs://BUCKET/PATH"
+    fail 2 "--spot: preemption erases the TPU's disk; give $1 a --workdir=gs://BUCKET/PATH"
 }
 
 # shellcheck source=launch/tpu_slices.sh
