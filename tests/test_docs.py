@@ -46,6 +46,7 @@ app.define_help_flags()
 known, complaints = set(flags.FLAGS), []
 for module, *arguments in json.loads(sys.argv[1]):
     sys.argv = [module, *arguments]
+    sys.modules.pop(module, None)  # another command imported it
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try:

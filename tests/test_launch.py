@@ -72,7 +72,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "launch/env.sh").write_text(ENV)
     (root / "tpo_jax/__init__.py").touch()
     (root / "tpo_jax/errors.py").touch()
-    for command in ("train", "generate"):
+    for command in ("train", "rounds", "generate"):
         (root / f"tpo_jax/{command}.py").write_text(COMMAND)
     author = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
     for command in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "all"]):

@@ -269,6 +269,40 @@ def test_wrong_settings_are_named_before_anything_is_written(configs, tmp_path, 
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
+def test_paid_replies_are_counted_and_limited_over_all_rounds(
+    configs, endpoint, tmp_path, monkeypatch
+):
+    """Every reply costs 1.1: a hundred tokens in and ten out."""
+    curation, training = configs
+    endpoint.reply = lambda body: "1: Yes\n2: No\n3: Yes"
+    curation.judge.backend, curation.judge.num_frames = "openai", 0
+    curation.openai.url, curation.openai.model = endpoint.url, "fake"
+    curation.openai.key_variable, curation.openai.concurrency = "CURATION_TEST_KEY", 1
+    curation.openai.price_in = curation.openai.price_out = 1e4
+    monkeypatch.setattr(command, "train", lambda config, folder: None)  # asked to stop
+    workdir = tmp_path / "run"
+    assert run_rounds(curation, training, workdir, 2) is None
+    lines = [json.loads(x) for x in (workdir / "rounds.jsonl").read_text().splitlines()]
+    [made] = [line["result"] for line in lines if "result" in line]
+    assert made["pairs"] > 2 and made["tokens"] == 110 * made["pairs"] == 110 * endpoint.calls
+    assert made["cost"] == pytest.approx(1.1 * endpoint.calls)
+
+    def trained(config, folder):
+        folder.mkdir()
+        for name in ("metrics.jsonl", "config.json"):
+            text = config.to_json_best_effort() if name == "config.json" else '{"step": 3}\n'
+            (folder / name).write_text(text)
+        return shutil.copytree(config.model.checkpoint, folder / "model")
+
+    monkeypatch.setattr(command, "train", trained)
+    monkeypatch.setattr(command.run_page, "write", lambda folder: None)
+    before = endpoint.calls
+    limit = made["cost"] + 2.5  # two more replies
+    with pytest.raises(InputError, match=f"^round 2: --max_cost={limit:g}: .* raise it to resume"):
+        run_rounds(curation, training, workdir, 2, max_cost=limit)
+    assert endpoint.calls == before + 2
+
+
 def test_the_command_prints_what_rounds_took(finished, given, tmp_path):
     workdir, found, _ = finished
     files = []
