@@ -87,7 +87,7 @@ def check_same_run(saved: dict, meta: dict) -> None:
 
 
 def changed_fields(saved: dict, config: dict, besides: Collection[str] = ()) -> str:
-    """Return in which fields a config differs from a saved one, `a.b: 1 -> 2, …`; empty: in none.
+    """Return the fields that a config has otherwise than a saved one, `a.b: 1 -> 2, …`, or nothing.
 
     Args:
         besides: Fields that may differ, besides `FREE`.
