@@ -1,7 +1,7 @@
 """Several calls of one command in one child process: starting Python and JAX takes the time.
 
-The child is a fork of a process that imported the command, of which there is one for the tests of a
-file.
+The child is a fork of a process that imported what commands import, which all tests share that have
+the same environment variables.
 """
 
 import json
@@ -64,22 +64,22 @@ print(json.dumps(results))
 
 # Forks before JAX has a backend, and so before there are threads that hold locks.
 _IMPORTED = """
-import importlib, json, os, sys
+import json, os, sys
 
-importlib.import_module(sys.argv[1])
+import tpo_jax.train
 for line in sys.stdin:
     if not os.fork():
         break
     print(os.wait()[1], flush=True)
 else:
     sys.exit()
-script, arguments, *files = json.loads(line)
+script, name, arguments, *files = json.loads(line)
 for number, file in enumerate(files):
     os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
-sys.argv[2:] = [arguments]
+sys.argv[1:] = [f"tpo_jax.{name}", arguments]
 exec(script)
 """
-_imported: dict[tuple, subprocess.Popen] = {}  # by module and environment variables
+_imported: dict[tuple, subprocess.Popen] = {}  # by environment variables
 
 
 class Result(NamedTuple):
@@ -115,27 +115,31 @@ def call_program(
 
 
 def _results(script: str, name: str, arguments, variables: dict[str, str]) -> list[Result]:
-    environment = os.environ | variables
-    environment.pop("PYTEST_CURRENT_TEST", None)
-    key = (name, *sorted(environment.items()))
+    environment = _environment() | variables
+    key = tuple(sorted(environment.items()))
     if key not in _imported:
-        command = [sys.executable, "-c", _IMPORTED, f"tpo_jax.{name}"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        command = [sys.executable, "-c", _IMPORTED]
         _imported[key] = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
     process = _imported[key]
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        request = (script, json.dumps(arguments), os.devnull, str(out), str(err))
+        request = (script, name, json.dumps(arguments), os.devnull, str(out), str(err))
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
         assert process.stdout.readline() == "0\n", err.read_text() if err.exists() else name
         return [Result(*values) for values in json.loads(out.read_text().splitlines()[-1])]
 
 
-def stop_imported() -> None:
-    """End the processes that imported a command."""
-    while _imported:
-        _imported.popitem()[1].communicate()
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+
+
+def stop_imported(all_of_them: bool = True) -> None:
+    """End the processes that imported commands, but the one with today's environment if not all."""
+    kept = () if all_of_them else tuple(sorted(_environment().items()))
+    for key in [key for key in _imported if key != kept]:
+        _imported.pop(key).communicate()
 
 
 def _listed(values) -> list:

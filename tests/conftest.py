@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,7 +29,8 @@ import jax
 import pytest
 
 from tests.commands import stop_imported
-from tests.memory import free_programs
+from tests.fake_wandb import FakeWandb
+from tests.memory import free_programs, resident
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -73,26 +75,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def compiled(tmp_path_factory) -> Path:
+def compiled(tmp_path_factory) -> Iterator[Path]:
     """The compilation cache of this process and of the commands that its tests start.
 
-    Each process of `pytest -n` has its own: JAX writes an entry in place, and another process may
-    read it half-written.
+    Each process of `pytest -n` has its own, because JAX writes an entry in place and another one
+    may read it half-written; it takes from the others what they wrote some time ago.
     """
     directory = tmp_path_factory.mktemp("compiled")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(directory)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    return directory
+    yield directory
+    stop_imported()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def take_programs(compiled) -> None:
+    """Link the programs that other processes of `pytest -n` compiled before this module."""
+    there = {entry.name for entry in compiled.iterdir()}
+    for entry in compiled.parents[1].glob(f"popen-gw*/{compiled.name}/*-cache"):
+        if entry.name not in there and time.time() - entry.stat().st_mtime > 5:
+            (compiled / entry.name).hardlink_to(entry)
+            there.add(entry.name)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def drop_programs() -> Iterator[None]:
-    """Free the programs of a module after its last test: those of all tests take 6 GB."""
+    """Free the programs after a module where they take much: those of all tests take 6 GB."""
     yield
-    free_programs()
-    stop_imported()
+    if resident() > 2e9:
+        free_programs()
+    stop_imported(all_of_them=False)
 
 
 def _shared(name: str) -> Path:
@@ -171,13 +185,24 @@ def program_for_tpus(monkeypatch) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def finished_run(tiny_world, tmp_path_factory) -> Path:
-    """The working directory of the tiny run, uninterrupted."""
+def fake_wandb() -> FakeWandb:
+    """Weights & Biases as `finished_run` finds it."""
+    return FakeWandb()
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_world, fake_wandb, tmp_path_factory) -> Path:
+    """The working directory of the tiny run, uninterrupted; Weights & Biases got its metrics."""
     from tests.tiny_run import tiny_config
     from tpo_jax.train import train
+    from tpo_jax.training.watch import Watch
 
     workdir = tmp_path_factory.mktemp("finished")
-    train(tiny_config(tiny_world), workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "wandb", fake_wandb)
+        patch.delenv("WANDB_MODE", raising=False)
+        patch.setenv("WANDB_API_KEY", fake_wandb.key)
+        train(tiny_config(tiny_world), workdir, Watch(wandb_project="tpo"))
     return workdir
 
 

@@ -2,9 +2,16 @@
 
 import ctypes
 import gc
+import os
 import threading
+from pathlib import Path
 
 import jax
+
+
+def resident() -> int:
+    """Return the bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def wait_for_compilations() -> None:

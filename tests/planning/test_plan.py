@@ -1,7 +1,6 @@
 """The step compiled by the TPU compiler, without a TPU."""
 
 import dataclasses
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from jax import P
 
+from tests.commands import call_program
 from tests.memory import free_programs
 from tests.planning.slice import SLICE, experiment
 from tpo_jax import families
@@ -331,24 +331,17 @@ def test_of_several_numbers_of_frames_the_largest_is_planned():
     assert batch_shape(several, SLICE) == batch_shape(read(experiment()), SLICE)
 
 
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [
-        ("--topology=nowhere", "--topology=nowhere is not of the form"),
-        ("--config.data.num_frames=8,16,8", "data.num_frames=8,16,8: 8 is there twice"),
-    ],
-)
-def test_wrong_flags_are_one_line(flag, message):
-    command = [sys.executable, "-m", "tpo_jax.plan", "--config=configs/longva_tpo.py"]
-    result = subprocess.run(
-        [*command, "--topology=v5e:2x4", "--config.model.preset=longva_7b", flag],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 2
-    assert message in result.stderr.splitlines()[-1]
+def test_wrong_flags_are_one_line():
+    expected = {
+        "--topology=nowhere": "--topology=nowhere is not of the form",
+        "--config.data.num_frames=8,16,8": "data.num_frames=8,16,8: 8 is there twice",
+    }
+    given = ["--config=configs/longva_tpo.py", "--topology=v5e:2x4"]
+    given.append("--config.model.preset=longva_7b")
+    results = call_program("plan", *([*given, flag] for flag in expected))
+    for result, message in zip(results, expected.values(), strict=True):
+        assert result.code == 2
+        assert message in result.err.splitlines()[-1]
 
 
 @hypothesis.given(st.integers(1, 4000), st.floats(0.2, 1.3), st.integers(1, 600), st.booleans())

@@ -17,9 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.commands import call_program
-from tests.tiny_run import tiny_config
 from tpo_jax.errors import InputError
-from tpo_jax.train import train
 from tpo_jax.training import clock, watch
 from tpo_jax.training.clock import SPANS, StepClock, split
 from tpo_jax.training.goodput import JOURNAL, Account, GoodputJournal, read
@@ -237,25 +235,6 @@ def test_unusable_profiles_and_projects_are_refused_at_once(given, message, monk
         Watch(**given)
 
 
-class FakeWandb(types.ModuleType):
-    """The part of `wandb` that a run calls."""
-
-    def __init__(self):
-        super().__init__("wandb")
-        self.__spec__ = types.SimpleNamespace()
-        self.calls, self.logged, self.finished = [], [], 0
-
-    def init(self, **settings):
-        self.calls.append(settings)
-        return self
-
-    def log(self, scalars, step):
-        self.logged.append((step, dict(scalars)))
-
-    def finish(self):
-        self.finished += 1
-
-
 PROFILE = """
 import pathlib, sys
 from tpo_jax.training.watch import Profiler
@@ -302,24 +281,23 @@ def test_profiling_is_refused_where_it_would_crash(monkeypatch):
         Watch(profile_steps="2:3")
 
 
-def test_weights_and_biases_get_the_records_of_the_files(
-    tiny_world, compiled, tmp_path, monkeypatch
-):
-    """The key is written nowhere."""
-    fake = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
+def test_weights_and_biases_need_a_key(fake_wandb, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", fake_wandb)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     with pytest.raises(InputError, match="WANDB_API_KEY"):
         Watch(wandb_project="tpo")
-    monkeypatch.setenv("WANDB_API_KEY", "very-secret")
-    train(tiny_config(tiny_world), tmp_path, Watch(wandb_project="tpo"))
-    records = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [{"step": step, **scalars} for step, scalars in fake.logged] == records
-    assert fake.finished == 1
-    watch.wandb_run("tpo", tmp_path, {})  # a resumed run is the same run there
-    first, second = fake.calls
+
+
+def test_weights_and_biases_get_the_records_of_the_files(finished_run, fake_wandb, monkeypatch):
+    """The key is written nowhere."""
+    records = [json.loads(x) for x in (finished_run / "metrics.jsonl").read_text().splitlines()]
+    assert [{"step": step, **scalars} for step, scalars in fake_wandb.logged] == records
+    assert fake_wandb.finished == 1
+    monkeypatch.setitem(sys.modules, "wandb", fake_wandb)
+    watch.wandb_run("tpo", finished_run, {})  # a resumed run is the same run there
+    first, second = fake_wandb.calls
     assert first["project"] == "tpo" and first["id"] == second["id"]
     assert first["resume"] == "allow" and first["config"]["train"]["batch_size"] == 8
-    texts = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
-    assert not [text for text in texts if b"very-secret" in text]
+    texts = [path.read_bytes() for path in finished_run.rglob("*") if path.is_file()]
+    assert not [text for text in texts if fake_wandb.key.encode() in text]
