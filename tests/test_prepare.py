@@ -1,32 +1,22 @@
 """The command as a user types it, on real clips."""
 
 import json
-import subprocess
-import sys
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.commands import call
+from tests.commands import Result, call
 from tests.video.clips import write
 from tpo_jax.data.shards import open_shards
 from tpo_jax.video.sampling import read_frames
 
-ROOT = Path(__file__).resolve().parents[1]
 CLIPS = ["dc_demo.mp4", "jobs.mp4", "short_clip.mp4"]
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "tpo_jax.prepare", "--workers=1", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+def run(**flags) -> Result:
+    (result,) = call("prepare", {"workers": 1, **flags})
+    return result
 
 
 @pytest.fixture
@@ -53,10 +43,10 @@ def assert_stored(directory, media, prefix):
 def test_real_clips_with_a_bad_pair(pairs, shared_media, tmp_path):
     with pairs.open("a") as file:
         file.write('{"video": "jobs.mp4", "prompt": "Who?", "chosen": "", "rejected": "a"}\n')
-    flags = [f"--pairs={pairs}", f"--videos={shared_media}", "--num_frames=2"]
-    result = run(*flags, f"--output={tmp_path / 'out'}")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == (
+    flags = {"pairs": pairs, "videos": shared_media, "num_frames": 2}
+    result = run(**flags, output=tmp_path / "out")
+    assert result.code == 0, result.err
+    assert result.out == (
         f"{tmp_path / 'out'}: 3 pairs (3 other) of 3 videos, 2 shards; 1 pairs rejected, "
         "see rejected.jsonl\n"
     )
@@ -64,9 +54,9 @@ def test_real_clips_with_a_bad_pair(pairs, shared_media, tmp_path):
     rejected = json.loads((tmp_path / "out" / "rejected.jsonl").read_text())
     assert (rejected["where"], rejected["reason"]) == ("pairs.jsonl:4", "chosen is empty")
 
-    result = run(*flags, f"--output={tmp_path / 'strict'}", "--strict")
-    assert result.returncode == 2 and not result.stdout
-    assert result.stderr.splitlines() == ["error: pairs.jsonl:4: chosen is empty"]
+    result = run(**flags, output=tmp_path / "strict", strict=True)
+    assert result.code == 2 and not result.out
+    assert result.err.splitlines() == ["error: pairs.jsonl:4: chosen is empty"]
     assert not list(tmp_path.glob("strict*"))
 
 
@@ -82,35 +72,35 @@ def test_a_table_and_a_split_archive(shared_media, tmp_path):
     (tmp_path / "all.tar").unlink()
     for i in range(0, len(data), 2_000_000):
         (tmp_path / f"videos.part.a{chr(97 + i // 2_000_000)}").write_bytes(data[i : i + 2_000_000])
-    columns = ("video=clip;name", "prompt=What is asked", "chosen=good", "rejected=bad")
+    columns = ["video=clip;name", "prompt=What is asked", "chosen=good", "rejected=bad"]
     result = run(
-        f"--pairs={tmp_path / 'dataset.csv'}",
-        f"--videos={tmp_path / 'unpacked'}",
-        f"--archive={tmp_path / 'videos.part.'}",
-        f"--output={tmp_path / 'out'}",
-        "--num_frames=2",
-        *(f"--column={column}" for column in columns),
+        pairs=tmp_path / "dataset.csv",
+        videos=tmp_path / "unpacked",
+        archive=tmp_path / "videos.part.",
+        output=tmp_path / "out",
+        num_frames=2,
+        column=columns,
     )
-    assert result.returncode == 0, result.stderr
-    assert "3 pairs (3 other) of 3 videos" in result.stdout
+    assert result.code == 0, result.err
+    assert "3 pairs (3 other) of 3 videos" in result.out
     assert_stored(tmp_path / "out", shared_media, "videos/")
 
 
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--videos=nowhere"], "--videos=nowhere: no such folder"),
-        (["--videos=.", "--num_frames=0"], "num_frames"),
-        (["--videos=.", "--sampling=often"], "sampling"),
-        (["--videos=.", "--column=film=x"], "--column=film=x: must be role=name"),
-        (["--videos=.", "--proxy=7"], "--proxy=7: a proxy needs 16 pixels at least"),
-        (["--videos=.", "--column=video=x"], "no column 'x'; it has video, prompt, chosen"),
+        ({"videos": "nowhere"}, "--videos=nowhere: no such folder"),
+        ({"videos": ".", "num_frames": 0}, "num_frames"),
+        ({"videos": ".", "sampling": "often"}, "sampling"),
+        ({"videos": ".", "column": "film=x"}, "--column=film=x: must be role=name"),
+        ({"videos": ".", "proxy": 7}, "--proxy=7: a proxy needs 16 pixels at least"),
+        ({"videos": ".", "column": "video=x"}, "no column 'x'; it has video, prompt, chosen"),
     ],
 )
 def test_wrong_flags_are_named(pairs, tmp_path, flags, reason):
-    result = run(f"--pairs={pairs}", f"--output={tmp_path / 'out'}", *flags)
-    assert result.returncode == 2 and not result.stdout
-    assert reason in result.stderr and "Traceback" not in result.stderr
+    result = run(pairs=pairs, output=tmp_path / "out", **flags)
+    assert result.code == 2 and not result.out
+    assert reason in result.err and "Traceback" not in result.err
     assert not list(tmp_path.glob("out*"))
 
 
