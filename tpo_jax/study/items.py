@@ -181,6 +181,7 @@ ITEMS = {
 
 # What the preference adds, alone and beside the supervised term, and what that adds to it.
 _OF_PREFERENCE = (("tpo", "sft_self"), ("dpo", "sft_self"), ("tpo", "dpo"))
+_NAMES = {"dpo": "DPO alone"}
 # Not in the paper, and not run at 7B.
 METHOD = {
     "method": Item(
@@ -194,6 +195,7 @@ METHOD = {
             ("round_2", "round_2_first"),
             ("round_3", "round_3_first"),
         ),
+        names=_NAMES,
     ),
     "judge": Item(
         "A judge that errs",
@@ -203,6 +205,7 @@ METHOD = {
             for end in ("", *(f"_judge_{n}" for n in JUDGE_ERRORS))
             for one, other in _OF_PREFERENCE
         ),
+        names=_NAMES,
     ),
     "preference": Item(
         "Where a preference should add to supervised training",
@@ -212,6 +215,7 @@ METHOD = {
             for end in ("_partly", "")
             for one, other in _OF_PREFERENCE
         ),
+        names=_NAMES,
     ),
 }
 
