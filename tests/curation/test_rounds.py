@@ -3,6 +3,8 @@
 import copy
 import json
 import shutil
+import socket
+import time
 
 import jax
 import numpy as np
@@ -303,16 +305,21 @@ def test_paid_replies_are_counted_and_limited_over_all_rounds(
     assert endpoint.calls == before + 2
 
 
-def test_the_command_prints_what_rounds_took(finished, given, tmp_path):
-    workdir, found, _ = finished
-    files = []
-    for name, config in zip(("curate", "config"), given, strict=True):
-        files.append(f"--{name}={tmp_path / name}.py")
-        (tmp_path / f"{name}.py").write_text(
+def written(configs, folder) -> list[str]:
+    """Write the configs as files; return the flags that name them."""
+    found = []
+    for name, config in zip(("curate", "config"), configs, strict=True):
+        found.append(f"--{name}={folder / name}.py")
+        (folder / f"{name}.py").write_text(
             "import json\n\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
             f"    return ConfigDict(json.loads({config.to_json_best_effort()!r}))\n"
         )
-    flags = [*files, f"--workdir={workdir}", "--reference=first"]
+    return found
+
+
+def test_the_command_prints_what_rounds_took(finished, given, tmp_path):
+    workdir, found, _ = finished
+    flags = [*written(given, tmp_path), f"--workdir={workdir}", "--reference=first"]
     whole, wrong, field, bucket = call_program(
         "rounds",
         [*flags, "--rounds=2"],
@@ -326,3 +333,38 @@ def test_the_command_prints_what_rounds_took(finished, given, tmp_path):
     assert (wrong.code, wrong.out, wrong.err) == (2, "", "error: --rounds=0 must be 1 or more\n")
     assert field.code == 2 and "no such field: foldr; did you mean folder?" in field.err
     assert bucket.err == "error: curate=gs://a/b.py: must be a file on this machine\n"
+
+
+@pytest.mark.slow
+def test_two_processes_killed_in_round_2_resume_it(finished, given, tmp_path, start_command):
+    workdir = tmp_path / "run"
+    flags = [*written(given, tmp_path), f"--workdir={workdir}", "--rounds=2", "--reference=first"]
+    variables = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "JAX_NUM_CPU_DEVICES": "4"}
+
+    def start():
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"--distributed=127.0.0.1:{probe.getsockname()[1]},2"
+        return [
+            start_command("rounds", *flags, f"{address},{i}", variables=variables) for i in (0, 1)
+        ]
+
+    children, records = start(), workdir / "round_2" / "training" / "metrics.jsonl"
+    deadline = time.monotonic() + 900
+    while not records.exists() and time.monotonic() < deadline:
+        assert all(child.poll() is None for child in children)
+        time.sleep(0.05)
+    for child in children:
+        child.kill()
+        child.communicate()
+    done = workdir / "round_1" / "training" / "metrics.jsonl"
+    before = done.stat().st_mtime_ns
+    children = start()
+    outputs = [child.communicate(timeout=900) for child in children]
+    assert [child.returncode for child in children] == [0, 0], outputs
+    assert outputs[1][0] == "" and done.stat().st_mtime_ns == before
+    first, second = json.loads(outputs[0][0])["rounds"]
+    assert [first["training"]["starts"], second["curation"]["starts"]] == [1, 1]
+    assert second["training"]["starts"] == 2 and second["training"]["steps"] == STEPS
+    assert pairs_of(workdir / "round_1/curation") == pairs_of(finished[0] / "round_1/curation")
+    assert [record["step"] for record in metrics(records.parent)] == [1, 2, 3]
