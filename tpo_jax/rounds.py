@@ -127,7 +127,7 @@ def training_stage(config: ConfigDict, folder: Path) -> dict[str, Any] | None:
     if jax.process_index() == 0:
         run_page.write(folder)
     steps = distributed.lead(lambda: read_records(folder / "metrics.jsonl")[-1]["step"])
-    return {"steps": steps, "model": str(model)}
+    return {"steps": steps}
 
 
 def _say(text: str) -> None:
@@ -216,7 +216,8 @@ def run_round(
         raise InputError(
             f"{saved}: the round was trained otherwise ({changes}); use another --workdir"
         )
-    return {"round": number, "curation": curated, "training": trained}
+    model = str(model_of(workdir, number))
+    return {"round": number, "curation": curated, "training": trained, "model": model}
 
 
 def told(report: dict[str, Any], rounds: int) -> str:
