@@ -6,7 +6,15 @@ python -m tpo_jax.train --config=configs/longva_tpo.py --workdir=DIR \
 Variants: `:sft_self` (supervised on the chosen answers) and `:hound_dpo` (Table 1), `:scale_2k` and
 `:scale_5k` (Table 3), `:localized_only` and `:comprehensive_only` (Table 4), `:mix_8_2` and
 `:mix_2_8` (Table 5), `:dpo` (no supervised term); later methods: `:rrpo` and `:leanpo`
-(`docs/objectives.md`). Not run at 7B yet: no score to report.
+(`docs/objectives.md`). `:robust` is the quickstart's recipe: batches of 32 or 64 frames, short
+videos with the frames they have, and a replay of pairs about short videos, which is named on the
+command line:
+
+  --config=configs/longva_tpo.py:robust --config.data.replay="('SHORT',)" \
+  --config.data.replay_weights=3,2
+
+What it gives at miniature size is in `docs/results/quickstart.md`. Not run at 7B yet: no score to
+report, and neither rate nor epochs are known to carry over.
 """
 
 from ml_collections import ConfigDict

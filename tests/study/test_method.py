@@ -9,12 +9,12 @@ import pytest
 
 from tests.commands import call
 from tpo_jax.errors import InputError
-from tpo_jax.study import pages, settings
+from tpo_jax.study import pages, pictures, settings
 from tpo_jax.study.items import METHOD
 from tpo_jax.study.records import StudyRun
 from tpo_jax.study.rows import NOISY, PARTLY, ROWS, rounds_before
 from tpo_jax.study.runs import check_workdir
-from tpo_jax.study.statistics import holm, paired
+from tpo_jax.study.statistics import holm, paired, t_interval
 from tpo_jax.training.experiment import read
 
 FAMILY = "tiny_longva"
@@ -83,6 +83,19 @@ def test_a_page_agrees_with_the_answers(made_up, name):
     )
     assert (line["mean"], line["p"]) == (f"{found.mean:.4f}", f"{found.p:.4f}")
     assert "| TPO above base | 4 |" in page and f"{100 * found.mean:+.1f} [" in page
+
+
+def test_titles_claim_no_gain_that_is_not_there(tmp_path):
+    low, high = (t_interval([share, share + 0.02]) for share in (0.5, 0.7))
+    path = tmp_path / "picture"
+    assert "costs nothing" in pictures.by_error([0, 30], {"TPO": [low, high]}, path)
+    assert "costs TPO most: 20 points" in pictures.by_error([0, 30], {"TPO": [high, low]}, path)
+    for base, tpo, title in ((low, high, "most with a: 51 to 71 %"), (high, low, "with no type")):
+        assert title in pictures.by_type({"a": {"base": base, "tpo": tpo}}, path)
+        found = pictures.by_frames([32, 96], {"base": [base] * 2, "tpo": [tpo, tpo]}, path)
+        assert ("gains 20 points" in found) == (base is low) and ("by -20" in found) == (
+            base is high
+        )
 
 
 def test_needles_stand_where_they_were_looked_for(made_up):

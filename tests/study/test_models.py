@@ -17,20 +17,20 @@ MODEL, SEED = "tiny_qwen3_vl", 3
 
 @pytest.fixture(scope="module")
 def initial(tmp_path_factory):
-    """Random weights whose tower has learned for two steps from two short videos."""
+    """Random weights whose encoder has learned for two steps from two short videos."""
     folder = tmp_path_factory.mktemp("quickstart")
-    scale = dataclasses.replace(stages.SCALES["smoke"], tower_steps=2)
+    scale = dataclasses.replace(stages.SCALES["smoke"], encoder_steps=2)
     stages.make_tokenizer(folder, SEED, MODEL)
     stages.render(folder, "short", SEED + stages.SHORT_WORLD, [23, 34])
     stages.initial_model(folder, scale, SEED, MODEL)
     return folder / "initial"
 
 
-def test_only_the_tower_is_trained(initial):
+def test_only_the_encoder_is_trained(initial):
     before, after = families.init_params(families.preset(MODEL), SEED), load_model(initial).params
     same = jax.tree.map(np.array_equal, before, after)
     moved = [jax.tree_util.keystr(path) for path, x in jax.tree.leaves_with_path(same) if not x]
-    assert moved and all(name.startswith("['tower']") for name in moved)
+    assert moved and not any(name.startswith("['decoder']") for name in moved)
 
 
 def test_questions_are_asked_about_the_frames_of_a_video(initial):

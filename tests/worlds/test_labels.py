@@ -20,7 +20,7 @@ def test_labels_are_in_range_and_follow_the_timeline():
             assert set(seen[:, 5].tolist()) == borders
         for needle in timeline.needles:
             seen = labels[needle.start : needle.end]
-            assert (seen[:, 0] == 2).all() and (seen[:, 1:5] == -1).all()
-            assert (seen[:, 6:] == (needle.hue, needle.digit)).all()
+            wanted = (2, needle.hue, -1, needle.corner, -1, 0, needle.digit)
+            assert (seen == wanted).all()
         empty = labels[:, 0] == 0
         assert (labels[empty][:, 1:5] == -1).all() and (labels[empty][:, 6:] == -1).all()

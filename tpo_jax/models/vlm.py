@@ -42,12 +42,6 @@ class VideoLanguageModel(nnx.Module):
         The first `F * V` are the frames' in their order. Other arguments as for `encode`.
         """
 
-    def frame_features(self, frames: Array) -> jax.Array:
-        """Return what the tower says of each frame uint8 `[m, *frame_shape]` on the mean,
-        `[m, W]`.
-        """
-        raise NotImplementedError
-
     def embed_prefix(self, ids: Array, visual: jax.Array, visual_index: Array) -> jax.Array:
         """Embed text, with the visual tokens put in their slots.
 

@@ -18,7 +18,6 @@ from tpo_jax.study.stages import (
     LONG_FRAMES,
     LONG_SECONDS,
     LONG_WORLD,
-    SHORT_FRAMES,
     clips_of,
     videos_of,
 )
@@ -27,7 +26,7 @@ from tpo_jax.worlds.questions import WorldQuestion, make_questions
 from tpo_jax.worlds.timeline import make_timeline
 from tpo_jax.worlds.world import WorldVideo
 
-CONDITIONS = Conditions(window=SHORT_FRAMES, sparse=4)
+CONDITIONS = Conditions(window=9, sparse=4)
 # More rounds over the eight types than any video has comprehensive questions.
 ALL_QUESTIONS = 40
 

@@ -1,4 +1,4 @@
-"""The pictures of the pages on the method: lines and points named where they stand."""
+"""The pictures of the quickstart and of the pages on the method: all is named where it stands."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,7 +51,7 @@ def _lines(
     axes: Axes, xs: Sequence[int], lines: Mapping[str, Sequence[Mean]], colours: Sequence[str]
 ) -> None:
     """Draw lines with the bands of their intervals, each named at its right end."""
-    ends = []
+    ends, width = [], max(1, xs[-1] - xs[0])
     for means, colour in zip(lines.values(), colours, strict=True):
         middle, low, high = _percent(means)
         axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -60,15 +60,15 @@ def _lines(
     bottom, top = axes.get_ylim()
     places = _spread(ends, 0.065 * (top - bottom))
     for name, colour, y in zip(lines, colours, places, strict=True):
-        right = xs[-1] + 0.02 * (xs[-1] - xs[0])
+        right = xs[-1] + 0.02 * width
         axes.text(right, y, name, color=colour, va="center", fontsize=11, fontweight="bold")
     axes.set_xticks(xs)
-    axes.set_xlim(xs[0] - 0.02 * (xs[-1] - xs[0]), xs[-1] + 0.2 * (xs[-1] - xs[0]))
+    axes.set_xlim(xs[0] - 0.02 * width, xs[-1] + 0.2 * width)
     axes.yaxis.set_major_formatter("{x:.0f} %")
 
 
 def by_frames(counts: Sequence[int], means: Mapping[str, Sequence[Mean]], path: Path) -> str:
-    """Draw accuracy by number of frames with the 95 % band over seeds; return the title.
+    """Draw accuracy by number of frames with the band of the 95 % interval; return the title.
 
     Args:
         counts: numbers of frames, ascending.
@@ -80,9 +80,11 @@ def by_frames(counts: Sequence[int], means: Mapping[str, Sequence[Mean]], path: 
     many, title = counts[-1], "Accuracy of the base by number of frames"
     if "tpo" in means:
         gain = {n: means["tpo"][i].mean - means["base"][i].mean for i, n in enumerate(counts)}
-        title = f"TPO changes answers by {100 * gain[LONG_FRAMES]:+.0f} points at {LONG_FRAMES} "
+        title = (
+            f"TPO differs from its base by {100 * gain[LONG_FRAMES]:+.0f} points at {LONG_FRAMES} "
+        )
         title += f"frames, {100 * gain[many]:+.0f} at {many}"
-        if gain[many] > gain[LONG_FRAMES] > 0:
+        if min(gain[many], gain[LONG_FRAMES]) > 0:
             title = f"TPO gains {100 * gain[LONG_FRAMES]:.0f} points at {LONG_FRAMES} frames, "
             title += f"{100 * gain[many]:.0f} at {many}"
     named = {NAMES[row]: of for row, of in means.items()}
@@ -94,12 +96,13 @@ def by_frames(counts: Sequence[int], means: Mapping[str, Sequence[Mean]], path: 
     return title
 
 
-def by_type(means: Mapping[str, Mapping[str, Mean]], path: Path) -> str:
+def by_type(means: Mapping[str, Mapping[str, Mean]], path: Path, over: str = "seeds") -> str:
     """Draw accuracy by type of question, rows side by side; return the title.
 
     Args:
         means: by type and row; every type has the same rows.
         path: of the file, without suffix.
+        over: what the intervals are over.
     """
     figure = Figure(figsize=(7.5, 0.55 * len(means) + 1.6), layout="constrained")
     axes = figure.subplots()
@@ -110,10 +113,12 @@ def by_type(means: Mapping[str, Mapping[str, Mean]], path: Path) -> str:
 
     ordered = sorted(means, key=gain)
     best = ordered[-1]
-    before, after = (
-        100 * means[best].get(row, means[best]["base"]).mean for row in ("base", "tpo")
-    )
-    title = f"TPO helps most with {best}: {before:.0f} to {after:.0f} % at {LONG_FRAMES} frames"
+    title = "Accuracy of the base by type of question"
+    if "tpo" in means[best]:
+        before, after = (100 * means[best][row].mean for row in ("base", "tpo"))
+        title = f"TPO helps most with {best}: {before:.0f} to {after:.0f} % at {LONG_FRAMES} frames"
+        if after <= before:
+            title = f"TPO helps with no type of question at {LONG_FRAMES} frames"
     for y, name in enumerate(ordered):
         middles = [100 * mean.mean for mean in means[name].values()]
         axes.plot([min(middles), max(middles)], [y, y], color="#dddddd", linewidth=5, zorder=1)
@@ -133,7 +138,7 @@ def by_type(means: Mapping[str, Mapping[str, Mean]], path: Path) -> str:
     _plain(axes, title)
     axes.grid(axis="x", color="#e8e8e8", linewidth=0.8)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("questions answered right; thin lines: 95 % interval over seeds", color=GREY)
+    axes.set_xlabel(f"questions answered right; thin lines: 95 % interval over {over}", color=GREY)
     save_figure(figure, path.with_suffix(".png"))
     return title
 
@@ -145,6 +150,8 @@ def by_error(errors: Sequence[int], means: Mapping[str, Sequence[Mean]], path: P
     lost = {name: 100 * (of[0].mean - of[-1].mean) for name, of in means.items()}
     worst = max(lost, key=lambda name: lost[name])
     title = f"A judge who errs in {errors[-1]} % costs {worst} most: {lost[worst]:.0f} points"
+    if lost[worst] <= 0:
+        title = f"A judge who errs in {errors[-1]} % costs nothing"
     _lines(axes, errors, means, OTHERS[: len(means)])
     _plain(axes, title)
     axes.set_xlabel("verdicts that are wrong, percent", color=GREY)

@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 
 from tpo_jax.io.files import read_lines, write_text
 from tpo_jax.io.templates import render
+from tpo_jax.study import pictures
 from tpo_jax.study.cells import Table, markdown, quality_table, save_figure
 from tpo_jax.study.gates import LOST, MASTERED, gate_table, gates
 from tpo_jax.study.records import Answer, Quality, read_rows
 from tpo_jax.study.stages import Scale
-from tpo_jax.study.statistics import bootstrap
+from tpo_jax.study.statistics import Mean, bootstrap
 
 CURVES = (
     ("loss", ("losses/dpo", "losses/sft")),
@@ -187,18 +188,27 @@ def write(workdir: Path, seed: int, scale: Scale, seconds: Mapping[str, float]) 
     ]
     text = "\n\n".join(["# Quickstart", *map(str, sections)])
     write_text(workdir / "report.md", text + "\n")
-    _plot("Accuracy by frames seen", "frames", by_frames, workdir / "frames.png")
+    both = {name: _sides(found) for name, found in by_frames.items()}
+    lines = {side: [of[side] for of in both.values()] for side in ("base", "tpo")}
+    pictures.by_frames([*both], lines, workdir / "frames.png")
     _plot("Accuracy by length of the video", "length", by_length, workdir / "lengths.png")
-    _plot("Accuracy by type, 32 frames", "", by_type, workdir / "types.png")
+    sides = {name: _sides(found) for name, found in by_type.items()}
+    pictures.by_type(sides, workdir / "types.png", "videos")
     metrics = [record for _, record in read_lines(workdir / "tpo/metrics.jsonl")]
     _plot_training(metrics, workdir / "training.png")
     page = workdir / "report.html"
-    pictures = _pictures(workdir / f"{n}.png" for n in ("frames", "lengths", "types", "training"))
+    drawn = _pictures(workdir / f"{n}.png" for n in ("frames", "lengths", "types", "training"))
     write_text(
-        page, render("tpo_jax.study", "report.html.jinja", sections=sections, pictures=pictures)
+        page, render("tpo_jax.study", "report.html.jinja", sections=sections, pictures=drawn)
     )
     print(text)
     return page
+
+
+def _sides(found: Comparison) -> dict[str, Mean]:
+    """Return the accuracies of both models as the pictures take them."""
+    sides = {"base": found.base, "tpo": found.tpo}
+    return {name: Mean(found.n, side.mean, side.low, side.high) for name, side in sides.items()}
 
 
 def _verdict(found: Comparison, seconds: int) -> str:

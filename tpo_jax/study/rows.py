@@ -110,6 +110,12 @@ PREFERENCE_OR_NOT: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 JUDGE_ERRORS = (10, 30)  # percent
 FRAME_COUNTS = {"data.num_frames": (16, 32, 64), "data.num_frames_weights": (1.0, 2.0, 1.0)}
 REPLAY = 0.25
+# Short videos of a replay keep their own numbers of frames.
+ROBUST = {
+    "data.num_frames": (32, 64),
+    "data.num_frames_weights": (2.0, 1.0),
+    "data.sampling": "fps",
+}
 # A segment is shown with the frames it has, one a second, instead of repeated ones.
 ANCHORED = {"data.reference_view": "anchor", "data.sampling": "fps"}
 TWO_VIDEOS = {
@@ -200,7 +206,7 @@ ROWS = {
     "round_3_first": _small(
         "three rounds, first reference", Miniature(after="round_2_first", first=True)
     ),
-    "best": _small("best combination", Miniature(replay=REPLAY, changes=FRAME_COUNTS)),
+    "best": TableRow("best combination", ROBUST, Miniature(replay=REPLAY), FullSize("robust")),
     **{
         f"{name}_judge_{percent}": _small(
             f"{label}, judge errs in {percent} %", Miniature("noisy", percent / 100), changes

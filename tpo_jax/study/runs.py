@@ -134,24 +134,25 @@ def _common(common: Path, family: str, choices: Choices) -> None:
     with _locked(common, wait=True):
         stage = Stages(common)
         stages.short_stages(stage, scale, COMMON_SEED)
-        short = (common, COMMON_SEED, choices.pairs, scale.short_rule)
+        short = (common, COMMON_SEED, choices.pairs)
         stage("pairs about short videos", "replay_shards", sources.replay, *short)
-        stage(f"tower of {family}", family, make_tower, common, family, scale)
+        stage(f"encoder of {family}", family, make_encoder, common, family, scale)
 
 
-def make_tower(common: Path, family: str, scale: stages.Scale) -> None:
-    """Write the model of a family from which seeds take the vision tower."""
+def make_encoder(common: Path, family: str, scale: stages.Scale) -> None:
+    """Write the model of a family from which seeds take the encoder."""
     stages.initial_model(common, scale, COMMON_SEED, family)
     (common / "initial").rename(common / family)
 
 
 def initial_model(
-    directory: Path, family: str, seed: int, tower: Path, decoder: Path | None
+    directory: Path, family: str, seed: int, encoder: Path, decoder: Path | None
 ) -> None:
-    """Write `initial/`: random weights, with tower and decoder of other model directories."""
+    """Write `initial/`: random weights, with encoder and decoder of other model directories."""
     config = families.preset(family)
     params = families.init_params(config, seed)
-    params["tower"] = load_model(tower, dtype=None).params["tower"]
+    made = load_model(encoder, dtype=None).params
+    params |= {name: part for name, part in made.items() if name != "decoder"}
     if decoder:
         params["decoder"] = load_model(decoder, dtype=None).params["decoder"]
     save_model(directory / "initial", config, params, directory / "tokenizer")

@@ -10,8 +10,8 @@ from tpo_jax.study.records import StudyRun
 from tpo_jax.study.rows import IMPROVED, NOISY, PARTLY, ROUNDS, ROWS, rounds_before, tiny
 from tpo_jax.study.stages import LONG_FRAMES, SCALES, Scale
 
-# Language, short videos and towers are the same for all seeds, as the paper's models have one CLIP
-# and one SigLIP; they are made with a seed of their own.
+# Language, short videos and encoders are the same for all seeds, as the paper's models have one
+# CLIP and one SigLIP; they are made with a seed of their own.
 COMMON_SEED = 40
 # Both of the paper's models were made of one language model: the base of a family starts from the
 # decoder of another family's base of the same seed, and sees the same videos.
@@ -65,13 +65,13 @@ class Choices:
 
 CHOICES = {
     "full": Choices(
-        Scale(short_videos=9000, varied=True, tower_steps=3000, base_steps=1500, long_videos=1500),
+        dataclasses.replace(SCALES["full"], long_videos=1500),
         pairs=2400,
         steps=250,
-        adapting_steps=450,
+        adapting_steps=900,
     ),
     "smoke": Choices(
-        dataclasses.replace(SCALES["smoke"], varied=True, long_videos=6, eval_videos=4),
+        dataclasses.replace(SCALES["smoke"], long_videos=6, eval_videos=4),
         *(8, 2, 3, 1, (32,), (), (8,), 2),
     ),
 }
@@ -112,7 +112,7 @@ def row_config(directory: Path, name: str, choices: Choices, seed: int) -> Confi
     if share := row.miniature.replay:
         config.data.replay = (str(directory / "replay_shards"),)
         config.data.replay_weights = (1 - share, share)
-        config.data.sampling = choices.scale.short_rule
+        config.data.sampling = "fps"  # short videos as the base saw them
     config.data.num_frames = LONG_FRAMES
     config.data.mixing = (0.5, 0.5)  # localized, comprehensive
     config.data.limit = round(row.miniature.share * choices.pairs)

@@ -180,7 +180,7 @@ def make(workdir: Path, name: str, seed: int, choices: Choices) -> None:
     prepare(workdir, row.pairs, "long", LONG_FRAMES)
 
 
-def replay(workdir: Path, seed: int, most: int, rule: str) -> None:
+def replay(workdir: Path, seed: int, most: int) -> None:
     """Write `replay_shards/`: questions about the short videos of a base model's training.
 
     There is one question a video, with its true answer chosen, and rejected another answer to such
@@ -190,7 +190,6 @@ def replay(workdir: Path, seed: int, most: int, rule: str) -> None:
         workdir: holds the short videos.
         seed: draws the rejected answers.
         most: pairs.
-        rule: by which frames of short videos are sampled.
     """
     videos, rng = videos_of(workdir, "short"), np.random.default_rng(seed)
     alike = defaultdict(set)
@@ -208,4 +207,4 @@ def replay(workdir: Path, seed: int, most: int, rule: str) -> None:
             name = Path(video.path).name
             pairs.append({"id": str(index), "video": name, "kind": "other", **texts})
     write_lines(workdir / "replay.jsonl", pairs[:most])
-    prepare(workdir, "replay", "short", SHORT_FRAMES, rule)
+    prepare(workdir, "replay", "short", SHORT_FRAMES, "fps")

@@ -1,9 +1,10 @@
-"""What a base model of the synthetic world is made from and how: language, videos, tower, training.
+"""What a base model of the synthetic world is made from: language, videos, encoder, training.
 
 Every stage leaves its result in the working directory, and is skipped when the result is there.
 """
 
 import dataclasses
+import functools
 import os
 import sys
 import time
@@ -21,8 +22,8 @@ from tpo_jax.data import preparation
 from tpo_jax.data.clips import Clip
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import read_json, write_json, write_lines
+from tpo_jax.study.encoder import EncoderTraining, pretrain_encoder
 from tpo_jax.study.rows import tiny
-from tpo_jax.study.tower import TowerTraining, pretrain_tower
 from tpo_jax.video import sampling
 from tpo_jax.worlds.labels import SIZES, frame_labels
 from tpo_jax.worlds.questions import WorldQuestion
@@ -32,9 +33,12 @@ from tpo_jax.worlds.world import WorldVideo, make_videos
 
 MODEL = "tiny_longva"
 SHORT_FRAMES, LONG_FRAMES = 12, 32
-SHORT_SECONDS = (23, 34)  # shortest and longest: two to three seconds per frame
-# Varied short videos: frames, and seconds that each of them lasts.
-VARIED_FRAMES, VARIED_STRIDES = (8, SHORT_FRAMES), (2, 4)
+# Short videos: least and most frames, and seconds that each of them lasts. With a single number of
+# frames a question always stands at one distance from the start, and a model that knows no other
+# finds less one frame further.
+FRAMES_OF_SHORT, SECONDS_PER_FRAME = (6, SHORT_FRAMES), (2, 4)
+# Most questions per video; held-out videos have eight.
+QUESTIONS_OF_SHORT, QUESTIONS_OF_LONG = 16, 12
 LONG_SECONDS = 96
 # Seed of a world of videos: the run's seed plus this.
 SHORT_WORLD, LONG_WORLD, HELD_OUT_WORLD = 1000, 2000, 3000
@@ -47,9 +51,6 @@ class Scale:
     """How much of everything.
 
     Attributes:
-        varied: short videos with varying numbers of frames. With a single number of frames a
-            question always stands at one distance from the start, and a model that knows no other
-            finds less one frame further. Varied videos take longer to learn.
         frames: numbers of frames at which the quickstart evaluates.
         lengths: seconds of the held-out videos; the first is that of the short videos.
         temperature: of the base model's own answers.
@@ -57,20 +58,14 @@ class Scale:
     """
 
     short_videos: int = 4500
-    varied: bool = False
-    tower_steps: int = 1000
-    base_steps: int = 1350
+    encoder_steps: int = 1500
+    base_steps: int = 2800
     long_videos: int = 900
     eval_videos: int = 300
-    frames: tuple[int, ...] = (8, 16, 32, 48)
-    lengths: tuple[int, ...] = (36, 96)
+    frames: tuple[int, ...] = (8, 16, 32, 48, 64, 96)
+    lengths: tuple[int, ...] = (24, 96)
     temperature: float = 0.0
     truth_filter: bool = True
-
-    @property
-    def short_rule(self) -> str:
-        """Return how frames of short videos are sampled; varied ones hold exactly their frames."""
-        return "fps" if self.varied else "uniform"
 
 
 SCALES = {
@@ -78,7 +73,7 @@ SCALES = {
     # Seconds instead of minutes: shows that every stage runs, and nothing about the method.
     "smoke": Scale(
         short_videos=32,
-        tower_steps=4,
+        encoder_steps=4,
         base_steps=4,
         long_videos=8,
         eval_videos=6,
@@ -116,11 +111,9 @@ class Stages:
         write_json(self._times, self.seconds)
 
 
-def render(
-    workdir: Path, name: str, seed: int, seconds: list[int], strides: list[int] | None = None
-) -> None:
+def render(workdir: Path, name: str, seed: int, seconds: list[int], **more: Any) -> None:
     """Render videos into `workdir/name/` and write their questions to `workdir/name.json`."""
-    videos = make_videos(workdir / name, seed, seconds, os.cpu_count() or 1, strides)
+    videos = make_videos(workdir / name, seed, seconds, os.cpu_count() or 1, **more)
     write_json(workdir / f"{name}.json", [dataclasses.asdict(video) for video in videos])
 
 
@@ -158,7 +151,7 @@ def prepare(workdir: Path, pairs: str, videos: str, num_frames: int, rule: str =
     )
 
 
-def short_shards(workdir: Path, scale: Scale) -> None:
+def short_shards(workdir: Path) -> None:
     """Write the shards of the base model: true answers about short videos.
 
     The rejected answer is a constant; supervised training does not read it.
@@ -176,29 +169,29 @@ def short_shards(workdir: Path, scale: Scale) -> None:
         for q, question in enumerate(video.questions)
     ]
     write_lines(workdir / "short.jsonl", pairs)
-    prepare(workdir, "short", "short", SHORT_FRAMES, scale.short_rule)
+    prepare(workdir, "short", "short", SHORT_FRAMES, "fps")
 
 
 def initial_model(workdir: Path, scale: Scale, seed: int, model: str = MODEL) -> None:
-    """Write `initial/`: random weights with a tower trained to name what a frame shows."""
+    """Write `initial/`: random weights, the encoder trained to name what a frame shows."""
     config = families.preset(model)
     videos = videos_of(workdir, "short")[: max(32, scale.short_videos // 2)]
     frames, labels = [], []
     for index, video in enumerate(videos):
-        clip, times, _ = sampling.read_frames(video.path, scale.short_rule, SHORT_FRAMES)
+        clip, times, _ = sampling.read_frames(video.path, "fps", SHORT_FRAMES)
         frames.append(families.of(config).preprocess(clip, config))
         timeline = make_timeline(seed + SHORT_WORLD, index, round(video.duration))
         # A frame of the model may be several of the video: it has the labels of each.
         labels.append(frame_labels(timeline, times).reshape(len(frames[-1]), -1))
-    params, loss = pretrain_tower(
+    params, loss = pretrain_encoder(
         config,
         families.init_params(config, seed),
         np.concatenate(frames),
         np.concatenate(labels),
         SIZES * (labels[0].shape[1] // len(SIZES)),
-        TowerTraining(scale.tower_steps, seed),
+        EncoderTraining(scale.encoder_steps, seed),
     )
-    print(f"tower: label loss {loss:.3f}", file=sys.stderr)
+    print(f"encoder: label loss {loss:.3f}", file=sys.stderr)
     save_model(workdir / "initial", config, params, workdir / "tokenizer")
 
 
@@ -208,17 +201,17 @@ def base_config(workdir: Path, scale: Scale, seed: int) -> ConfigDict:
     config.model.checkpoint = str(workdir / "initial")
     config.data.shards = str(workdir / "short_shards")
     config.data.num_frames = SHORT_FRAMES
-    config.data.sampling = scale.short_rule
+    config.data.sampling = "fps"
     config.data.pairs_per_row = 8
-    # The working set of a core then fits its cache better.
-    config.compute.micro_batches = max(1, 8 // jax.device_count())
+    # Few rows at a time: their working set fits the cache of a core.
+    config.compute.micro_batches = max(1, 4 // jax.device_count())
     config.compute.scan, config.compute.remat = False, "none"
     config.objective.dpo_weight = 0.0
     config.objective.alpha = 1.0
-    config.train.batch_size = 128
+    config.train.batch_size = 64
     config.train.log_every = 50
     config.train.num_steps = scale.base_steps
-    config.train.learning_rate = 2e-3
+    config.train.learning_rate = 1.5e-3
     config.train.warmup_ratio = 0.04
     config.train.weight_decay = 0.01
     config.train.seed = seed
@@ -230,21 +223,19 @@ def short_stages(stage: Stages, scale: Scale, seed: int, model: str = MODEL) -> 
     workdir = stage.workdir
     stage("tokenizer", "tokenizer/tokenizer.json", make_tokenizer, workdir, seed, model)
     rng, n = np.random.default_rng(seed), scale.short_videos
-    strides = np.ones(n, int)
-    if scale.varied:
-        strides = rng.integers(*VARIED_STRIDES, n, endpoint=True)
-        lasting = strides * rng.integers(*VARIED_FRAMES, n, endpoint=True)
-    else:
-        lasting = rng.integers(*SHORT_SECONDS, n, endpoint=True)
-    shorts = ("short", seed + SHORT_WORLD, lasting.tolist(), strides.tolist())
-    stage("render short videos", "short.json", render, workdir, *shorts)
-    stage("shards of short videos", "short_shards", short_shards, workdir, scale)
+    strides = rng.integers(*SECONDS_PER_FRAME, n, endpoint=True)
+    lasting = strides * rng.integers(*FRAMES_OF_SHORT, n, endpoint=True)
+    videos = ("short", seed + SHORT_WORLD, lasting.tolist())
+    make = functools.partial(render, strides=strides.tolist(), questions=QUESTIONS_OF_SHORT)
+    stage("render short videos", "short.json", make, workdir, *videos)
+    stage("shards of short videos", "short_shards", short_shards, workdir)
 
 
 def long_stages(stage: Stages, scale: Scale, seed: int) -> None:
     """Render the videos that pairs are made of, and the held-out videos."""
     longs = ("long", seed + LONG_WORLD, [LONG_SECONDS] * scale.long_videos)
-    stage("render long videos", "long.json", render, stage.workdir, *longs)
+    make = functools.partial(render, questions=QUESTIONS_OF_LONG)
+    stage("render long videos", "long.json", make, stage.workdir, *longs)
     for seconds in scale.lengths:
         name, world = f"eval_{seconds}", seed + HELD_OUT_WORLD + seconds
         held_out = (name, world, [seconds] * scale.eval_videos)

@@ -1,4 +1,8 @@
-"""What a single frame shows, as class labels: enough to pre-train a vision tower."""
+"""What a single frame shows, as class labels: enough to pre-train a vision encoder.
+
+The hue and the corner of an object and of a needle are one label each, so that what is learned
+about finding one kind by its hue serves the other.
+"""
 
 import numpy as np
 
@@ -13,7 +17,7 @@ from tpo_jax.worlds.timeline import (
     Timeline,
 )
 
-# state (nothing, object, needle); the object; its border (none or a hue); the needle
+# state (nothing, object, needle); hue; shape; corner; motion; border (none or a hue); digit
 SIZES = (
     3,
     len(HUES),
@@ -21,7 +25,6 @@ SIZES = (
     len(CORNERS),
     len(MOTIONS),
     1 + len(HUES),
-    len(HUES),
     len(DIGITS),
 )
 
@@ -39,5 +42,7 @@ def frame_labels(timeline: Timeline, timestamps: np.ndarray) -> np.ndarray:
     for needle in timeline.needles:
         here = (needle.start <= ticks) & (ticks < needle.end)
         labels[here, 0] = 2
-        labels[here, 6:8] = (needle.hue, needle.digit)
+        labels[here, 1] = needle.hue
+        labels[here, 3] = needle.corner
+        labels[here, 6] = needle.digit
     return labels

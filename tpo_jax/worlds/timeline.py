@@ -3,7 +3,9 @@
 A video is a sequence of *events*, one object each: a hue, a shape, a corner, a direction of motion.
 A hue occurs at most once per video, so it is the key by which questions name an object. Some events
 have an effect: while the object is still there, the border of the frame takes a colour. Between
-events lie empty seconds, and in some of those gaps a *needle*: a dark frame with a coloured digit.
+events lie empty seconds, and in most of those gaps a *needle*: a dark frame with a coloured digit.
+All are so frequent that short videos, too, mostly hold several events, borders and needles: telling
+them apart is then learned from short videos.
 Everything lasts at least `MIN_SECONDS`, so sampling with gaps of at most that many frames misses
 nothing.
 """
@@ -20,6 +22,8 @@ SHAPES = ("circle", "square", "triangle", "cross")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 MOTIONS = ("left", "right", "up", "down")
 DIGITS = tuple("0123456789")
+# Share of the events that switch on a border, and of those that a needle follows.
+BORDERS, NEEDLES = 0.7, 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +76,7 @@ def make_timeline(seed: int, index: int, seconds: int) -> Timeline:
     events, needles = [], []
     now = int(rng.integers(0, 7))
     for hue in hues:
-        border = next(borders) if rng.random() < 0.5 else None
+        border = next(borders) if rng.random() < BORDERS else None
         length = 6 if border is not None else int(rng.integers(MIN_SECONDS, 7))
         if now + length > seconds:
             break
@@ -88,12 +92,10 @@ def make_timeline(seed: int, index: int, seconds: int) -> Timeline:
         )
         events.append(event)
         now = event.end
-        if rng.random() < 0.4 and now + 2 + MIN_SECONDS <= seconds:
-            start = now + 2
-            needles.append(
-                WorldNeedle(start, start + MIN_SECONDS, next(inks), draw(DIGITS), draw(CORNERS))
-            )
-            now += 8
+        if rng.random() < NEEDLES and now + 1 + MIN_SECONDS <= seconds:
+            start, end = now + 1, now + 1 + MIN_SECONDS
+            needles.append(WorldNeedle(start, end, next(inks), draw(DIGITS), draw(CORNERS)))
+            now = end + 1
         else:
-            now += int(rng.integers(3, 9))
+            now += int(rng.integers(2, 6))
     return Timeline(seconds, tuple(events), tuple(needles))

@@ -26,16 +26,22 @@ class WorldVideo:
 
 
 def make_video(
-    seed: int, index: int, seconds: int, path: str | os.PathLike, stride: int = 1
+    seed: int,
+    index: int,
+    seconds: int,
+    path: str | os.PathLike,
+    stride: int = 1,
+    questions: int = 8,
 ) -> WorldVideo:
     """Render video `index` of the world of `seed` to an MP4 file at `path`.
 
-    A frame lasts `stride` seconds; with more than `MIN_SECONDS` events would be missed.
+    A frame lasts `stride` seconds; with more than `MIN_SECONDS` events would be missed. At most
+    `questions` are asked.
     """
     timeline = make_timeline(seed, index, seconds)
     write_mp4(path, render(timeline, seed, index)[::stride], FPS / stride)
-    questions = make_questions(timeline, seed, index)
-    return WorldVideo(str(path), seconds / FPS, tuple(questions))
+    asked = make_questions(timeline, seed, index, questions)
+    return WorldVideo(str(path), seconds / FPS, tuple(asked))
 
 
 def make_videos(
@@ -44,6 +50,7 @@ def make_videos(
     seconds: Sequence[int],
     workers: int = 2,
     strides: Sequence[int] | None = None,
+    questions: int = 8,
 ) -> list[WorldVideo]:
     """Render one video per entry of `seconds`, as `00000.mp4`, `00001.mp4` and so on.
 
@@ -54,6 +61,7 @@ def make_videos(
         seed: of the world; training and evaluation use different ones.
         seconds: length of each video.
         strides: seconds that a frame of each video lasts; None: 1.
+        questions: most per video.
 
     Raises:
         OSError: a file cannot be written.
@@ -61,7 +69,7 @@ def make_videos(
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     paths = [directory / f"{i:05d}.mp4" for i in range(len(seconds))]
-    make = functools.partial(make_video, seed)
+    make = functools.partial(make_video, seed, questions=questions)
     all_arguments = (range(len(seconds)), seconds, paths, strides or [1] * len(seconds))
     if workers <= 1:
         return list(map(make, *all_arguments))

@@ -100,10 +100,6 @@ class LlavaQwen(VideoLanguageModel):
 
         return sum(part(k) for k in range(4)).astype(dtype)
 
-    def frame_features(self, frames: Array) -> jax.Array:
-        """Return the mean feature of each frame; see `VideoLanguageModel`."""
-        return self.tower(frames).mean(1)
-
     def encode_frames(
         self, frames: Array, *, freeze_tower: bool = False, remat: str = "none"
     ) -> jax.Array:

@@ -106,13 +106,6 @@ class QwenVL(VideoLanguageModel):
         """Encode pairs of frames uint8 `[B, F, 1 + N, pixels]` to visual tokens `[B, F * V, D]`."""
         return self._levels(frames, freeze_tower, remat)[0]
 
-    def frame_features(self, frames: Array) -> jax.Array:
-        """Return the mean feature of each pair of frames; see `VideoLanguageModel`."""
-        grids = grids_of(frames)
-        x = self.tower(frames[:, 1:], grids)[0]
-        real = jnp.arange(x.shape[1]) < grids.prod(-1)[:, None]
-        return jnp.where(real[..., None], x, 0).sum(1) / jnp.maximum(real.sum(1), 1)[:, None]
-
     def features(
         self, batch: Batch, *, freeze_tower: bool = False, remat: str = "none"
     ) -> tuple[jax.Array, ...]:

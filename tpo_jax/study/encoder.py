@@ -1,4 +1,8 @@
-"""Supervised pre-training of a vision tower on frame labels, in place of a published tower."""
+"""Supervised pre-training of a vision encoder on frame labels, in place of a published one.
+
+The encoder is everything before the decoder: the vision tower, and what maps its features to visual
+tokens.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,48 +18,53 @@ from tpo_jax.models.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class TowerTraining:
+class EncoderTraining:
     """AdamW with a cosine schedule."""
 
     steps: int
-    seed: int = 0  # of the classifiers and the order of frames
+    seed: int = 0  # of the class vectors and the order of frames
     batch_size: int = 128  # frames per step
     learning_rate: float = 2e-3  # peak
 
 
-def pretrain_tower(
+def pretrain_encoder(
     config: ModelConfig,
     params: dict,
     frames: np.ndarray,
     labels: np.ndarray,
     sizes: Sequence[int],
-    training: TowerTraining,
+    training: EncoderTraining,
 ) -> tuple[dict, float]:
-    """Train the vision tower, with linear classifiers on its mean feature that are not kept.
+    """Train the encoder to name what each frame shows.
+
+    The classifiers read the mean visual token of a frame and are fixed: orthogonal vectors, one per
+    class. Every label then takes an equal part of the visual tokens, and the decoder learns to read
+    all of them equally fast.
 
     Args:
-        params: float32; only the tower changes.
+        params: float32; the decoder stays as it is.
         frames: uint8 `[n, *frame_shape]`.
         labels: int32 `[n, len(sizes)]`, -1 where a label does not apply.
-        sizes: classes of each label.
+        sizes: classes of each label; at most `D` in all.
         training: length, seed, batch size and rate.
 
     Returns:
-        The parameters with the trained tower, and the mean loss of the last tenth of the steps.
+        The parameters with the trained encoder, and the mean loss of the last tenth of the steps.
     """
     steps, seed, learning_rate = training.steps, training.seed, training.learning_rate
+    encoder = {name: part for name, part in params.items() if name != "decoder"}
 
-    def features_of(tower: dict, frames: Array) -> jax.Array:
-        return families.bind(config, params | {"tower": tower}).frame_features(frames)
+    def tokens_of(encoder: dict, frames: Array) -> jax.Array:
+        return families.bind(config, params | encoder).encode_frames(frames[:, None]).mean(1)
 
-    width = jax.eval_shape(features_of, params["tower"], frames[:1]).shape[-1]
-    heads = jax.random.normal(jax.random.key(seed), (width, sum(sizes))) * 0.02
-    trained = {"tower": params["tower"], "heads": heads, "bias": jnp.zeros(sum(sizes))}
+    random = jax.random.normal(jax.random.key(seed), (config.decoder.width, sum(sizes)))
+    classes = 2.0 * jnp.linalg.qr(random)[0]
+    trained = {"encoder": encoder, "bias": jnp.zeros(sum(sizes))}
 
     def loss(trained: dict, frames: jax.Array, labels: jax.Array) -> jax.Array:
-        features = features_of(trained["tower"], frames)
-        features *= jax.lax.rsqrt(jnp.mean(features**2, axis=-1, keepdims=True) + 1e-6)
-        logits = features @ trained["heads"] + trained["bias"]
+        tokens = tokens_of(trained["encoder"], frames)
+        tokens *= jax.lax.rsqrt(jnp.mean(tokens**2, axis=-1, keepdims=True) + 1e-6)
+        logits = tokens @ classes + trained["bias"]
         total = jnp.zeros(())
         for i, part in enumerate(jnp.split(logits, np.cumsum(sizes)[:-1], axis=-1)):
             logps = jax.nn.log_softmax(part)
@@ -81,4 +90,4 @@ def pretrain_tower(
         picked = rng.integers(0, len(frames), training.batch_size)
         trained, state, value = step(trained, state, frames[picked], labels[picked])
         losses.append(value)
-    return params | {"tower": trained["tower"]}, float(np.mean(losses[-max(1, steps // 10) :]))
+    return params | trained["encoder"], float(np.mean(losses[-max(1, steps // 10) :]))
