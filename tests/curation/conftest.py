@@ -1,4 +1,4 @@
-"""Rendered videos and configs of runs that take a second."""
+"""Rendered videos, a model, and configs of runs that take a second."""
 
 import subprocess
 from pathlib import Path
@@ -8,6 +8,9 @@ from ml_collections import ConfigDict
 
 from tests.config_files import load
 from tests.curation.fake_endpoint import serve
+from tpo_jax import families
+from tpo_jax.checkpoints.models import save_model
+from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer, world_texts
 from tpo_jax.worlds.world import make_videos
 
 SEED = 3
@@ -19,6 +22,16 @@ def world_videos(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world") / "videos"
     make_videos(folder, SEED, [60, 48, 96, 80, 72], workers=1)
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """A model with random weights, which replies nonsense in every role; not to be written to."""
+    folder = tmp_path_factory.mktemp("model")
+    save_tokenizer(train_tokenizer(world_texts(0, 20), vocab_size=400), folder / "tokenizer")
+    config = families.preset("tiny_longva")
+    save_model(folder / "random", config, families.init_params(config, 0), folder / "tokenizer")
+    return folder / "random"
 
 
 @pytest.fixture

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 
 from tests.curation.test_curate import journaled, pairs_of
-from tpo_jax import families
-from tpo_jax.checkpoints.models import save_model
 from tpo_jax.curation.clients import Failure, Request, VideoView
 from tpo_jax.curation.config import read
 from tpo_jax.curation.local_client import LocalClient
@@ -17,7 +15,6 @@ from tpo_jax.curation.units import Unit
 from tpo_jax.curation.views import View
 from tpo_jax.errors import InputError
 from tpo_jax.inference.model import load
-from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer, world_texts
 
 UNIT = Unit(id="", video="")
 pytestmark = pytest.mark.usefixtures("fast_charts")
@@ -26,16 +23,6 @@ pytestmark = pytest.mark.usefixtures("fast_charts")
 @pytest.fixture(autouse=True, scope="module")
 def same_programs(compiled):
     """Share compiled programs between the tests."""
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A model with random weights, which replies nonsense in every role."""
-    folder = tmp_path_factory.mktemp("model")
-    save_tokenizer(train_tokenizer(world_texts(0, 20), vocab_size=400), folder / "tokenizer")
-    config = families.preset("tiny_longva")
-    save_model(folder / "m", config, families.init_params(config, 0), folder / "tokenizer")
-    return folder / "m"
 
 
 def local(config, checkpoint):

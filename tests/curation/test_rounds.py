@@ -17,13 +17,11 @@ from tests.curation.test_curate import pairs_of
 from tests.tiny_run import final_state, metrics, same_bits
 from tpo_jax import families
 from tpo_jax import rounds as command
-from tpo_jax.checkpoints.models import save_model
 from tpo_jax.curation.stages import Judged
 from tpo_jax.errors import InputError
 from tpo_jax.rounds import run_rounds
 from tpo_jax.training.experiment import base
 from tpo_jax.training.recorder import Recorder
-from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer, world_texts
 
 STEPS = 3
 
@@ -39,17 +37,7 @@ def no_charts(fast_charts):
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory):
-    """The directory of a model with random weights."""
-    folder = tmp_path_factory.mktemp("model")
-    save_tokenizer(train_tokenizer(world_texts(0, 20), vocab_size=400), folder / "tokenizer")
-    config = families.preset("tiny_longva")
-    save_model(folder / "first", config, families.init_params(config, 0), folder / "tokenizer")
-    return folder / "first"
-
-
-@pytest.fixture(scope="module")
-def given(first, world_videos):
+def given(checkpoint, world_videos):
     """Configs of rounds that take seconds: the model answers, the rules of the world do the rest.
 
     Its random weights are always wrong, so a judge that inverts every verdict keeps what it says.
@@ -65,7 +53,7 @@ def given(first, world_videos):
     curation.answerer.num_frames, curation.answerer.max_new_tokens = 4, 8
     curation.local.batch_rows = 8
     curation.shards.workers, curation.shards.num_frames = 1, 4
-    training.model.checkpoint = str(first)
+    training.model.checkpoint = str(checkpoint)
     training.data.num_frames, training.data.workers = 4, 0
     training.data.prefix_multiple = 16
     training.objective.beta, training.objective.alpha = 0.3, 0.0
@@ -100,7 +88,7 @@ def finished(given, tmp_path_factory):
         return workdir, run_rounds(*copy.deepcopy(given), workdir, 2, "first"), held
 
 
-def test_every_round_starts_from_the_model_before(finished, given, first):
+def test_every_round_starts_from_the_model_before(finished, given, checkpoint):
     workdir, found, held = finished
     model = workdir / "round_1" / "training" / "model"
     assert found["model"] == str(workdir / "round_2" / "training" / "model")
@@ -108,8 +96,8 @@ def test_every_round_starts_from_the_model_before(finished, given, first):
         json.loads((workdir / f"round_{n}" / "training" / "config.json").read_text())
         for n in (1, 2)
     ]
-    assert [config["model"]["checkpoint"] for config in saved] == [str(first), str(model)]
-    assert [config["model"]["reference"] for config in saved] == ["", str(first)]
+    assert [config["model"]["checkpoint"] for config in saved] == [str(checkpoint), str(model)]
+    assert [config["model"]["reference"] for config in saved] == ["", str(checkpoint)]
     losses = [metrics(workdir / f"round_{n}" / "training")[0]["losses/dpo"] for n in (1, 2)]
     assert losses[0] == pytest.approx(np.log(2), abs=1e-5)
     assert abs(losses[1] - np.log(2)) > 1e-3  # of two models

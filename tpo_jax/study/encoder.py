@@ -27,6 +27,11 @@ class EncoderTraining:
     learning_rate: float = 2e-3  # peak
 
 
+def encoder_of(params: dict) -> dict:
+    """Return the parts of a model's parameters that are its encoder."""
+    return {name: part for name, part in params.items() if name != "decoder"}
+
+
 def pretrain_encoder(
     config: ModelConfig,
     params: dict,
@@ -52,14 +57,13 @@ def pretrain_encoder(
         The parameters with the trained encoder, and the mean loss of the last tenth of the steps.
     """
     steps, seed, learning_rate = training.steps, training.seed, training.learning_rate
-    encoder = {name: part for name, part in params.items() if name != "decoder"}
 
     def tokens_of(encoder: dict, frames: Array) -> jax.Array:
         return families.bind(config, params | encoder).encode_frames(frames[:, None]).mean(1)
 
     random = jax.random.normal(jax.random.key(seed), (config.decoder.width, sum(sizes)))
     classes = 2.0 * jnp.linalg.qr(random)[0]
-    trained = {"encoder": encoder, "bias": jnp.zeros(sum(sizes))}
+    trained = {"encoder": encoder_of(params), "bias": jnp.zeros(sum(sizes))}
 
     def loss(trained: dict, frames: jax.Array, labels: jax.Array) -> jax.Array:
         tokens = tokens_of(trained["encoder"], frames)

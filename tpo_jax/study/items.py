@@ -182,6 +182,13 @@ ITEMS = {
 # What the preference adds, alone and beside the supervised term, and what that adds to it.
 _OF_PREFERENCE = (("tpo", "sft_self"), ("dpo", "sft_self"), ("tpo", "dpo"))
 _NAMES = {"dpo": "DPO alone"}
+
+
+def _of_preference(*ends: str) -> tuple[tuple[str, str], ...]:
+    """Return the comparisons of `_OF_PREFERENCE` for rows whose names end so."""
+    return tuple((f"{one}{end}", f"{other}{end}") for end in ends for one, other in _OF_PREFERENCE)
+
+
 # Not in the paper, and not run at 7B.
 METHOD = {
     "method": Item(
@@ -200,21 +207,13 @@ METHOD = {
     "judge": Item(
         "A judge that errs",
         ("base", *PREFERENCE_OR_NOT, *NOISY),
-        statements=tuple(
-            (f"{one}{end}", f"{other}{end}")
-            for end in ("", *(f"_judge_{n}" for n in JUDGE_ERRORS))
-            for one, other in _OF_PREFERENCE
-        ),
+        statements=_of_preference("", *(f"_judge_{n}" for n in JUDGE_ERRORS)),
         names=_NAMES,
     ),
     "preference": Item(
         "Where a preference should add to supervised training",
         ("base", *PREFERENCE_OR_NOT, *PARTLY),
-        statements=tuple(
-            (f"{one}{end}", f"{other}{end}")
-            for end in ("_partly", "")
-            for one, other in _OF_PREFERENCE
-        ),
+        statements=_of_preference("_partly", ""),
         names=_NAMES,
     ),
 }

@@ -30,6 +30,7 @@ from tpo_jax.io.processes import end_with_parent
 from tpo_jax.study import needles, pairs, sources, stages
 from tpo_jax.study.asking import ask_held_out, generator_of
 from tpo_jax.study.cells import markdown
+from tpo_jax.study.encoder import encoder_of
 from tpo_jax.study.gates import gate_table, gates
 from tpo_jax.study.records import Answer, Candidate, StudyRun, read_rows, write_rows
 from tpo_jax.study.rows import ROWS
@@ -151,8 +152,7 @@ def initial_model(
     """Write `initial/`: random weights, with encoder and decoder of other model directories."""
     config = families.preset(family)
     params = families.init_params(config, seed)
-    made = load_model(encoder, dtype=None).params
-    params |= {name: part for name, part in made.items() if name != "decoder"}
+    params |= encoder_of(load_model(encoder, dtype=None).params)
     if decoder:
         params["decoder"] = load_model(decoder, dtype=None).params["decoder"]
     save_model(directory / "initial", config, params, directory / "tokenizer")

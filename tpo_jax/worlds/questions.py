@@ -4,7 +4,7 @@ The eight types are those of the paper's Figure 6. A question is *localized* whe
 answers it, *comprehensive* when it needs the whole video. Each is asked in words that call for a
 sentence or in words that call for a bare answer; the wording alone decides, so that every question
 has one answer. What is asked about by its hue is one of at least two of its kind in the video, so
-that no answer is found without looking for the hue.
+that no answer is found without looking for the hue; only the shortest videos are asked about one.
 """
 
 import dataclasses
