@@ -140,6 +140,7 @@ def reads(monkeypatch, kind: type) -> set[str]:
 def test_every_field_is_read(tiny_world, compiled, tmp_path, monkeypatch):
     config = tiny_config(tiny_world)
     config.lora.rank = 2  # the other fields of the section have no effect without
+    config.lora.alpha, config.train.learning_rate = 3.0, 3e-3  # of no run before: traced anew
 
     def trace(length, step, state, batches, feed, *_):
         jax.eval_shape(step, state, feed.put(next(batches)))

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -34,7 +35,7 @@ from tpo_jax.objectives.conditional import VIDEO
 from tpo_jax.objectives.preference import metric_names
 from tpo_jax.parallel import distributed
 from tpo_jax.parallel.mesh import make_mesh
-from tpo_jax.parallel.programs import CACHE_HELP, compile_meanwhile, keep_programs
+from tpo_jax.parallel.programs import CACHE_HELP, built_once, compile_meanwhile, keep_programs
 from tpo_jax.parallel.sharding import check_rows, parameter_shardings, placed
 from tpo_jax.training import loop, run_page
 from tpo_jax.training.experiment import Experiment, read
@@ -47,8 +48,8 @@ from tpo_jax.training.reference import Reference
 from tpo_jax.training.state import (
     TrainState,
     learning_rate_schedule,
+    make_initial,
     make_optimizer,
-    new_state,
     split_params,
 )
 from tpo_jax.training.step import METRICS, make_forward, make_scorer
@@ -136,8 +137,13 @@ def run_length(
 
 def frozen_copy(params: dict, dtype: str) -> dict:
     """Return a copy of parameters in another dtype, on the same devices."""
-    copy = lambda p: jax.tree.map(lambda x: jnp.array(x, dtype, copy=True), p)  # noqa: E731
-    return jax.jit(copy, out_shardings=jax.tree.map(lambda x: x.sharding, params))(params)
+    shardings = jax.tree.map(lambda x: x.sharding, params)
+    return jax.jit(_make_copy(dtype), out_shardings=shardings)(params)
+
+
+@built_once
+def _make_copy(dtype: str) -> Callable[[dict], dict]:
+    return lambda params: jax.tree.map(lambda x: jnp.array(x, dtype, copy=True), params)
 
 
 def make_directory(workdir: Path) -> None:
@@ -173,7 +179,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
         settings.learning_rate, length.num_steps, settings.warmup_ratio
     )
     optimizer = make_optimizer(settings, schedule)
-    initial = lambda p: new_state(p, optimizer, settings.freeze, lora, seed)  # noqa: E731
+    initial = make_initial(optimizer, settings.freeze, lora, seed)
     abstract = jax.eval_shape(initial, begin.abstract)
     shardings = parameter_shardings(mesh, abstract)
     where = jax.tree.map(placed, abstract, shardings)

@@ -1,6 +1,10 @@
-"""Where compiled programs are kept, and programs that are compiled before their first call."""
+"""Where compiled programs are kept, what is built once for them, and programs that are compiled
+before their first call.
+"""
 
+import gc
 import os
+import weakref
 from pathlib import Path
 
 import jax
@@ -8,8 +12,14 @@ import jax.numpy as jnp
 import pytest
 
 from tpo_jax.errors import InputError
-from tpo_jax.parallel.mesh import make_mesh
-from tpo_jax.parallel.programs import CACHE_BYTES, compile_meanwhile, keep_programs
+from tpo_jax.parallel.mesh import MeshShape, make_mesh
+from tpo_jax.parallel.programs import (
+    CACHE_BYTES,
+    KEPT,
+    built_once,
+    compile_meanwhile,
+    keep_programs,
+)
 
 SETTINGS = (
     "jax_compilation_cache_dir",
@@ -93,6 +103,27 @@ def test_a_call_uses_the_program_that_was_compiled_meanwhile():
             16 * 36.0 * i for i in range(8)
         ]
     assert traced == [(8,), (16,)]
+
+
+def test_a_function_of_equal_settings_is_built_once_and_the_last_are_kept():
+    traced = []
+
+    @built_once
+    def scaled(settings: MeshShape, factor: float):
+        def function(x):
+            traced.append((settings, factor))
+            return factor * settings.data * x
+
+        return function
+
+    results = [jax.jit(scaled(MeshShape(2), factor))(1.0) for factor in (3.0, 3.0, 5.0)]
+    assert results == [6.0, 6.0, 10.0]
+    assert traced == [(MeshShape(2), 3.0), (MeshShape(2), 5.0)]
+    first = weakref.ref(scaled(MeshShape(2), 3.0))
+    for size in range(KEPT):
+        scaled(MeshShape(size), 7.0)
+    gc.collect()
+    assert first() is None
 
 
 def test_an_error_of_the_compilation_is_raised_by_the_call():

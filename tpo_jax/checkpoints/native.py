@@ -52,14 +52,18 @@ def read_params(
         path: jax.ShapeDtypeStruct(x.shape, dtype(path) or x.dtype, sharding=where[path])
         for path, x in stored.items()
     }
-    finite = jax.jit(lambda x: jnp.isfinite(x).all())
     for group in _groups(abstract.items()):
         read = flatten(_restore(folder, nested(group)))
         while read:  # what was yielded is the caller's alone
             path = next(iter(read))
-            if not finite(read[path]):
+            if not _finite(read[path]):
                 raise InputError(f"{folder}: parameter {path} holds NaN or infinity")
             yield path, read.pop(path)
+
+
+@jax.jit
+def _finite(x: jax.Array) -> jax.Array:
+    return jnp.isfinite(x).all()
 
 
 def _restore(folder: Path, abstract: dict) -> dict:

@@ -1,11 +1,13 @@
-"""Compiled programs: kept for the next start, made while the host reads, options of platforms."""
+"""Compiled programs: kept for the next start and for the next run of a process, made while the host
+reads, options of platforms.
+"""
 
 import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -18,9 +20,14 @@ CACHE_HELP = (
 )
 CACHE_BYTES = 20 * 2**30  # the step of a 7B model takes some hundred MB
 
+# Of every kind that a process keeps for its next run; a run has one of each.
+KEPT = 4
+
 # XLA's CPU back end multiplies bfloat16 matrices as float32 ones. The pass would move that
 # conversion out of the scan over layers: a copy of the decoder in float32, twice its own size.
 _ON_CPU = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+
+Builder = TypeVar("Builder", bound=Callable[..., Any])
 
 
 def keep_programs(wanted: bool) -> None:
@@ -83,6 +90,16 @@ def compile_meanwhile(
         return program(*arguments, **named)
 
     return call
+
+
+def built_once(build: Builder) -> Builder:
+    """Let a function that builds another one return the same one for equal arguments, hashable.
+
+    `jax.jit` finds its programs by the function and the settings it was given: what runs again in
+    one process with equal settings, as a round or a row of the study may, is not traced and
+    compiled again. The programs of the last `KEPT` functions stay in memory.
+    """
+    return functools.lru_cache(KEPT)(build)  # type: ignore[return-value]
 
 
 class LayerwiseProgram:

@@ -19,12 +19,14 @@ from tpo_jax.data.pipeline import Pipeline
 from tpo_jax.models.batch import Batch
 from tpo_jax.objectives.conditional import VIDEO
 from tpo_jax.objectives.preference import Objective, counts, mean_log_ratios, tpo_loss
+from tpo_jax.parallel.programs import built_once
 from tpo_jax.training.feed import Feed
 from tpo_jax.training.state import TrainState
 
 PREFIX = "eval/"
 
 
+@built_once
 def make_evaluator(
     forward: Callable[..., dict[str, Any]], objective: Objective
 ) -> Callable[..., dict[str, Any]]:

@@ -26,6 +26,7 @@ from tpo_jax.errors import InputError
 from tpo_jax.io.files import replacing_file
 from tpo_jax.models.batch import Batch
 from tpo_jax.models.config import key_of
+from tpo_jax.parallel.programs import built_once
 from tpo_jax.parallel.sharding import to_global
 
 
@@ -65,10 +66,7 @@ class Reference:
         self, score: Callable[[dict, Batch], jax.Array], params: dict, mesh: jax.sharding.Mesh
     ):
         self._params, self.mesh = params, mesh
-        self._score = jax.jit(
-            lambda p, b: (score(p, b), b.pair_index),
-            out_shardings=jax.NamedSharding(mesh, P()),
-        )
+        self._score = jax.jit(_indexed(score), out_shardings=jax.NamedSharding(mesh, P()))
 
     def logps(self, pipeline: Pipeline, key: dict[str, Any], given: str = "") -> np.ndarray:
         """Load the log-probabilities of a pipeline's pairs, or compute and save them if absent.
@@ -109,6 +107,12 @@ class Reference:
                     logps = np.full((len(pipeline.shards), values.shape[-1]), np.nan, np.float32)
                 logps[index[index >= 0]] = values[index >= 0]
         return logps
+
+
+@built_once
+def _indexed(score: Callable[[dict, Batch], jax.Array]) -> Callable[[dict, Batch], tuple]:
+    """Build a function that returns the positions of the pairs beside what `score` returns."""
+    return lambda params, batch: (score(params, batch), batch.pair_index)
 
 
 def cache_path(directory: Path, key: dict[str, Any]) -> Path:

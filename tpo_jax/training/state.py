@@ -1,6 +1,7 @@
 """The train state: trainable and frozen parameters, optimizer moments, step."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import optax
 
 from tpo_jax.errors import InputError
 from tpo_jax.models.lora import NO_ADAPTERS, Lora, init_adapters, join
+from tpo_jax.parallel.programs import built_once
 
 
 @jax.tree_util.register_dataclass
@@ -50,6 +52,8 @@ class Optimizer:
     def __post_init__(self) -> None:
         if self.moments not in ("float32", "bfloat16"):
             raise InputError(f"train.moments={self.moments!r} must be 'float32' or 'bfloat16'")
+        if wrong := [part for part in self.freeze if not isinstance(part, str)]:
+            raise InputError(f"train.freeze names {wrong}; parts of a model have names")
 
 
 def split_params(
@@ -64,8 +68,7 @@ def split_params(
     Raises:
         InputError: a frozen part that the model does not have, or nothing left to train.
     """
-    # Compared, not hashed: a part may be anything that a config can hold.
-    if unknown := [part for part in freeze if part not in list(params)]:
+    if unknown := [part for part in freeze if part not in params]:
         raise InputError(f"train.freeze names {unknown}; the model has {sorted(params)}")
     if lora.rank:
         freeze = (*freeze, "decoder")
@@ -75,6 +78,7 @@ def split_params(
     return trainable, {name: params[name] for name in freeze}
 
 
+@built_once
 def learning_rate_schedule(peak: float, num_steps: int, warmup_ratio: float) -> optax.Schedule:
     """Return a linear warm-up from 0 over the first `warmup_ratio` of the steps, then cosine to 0.
 
@@ -89,6 +93,7 @@ def learning_rate_schedule(peak: float, num_steps: int, warmup_ratio: float) -> 
     )
 
 
+@built_once
 def make_optimizer(config: Optimizer, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Build AdamW with clipping by global norm, without weight decay on norms and biases."""
 
@@ -166,3 +171,11 @@ def new_state(
     if lora.rank:
         trainable = join(trainable, init_adapters(lora, params, seed))
     return TrainState(trainable, frozen, optimizer.init(trainable), jnp.zeros((), jnp.int32))
+
+
+@built_once
+def make_initial(
+    optimizer: optax.GradientTransformation, freeze: tuple[str, ...], lora: Lora, seed: int
+) -> Callable[[dict], TrainState]:
+    """Build `initial(params)`, the state of `new_state`."""
+    return lambda params: new_state(params, optimizer, freeze, lora, seed)

@@ -18,6 +18,7 @@ from tpo_jax.models.vlm import cast, token_divergence
 from tpo_jax.objectives.conditional import VIDEO, join_rows
 from tpo_jax.objectives.preference import Objective, denominators, mean_log_ratios, tpo_loss
 from tpo_jax.parallel.attention import BACK_ENDS
+from tpo_jax.parallel.programs import built_once
 from tpo_jax.training.state import TrainState
 
 DTYPES = ("bfloat16", "float32")
@@ -51,6 +52,7 @@ class Compute:
             raise InputError(f"compute.micro_batches={self.micro_batches} must be above 0")
 
 
+@built_once
 def make_forward(
     model: ModelConfig, objective: Objective, compute: Compute, lora: Lora = NO_ADAPTERS
 ) -> Callable[..., dict[str, Any]]:
@@ -95,6 +97,7 @@ def make_forward(
     return forward
 
 
+@built_once
 def make_step(
     model: ModelConfig,
     objective: Objective,
@@ -205,6 +208,7 @@ def sum_over_parts(
     )[0]
 
 
+@built_once
 def make_scorer(
     model: ModelConfig, compute: Compute, videos: bool = False
 ) -> Callable[[dict, Batch], jax.Array]:

@@ -17,6 +17,7 @@ from tpo_jax.models.config import ModelConfig, check_source, key_of
 from tpo_jax.models.lora import join, merge
 from tpo_jax.models.quantized import quantize_params
 from tpo_jax.models.vlm import cast
+from tpo_jax.parallel.programs import built_once
 from tpo_jax.parallel.sharding import parameter_shardings
 from tpo_jax.training.experiment import Experiment, Source
 from tpo_jax.training.state import TrainState
@@ -63,10 +64,16 @@ def open_weights(experiment: Experiment, mesh: jax.sharding.Mesh) -> Beginning:
     size = max(model.decoder.vocab_size, -(-ids // 128) * 128)
     model = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, vocab_size=size))
     seed, dtype = experiment.schedule.seed, families.preset_dtype(given.preset)
-    init = lambda: cast(families.init_params(model, seed), dtype)  # noqa: E731
     abstract = stored_weights(given, model)
-    random = jax.jit(init, out_shardings=parameter_shardings(mesh, abstract))
+    shardings = parameter_shardings(mesh, abstract)
+    random = jax.jit(_make_random(model, seed, dtype), out_shardings=shardings)
     return Beginning(model, Path(given.tokenizer), abstract, random)
+
+
+@built_once
+def _make_random(model: ModelConfig, seed: int, dtype: str) -> Callable[[], dict]:
+    """Build a function that returns random weights."""
+    return lambda: cast(families.init_params(model, seed), dtype)
 
 
 def open_reference(
