@@ -94,8 +94,8 @@ def config_name(preset: str) -> str:
     return "longva_tpo" if preset == "longva_7b" else "llava_video_tpo"
 
 
-def compiled(row: Row) -> Plan:
-    """Return the plan of a row."""
+def compiled(row: Row, cache: Path | None = None) -> Plan:
+    """Return the plan of a row; `cache` is that of `compile_step`."""
     fsdp, context = row.mesh
     config = load(config_name(row.preset)).get_config()
     config.data.num_frames = row.frames
@@ -108,7 +108,7 @@ def compiled(row: Row) -> Plan:
     model = model_of(config)
     if row.frame_tokens:
         model = dataclasses.replace(model, frame_tokens=row.frame_tokens)
-    return compile_step(config, model, row.topology)[0]
+    return compile_step(config, model, row.topology, cache=cache)[0]
 
 
 def start(row: Row) -> str:
