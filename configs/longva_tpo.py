@@ -8,13 +8,15 @@ Variants: `:sft_self` (supervised on the chosen answers) and `:hound_dpo` (Table
 `:mix_2_8` (Table 5), `:dpo` (no supervised term); later methods: `:rrpo` and `:leanpo`
 (`docs/objectives.md`). `:robust` is the quickstart's recipe: batches of 32 or 64 frames, short
 videos with the frames they have, and a replay of pairs about short videos, which is named on the
-command line:
+command line; then the mean of the result and the model it started from:
 
   --config=configs/longva_tpo.py:robust --config.data.replay="('SHORT',)" \
-  --config.data.replay_weights=3,2
+  --config.data.replay_weights=3,1
+  python -m tpo_jax.average --models=LongVA-7B,DIR/model --shares=0.3,0.7 --output=averaged
 
 What it gives at miniature size is in `docs/results/quickstart.md`. Not run at 7B yet: no score to
-report, and neither rate nor epochs are known to carry over.
+report, and neither rate, epochs nor shares are known to carry over. At miniature size few pairs are
+about what the base answers with all frames as well; curation does not thin them yet.
 """
 
 from ml_collections import ConfigDict

@@ -80,7 +80,10 @@ def test_imports_point_downward(path: Path) -> None:
 
 # A loaded model owns its tokenizer and its mesh; these make one, train, or write its files.
 OPENERS = {
-    "load_tokenizer": {"convert", "data.tokenizer", "inference.model", "train", "training.weights"},
+    "load_tokenizer": {
+        *("average", "convert", "data.tokenizer", "inference.model", "train"),
+        "training.weights",
+    },
     "make_mesh": {
         *("inference.model", "parallel.mesh", "train"),
         *("planning.plan", "planning.inference", "planning.fastest"),  # of devices not there

@@ -50,6 +50,7 @@ def candidates(n: int = 2000) -> list[Candidate]:
                 prompt="What?",
                 truth=truth,
                 manipulation="a / b",
+                told=truth if rng.random() < 0.5 else f"told {index}",
                 drawn=tuple(drawn),
                 chosen=said[0],
                 rejected=said[1],
@@ -88,6 +89,13 @@ def test_sources_of_pairs_follow_their_definitions():
     assert abs(right["written"] - (1 - 0.1 * 8 / 9)) < 0.03
     written = sources.pairs_of("written", rows, 3)
     assert len(written) == len(rows) and all(p["chosen"] == truth[p["id"]] for p in written)
+    # Of the pairs about a segment whose chosen answer all frames give as well, a quarter is left.
+    thinned = sources.pairs_of("thinned", rows, 3)
+    known = {row.id for row in rows if row.kind == "localized" and row.told == row.truth}
+    assert [p for p in thinned if p["id"] not in known] == [
+        p for p in made["judged"] if p["id"] not in known
+    ]
+    assert len(known & {p["id"] for p in thinned}) == len(known & kept) // 4 > 0
     # Verdicts that a judge of few errors inverts, one of more errors inverts, too.
     few, many = ({p["id"] for p in sources.pairs_of("noisy", rows, 3, e)} for e in (0.1, 0.3))
     assert kept - few < kept - many

@@ -3,7 +3,7 @@
 import math
 
 from tpo_jax.study.gates import gate_table, gates
-from tpo_jax.study.records import Answer, Quality
+from tpo_jax.study.records import Answer, Candidate
 
 
 def answers(seconds, frames, type, kind, right):
@@ -14,7 +14,10 @@ def answers(seconds, frames, type, kind, right):
 
 
 def made(type, kind, right):
-    return [Quality(type, kind, i < round(100 * right), False, True) for i in range(100)]
+    texts = "What?", "It is so.", "It is not."
+    return [
+        Candidate(str(i), type, kind, *texts, i < round(100 * right), False) for i in range(100)
+    ]
 
 
 def test_a_type_is_to_be_mastered_and_lost_among_all_frames():

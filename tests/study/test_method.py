@@ -14,6 +14,7 @@ from tpo_jax.study.items import METHOD
 from tpo_jax.study.records import StudyRun
 from tpo_jax.study.rows import NOISY, PARTLY, ROWS, rounds_before
 from tpo_jax.study.runs import check_workdir
+from tpo_jax.study.stages import SCALES
 from tpo_jax.study.statistics import holm, paired, t_interval
 from tpo_jax.training.experiment import read
 
@@ -129,19 +130,19 @@ def test_rounds_are_run_after_those_before_them():
 
 
 def test_rows_differ_in_what_they_say(tmp_path):
-    choices = settings.CHOICES["full"]
-    plain = settings.row_config(tmp_path, "tpo", choices, 1)
+    scale = SCALES["full"]
+    plain = settings.row_config(tmp_path, "tpo", scale, 1)
     for name, row in ROWS.items():
         if not row.miniature:
             continue
-        config = settings.row_config(tmp_path, name, choices, 1)
+        config = settings.row_config(tmp_path, name, scale, 1)
         for field, value in {**row.changes, **row.miniature.changes}.items():
             section, key = field.split(".")
             assert config[section][key] == value
-        assert config.train.num_steps == row.miniature.updates * choices.steps
+        assert config.train.num_steps == row.miniature.updates * scale.updates
         read(config)  # no field excludes another
         if name in (*NOISY, *PARTLY, "round_2"):
             assert config.data.shards != plain.data.shards
-    replay = settings.row_config(tmp_path, "replay", choices, 1)
+    replay = settings.row_config(tmp_path, "replay", scale, 1)
     assert sum(replay.data.replay_weights) == 1 and replay.data.sampling == "fps"
-    assert len({settings.row_config(tmp_path, name, choices, 1).data.shards for name in NOISY}) == 2
+    assert len({settings.row_config(tmp_path, name, scale, 1).data.shards for name in NOISY}) == 2

@@ -40,13 +40,14 @@ class Query:
 
 @dataclasses.dataclass(frozen=True)
 class SelfPair:
-    """The two answers to query `query` of video `video` (indices), unfiltered."""
+    """The answers to query `query` of video `video` (indices), unfiltered."""
 
     video: int
     query: int
     kind: str
     chosen: str
     rejected: str
+    told: str  # with all frames
     manipulation: str
 
 
@@ -54,8 +55,8 @@ class SelfPair:
 class Conditions:
     """How many frames of the video the two sides see."""
 
-    window: int = 8  # the kept segment
-    sparse: int = 4  # the sparse subset
+    window: int  # the kept segment
+    sparse: int  # the sparse subset
 
 
 def kept_segment(timestamps: np.ndarray, segment: Span, width: int) -> np.ndarray:
@@ -153,7 +154,8 @@ def self_pairs(
     queries: Sequence[Sequence[Query]],
     conditions: Conditions,
 ) -> list[SelfPair]:
-    """Answer every query twice, in the order of videos and queries.
+    """Answer every query well informed, badly informed and with all frames, in the order of videos
+    and queries.
 
     Args:
         generator: of the answering model, usually greedy.
@@ -163,36 +165,40 @@ def self_pairs(
     """
     F = len(clips[0].frames)
     everything, few = np.arange(F), sparse(F, conditions.sparse)
-    seen: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+    seen: dict[tuple[int, int], tuple[np.ndarray, ...]] = {}
     for v, asked in enumerate(queries):
         for q, query in enumerate(asked):
             if query.segment is None:
-                seen[v, q] = (everything, few)
+                seen[v, q] = (everything, few, everything)
             else:
                 span = (np.array(clips[v].times), query.segment, conditions.window)
-                seen[v, q] = (kept_segment(*span), removed_segment(*span))
-    good = _answers(generator, clips, queries, {key: views[0] for key, views in seen.items()})
-    bad = _answers(generator, clips, queries, {key: views[1] for key, views in seen.items()})
+                seen[v, q] = (kept_segment(*span), removed_segment(*span), everything)
     names = {
         "localized": f"segment kept ({conditions.window} frames) / removed",
         "comprehensive": f"all {F} frames / {conditions.sparse}",
     }
-    return [
-        SelfPair(v, q, queries[v][q].kind, good[v, q], bad[v, q], names[queries[v][q].kind])
-        for v, q in seen
-    ]
+    said = _answers(generator, clips, queries, seen)
+    found = []
+    for (v, q), views in seen.items():
+        chosen, rejected, told = (said[v, q, view.tobytes()] for view in views)
+        kind = queries[v][q].kind
+        found.append(SelfPair(v, q, kind, chosen, rejected, told, names[kind]))
+    return found
 
 
 def _answers(
     generator: Generator,
     clips: Sequence[Clip],
     queries: Sequence[Sequence[Query]],
-    views: Mapping[tuple[int, int], np.ndarray],
-) -> dict[tuple[int, int], str]:
-    """Return an answer per (video, query); queries that share a view share its encoding."""
+    views: Mapping[tuple[int, int], Iterable[np.ndarray]],
+) -> dict[tuple[int, int, bytes], str]:
+    """Return an answer per video, query and view of it; queries that share a view share its
+    encoding.
+    """
     rows: dict[int, dict[tuple[int, bytes], list[int]]] = defaultdict(lambda: defaultdict(list))
-    for (v, q), indices in views.items():
-        rows[len(indices)][v, indices.tobytes()].append(q)
+    for (v, q), several in views.items():
+        for view, frames in {shown.tobytes(): len(shown) for shown in several}.items():
+            rows[frames][v, view].append(q)
     answers = {}
     for _, group in sorted(rows.items()):
         # Rows of like numbers of questions share a batch, so that few continuations are padding.
@@ -203,8 +209,8 @@ def _answers(
                 [_part(clips[v], i) for ((v, _), _), i in zip(together, seen, strict=True)],
                 [[queries[v][q].question for q in asked] for (v, _), asked in together],
             )
-            for ((v, _), asked), row in zip(together, texts, strict=True):
-                answers.update({(v, q): text for q, text in zip(asked, row, strict=True)})
+            for ((v, view), asked), row in zip(together, texts, strict=True):
+                answers.update({(v, q, view): text for q, text in zip(asked, row, strict=True)})
     return answers
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tpo_jax.io.files import replacing_file, write_text
-from tpo_jax.study.records import Quality
+from tpo_jax.study.records import Candidate
 from tpo_jax.study.results import Chosen, Results
 from tpo_jax.study.statistics import Difference, Mean, holm, t_interval
 
@@ -92,14 +92,13 @@ def write_csv(
     write_text(path, out.getvalue())
 
 
-def quality_table(rows: Sequence[Quality]) -> Table:
+def quality_table(rows: Sequence[Candidate], kept: Sequence[bool]) -> Table:
     """Return how right the answers are that pairs are made from, per type and kind of question."""
-    groups: dict[tuple[str, str], list[Quality]] = defaultdict(list)
-    for row in rows:
-        groups[row.type, row.kind].append(row)
+    groups: dict[tuple[str, str], list[tuple[bool, ...]]] = defaultdict(list)
+    for row, is_kept in zip(rows, kept, strict=True):
+        groups[row.type, row.kind].append((row.chosen_right, row.rejected_right, is_kept))
     lines = [["type", "kind", "queries", "chosen right", "rejected right", "kept"]]
     for (name, kind), group in sorted(groups.items()):
-        right = [(row.chosen_right, row.rejected_right, row.kept) for row in group]
-        shares = [f"{share:.2f}" for share in np.mean(right, axis=0)]
+        shares = [f"{share:.2f}" for share in np.mean(group, axis=0)]
         lines.append([name, kind, str(len(group)), *shares])
     return lines

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tpo_jax.study.cells import Table
-from tpo_jax.study.records import Answer, Candidate, Quality
+from tpo_jax.study.records import Answer, Candidate
 from tpo_jax.study.stages import LONG_FRAMES
 
 MASTERED = 0.95  # least accuracy on short videos
@@ -38,7 +38,7 @@ class Gate:
         return "holds"
 
 
-def gates(base: Sequence[Answer], made: Sequence[Candidate | Quality]) -> list[Gate]:
+def gates(base: Sequence[Answer], made: Sequence[Candidate]) -> list[Gate]:
     """Return the gates of every type and kind of question.
 
     Args:

@@ -162,9 +162,10 @@ ITEMS = {
         statements=tuple(
             ("tpo", v) for v in ("localized_only", "mix_8_2", "mix_2_8", "comprehensive_only")
         ),
+        besides=("mix_5_5",),
         names={
             "localized_only": "10:0, localized only",
-            "tpo": "5:5, TPO",
+            "tpo": "TPO",
             "comprehensive_only": "0:10, comprehensive only",
         },
     ),

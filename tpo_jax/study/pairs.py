@@ -13,11 +13,12 @@ from tpo_jax.inference.generator import Generator
 from tpo_jax.study.asking import Conditions, Query, ask, generator_of, self_pairs
 from tpo_jax.study.records import Candidate, write_rows
 from tpo_jax.study.rows import miniature_of, rounds_before
-from tpo_jax.study.settings import Choices
 from tpo_jax.study.stages import (
     LONG_FRAMES,
     LONG_SECONDS,
     LONG_WORLD,
+    QUESTIONS_OF_LONG,
+    Scale,
     clips_of,
     videos_of,
 )
@@ -27,8 +28,6 @@ from tpo_jax.worlds.timeline import make_timeline
 from tpo_jax.worlds.world import WorldVideo
 
 CONDITIONS = Conditions(window=9, sparse=4)
-# More rounds over the eight types than any video has comprehensive questions.
-ALL_QUESTIONS = 40
 
 
 def pair_line(made: Candidate, verdict: str, model: str = "base") -> dict[str, Any]:
@@ -39,15 +38,14 @@ def pair_line(made: Candidate, verdict: str, model: str = "base") -> dict[str, A
     return {name: fields[name] for name in names} | {"provenance": provenance}
 
 
-def questions_of(seed: int, videos: int, localized: slice) -> list[list[WorldQuestion]]:
-    """Return for each long video its comprehensive questions and some of its localized ones."""
-    world, found = seed + LONG_WORLD, []
-    for index in range(videos):
-        timeline = make_timeline(world, index, LONG_SECONDS)
-        asked = make_questions(timeline, world, index, ALL_QUESTIONS)
-        near = [q for q in asked if q.kind == "localized"][localized]
-        found.append(near + [q for q in asked if q.kind == "comprehensive"])
-    return found
+def questions_of(seed: int, videos: int, before: int) -> list[list[WorldQuestion]]:
+    """Return the questions about each long video, after those of so many rounds before."""
+    world, n = seed + LONG_WORLD, QUESTIONS_OF_LONG
+    timelines = (make_timeline(world, index, LONG_SECONDS) for index in range(videos))
+    return [
+        make_questions(timeline, world, index, (before + 1) * n)[before * n :]
+        for index, timeline in enumerate(timelines)
+    ]
 
 
 def candidates(
@@ -56,7 +54,7 @@ def candidates(
     clips: Sequence[Clip],
     questions: Sequence[Sequence[WorldQuestion]],
 ) -> list[Candidate]:
-    """Answer the questions about videos well and badly informed.
+    """Answer the questions about videos well informed, badly informed and with all frames.
 
     Args:
         videos: n of them.
@@ -79,6 +77,7 @@ def candidates(
                 chosen=pair.chosen,
                 rejected=pair.rejected,
                 manipulation=pair.manipulation,
+                told=pair.told,
                 chosen_right=exact(pair.chosen, question.answer),
                 rejected_right=exact(pair.rejected, question.answer),
             )
@@ -86,28 +85,25 @@ def candidates(
     return found
 
 
-def answer(workdir: Path, name: str, seed: int, choices: Choices, draws: int) -> None:
+def answer(workdir: Path, name: str, seed: int, scale: Scale, draws: int = 0) -> None:
     """Write the answers that the pairs of a row are made of: the base's, or those of the model of
-    the round before, which is asked other localized questions.
+    the round before, which is asked other questions.
 
     Args:
         workdir: of the family and the seed.
         name: of the row.
         draws: answers of the base drawn besides, at temperature 1 with all frames shown.
     """
-    row, each = miniature_of(name), choices.localized
-    asked = len(rounds_before(name)) * each
+    row, before = miniature_of(name), len(rounds_before(name))
     videos, base = videos_of(workdir, "long"), workdir / row.answering / "model"
-    questions = questions_of(seed, len(videos), slice(asked, asked + each))
-    temperature, draws = choices.scale.temperature, 0 if row.after else draws
-    generator = generator_of(base, temperature)
+    questions = questions_of(seed, len(videos), before)
     clips = clips_of(videos, LONG_FRAMES)
-    rows = candidates(generator, videos, clips, questions)
+    rows = candidates(generator_of(base, scale.temperature), videos, clips, questions)
     texts = [[q.text for q in asked] for asked in questions]
     answers = [  # of each draw, in the order of the candidates
         [*itertools.chain(*ask(generator_of(base, temperature=1.0, seed=draw), clips, texts))]
-        for draw in range(draws)
+        for draw in range(0 if before else draws)
     ]
-    drawn = zip(*answers, strict=True) if draws else [()] * len(rows)
+    drawn = zip(*answers, strict=True) if answers else [()] * len(rows)
     rows = [dataclasses.replace(r, drawn=said) for r, said in zip(rows, drawn, strict=True)]
     write_rows(workdir / f"{row.answers}.json", rows)

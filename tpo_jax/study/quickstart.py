@@ -5,7 +5,6 @@ and is trained to prefer its better informed answers. The report compares it wit
 long videos.
 """
 
-import itertools
 import sys
 from pathlib import Path
 
@@ -14,13 +13,14 @@ from ml_collections import ConfigDict
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import as_json, read_json, write_json, write_lines
 from tpo_jax.study import report
-from tpo_jax.study.asking import ask, ask_held_out, generator_of
+from tpo_jax.study.asking import ask_held_out, generator_of
 from tpo_jax.study.cells import markdown
 from tpo_jax.study.gates import Gate, gate_table, gates
-from tpo_jax.study.pairs import candidates, pair_line
-from tpo_jax.study.records import Answer, Quality, read_rows, write_rows
-from tpo_jax.study.rows import tiny
-from tpo_jax.study.sources import replay
+from tpo_jax.study.pairs import answer
+from tpo_jax.study.records import Answer, Candidate, read_rows, write_rows
+from tpo_jax.study.rows import miniature_of
+from tpo_jax.study.settings import row_config
+from tpo_jax.study.sources import pairs_of, replay
 from tpo_jax.study.stages import (
     LONG_FRAMES,
     LONG_SECONDS,
@@ -34,54 +34,26 @@ from tpo_jax.study.stages import (
     long_stages,
     prepare,
     short_stages,
+    train_row,
     videos_of,
 )
-from tpo_jax.study.statistics import exact
 
-# Of the localized pairs about what the base answers with all frames, one in so many is kept: they
-# teach little, and without any of them it is forgotten.
-EASY = 4
+ROW = "best"  # of `rows.ROWS`, which is called TPO here
 
 
-def tpo_config(workdir: Path, seed: int) -> ConfigDict:
+def make_pairs(workdir: Path, scale: Scale, seed: int) -> None:
+    """Write the shards of the pairs of the base model's answers."""
+    rows = read_rows(workdir / "answers.json", Candidate)
+    pairs = pairs_of(miniature_of(ROW).source, rows, seed, truth=scale.truth_filter)
+    write_lines(workdir / "pairs.jsonl", pairs)
+    prepare(workdir, "pairs", "long", LONG_FRAMES)
+
+
+def tpo_config(workdir: Path, scale: Scale, seed: int) -> ConfigDict:
     """Return the config of TPO on the self-generated pairs, and on questions about short videos."""
-    config = tiny("robust")
-    config.model.checkpoint = str(workdir / "base" / "model")
+    config = row_config(workdir, ROW, scale, seed)
     config.data.shards = str(workdir / "pairs_shards")
-    config.data.replay = (str(workdir / "replay_shards"),)
-    config.data.replay_weights = (3.0, 2.0)
-    config.train.num_epochs = 3
-    config.train.learning_rate = 6e-4
-    config.train.seed = seed
     return config
-
-
-def make_pairs(workdir: Path, scale: Scale) -> None:
-    """Write the pairs of the base model's answers, and how right the answers are per type."""
-    videos = videos_of(workdir, "long")
-    generator = generator_of(workdir / "base" / "model", scale.temperature)
-    clips = clips_of(videos, LONG_FRAMES)
-    questions = [video.questions for video in videos]
-    answers = ask(generator, clips, [[q.text for q in asked] for asked in questions])
-    kept, quality, easy = [], [], 0
-    made_and_told = zip(
-        candidates(generator, videos, clips, questions), itertools.chain(*answers), strict=True
-    )
-    for made, told in made_and_told:
-        if scale.truth_filter:
-            keep = made.chosen_right and not made.rejected_right and bool(made.rejected)
-            if keep and made.kind == "localized" and exact(told, made.truth):
-                easy += 1
-                keep = easy % EASY == 0
-        else:
-            differ = not exact(made.chosen, made.rejected)
-            keep = bool(made.chosen and made.rejected) and differ
-        quality.append(Quality(made.type, made.kind, made.chosen_right, made.rejected_right, keep))
-        if keep:
-            verdict = "chosen true, rejected not" if scale.truth_filter else "differ"
-            kept.append(pair_line(made, verdict))
-    write_lines(workdir / "pairs.jsonl", kept)
-    write_rows(workdir / "quality.json", quality)
 
 
 def evaluate(workdir: Path, name: str, scale: Scale) -> None:
@@ -105,7 +77,7 @@ def evaluate(workdir: Path, name: str, scale: Scale) -> None:
 def gates_of(workdir: Path) -> list[Gate]:
     """Return the gates of the base model."""
     base = read_rows(workdir / "base_answers.json", Answer)
-    return gates(base, read_rows(workdir / "quality.json", Quality))
+    return gates(base, read_rows(workdir / "answers.json", Candidate))
 
 
 def run(workdir: Path, scale: Scale, seed: int, train: Train, model: str = MODEL) -> Path:
@@ -134,11 +106,12 @@ def run(workdir: Path, scale: Scale, seed: int, train: Train, model: str = MODEL
     long_stages(stage, scale, seed)
     stage("encoder", "initial", initial_model, workdir, scale, seed, model)
     base_stage(stage, scale, seed, train)
-    stage("self-generated pairs", "quality.json", make_pairs, workdir, scale)
-    stage("shards of pairs", "pairs_shards", prepare, workdir, "pairs", "long", LONG_FRAMES)
-    stage("replay of short videos", "replay_shards", replay, workdir, seed, scale.short_videos)
+    stage("answers of the base", "answers.json", answer, workdir, ROW, seed, scale)
+    stage("pairs", "pairs_shards", make_pairs, workdir, scale, seed)
+    stage("replay of short videos", "replay_shards", replay, workdir, seed, scale)
     stage("evaluation of base", "base_answers.json", evaluate, workdir, "base", scale)
     print(markdown(gate_table(gates_of(workdir))), file=sys.stderr)
-    stage("TPO", "tpo/model", train, tpo_config(workdir, seed), workdir / "tpo")
+    trained = (tpo_config(workdir, scale, seed), workdir / "tpo", train, miniature_of(ROW).kept)
+    stage("TPO", "tpo/model", train_row, *trained)
     stage("evaluation of tpo", "tpo_answers.json", evaluate, workdir, "tpo", scale)
     return report.write(workdir, seed, scale, stage.seconds)

@@ -33,7 +33,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """Both answers of a base model to a question, of which a pair may be made."""
+    """The answers of a base model to a question, of which a pair may be made."""
 
     id: str
     type: str
@@ -47,18 +47,8 @@ class Candidate:
     truth: str = ""
     segment: tuple[float, float] | None = None  # seconds
     manipulation: str = ""  # what each answer was shown
+    told: str = ""  # answer with all frames shown
     drawn: tuple[str, ...] = ()  # answers drawn at temperature 1 with all frames shown
-
-
-@dataclasses.dataclass(frozen=True)
-class Quality:
-    """Whether the answers of a candidate are right, and whether it became a pair."""
-
-    type: str
-    kind: str
-    chosen_right: bool
-    rejected_right: bool
-    kept: bool
 
 
 @dataclasses.dataclass(frozen=True)

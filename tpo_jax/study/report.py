@@ -15,7 +15,7 @@ from tpo_jax.io.templates import render
 from tpo_jax.study import pictures
 from tpo_jax.study.cells import Table, markdown, quality_table, save_figure
 from tpo_jax.study.gates import LOST, MASTERED, gate_table, gates
-from tpo_jax.study.records import Answer, Quality, read_rows
+from tpo_jax.study.records import Answer, Candidate, read_rows
 from tpo_jax.study.stages import Scale
 from tpo_jax.study.statistics import Mean, bootstrap
 
@@ -139,8 +139,8 @@ def write(workdir: Path, seed: int, scale: Scale, seconds: Mapping[str, float]) 
     """Write `report.md`, `report.html` and their plots; print the tables on standard output.
 
     Args:
-        workdir: holds `base_answers.json`, `tpo_answers.json`, `quality.json` and
-            `tpo/metrics.jsonl`.
+        workdir: holds `base_answers.json`, `tpo_answers.json`, `answers.json`,
+            `pairs.jsonl` and `tpo/metrics.jsonl`.
         seconds: per stage.
 
     Returns:
@@ -149,7 +149,8 @@ def write(workdir: Path, seed: int, scale: Scale, seconds: Mapping[str, float]) 
     outcome = Outcome(
         *(read_rows(workdir / f"{name}_answers.json", Answer) for name in ("base", "tpo"))
     )
-    quality = read_rows(workdir / "quality.json", Quality)
+    made = read_rows(workdir / "answers.json", Candidate)
+    kept = {pair["id"] for _, pair in read_lines(workdir / "pairs.jsonl")}
     longest = max(answer.seconds for answer in outcome.base)
 
     def seen(frames: int) -> Callable[[Answer], bool]:
@@ -162,7 +163,7 @@ def write(workdir: Path, seed: int, scale: Scale, seconds: Mapping[str, float]) 
     blind = by_frames.pop(0)  # shown another video
     by_length = {f"{s} s": found for s, found in outcome.by("seconds", spaced).items()}
     by_type = outcome.by("type", seen(32))
-    kept = sum(row.kept for row in quality)
+    quality = quality_table(made, [row.id in kept for row in made])
     sizes = json.dumps(dataclasses.asdict(scale))
     times = [[name, str(value)] for name, value in seconds.items()]
     sections = [
@@ -178,8 +179,8 @@ def write(workdir: Path, seed: int, scale: Scale, seconds: Mapping[str, float]) 
             f"All types: base {blind.base.mean:.3f}, TPO {blind.tpo.mean:.3f}.",
             comparison_table("type", outcome.by("type", seen(0))),
         ),
-        Section("Self-generated pairs", f"{kept} of {len(quality)} kept.", quality_table(quality)),
-        Section("What the base must show", GATES, gate_table(gates(outcome.base, quality))),
+        Section("Self-generated pairs", f"{len(kept)} of {len(made)} kept.", quality),
+        Section("What the base must show", GATES, gate_table(gates(outcome.base, made))),
         Section(
             "This run",
             f"seed {seed}, sizes {sizes}",

@@ -29,6 +29,7 @@ class Miniature:
         first: whether the reference of a further round is the base, not where the round starts.
         updates: times those of other rows.
         replay: share of the batches that are of short videos.
+        kept: share of the start in the mean of its weights and the trained ones.
         changes: config fields beyond those of the row.
     """
 
@@ -40,6 +41,7 @@ class Miniature:
     first: bool = False
     updates: int = 1
     replay: float = 0.0
+    kept: float = 0.0
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -109,7 +111,7 @@ PREFERENCE_OR_NOT: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 JUDGE_ERRORS = (10, 30)  # percent
 FRAME_COUNTS = {"data.num_frames": (16, 32, 64), "data.num_frames_weights": (1.0, 2.0, 1.0)}
-REPLAY = 0.25
+REPLAY, KEPT = 0.25, 0.3
 # Short videos of a replay keep their own numbers of frames.
 ROBUST = {
     "data.num_frames": (32, 64),
@@ -139,6 +141,7 @@ ROWS = {
     "tpo": TableRow("TPO"),
     "localized_only": TableRow("localized only", {"data.mixing": (1.0, 0.0)}),
     "mix_8_2": TableRow("8:2", {"data.mixing": (0.8, 0.2)}),
+    "mix_5_5": _small("5:5", Miniature(changes={"data.mixing": (0.5, 0.5)})),
     "mix_2_8": TableRow("2:8", {"data.mixing": (0.2, 0.8)}),
     "comprehensive_only": TableRow("comprehensive only", {"data.mixing": (0.0, 1.0)}),
     "scale_20": TableRow(
@@ -159,7 +162,7 @@ ROWS = {
     "hound_dpo": TableRow(
         "Hound-DPO",
         {"objective.alpha": 0.0},
-        Miniature("sampled", changes={"data.mixing": ()}),
+        Miniature("sampled"),
         FullSize(
             shards="judged",
             pairs=30_000,  # three epochs
@@ -194,8 +197,10 @@ ROWS = {
         "TPO, positions scaled", miniature=Miniature(stretched=True), full_size=None
     ),
     "sft_truth": _small("SFT on the truth", Miniature("written"), SUPERVISED),
+    "thinned": _small("few pairs of what is known", Miniature("thinned")),
     "frame_counts": _small("16, 32 or 64 frames a batch", Miniature(changes=FRAME_COUNTS)),
     "replay": _small("replay of short videos", Miniature(replay=REPLAY)),
+    "averaged": _small("averaged with the base", Miniature(kept=KEPT)),
     "anchored": _small("anchored reference", Miniature(changes=ANCHORED)),
     "two_videos": _small("pairs of two videos", Miniature("two_videos", changes=TWO_VIDEOS)),
     "updates_2": _small("twice the updates", Miniature(updates=2)),
@@ -206,7 +211,12 @@ ROWS = {
     "round_3_first": _small(
         "three rounds, first reference", Miniature(after="round_2_first", first=True)
     ),
-    "best": TableRow("best combination", ROBUST, Miniature(replay=REPLAY), FullSize("robust")),
+    "best": TableRow(
+        "best combination",
+        ROBUST,
+        Miniature("thinned", replay=REPLAY, kept=KEPT),
+        FullSize("robust"),
+    ),
     **{
         f"{name}_judge_{percent}": _small(
             f"{label}, judge errs in {percent} %", Miniature("noisy", percent / 100), changes
@@ -217,7 +227,7 @@ ROWS = {
     **{
         f"{name}_partly": _small(
             f"{label}, answers share an error",
-            Miniature("partly", changes={"data.mixing": ()}),  # few are comprehensive
+            Miniature("partly"),
             changes,
         )
         for name, (label, changes) in PREFERENCE_OR_NOT.items()
@@ -226,7 +236,7 @@ ROWS = {
 
 
 # What might improve on TPO, and what is asked of the preference.
-IMPROVED = ("frame_counts", "replay", "anchored", "two_videos")
+IMPROVED = ("thinned", "frame_counts", "replay", "averaged", "anchored", "two_videos")
 ROUNDS = ("updates_2", "round_2", "round_2_first", "updates_3", "round_3", "round_3_first")
 NOISY = tuple(f"{name}_judge_{n}" for n in JUDGE_ERRORS for name in PREFERENCE_OR_NOT)
 PARTLY = tuple(f"{name}_partly" for name in PREFERENCE_OR_NOT)

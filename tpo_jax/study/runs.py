@@ -135,8 +135,8 @@ def _common(common: Path, family: str, choices: Choices) -> None:
     with _locked(common, wait=True):
         stage = Stages(common)
         stages.short_stages(stage, scale, COMMON_SEED)
-        short = (common, COMMON_SEED, choices.pairs)
-        stage("pairs about short videos", "replay_shards", sources.replay, *short)
+        replayed = (common, COMMON_SEED, scale)
+        stage("pairs about short videos", "replay_shards", sources.replay, *replayed)
         stage(f"encoder of {family}", family, make_encoder, common, family, scale)
 
 
@@ -168,7 +168,7 @@ def _stages(run: StudyRun, workdir: Path, choices: Choices, train: Train) -> Non
     stage("initial weights", "initial", initial_model, *initial)
     stages.base_stage(stage, scale, seed, train)
     if miniature := ROWS[run.row].miniature:
-        made = (directory, run.row, seed, choices)
+        made = (directory, run.row, seed, scale)
         answers, shards = f"{miniature.answers}.json", f"{miniature.pairs}_shards/manifest.json"
         answering = f"answers of {miniature.after or 'the base'}"
         stage(answering, answers, pairs.answer, *made, draws(run.family))
@@ -178,8 +178,9 @@ def _stages(run: StudyRun, workdir: Path, choices: Choices, train: Train) -> Non
             asked = (directory, run.family, "base_stretched", choices, "stretched")
             stage("evaluation of base_stretched", "base_stretched_answers.json", evaluate, *asked)
         _tell_gates(directory)
-        config, place = row_config(directory, run.row, choices, seed), f"tuned/{run.row}"
-        stage(f"training of {run.row}", f"{place}/model", train, config, directory / place)
+        config, place = row_config(directory, run.row, scale, seed), f"tuned/{run.row}"
+        trained = (config, directory / place, train, miniature.kept)
+        stage(f"training of {run.row}", f"{place}/model", stages.train_row, *trained)
     model = f"tuned/{run.row}" if miniature else "base"
     if run.family == MODEL and run.row in NEEDLES_OF:
         find = (directory, run.row, model, seed, choices)

@@ -22,7 +22,7 @@ WAVES = (
     ("tiny_longva", ("localized_only", "comprehensive_only", "sft_llm", "hound_dpo")),
     ("tiny_longva", (*ROUNDS, *NOISY, *PARTLY)),
     ("tiny_llava_video", ("base", "tpo")),
-    ("tiny_longva", ("mix_8_2", "mix_2_8", "scale_20", "scale_50")),
+    ("tiny_longva", ("mix_8_2", "mix_5_5", "mix_2_8", "scale_20", "scale_50")),
     ("tiny_longva", ("noisy_judge", "frames_48", "stretched")),
     ("tiny_longva", ("judge_off", "rrpo", "leanpo")),
 )
@@ -41,11 +41,8 @@ class Choices:
     """What was chosen on the development seed and holds for all others; `choices.json` has it.
 
     Attributes:
-        scale: of videos and base models.
-        pairs: most pairs of each kind; Table 3 uses a fifth and a half of them as well.
-        steps: updates of every row.
+        scale: of videos, models and pairs; Table 3 uses a fifth and a half of the pairs as well.
         adapting_steps: of a base that starts from another's decoder.
-        localized: localized questions per long video.
         frames: numbers of frames at which every row is evaluated.
         curve: further numbers of frames, for the rows of Figure 2.
         lengths: frames of the haystack.
@@ -53,10 +50,7 @@ class Choices:
     """
 
     scale: Scale
-    pairs: int
-    steps: int
     adapting_steps: int
-    localized: int = 3
     frames: tuple[int, ...] = (32, 64)
     curve: tuple[int, ...] = (8, 16, 48, 96)
     lengths: tuple[int, ...] = (16, 32, 48, 64, 96)
@@ -64,15 +58,10 @@ class Choices:
 
 
 CHOICES = {
-    "full": Choices(
-        dataclasses.replace(SCALES["full"], long_videos=1500),
-        pairs=2400,
-        steps=250,
-        adapting_steps=900,
-    ),
+    "full": Choices(SCALES["full"], adapting_steps=900),
     "smoke": Choices(
         dataclasses.replace(SCALES["smoke"], long_videos=6, eval_videos=4),
-        *(8, 2, 3, 1, (32,), (), (8,), 2),
+        *(3, (32,), (), (8,), 2),
     ),
 }
 
@@ -101,7 +90,7 @@ def runs(wanted: Iterable[tuple[str, str]], seeds: Sequence[int]) -> list[StudyR
     ]
 
 
-def row_config(directory: Path, name: str, choices: Choices, seed: int) -> ConfigDict:
+def row_config(directory: Path, name: str, scale: Scale, seed: int) -> ConfigDict:
     """Return the config of a row: as many updates of as many pairs as any other."""
     row, config = ROWS[name], tiny()
     assert row.miniature
@@ -114,11 +103,10 @@ def row_config(directory: Path, name: str, choices: Choices, seed: int) -> Confi
         config.data.replay_weights = (1 - share, share)
         config.data.sampling = "fps"  # short videos as the base saw them
     config.data.num_frames = LONG_FRAMES
-    config.data.mixing = (0.5, 0.5)  # localized, comprehensive
-    config.data.limit = round(row.miniature.share * choices.pairs)
+    if row.miniature.share < 1:
+        config.data.limit = round(row.miniature.share * scale.pairs)
     config.data.subset_seed = 1  # of the order in which subsets are nested
-    config.data.pairs_per_row = 1  # a batch is then full, whatever the pairs of a video
-    config.train.num_steps = row.miniature.updates * choices.steps
+    config.train.num_steps = row.miniature.updates * scale.updates
     config.train.seed = seed
     config.update_from_flattened_dict({**row.changes, **row.miniature.changes})
     return config

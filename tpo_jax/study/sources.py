@@ -14,14 +14,23 @@ from tpo_jax.io.files import write_lines
 from tpo_jax.study.asking import Span
 from tpo_jax.study.pairs import CONDITIONS, pair_line
 from tpo_jax.study.records import Candidate, read_rows
-from tpo_jax.study.rows import miniature_of
-from tpo_jax.study.settings import Choices
-from tpo_jax.study.stages import LONG_FRAMES, LONG_SECONDS, SHORT_FRAMES, prepare, videos_of
+from tpo_jax.study.rows import miniature_of, tiny
+from tpo_jax.study.stages import (
+    LONG_FRAMES,
+    LONG_SECONDS,
+    SHORT_FRAMES,
+    Scale,
+    prepare,
+    videos_of,
+)
 from tpo_jax.study.statistics import exact
 
-SOURCES = ("judged", "unjudged", "noisy", "written", "sampled", "partly", "two_videos")
+SOURCES = (
+    *("judged", "thinned", "unjudged", "noisy", "written", "sampled", "partly", "two_videos"),
+)
 SIDES = ("chosen", "rejected")
-KINDS = ("localized", "comprehensive", "video")
+# They teach little, and without any of them what they are about is forgotten.
+EASY = 4
 
 
 def pairs_of(
@@ -34,7 +43,8 @@ def pairs_of(
 ) -> list[dict[str, Any]]:
     """Make the pairs of a source, in a random order that the seed gives.
 
-    `judged`: the chosen answer is true and the rejected one is not. `unjudged`: they differ.
+    `judged`: the chosen answer is true and the rejected one is not. `thinned`: of those about a
+    segment that the model answers the same with all frames, one in `EASY`. `unjudged`: they differ.
     `noisy`: as `judged`, with a share of the verdicts inverted. `written`: another model's answer
     is chosen, true but for a share. `sampled`: of two answers drawn under the same condition one is
     true. `partly`: of those of `judged` with several words to choose, one is made wrong, in both
@@ -50,8 +60,10 @@ def pairs_of(
         answering: the model, for the provenance.
     """
     rng = np.random.default_rng([seed, SOURCES.index(source)])
-    if source in ("partly", "two_videos"):
+    if source in ("thinned", "partly", "two_videos"):
         judged = pairs_of("judged", rows, seed, truth=truth, answering=answering)
+        if source == "thinned":
+            return _thinned(judged, rows)
         if source == "two_videos":
             return judged + _other_videos(judged, rows, rng)
         made = _partly_wrong(judged, rows, rng)
@@ -93,6 +105,17 @@ def pairs_of(
             )
             found.append(pair_line(made, source, model))
     return found
+
+
+def _thinned(pairs: Sequence[dict[str, Any]], rows: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """Return pairs without most of those whose chosen answer all frames give as well."""
+    told = {row.id: row.told for row in rows if row.kind == "localized"}
+    number = itertools.count(1)
+    return [
+        pair
+        for pair in pairs
+        if not exact(told.get(pair["id"], ""), pair["chosen"]) or next(number) % EASY == 0
+    ]
 
 
 def _widened(segment: Span) -> Span:
@@ -170,41 +193,43 @@ def _other_videos(
     return found
 
 
-def make(workdir: Path, name: str, seed: int, choices: Choices) -> None:
-    """Write the shards of the pairs of a row, at most `choices.pairs` of each kind."""
-    row, truth = miniature_of(name), choices.scale.truth_filter
+def make(workdir: Path, name: str, seed: int, scale: Scale) -> None:
+    """Write the shards of a row's pairs, at most `scale.pairs` of either kind: two answers or two
+    videos.
+    """
+    row = miniature_of(name)
     rows = read_rows(workdir / f"{row.answers}.json", Candidate)
-    pairs = pairs_of(row.source, rows, seed, row.error, truth, row.after or "base")
-    of_kind = [[pair for pair in pairs if pair["kind"] == kind] for kind in KINDS]
-    write_lines(workdir / f"{row.pairs}.jsonl", sum((p[: choices.pairs] for p in of_kind), []))
+    truth, answering = scale.truth_filter, row.after or "base"
+    pairs = pairs_of(row.source, rows, seed, row.error, truth, answering)
+    two = [pair for pair in pairs if pair["kind"] == "video"]
+    one = [pair for pair in pairs if pair["kind"] != "video"]
+    write_lines(workdir / f"{row.pairs}.jsonl", one[: scale.pairs] + two[: scale.pairs])
     prepare(workdir, row.pairs, "long", LONG_FRAMES)
 
 
-def replay(workdir: Path, seed: int, most: int) -> None:
-    """Write `replay_shards/`: questions about the short videos of a base model's training.
+def replay(workdir: Path, seed: int, scale: Scale) -> None:
+    """Write `replay_shards/`: questions about `scale.replay_videos` of the short videos of a base
+    model's training, as many as fill a row.
 
-    There is one question a video, with its true answer chosen, and rejected another answer to such
-    a question: a constant one, as in `short_shards`, would soon be as unlikely as it can get.
+    True answers are chosen, and rejected other answers to such questions: a constant one, as in
+    `short_shards`, would soon be as unlikely as it can get.
 
     Args:
         workdir: holds the short videos.
         seed: draws the rejected answers.
-        most: pairs.
     """
-    videos, rng = videos_of(workdir, "short"), np.random.default_rng(seed)
+    shown, rng = videos_of(workdir, "short")[: scale.replay_videos], np.random.default_rng(seed)
     alike = defaultdict(set)
-    for question in itertools.chain(*(video.questions for video in videos)):
+    for question in itertools.chain(*(video.questions for video in shown)):
         alike[_form(question.type, question.answer)].add(question.answer)
-    pairs = []
-    for index, video in enumerate(videos):
-        if not video.questions:
-            continue
-        asked = video.questions[index % len(video.questions)]
-        others = alike[_form(asked.type, asked.answer)] - {asked.answer}
-        if others:
-            rejected = str(rng.choice(sorted(others)))
-            texts = {"prompt": asked.text, "chosen": asked.answer, "rejected": rejected}
-            name = Path(video.path).name
-            pairs.append({"id": str(index), "video": name, "kind": "other", **texts})
-    write_lines(workdir / "replay.jsonl", pairs[:most])
+    pairs, each = [], tiny().data.pairs_per_row
+    for v, video in enumerate(shown):
+        for q, asked in enumerate(video.questions[:each]):
+            others = alike[_form(asked.type, asked.answer)] - {asked.answer}
+            if others:
+                rejected = str(rng.choice(sorted(others)))
+                texts = {"prompt": asked.text, "chosen": asked.answer, "rejected": rejected}
+                name = Path(video.path).name
+                pairs.append({"id": f"{v}-{q}", "video": name, "kind": "other", **texts})
+    write_lines(workdir / "replay.jsonl", pairs)
     prepare(workdir, "replay", "short", SHORT_FRAMES, "fps")

@@ -6,6 +6,7 @@ Every stage leaves its result in the working directory, and is skipped when the 
 import dataclasses
 import functools
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tpo_jax import families
+from tpo_jax.checkpoints.averaging import average
 from tpo_jax.checkpoints.models import save_model
 from tpo_jax.data import preparation
 from tpo_jax.data.clips import Clip
@@ -51,6 +53,9 @@ class Scale:
     """How much of everything.
 
     Attributes:
+        replay_videos: short ones that are replayed in training on pairs.
+        pairs: most pairs of two answers, and of two videos, of a row.
+        updates: of every training on pairs.
         frames: numbers of frames at which the quickstart evaluates.
         lengths: seconds of the held-out videos; the first is that of the short videos.
         temperature: of the base model's own answers.
@@ -62,6 +67,9 @@ class Scale:
     base_steps: int = 2800
     long_videos: int = 900
     eval_videos: int = 300
+    replay_videos: int = 1200
+    pairs: int = 5000
+    updates: int = 1000
     frames: tuple[int, ...] = (8, 16, 32, 48, 64, 96)
     lengths: tuple[int, ...] = (24, 96)
     temperature: float = 0.0
@@ -77,6 +85,9 @@ SCALES = {
         base_steps=4,
         long_videos=8,
         eval_videos=6,
+        replay_videos=8,
+        pairs=16,
+        updates=2,
         frames=(16, 32),
         lengths=(96,),
         temperature=1.0,
@@ -240,6 +251,21 @@ def long_stages(stage: Stages, scale: Scale, seed: int) -> None:
         name, world = f"eval_{seconds}", seed + HELD_OUT_WORLD + seconds
         held_out = (name, world, [seconds] * scale.eval_videos)
         stage(f"render {name}", f"{name}.json", render, stage.workdir, *held_out)
+
+
+def train_row(config: ConfigDict, directory: Path, train: Train, kept: float) -> None:
+    """Train, and put the mean of start and result in the place of `model/`.
+
+    Args:
+        kept: share of the start; 0: the result stays as it is.
+    """
+    if train(config, directory) is None or not kept:
+        return
+    model, trained = directory / "model", directory / "trained"
+    if trained.exists():  # of a start that was killed here; what follows is done again
+        shutil.rmtree(trained)
+    model.rename(trained)
+    average([config.model.checkpoint, trained], [kept, 1 - kept], model)
 
 
 def base_stage(stage: Stages, scale: Scale, seed: int, train: Train) -> None:

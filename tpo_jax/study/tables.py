@@ -18,7 +18,6 @@ from tpo_jax.study.cells import (
     write_csv,
 )
 from tpo_jax.study.items import ITEMS, Item
-from tpo_jax.study.records import Quality
 from tpo_jax.study.results import COLUMNS, MAIN, Chosen, Results, asked
 from tpo_jax.study.stages import LONG_SECONDS
 
@@ -111,19 +110,10 @@ def _types(results: Results) -> Table:
 
 def _pairs(results: Results) -> str:
     """Say how right the answers are that pairs are made of, before and after the judge."""
-    rows = [
-        Quality(
-            made.type,
-            made.kind,
-            made.chosen_right,
-            made.rejected_right,
-            made.chosen_right and not made.rejected_right and bool(made.rejected),
-        )
-        for seed in results.there("tpo")
-        for made in results.candidates(seed)
-    ]
+    rows = [made for seed in results.there("tpo") for made in results.candidates(seed)]
+    kept = [row.chosen_right and not row.rejected_right and bool(row.rejected) for row in rows]
     return (
         "The answers that pairs are made of, all seeds; without the judge every pair whose answers "
         "differ is trained on, with it those in the last column:\n\n"
-        + markdown(quality_table(rows))
+        + markdown(quality_table(rows, kept))
     )

@@ -1,0 +1,51 @@
+"""The weighted mean of models of one shape, such as a trained model and the one it started from.
+
+What lies between the two has most of what training taught and little of what it cost elsewhere
+(WiSE-FT, arXiv 2109.01903; after preference training WARP, arXiv 2406.16768).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tpo_jax.checkpoints.huggingface import Stored
+from tpo_jax.checkpoints.models import open_model, save_model
+from tpo_jax.errors import InputError
+
+
+def average(directories: Sequence[str | Path], shares: Sequence[float], output: Path) -> None:
+    """Write the native directory of the mean of models; a native directory there is replaced.
+
+    Parameters are read, averaged in float32 and written one by one, in the widest of their dtypes.
+
+    Args:
+        directories: of two models or more, of either layout; the last one's tokenizer is copied.
+        shares: of each model, at least 0; divided by their sum.
+
+    Raises:
+        InputError: the models differ in more than their weights, or what is wrong with a directory.
+    """
+    opened = [open_model(directory) for directory in directories]
+    config = opened[0].config
+    for directory, model in zip(directories, opened, strict=True):
+        if model.config != config:
+            raise InputError(f"{directory} is no model of the config of {directories[0]}")
+    weights = np.array(shares, np.float32) / np.sum(shares)
+    params = jax.tree.map(
+        lambda *parameters: _mean(parameters, weights), *(model.params for model in opened)
+    )
+    save_model(output, config, params, opened[-1].tokenizer_directory)
+
+
+def _mean(parameters: Sequence[Stored], weights: np.ndarray) -> Stored:
+    """Return the mean of parameters, read part by part when it is asked for."""
+    dtype = jnp.result_type(*(x.dtype for x in parameters))
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        parts = (np.float32(w) * x.read(index) for w, x in zip(weights, parameters, strict=True))
+        return sum(parts, np.float32(0)).astype(dtype)
+
+    return Stored(parameters[0].shape, dtype, read)
