@@ -118,8 +118,9 @@ ROBUST = {
     "data.num_frames_weights": (2.0, 1.0),
     "data.sampling": "fps",
 }
+ONE_A_ROW = {"data.pairs_per_row": 1}
 # A segment is shown with the frames it has, one a second, instead of repeated ones.
-ANCHORED = {"data.reference_view": "anchor", "data.sampling": "fps"}
+ANCHORED = {"data.reference_view": "anchor", "data.sampling": "fps", **ONE_A_ROW}
 TWO_VIDEOS = {
     "data.video_pairs": 4,
     "objective.video_weight": 1.0,
@@ -201,6 +202,7 @@ ROWS = {
     "frame_counts": _small("16, 32 or 64 frames a batch", Miniature(changes=FRAME_COUNTS)),
     "replay": _small("replay of short videos", Miniature(replay=REPLAY)),
     "averaged": _small("averaged with the base", Miniature(kept=KEPT)),
+    "one_a_row": _small("sixteen videos a batch", Miniature(changes=ONE_A_ROW)),
     "anchored": _small("anchored reference", Miniature(changes=ANCHORED)),
     "two_videos": _small("pairs of two videos", Miniature("two_videos", changes=TWO_VIDEOS)),
     "updates_2": _small("twice the updates", Miniature(updates=2)),
@@ -236,7 +238,7 @@ ROWS = {
 
 
 # What might improve on TPO, and what is asked of the preference.
-IMPROVED = ("thinned", "frame_counts", "replay", "averaged", "anchored", "two_videos")
+IMPROVED = ("thinned", "frame_counts", "replay", "averaged", "one_a_row", "anchored", "two_videos")
 ROUNDS = ("updates_2", "round_2", "round_2_first", "updates_3", "round_3", "round_3_first")
 NOISY = tuple(f"{name}_judge_{n}" for n in JUDGE_ERRORS for name in PREFERENCE_OR_NOT)
 PARTLY = tuple(f"{name}_partly" for name in PREFERENCE_OR_NOT)

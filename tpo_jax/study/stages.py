@@ -38,7 +38,7 @@ SHORT_FRAMES, LONG_FRAMES = 12, 32
 # Short videos: least and most frames, and seconds that each of them lasts. With a single number of
 # frames a question always stands at one distance from the start, and a model that knows no other
 # finds less one frame further.
-FRAMES_OF_SHORT, SECONDS_PER_FRAME = (6, SHORT_FRAMES), (2, 4)
+FRAMES_OF_SHORT, SECONDS_PER_FRAME = (4, SHORT_FRAMES), (2, 4)
 # Most questions per video; held-out videos have eight.
 QUESTIONS_OF_SHORT, QUESTIONS_OF_LONG = 16, 12
 LONG_SECONDS = 96

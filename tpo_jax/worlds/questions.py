@@ -62,7 +62,7 @@ def _segment(first: Event | WorldNeedle, last: Event | WorldNeedle) -> tuple[flo
 
 
 def _several(found: Sequence[_Kind], timeline: Timeline) -> Sequence[_Kind]:
-    """Return what can be asked about by its hue: nothing where a longer video has only one."""
+    """Return what can be asked about: nothing where a longer video has only one."""
     return found if len(found) > 1 or timeline.seconds < GLANCE else ()
 
 
@@ -142,9 +142,9 @@ def _description(timeline: Timeline, rng: np.random.Generator) -> Iterator[Candi
 
 
 def _ends(timeline: Timeline, rng: np.random.Generator) -> Iterator[Candidate]:
-    if len(timeline.events) < 2:
+    if not (events := _several(timeline.events, timeline)):
         return
-    for verb, event in (("start", timeline.events[0]), ("end", timeline.events[-1])):
+    for verb, event in (("start", events[0]), ("end", events[-1])):
         yield (
             (f"How does the video {verb}?", f"It {verb}s with {_a(event)}."),
             (f"The video {verb}s with?", _name(event)),
