@@ -64,12 +64,12 @@ class Scale:
 
     short_videos: int = 4500
     encoder_steps: int = 1500
-    base_steps: int = 2800
-    long_videos: int = 900
-    eval_videos: int = 300
+    base_steps: int = 3400
+    long_videos: int = 800
+    eval_videos: int = 200
     replay_videos: int = 1200
     pairs: int = 5000
-    updates: int = 1000
+    updates: int = 800
     frames: tuple[int, ...] = (8, 16, 32, 48, 64, 96)
     lengths: tuple[int, ...] = (24, 96)
     temperature: float = 0.0
@@ -222,7 +222,7 @@ def base_config(workdir: Path, scale: Scale, seed: int) -> ConfigDict:
     config.train.batch_size = 64
     config.train.log_every = 50
     config.train.num_steps = scale.base_steps
-    config.train.learning_rate = 1.5e-3
+    config.train.learning_rate = 1e-3
     config.train.warmup_ratio = 0.04
     config.train.weight_decay = 0.01
     config.train.seed = seed
