@@ -38,7 +38,7 @@ SHORT_FRAMES, LONG_FRAMES = 12, 32
 # Short videos: least and most frames, and seconds that each of them lasts. With a single number of
 # frames a question always stands at one distance from the start, and a model that knows no other
 # finds less one frame further.
-FRAMES_OF_SHORT, SECONDS_PER_FRAME = (4, SHORT_FRAMES), (2, 4)
+FRAMES_OF_SHORT, SECONDS_PER_FRAME = (6, SHORT_FRAMES), (2, 4)
 # Most questions per video; held-out videos have eight.
 QUESTIONS_OF_SHORT, QUESTIONS_OF_LONG = 16, 12
 LONG_SECONDS = 96
@@ -64,7 +64,7 @@ class Scale:
 
     short_videos: int = 4500
     encoder_steps: int = 1500
-    base_steps: int = 3400
+    base_steps: int = 2800
     long_videos: int = 800
     eval_videos: int = 200
     replay_videos: int = 1200
@@ -222,7 +222,7 @@ def base_config(workdir: Path, scale: Scale, seed: int) -> ConfigDict:
     config.train.batch_size = 64
     config.train.log_every = 50
     config.train.num_steps = scale.base_steps
-    config.train.learning_rate = 1e-3
+    config.train.learning_rate = 1.5e-3
     config.train.warmup_ratio = 0.04
     config.train.weight_decay = 0.01
     config.train.seed = seed

@@ -142,9 +142,9 @@ def _description(timeline: Timeline, rng: np.random.Generator) -> Iterator[Candi
 
 
 def _ends(timeline: Timeline, rng: np.random.Generator) -> Iterator[Candidate]:
-    if not (events := _several(timeline.events, timeline)):
+    if len(timeline.events) < 2:
         return
-    for verb, event in (("start", events[0]), ("end", events[-1])):
+    for verb, event in (("start", timeline.events[0]), ("end", timeline.events[-1])):
         yield (
             (f"How does the video {verb}?", f"It {verb}s with {_a(event)}."),
             (f"The video {verb}s with?", _name(event)),
