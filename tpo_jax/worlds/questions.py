@@ -62,7 +62,7 @@ def _segment(first: Event | WorldNeedle, last: Event | WorldNeedle) -> tuple[flo
 
 
 def _several(found: Sequence[_Kind], timeline: Timeline) -> Sequence[_Kind]:
-    """Return what can be asked about: nothing where a longer video has only one."""
+    """Return what can be asked about by its hue: nothing where a longer video has only one."""
     return found if len(found) > 1 or timeline.seconds < GLANCE else ()
 
 
