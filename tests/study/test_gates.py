@@ -2,7 +2,7 @@
 
 import math
 
-from tpo_jax.study.gates import gate_table, gates
+from tpo_jax.study.gates import gate_table, gates, gates_of_seeds
 from tpo_jax.study.records import Answer, Candidate
 
 
@@ -49,3 +49,13 @@ def test_what_was_not_asked_is_not_mastered():
     (gate,) = gates(base, made("digits", "localized", 1.0))
     assert math.isnan(gate.short) and gate.verdict == "not mastered"
     assert gate_table([gate])[1][2] == "–"
+
+
+def test_gates_of_seeds_are_counted():
+    found = []
+    for short, all_frames in ((1.0, 0.5), (0.9, 0.5), (0.98, 0.95)):
+        base = answers(24, 8, "digits", "localized", short)
+        base += answers(96, 32, "digits", "localized", all_frames)
+        found.append(gates(base, made("digits", "localized", 1.0)))
+    [line] = gates_of_seeds(found)[1:]
+    assert line == ["digits", "localized", "0.96", "0.90", "1.00", "0.65", "1", "1", "1"]

@@ -11,7 +11,7 @@ from tests.commands import call
 from tpo_jax.errors import InputError
 from tpo_jax.study import pages, pictures, settings
 from tpo_jax.study.items import METHOD
-from tpo_jax.study.records import StudyRun
+from tpo_jax.study.records import Candidate, StudyRun, write_rows
 from tpo_jax.study.rows import NOISY, PARTLY, ROWS, rounds_before
 from tpo_jax.study.runs import check_workdir
 from tpo_jax.study.stages import SCALES
@@ -21,6 +21,7 @@ from tpo_jax.training.experiment import read
 FAMILY = "tiny_longva"
 SEEDS = (1, 2, 3, 4)
 FRAMES = (8, 16, 32, 48, 64, 96)
+SHORT = (36, "action")
 # Points above the base at 32 frames; every other row as the base.
 ABOVE = {"tpo": 8, "best": 12, "sft_self": 8, "dpo": 4, "dpo_partly": 6, "tpo_judge_30": 2}
 
@@ -42,7 +43,7 @@ def answers(row: str, seed: int) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory) -> Path:
-    """Write answers of four seeds to every row of the pages, and needles of the base."""
+    """Write answers of four seeds to every row, and needles and a candidate of the base."""
     workdir = tmp_path_factory.mktemp("method")
     for row in {row for item in METHOD.values() for row in item.rows}:
         for seed in SEEDS:
@@ -52,6 +53,9 @@ def made_up(tmp_path_factory) -> Path:
             if row == "base":
                 needles = {"lengths": [8], "depths": [0.0, 1.0], "found": [[0.5, 1.0]]}
                 run.needles(workdir).write_text(json.dumps(needles))
+                texts = "What?", "It is so.", "It is not."
+                made = Candidate("0", "action", "localized", *texts, True, False)
+                write_rows(run.directory(workdir) / "answers.json", [made])
     return workdir
 
 
@@ -105,6 +109,12 @@ def test_needles_stand_where_they_were_looked_for(made_up):
         line for line in page.splitlines() if line.startswith("| base | 4 |") and "75.0" in line
     )
     assert base.endswith("| 75.0 ± 0.0 |")
+    assert "What the bases show, 4 seeds" in page
+    short = [
+        np.mean([a["right"] for a in answers("base", seed) if (a["seconds"], a["type"]) == SHORT])
+        for seed in SEEDS
+    ]
+    assert f"| action | localized | {np.mean(short):.2f} | {min(short):.2f} | 1.00 |" in page
     assert page.count("method_types.png") == 1
 
 

@@ -6,6 +6,8 @@ video.
 """
 
 import dataclasses
+import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +16,7 @@ from tpo_jax.study.cells import Table
 from tpo_jax.study.records import Answer, Candidate
 from tpo_jax.study.stages import LONG_FRAMES
 
+VERDICTS = ("holds", "little to gain", "not mastered")
 MASTERED = 0.95  # least accuracy on short videos
 LOST = 0.15  # least accuracy by which the window is above all frames
 
@@ -31,11 +34,12 @@ class Gate:
     @property
     def verdict(self) -> str:
         """Return whether pairs of this kind can teach the model anything."""
+        holds, little, not_mastered = VERDICTS
         if not self.short >= MASTERED:
-            return "not mastered"
+            return not_mastered
         if self.kind == "localized" and not self.window - self.all_frames >= LOST:
-            return "little to gain"
-        return "holds"
+            return little
+        return holds
 
 
 def gates(base: Sequence[Answer], made: Sequence[Candidate]) -> list[Gate]:
@@ -61,6 +65,25 @@ def gates(base: Sequence[Answer], made: Sequence[Candidate]) -> list[Gate]:
 
 def _share(right: Sequence[bool]) -> float:
     return float(np.mean(right)) if right else float("nan")
+
+
+def gates_of_seeds(found: Sequence[Sequence[Gate]]) -> Table:
+    """Return a line per type and kind: means over seeds, least accuracy on short videos, verdicts.
+
+    Args:
+        found: the gates of each seed's base.
+    """
+    lines = [["type", "kind", "short videos", "least", "chosen right", "all frames", *VERDICTS]]
+    groups = defaultdict(list)
+    for gate in itertools.chain(*found):
+        groups[gate.type, gate.kind].append(gate)
+    for name, of in sorted(groups.items()):
+        short, window, all_frames = np.array([(g.short, g.window, g.all_frames) for g in of]).T
+        shares = (short.mean(), short.min(), window.mean(), all_frames.mean())
+        given = [gate.verdict for gate in of]
+        counts = (str(given.count(verdict)) for verdict in VERDICTS)
+        lines.append([*name, *(f"{share:.2f}" for share in shares), *counts])
+    return lines
 
 
 def gate_table(found: Sequence[Gate]) -> Table:

@@ -10,6 +10,7 @@ import numpy as np
 from tpo_jax.io.files import write_text
 from tpo_jax.study import pictures
 from tpo_jax.study.cells import SHOWN, Table, interval, markdown, shown, starred, write_csv
+from tpo_jax.study.gates import MASTERED, gates, gates_of_seeds
 from tpo_jax.study.items import METHOD, Item
 from tpo_jax.study.results import COLUMNS, MAIN, SHORT, Chosen, Results, asked
 from tpo_jax.study.rows import JUDGE_ERRORS, PREFERENCE_OR_NOT
@@ -34,6 +35,8 @@ def page(item: Item, results: Results, path: Path) -> list[str]:
     columns, types = _asked_columns(results, every), _types(results)
     write_csv(path.with_suffix(".csv"), results, every, columns | types | KINDS)
     sections = [PREFERENCE] if item is METHOD["preference"] else []
+    if item is METHOD["method"]:
+        sections += _bases(results)
     sections.append(
         f"Accuracy in percent on {LONG_SECONDS}-second videos by number of frames, on short videos "
         "and, of the needles over all lengths and depths, the share found: mean over seeds ± half "
@@ -61,6 +64,20 @@ def page(item: Item, results: Results, path: Path) -> list[str]:
         table = _accuracies(results, item, every, chosen)
         sections.append(f"By {title} of question, {LONG_FRAMES} frames:\n\n" + markdown(table))
     return sections + _pictures(item, results, every, path)
+
+
+def _bases(results: Results) -> list[str]:
+    """Return the section on what the bases show, if any has answered what pairs are made of."""
+    made = {seed: results.candidates(seed) for seed in results.there("base")}
+    found = [gates(results.answers("base", seed), of) for seed, of in made.items() if of]
+    if not found:
+        return []
+    return [
+        f"What the bases show, {len(found)} seeds: accuracy on short videos, of the chosen answers "
+        "before the judge and with all frames; for how many seeds pairs can teach something, have "
+        f"little to teach, or the type is not mastered ({MASTERED:.2f} of short videos):\n\n"
+        + markdown(gates_of_seeds(found))
+    ]
 
 
 _COMPARED = (*(f"{n} frames" for n in (16, 32, 64, 96)), "short videos")

@@ -54,9 +54,9 @@ class Results:
         return read_rows(self.run(row, seed).answers(self.workdir), Answer)
 
     def candidates(self, seed: int) -> list[Candidate]:
-        """Return what the pairs of a seed were made from."""
+        """Return what the pairs of a seed were made from; none if nothing was asked yet."""
         path = self.run("base", seed).directory(self.workdir) / "answers.json"
-        return read_rows(path, Candidate)
+        return read_rows(path, Candidate) if path.exists() else []
 
     def needles(self, row: str, seed: int) -> NeedlesFound:
         """Return which needles the model of a row and a seed finds."""
