@@ -15,6 +15,8 @@ from tpo_jax.checkpoints.huggingface import Stored
 from tpo_jax.checkpoints.models import open_model, save_model
 from tpo_jax.errors import InputError
 
+BLOCK = 2**24  # values
+
 
 def average(directories: Sequence[str | Path], shares: Sequence[float], output: Path) -> None:
     """Write the native directory of the mean of models; a native directory there is replaced.
@@ -45,7 +47,14 @@ def _mean(parameters: Sequence[Stored], weights: np.ndarray) -> Stored:
     dtype = jnp.result_type(*(x.dtype for x in parameters))
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
-        parts = (np.float32(w) * x.read(index) for w, x in zip(weights, parameters, strict=True))
-        return sum(parts, np.float32(0)).astype(dtype)
+        read = [x.read(index) for x in parameters]
+        parts, mean = [x.reshape(-1) for x in read], np.empty(read[0].size, dtype)
+        # In blocks: in float32 the largest parameter of a 7B model takes 8 GB.
+        for start in range(0, mean.size, BLOCK):
+            block = slice(start, start + BLOCK)
+            mean[block] = sum(
+                w * x[block].astype(np.float32) for w, x in zip(weights, parts, strict=True)
+            )
+        return mean.reshape(read[0].shape)
 
     return Stored(parameters[0].shape, dtype, read)
