@@ -61,6 +61,7 @@ def test_what_has_no_mean_is_one_line(models, tmp_path):
     save_tokenizer(train_tokenizer(["Who is it?"], vocab_size=265), tmp_path / "tokens")
     save_model(tmp_path / "words", CONFIG, families.init_params(CONFIG, 0), tmp_path / "tokens")
     wrong = [
+        ({}, "--models= must be two directories or more"),
         ({"models": str(models / "base")}, "must be two directories or more"),
         ({"models": two, "shares": "1"}, "must be one number of 0 or more for each of 2 models"),
         ({"models": two, "shares": "1,-1"}, "must be one number of 0 or more"),

@@ -14,11 +14,9 @@ from tpo_jax.checkpoints.averaging import average
 from tpo_jax.checkpoints.models import load_config
 from tpo_jax.data.tokenizer import has_tokenizer, load_tokenizer
 from tpo_jax.errors import InputError, run_command
-from tpo_jax.io.paths import define_path
+from tpo_jax.io.paths import define_path, define_paths
 
-_MODELS = flags.DEFINE_list(
-    "models", None, "Model directories of one shape, of either layout.", required=True
-)
+_MODELS = define_paths("models", [], "Model directories of one shape, of either layout.")
 _SHARES = flags.DEFINE_list("shares", None, "Of each model, in their order. Default: equal.")
 _OUTPUT = define_path("output", None, "New model directory.", required=True)
 

@@ -16,7 +16,7 @@ PACKAGE = Path(paths.__file__).parents[1]
 # Flags of commands whose text is no path of this machine.
 TEXTS = {
     *("allowed_hosts", "beam", "benchmark", "column", "distributed", "dtype", "host", "part"),
-    *("profile_steps", "prompt", "seeds", "topology", "wandb_project"),
+    *("profile_steps", "prompt", "seeds", "shares", "topology", "wandb_project"),
 }
 
 
