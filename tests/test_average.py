@@ -31,7 +31,7 @@ def models(tmp_path_factory):
 
 @pytest.mark.parametrize("start", ["base", "published"])
 def test_every_parameter_is_the_weighted_mean(models, tmp_path, start):
-    flags = {"models": f"{models / start},{models / 'trained'}", "shares": "3,1"}
+    flags = {"models": f"{models / start},{models / 'trained'}", "shares": "3e300,1e300"}
     [done] = call("average", flags | {"output": tmp_path / "mean"})
     assert done.code == 0 and done.out == f"{tmp_path / 'mean'}\n"
     one, other, mean = (
@@ -67,7 +67,8 @@ def test_what_has_no_mean_is_one_line(models, tmp_path):
         ({"models": two, "shares": "1,-1"}, "must be one number of 0 or more"),
         ({"models": two, "shares": "1,nan"}, "must be one number of 0 or more"),
         ({"models": two, "shares": "a,b"}, "--shares=a,b must be one number of 0 or more"),
-        ({"models": two, "shares": "0,0"}, "--shares=0,0 must not all be 0"),
+        ({"models": two, "shares": "0,0"}, "--shares=0,0: the sum is 0"),
+        ({"models": two, "shares": "1e308,1e308"}, "--shares=1e308,1e308: the sum is inf"),
         ({"models": f"{two},{tmp_path / 'other'}"}, "other is no model of the config of"),
         ({"models": f"{two},{tmp_path / 'words'}"}, "differ in their tokenizers"),
         ({"models": f"{two},{tmp_path / 'none'}"}, "none"),

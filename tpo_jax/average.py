@@ -33,8 +33,8 @@ def _shares(models: list[str]) -> list[float]:
             f"--shares={','.join(_SHARES.value)} must be one number of 0 or more for each of "
             f"{len(models)} models"
         )
-    if not sum(shares):
-        raise InputError(f"--shares={','.join(_SHARES.value)} must not all be 0")
+    if not 0 < sum(shares) < float("inf"):
+        raise InputError(f"--shares={','.join(_SHARES.value)}: the sum is {sum(shares):g}")
     return shares
 
 

@@ -25,7 +25,7 @@ def average(directories: Sequence[str | Path], shares: Sequence[float], output: 
 
     Args:
         directories: of two models or more, of either layout; the last one's tokenizer is copied.
-        shares: of each model, at least 0; divided by their sum.
+        shares: of each model, at least 0; divided by their sum, which is finite and above 0.
 
     Raises:
         InputError: the models differ in more than their weights, or what is wrong with a directory.
@@ -35,7 +35,7 @@ def average(directories: Sequence[str | Path], shares: Sequence[float], output: 
     for directory, model in zip(directories, opened, strict=True):
         if model.config != config:
             raise InputError(f"{directory} is no model of the config of {directories[0]}")
-    weights = np.array(shares, np.float32) / np.sum(shares)
+    weights = (np.array(shares) / np.sum(shares)).astype(np.float32)
     params = jax.tree.map(
         lambda *parameters: _mean(parameters, weights), *(model.params for model in opened)
     )
