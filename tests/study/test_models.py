@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from tpo_jax import families
-from tpo_jax.checkpoints.models import load_model
+from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.errors import InputError
 from tpo_jax.study import quickstart, stages
 from tpo_jax.study.asking import ask, generator_of
+from tpo_jax.study.rows import tiny
 
 MODEL, SEED = "tiny_qwen3_vl", 3
 
@@ -54,3 +55,25 @@ def test_a_directory_is_of_one_model_seed_and_scale(tmp_path, monkeypatch):
     ):
         with pytest.raises(InputError, match=message):
             quickstart.run(tmp_path, scale, seed, lambda *_: None, model)
+
+
+def test_a_row_that_was_killed_before_its_mean_is_made_again(initial, tmp_path, monkeypatch):
+    start = load_model(initial)
+    other = jax.tree.map(lambda x: x + 1, start.params)
+
+    def train(config, directory):
+        save_model(directory / "model", start.config, other, start.tokenizer_directory)
+        return directory / "model"
+
+    config = tiny()
+    config.model.checkpoint = str(initial)
+    call = ("row", "row/trained.json", stages.train_row, config, tmp_path / "row", train, 0.25)
+    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+        patched.setattr(stages, "average", lambda *_: 1 / 0)
+        stages.Stages(tmp_path)(*call)
+    assert (tmp_path / "row/model").exists()
+    stages.Stages(tmp_path)(*call)
+    mean = load_model(tmp_path / "row/model").params
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(y, x + 0.75, atol=1e-5), start.params, mean
+    )

@@ -112,6 +112,6 @@ def run(workdir: Path, scale: Scale, seed: int, train: Train, model: str = MODEL
     stage("evaluation of base", "base_answers.json", evaluate, workdir, "base", scale)
     print(markdown(gate_table(gates_of(workdir))), file=sys.stderr)
     trained = (tpo_config(workdir, scale, seed), workdir / "tpo", train, miniature_of(ROW).kept)
-    stage("TPO", "tpo/model", train_row, *trained)
+    stage("TPO", "tpo/trained.json", train_row, *trained)
     stage("evaluation of tpo", "tpo_answers.json", evaluate, workdir, "tpo", scale)
     return report.write(workdir, seed, scale, stage.seconds)

@@ -180,7 +180,7 @@ def _stages(run: StudyRun, workdir: Path, choices: Choices, train: Train) -> Non
         _tell_gates(directory)
         config, place = row_config(directory, run.row, scale, seed), f"tuned/{run.row}"
         trained = (config, directory / place, train, miniature.kept)
-        stage(f"training of {run.row}", f"{place}/model", stages.train_row, *trained)
+        stage(f"training of {run.row}", f"{place}/trained.json", stages.train_row, *trained)
     model = f"tuned/{run.row}" if miniature else "base"
     if run.family == MODEL and run.row in NEEDLES_OF:
         find = (directory, run.row, model, seed, choices)

@@ -6,7 +6,6 @@ Every stage leaves its result in the working directory, and is skipped when the 
 import dataclasses
 import functools
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -254,18 +253,19 @@ def long_stages(stage: Stages, scale: Scale, seed: int) -> None:
 
 
 def train_row(config: ConfigDict, directory: Path, train: Train, kept: float) -> None:
-    """Train, and put the mean of start and result in the place of `model/`.
+    """Train, put the mean of start and result in the place of `model/`, and write `trained.json`.
+
+    That file comes last: `model/` alone may lack the mean, and a second start makes both again.
 
     Args:
         kept: share of the start; 0: the result stays as it is.
     """
-    if train(config, directory) is None or not kept:
+    if train(config, directory) is None:
         return
-    model, trained = directory / "model", directory / "trained"
-    if trained.exists():  # of a start that was killed here; what follows is done again
-        shutil.rmtree(trained)
-    model.rename(trained)
-    average([config.model.checkpoint, trained], [kept, 1 - kept], model)
+    start, model = config.model.checkpoint, directory / "model"
+    if kept:
+        average([start, model], [kept, 1 - kept], model)
+    write_json(directory / "trained.json", {"start": start, "kept": kept})
 
 
 def base_stage(stage: Stages, scale: Scale, seed: int, train: Train) -> None:
