@@ -18,7 +18,7 @@ def test_labels_are_in_range_and_follow_the_timeline():
             assert (seen[:, :5] == wanted).all()
             borders = {0} if event.border is None else {0, 1 + event.border}
             assert set(seen[:, 5].tolist()) == borders
-        for needle in timeline.needles:
+        if needle := timeline.needle:
             seen = labels[needle.start : needle.end]
             wanted = (2, needle.hue, -1, needle.corner, -1, 0, needle.digit)
             assert (seen == wanted).all()

@@ -26,7 +26,7 @@ def haystack(seed: int, num_frames: int) -> np.ndarray:
     parts: list[np.ndarray] = []
     while sum(map(len, parts)) < num_frames:
         index, seconds = len(parts), LONG_SECONDS
-        timeline = dataclasses.replace(make_timeline(seed, index, seconds), needles=())
+        timeline = dataclasses.replace(make_timeline(seed, index, seconds), needle=None)
         parts.append(render(timeline, seed, index)[::SPACING])
     return np.concatenate(parts)[:num_frames]
 
@@ -45,7 +45,7 @@ def search(model: Path, seed: int, lengths: tuple[int, ...], count: int) -> Need
     for index in range(count):
         hue, digit, corner = index % len(HUES), *rng.integers((len(DIGITS), len(CORNERS)))
         shown = WorldNeedle(0, 1, hue, int(digit), int(corner))
-        [frame] = processor.resize(render(Timeline(1, (), (shown,)), seed, index))
+        [frame] = processor.resize(render(Timeline(1, (), shown), seed, index))
         question = f"\nWhich number is written in {HUES[hue]}?"
         answer = f"The number is {DIGITS[shown.digit]}."
         needles.append(niah_cells.make_needle(processor, frame, question, answer))

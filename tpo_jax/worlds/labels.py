@@ -39,7 +39,7 @@ def frame_labels(timeline: Timeline, timestamps: np.ndarray) -> np.ndarray:
         labels[here, :5] = (1, event.hue, event.shape, event.corner, event.motion)
         if event.border is not None:
             labels[here & (ticks >= event.end - MIN_SECONDS), 5] = 1 + event.border
-    for needle in timeline.needles:
+    if needle := timeline.needle:
         here = (needle.start <= ticks) & (ticks < needle.end)
         labels[here, 0] = 2
         labels[here, 1] = needle.hue

@@ -3,14 +3,14 @@
 The eight types are those of the paper's Figure 6. A question is *localized* when one short segment
 answers it, *comprehensive* when it needs the whole video. Each is asked in words that call for a
 sentence or in words that call for a bare answer; the wording alone decides, so that every question
-has one answer. What is asked about by its hue is one of at least two of its kind in the video, so
-that no answer is found without looking for the hue; only the shortest videos are asked about one.
+has one answer. An event that is asked about by its hue is one of at least two in the video, so that
+no answer is found without looking for the hue; only the shortest videos are asked about one. A
+needle is the only one of its video.
 """
 
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
 
 import numpy as np
 
@@ -52,7 +52,6 @@ class WorldQuestion:
 
 # Seconds under which a video, mostly of one event, is asked about what it has only one of.
 GLANCE = 16
-_Kind = TypeVar("_Kind", Event, WorldNeedle)
 # (question, answer) in a sentence, (question, answer) in bare words, segment
 Candidate = tuple[tuple[str, str], tuple[str, str], tuple[float, float] | None]
 
@@ -61,7 +60,7 @@ def _segment(first: Event | WorldNeedle, last: Event | WorldNeedle) -> tuple[flo
     return first.start / FPS, last.end / FPS
 
 
-def _several(found: Sequence[_Kind], timeline: Timeline) -> Sequence[_Kind]:
+def _several(found: Sequence[Event], timeline: Timeline) -> Sequence[Event]:
     """Return what can be asked about by its hue: nothing where a longer video has only one."""
     return found if len(found) > 1 or timeline.seconds < GLANCE else ()
 
@@ -122,7 +121,7 @@ def _effect(timeline: Timeline, rng: np.random.Generator) -> Iterator[Candidate]
 
 
 def _digit(timeline: Timeline, rng: np.random.Generator) -> Iterator[Candidate]:
-    for needle in _several(timeline.needles, timeline):
+    if needle := timeline.needle:
         hue, digit = HUES[needle.hue], DIGITS[needle.digit]
         yield (
             (f"Which number is written in {hue}?", f"The number is {digit}."),

@@ -82,7 +82,7 @@ def render(timeline: Timeline, seed: int, index: int) -> np.ndarray:
         frame[y : y + 3, x : x + 3] = grey
     for event in timeline.events:
         _draw_event(frames, event)
-    for needle in timeline.needles:
+    if needle := timeline.needle:
         y, x = CORNER_AT[needle.corner]
         frames[needle.start : needle.end] = 0.05
         cell = frames[needle.start : needle.end, y + 1 : y + 6, x + 2 : x + 5]

@@ -3,9 +3,9 @@
 A video is a sequence of *events*, one object each: a hue, a shape, a corner, a direction of motion.
 A hue occurs at most once per video, so it is the key by which questions name an object. Some events
 have an effect: while the object is still there, the border of the frame takes a colour. Between
-events lie empty seconds, and in most of those gaps a *needle*: a dark frame with a coloured digit.
-All are so frequent that short videos, too, mostly hold several events, borders and needles: telling
-them apart is then learned from short videos.
+events lie empty seconds, and in one of those gaps a *needle*: a dark frame with a coloured digit.
+Events and borders are so frequent that short videos, too, mostly hold several: telling them apart
+is then learned from short videos.
 Everything lasts at least `MIN_SECONDS`, so sampling with gaps of at most that many frames misses
 nothing.
 """
@@ -22,8 +22,7 @@ SHAPES = ("circle", "square", "triangle", "cross")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 MOTIONS = ("left", "right", "up", "down")
 DIGITS = tuple("0123456789")
-# Share of the events that switch on a border, and of those that a needle follows.
-BORDERS, NEEDLES = 0.7, 0.75
+BORDERS = 0.7  # share of the events that switch on a border
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Timeline:
 
     seconds: int
     events: tuple[Event, ...]
-    needles: tuple[WorldNeedle, ...]
+    needle: WorldNeedle | None
 
 
 def generator(seed: int, index: int, purpose: int) -> np.random.Generator:
@@ -68,13 +67,14 @@ def generator(seed: int, index: int, purpose: int) -> np.random.Generator:
 def make_timeline(seed: int, index: int, seconds: int) -> Timeline:
     """Return the timeline of video `index` of a world, a pure function of the arguments."""
     rng = generator(seed, index, 0)
-    hues, borders, inks = (iter(rng.permutation(len(HUES)).tolist()) for _ in range(3))
+    hues, borders = (iter(rng.permutation(len(HUES)).tolist()) for _ in range(2))
 
     def draw(table: Sequence[str]) -> int:
         return int(rng.integers(len(table)))
 
-    events, needles = [], []
+    events, needle = list[Event](), None
     now = int(rng.integers(0, 7))
+    due = int(rng.integers(1 + 2 * seconds // 3))  # later gaps are often too short for the needle
     for hue in hues:
         border = next(borders) if rng.random() < BORDERS else None
         length = 6 if border is not None else int(rng.integers(MIN_SECONDS, 7))
@@ -92,10 +92,10 @@ def make_timeline(seed: int, index: int, seconds: int) -> Timeline:
         )
         events.append(event)
         now = event.end
-        if rng.random() < NEEDLES and now + 1 + MIN_SECONDS <= seconds:
+        if needle is None and due <= now and now + 1 + MIN_SECONDS <= seconds:
             start, end = now + 1, now + 1 + MIN_SECONDS
-            needles.append(WorldNeedle(start, end, next(inks), draw(DIGITS), draw(CORNERS)))
+            needle = WorldNeedle(start, end, draw(HUES), draw(DIGITS), draw(CORNERS))
             now = end + 1
         else:
             now += int(rng.integers(2, 6))
-    return Timeline(seconds, tuple(events), tuple(needles))
+    return Timeline(seconds, tuple(events), needle)
