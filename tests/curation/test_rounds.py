@@ -144,14 +144,21 @@ class Killed(BaseException):
     """Stands for the end of the process at the place where it is raised."""
 
 
-def test_killed_in_both_stages_of_round_2_it_ends_with_the_same_model(
-    finished, configs, tmp_path, monkeypatch
-):
+@pytest.fixture
+def first_done(finished, tmp_path):
+    """A directory in which round 1 is done and round 2 has not begun."""
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir, ignore=shutil.ignore_patterns("round_2"))
     journal = workdir / "rounds.jsonl"
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join(x for x in lines if '"round": 2' not in x))
+    return workdir
+
+
+def test_killed_in_both_stages_of_round_2_it_ends_with_the_same_model(
+    finished, first_done, configs, monkeypatch
+):
+    workdir, journal = first_done, first_done / "rounds.jsonl"
 
     def killed_at(owner, name, number):
         real, calls = getattr(owner, name), []
@@ -323,8 +330,10 @@ def test_the_command_prints_what_rounds_took(finished, given, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_killed_in_round_2_resume_it(finished, given, tmp_path, start_command):
-    workdir = tmp_path / "run"
+def test_two_processes_killed_in_round_2_resume_it(
+    finished, first_done, given, tmp_path, start_command
+):
+    workdir = first_done
     flags = [*written(given, tmp_path), f"--workdir={workdir}", "--rounds=2", "--reference=first"]
     variables = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "JAX_NUM_CPU_DEVICES": "4"}
 
@@ -353,5 +362,5 @@ def test_two_processes_killed_in_round_2_resume_it(finished, given, tmp_path, st
     first, second = json.loads(outputs[0][0][outputs[0][0].index("{") :])["rounds"]  # after Gloo's
     assert [first["training"]["starts"], second["curation"]["starts"]] == [1, 1]
     assert second["training"]["starts"] == 2 and second["training"]["steps"] == STEPS
-    assert pairs_of(workdir / "round_1/curation") == pairs_of(finished[0] / "round_1/curation")
+    assert pairs_of(workdir / "round_2/curation") == pairs_of(finished[0] / "round_2/curation")
     assert [record["step"] for record in metrics(records.parent)] == [1, 2, 3]
