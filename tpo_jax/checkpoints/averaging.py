@@ -47,14 +47,14 @@ def _mean(parameters: Sequence[Stored], weights: np.ndarray) -> Stored:
     dtype = jnp.result_type(*(x.dtype for x in parameters))
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
-        read = [x.read(index) for x in parameters]
-        parts, mean = [x.reshape(-1) for x in read], np.empty(read[0].size, dtype)
+        whole = [x.read(index) for x in parameters]
+        parts, mean = [x.reshape(-1) for x in whole], np.empty(whole[0].size, dtype)
         # In blocks: in float32 the largest parameter of a 7B model takes 8 GB.
         for start in range(0, mean.size, BLOCK):
             block = slice(start, start + BLOCK)
             mean[block] = sum(
                 w * x[block].astype(np.float32) for w, x in zip(weights, parts, strict=True)
             )
-        return mean.reshape(read[0].shape)
+        return mean.reshape(whole[0].shape)
 
     return Stored(parameters[0].shape, dtype, read)

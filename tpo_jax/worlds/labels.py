@@ -1,7 +1,7 @@
 """What a single frame shows, as class labels: enough to pre-train a vision encoder.
 
-The hue and the corner of an object and of a needle are one label each, so that what is learned
-about finding one kind by its hue serves the other.
+The hue and the corner of an object and of a needle are one label each, as questions have one word
+for both.
 """
 
 import numpy as np

@@ -3,7 +3,8 @@
 A video is a sequence of *events*, one object each: a hue, a shape, a corner, a direction of motion.
 A hue occurs at most once per video, so it is the key by which questions name an object. Some events
 have an effect: while the object is still there, the border of the frame takes a colour. Between
-events lie empty seconds, and in one of those gaps a *needle*: a dark frame with a coloured digit.
+events lie empty seconds, and in one of those gaps, where it fits, a *needle*: a dark frame with a
+coloured digit.
 Events and borders are so frequent that short videos, too, mostly hold several: telling them apart
 is then learned from short videos.
 Everything lasts at least `MIN_SECONDS`, so sampling with gaps of at most that many frames misses
