@@ -18,7 +18,8 @@ COMMON_SEED = 40
 DECODER_OF = {"tiny_llava_video": "tiny_longva"}
 # The order of the runs: what is compared most often comes first, for all seeds.
 WAVES = (
-    ("tiny_longva", ("base", "tpo", "best", "sft_self", "dpo", "sft_truth", *IMPROVED)),
+    ("tiny_longva", ("base", "tpo", "best", "sft_self", "dpo", "sft_truth")),
+    ("tiny_longva", IMPROVED),
     ("tiny_longva", ("localized_only", "comprehensive_only", "sft_llm", "hound_dpo")),
     ("tiny_longva", (*ROUNDS, *NOISY, *PARTLY)),
     ("tiny_llava_video", ("base", "tpo")),
