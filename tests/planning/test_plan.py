@@ -24,6 +24,7 @@ from tpo_jax.models.vlm import cast
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.plan import report
 from tpo_jax.planning import hlo
+from tpo_jax.planning import program as planned_program
 from tpo_jax.planning.inference import compile_command
 from tpo_jax.planning.plan import (
     CHIPS,
@@ -33,7 +34,12 @@ from tpo_jax.planning.plan import (
     devices_of,
     minimum_flops,
 )
-from tpo_jax.planning.program import memory_asked
+from tpo_jax.planning.program import (
+    Program,
+    cached_program,
+    memory_asked,
+    without_source_lines,
+)
 from tpo_jax.planning.search import frames_of, most_frames, smallest_slice
 from tpo_jax.training.experiment import Source, base, read
 from tpo_jax.training.weights import open_weights, stored_weights
@@ -178,6 +184,37 @@ def test_weights_count_as_train_loads_them(tmp_path, tiny_world, monkeypatch, so
     assert jax.tree.map(lambda x: x.dtype, begin.load()) == jax.tree.map(
         lambda x: x.dtype, stored_weights(wanted.source, begin.model)
     )
+
+
+def test_figures_are_found_wherever_the_project_lies(tmp_path, monkeypatch):
+    """A kernel of the same lines in another file is the same program; one of others is not."""
+    source = """
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+def kernel(x, y):
+    y[...] = x[...] + {added}
+
+def program(x):
+    return pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype))(x)
+"""
+    monkeypatch.setattr(planned_program, "compile_program", lambda *_: Program(1.0))
+    monkeypatch.setattr(planned_program.importlib.metadata, "version", lambda _: "1")
+    folder, mesh = tmp_path / "figures", jax.sharding.Mesh(jax.devices(), "all")
+
+    def kept(file, added):
+        made = {}
+        exec(compile(source.format(added=added), file, "exec"), made)
+        traced = jax.jit(made["program"]).trace(jax.ShapeDtypeStruct((8, 128), jnp.float32))
+        with without_source_lines():
+            lowered = traced.lower(lowering_platforms=("tpu",))
+        cached_program(lowered, mesh, folder)
+        return {path.name for path in folder.iterdir()}
+
+    one = kept("/here/kernel.py", added=1)
+    assert len(one) == 1 and kept("/there/long/name.py", added=1) == one
+    assert len(kept("/here/kernel.py", added=2)) == 2
 
 
 def test_every_published_row_fits():

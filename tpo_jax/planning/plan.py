@@ -19,7 +19,13 @@ from tpo_jax.parallel.sharding import (
     placed,
 )
 from tpo_jax.planning.chips import CHIPS, Chip, devices_of
-from tpo_jax.planning.program import GIB, Program, cached_program, compile_program
+from tpo_jax.planning.program import (
+    GIB,
+    Program,
+    cached_program,
+    compile_program,
+    without_source_lines,
+)
 from tpo_jax.training import experiment
 from tpo_jax.training.program import jitted_step, step_arguments
 from tpo_jax.training.state import TrainState, learning_rate_schedule, make_optimizer, new_state
@@ -206,7 +212,7 @@ def _lower(
     optimizer, state = abstract_state(wanted, model, mesh)
     step = jitted_step(wanted, model, optimizer, state, mesh)
     arguments, named = step_arguments(wanted, shape, state, mesh)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), without_source_lines():
         return step.lower(*arguments, **named)
 
 

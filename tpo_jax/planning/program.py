@@ -1,10 +1,12 @@
 """A program compiled for a TPU slice: the memory it takes and the work it does."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -63,6 +65,20 @@ def compile_program(
     return Program(float(analysis.peak_memory_in_bytes), memory, work, compiled)
 
 
+@contextlib.contextmanager
+def without_source_lines() -> Iterator[None]:
+    """Leave file names and line numbers out of what is lowered, so that it is the same anywhere.
+
+    They are part of the text of a Pallas kernel.
+    """
+    frames = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", frames)
+
+
 def cached_program(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh, folder: Path) -> Program:
     """Return the figures of a program that was compiled before, or compile it and keep them.
 
@@ -70,6 +86,7 @@ def cached_program(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh, folder:
     and the code that reads the figures.
 
     Args:
+        lowered: `without_source_lines`.
         folder: of the figures; made where it is missing.
     """
     devices = [
