@@ -27,10 +27,11 @@ EXACT = Compute(dtype="float32", remat="none")
 @functools.cache
 def params():
     """Weights of the size that Qwen2 starts from (0.02), where float32 can be held to 1e-5."""
-    values = families.init_params(SMALL, seed=0)
-    values["decoder"] = jax.tree.map(lambda x: x * 0.14 if x.ndim > 1 else x, values["decoder"])
-    values["decoder"]["embed"]["embedding"] *= 0.14
-    return values
+    values = jax.device_get(families.init_params(SMALL, seed=0))
+    scale = np.float32(0.14)
+    values["decoder"] = jax.tree.map(lambda x: x * scale if x.ndim > 1 else x, values["decoder"])
+    values["decoder"]["embed"]["embedding"] *= scale
+    return jax.device_put(values)
 
 
 def loss_and_gradient(token_logps, batch, freeze=("tower",)):
@@ -63,9 +64,13 @@ def assert_same(found, expected, tolerance=1e-5):
 
 
 @pytest.mark.parametrize(
-    "shape", [{"Q": 1}, {"Q": 3, "B": 2, "absent": True}, {"Q": 2, "within": True}]
+    ("shape", "freeze"),
+    [
+        ({"Q": 1}, ("tower",)),
+        ({"Q": 3, "B": 2, "absent": True}, ()),
+        ({"Q": 2, "within": True}, ("tower",)),
+    ],
 )
-@pytest.mark.parametrize("freeze", [("tower",), ()])
 def test_shared_prefix_equals_two_rows(shape, freeze):
     batch = jax.tree.map(jnp.asarray, random_batch(**shape))
     frozen = {"freeze_tower": bool(freeze)}
@@ -101,7 +106,8 @@ LEAN = Objective(2.0, 0.0, loss="leanpo", label_smoothing=0.1)
 def other_weights():
     trainable, _ = split_params(params(), ("tower",))
     noise = np.random.default_rng(1)
-    return jax.tree.map(lambda x: x * noise.normal(1, 0.2, x.shape).astype(np.float32), trainable)
+    noisy = lambda x: x * noise.normal(1, 0.2, x.shape).astype(np.float32)  # noqa: E731
+    return jax.device_put(jax.tree.map(noisy, jax.device_get(trainable)))
 
 
 def pairs_batch(objective):
@@ -145,19 +151,16 @@ def classic_gradient(objective):
 PARTS = Compute("float32", micro_batches=2, head_chunk=4)
 
 
-@pytest.mark.parametrize(("objective", "compute"), [(MIXED, EXACT), (MIXED, PARTS), (LEAN, PARTS)])
+@pytest.mark.parametrize(("objective", "compute"), [(MIXED, PARTS), (LEAN, EXACT)])
 def test_any_objective_equals_two_rows(objective, compute):
-    optimizer = optax.sgd(1.0)
-    before, _ = split_params(params(), ("tower",))
-    state = new_state(params(), optimizer, ("tower",))
-    step = jax.jit(make_step(SMALL, objective, compute, optimizer))
     reference = other_weights() if objective.uses_live_reference else None
-    after, metrics = step(state, pairs_batch(objective), reference)
-    loss, gradient = classic_gradient(objective)
+    batch = pairs_batch(objective)
+    gradient, metrics = gradient_of_a_step(objective, compute, batch, reference=reference)
+    loss, expected = jax.device_get(classic_gradient(objective))
     np.testing.assert_allclose(metrics["losses/total"], loss, rtol=1e-5)
-    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-5)
-    moved = jax.tree.map(lambda a, b: a - b, before, after.params)
-    assert_same(moved, gradient, 2e-5)  # the difference of weights rounds once more
+    norm = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(expected)))
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
+    assert_same(gradient, expected, 2e-5)  # the difference of weights rounds once more
 
 
 def test_padding_changes_nothing():
@@ -208,17 +211,32 @@ def test_labels_of_the_prefix_in_zig_zag_order():
     np.testing.assert_allclose(jax.device_get(split), plain, atol=1e-5)
 
 
-def after_one_step(objective, compute, sizes, optimizer, batch):
-    """State and metrics after a step from `params()` over a mesh; the tower is frozen."""
-    freeze = ("tower",)
+def prepared(objective, compute, sizes, optimizer, batch):
+    """A mesh, the jitted step, and a state of `params()` and a batch over that mesh; the tower is
+    frozen.
+    """
     mesh = make_mesh(dict(zip(AXES, sizes, strict=True)), jax.devices()[: math.prod(sizes)])
-    weights = params()  # on one device, whichever test runs first
+    state = new_state(jax.tree.map(np.array, params()), optimizer, ("tower",))
+    state = jax.device_put(state, parameter_shardings(mesh, state))
+    step = jax.jit(make_step(SMALL, objective, compute, optimizer), donate_argnums=0)
+    return mesh, step, state, to_global(batch, mesh)
+
+
+def after_one_step(objective, compute, sizes, optimizer, batch, reference=None):
+    """State and metrics after a step over a mesh, NumPy."""
+    mesh, step, *given = prepared(objective, compute, sizes, optimizer, batch)
     with jax.set_mesh(mesh):
-        abstract = jax.eval_shape(lambda p: new_state(p, optimizer, freeze), weights)
-        shardings = parameter_shardings(mesh, abstract)
-        state = jax.jit(lambda p: new_state(p, optimizer, freeze), out_shardings=shardings)(weights)
-        step = jax.jit(make_step(SMALL, objective, compute, optimizer), donate_argnums=0)
-        return jax.device_get(step(state, to_global(batch, mesh)))
+        return jax.device_get(step(*given, reference))
+
+
+SGD = optax.sgd(1.0)  # its update is the gradient
+
+
+def gradient_of_a_step(objective, compute, batch, sizes=(1, 1, 1, 1), reference=None):
+    """The gradient, from the update of plain SGD, and the metrics of a step."""
+    state, metrics = after_one_step(objective, compute, sizes, SGD, batch, reference)
+    before, _ = split_params(jax.device_get(params()), ("tower",))
+    return jax.tree.map(np.subtract, before, state.params), metrics
 
 
 @functools.cache
@@ -232,10 +250,9 @@ def updated(compute, sizes=(1, 1, 1, 1)):
 @pytest.mark.parametrize(
     "compute",
     [
-        Compute("float32", remat="dots"),
+        Compute("float32", remat="dots", micro_batches=4),
         Compute("float32", remat="qkv:save,attention:save,residual:recompute,mlp:offload"),
         Compute("float32", remat="full", head_chunk=2, scan=False),
-        Compute("float32", remat="none", micro_batches=4),
         Compute("float32", remat="full", micro_batches=2, head_chunk=4),
     ],
 )
@@ -245,7 +262,7 @@ def test_remat_chunks_and_accumulation_change_nothing(compute):
 
 @pytest.mark.parametrize(
     "sizes",
-    [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (2, 2, 1, 2), (1, 1, 1, 4), (1, 2, 2, 2)],
+    [(1, 8, 1, 1), (2, 2, 2, 1), (2, 1, 1, 4), (1, 2, 2, 2)],  # every two axes meet
 )
 def test_any_mesh_gives_the_same_step(sizes):
     assert_same(updated(EXACT, sizes), updated(EXACT))
@@ -259,12 +276,18 @@ def test_frozen_tower_does_not_move_and_others_do():
     assert all(jax.tree.leaves(moved)), moved
 
 
-def test_state_is_donated_and_the_step_compiles_once_and_stays_on_the_device():
-    optimizer = optax.adamw(1e-3)
+def test_the_step_compiles_once_donates_its_state_and_has_no_logits_of_the_prefix():
+    optimizer, P, W = optax.adamw(1e-3), 48, SMALL.decoder.vocab_size
     state = jax.jit(lambda p: new_state(p, optimizer, ("tower",)))(params())
     step = jax.jit(make_step(SMALL, OBJECTIVE, Compute("bfloat16"), optimizer), donate_argnums=0)
-    for seed in range(3):
-        old, batch = state, jax.tree.map(jnp.asarray, random_batch(seed=seed))
+    batches = [jax.tree.map(jnp.asarray, random_batch(P=P, seed=seed)) for seed in range(3)]
+    # No buffer has a dimension of all positions next to the vocabulary.
+    text = step.lower(state, batches[0]).compile().as_text()
+    assert f",{W}]" in text, "the head of the responses is there"
+    for bad in (f"[4,{P},{W}]", f"[{4 * P},{W}]", f"[4,{P + 8},{W}]"):
+        assert bad not in text
+    for batch in batches:
+        old = state
         with jax.transfer_guard("disallow"):
             state, metrics = step(state, batch)
             jax.block_until_ready((state, metrics))
@@ -273,35 +296,23 @@ def test_state_is_donated_and_the_step_compiles_once_and_stays_on_the_device():
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.params))
 
 
-def test_no_logits_of_the_prefix_exist():
-    """No buffer of the compiled step has a dimension of all positions next to the vocabulary."""
-    batch = jax.tree.map(jnp.asarray, random_batch(P=48))
-    optimizer = optax.sgd(0.1)
-    state = jax.eval_shape(lambda p: new_state(p, optimizer, ("tower",)), params())
-    step = make_step(SMALL, OBJECTIVE, Compute("float32"), optimizer)
-    text = jax.jit(step).lower(state, batch).compile().as_text()
-    W, P = SMALL.decoder.vocab_size, 48
-    assert f",{W}]" in text, "the head of the responses is there"
-    for bad in (f"[4,{P},{W}]", f"[{4 * P},{W}]", f"[4,{P + 8},{W}]"):
-        assert bad not in text
-
-
 def test_scorer_sums_what_the_step_sums():
-    batch = jax.tree.map(jnp.asarray, random_batch())
+    batch = random_batch()
     scores = jax.jit(make_scorer(SMALL, EXACT))(params(), batch)
-    expected = families.bind(SMALL, params()).token_logps(batch).sum(-1)
+    logps = jax.jit(lambda p, batch: families.bind(SMALL, p).token_logps(batch))
+    expected = np.sum(logps(params(), batch), -1)
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_optimizer_decays_matrices_only():
     optimizer = make_optimizer(Optimizer(weight_decay=0.1), lambda _: 1.0)
     trainable, _ = split_params(params(), ("tower",))
-    zeros = jax.tree.map(jnp.zeros_like, trainable)
+    zeros = jax.tree.map(np.zeros_like, jax.device_get(trainable))
     update = jax.jit(lambda zeros, params: optimizer.update(zeros, optimizer.init(params), params))
     updates, _ = update(zeros, trainable)
     decays = {
         jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, update in jax.tree_util.tree_flatten_with_path(updates)[0]
-        if bool((update != 0).any())
+        for path, update in jax.tree_util.tree_flatten_with_path(jax.device_get(updates))[0]
+        if update.any()
     }
     assert decays and all(name.endswith(("kernel", "embedding")) for name in decays)

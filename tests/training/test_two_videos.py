@@ -1,5 +1,6 @@
 """Pairs of two videos in the step: equal to two forward passes and the papers' formulas."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -17,17 +18,17 @@ from tests.training.test_held_out import Batches
 from tests.training.test_step import (
     EXACT,
     PARTS,
-    after_one_step,
+    SGD,
     assert_same,
+    gradient_of_a_step,
     other_weights,
     params,
+    prepared,
 )
 from tpo_jax import families
 from tpo_jax.models import classic
 from tpo_jax.models.lora import Lora
 from tpo_jax.objectives.preference import Objective, denominators, tpo_loss
-from tpo_jax.parallel.mesh import AXES, make_mesh
-from tpo_jax.parallel.sharding import parameter_shardings, to_global
 from tpo_jax.training.held_out import HeldOut, make_evaluator
 from tpo_jax.training.state import TrainState, new_state, split_params
 from tpo_jax.training.step import make_scorer, make_step
@@ -36,6 +37,7 @@ BETA, ALPHA, WEIGHT, ANCHOR = 0.3, 0.5, 0.8, 0.4
 OBJECTIVE = Objective(BETA, ALPHA, video_weight=WEIGHT, video_anchor=ANCHOR)
 VIDEO_PAIRS = (0, 2)  # first rows; those behind them and the last rows hold pairs of two answers
 ANSWERS = slice(4, 8)
+APART = (8, 1, 1, 1)  # a mesh with one row a device: both rows of every pair are apart
 
 
 @functools.cache
@@ -54,9 +56,12 @@ def mixed_batch():
 
 @functools.cache
 def by_formula():
-    """Loss and gradient by one forward pass for every video, in the layout of one answer a row."""
-    batch = jax.tree.map(jnp.asarray, mixed_batch())
+    """Loss and gradient in the layout of one answer a row, where every answer on every video has a
+    forward pass of its own.
+    """
+    batch = mixed_batch()
     known = batch.reference_logps[:, 0]
+    labels = batch.target_mask[ANSWERS][:3, 0, 0].sum()
     trainable, frozen = split_params(params(), ("tower",))
 
     def softplus(x):
@@ -64,40 +69,31 @@ def by_formula():
 
     def loss(trainable):
         model = families.bind(SMALL, trainable | frozen)
-
-        def sums(rows):
-            return classic.token_logps(model, jax.tree.map(lambda x: x[rows], batch)).sum(-1)[:, 0]
-
+        ratios = classic.token_logps(model, batch).sum(-1)[:, 0] - known
         total = 0.0
         for first in VIDEO_PAIRS:
-            right = sums(slice(first, first + 1))[0, 0] - known[first, 0]
-            wrong = sums(slice(first + 1, first + 2))[0, 1] - known[first, 1]
+            right, wrong = ratios[first, 0], ratios[first + 1, 1]
             total += WEIGHT * softplus(-BETA * (right - wrong)) / len(VIDEO_PAIRS)
             total += ANCHOR * softplus(-BETA * right) / len(VIDEO_PAIRS)
-        ratios = (sums(ANSWERS) - known[ANSWERS])[:3]
-        chosen = sums(ANSWERS)[:3, 0].sum()
-        total += softplus(-BETA * (ratios[:, 0] - ratios[:, 1])).mean()
-        return total - ALPHA * chosen / batch.target_mask[ANSWERS][:3, 0, 0].sum()
+        answers = ratios[ANSWERS][:3]
+        total += softplus(-BETA * (answers[:, 0] - answers[:, 1])).mean()
+        return total - ALPHA * (answers + known[ANSWERS][:3])[:, 0].sum() / labels
 
     return jax.jit(jax.value_and_grad(loss))(trainable)
 
 
 @functools.cache
 def updated(compute, sizes=(1, 1, 1, 1)):
-    """The gradient, from the update of plain SGD, and the metrics of a step."""
-    state, metrics = after_one_step(OBJECTIVE, compute, sizes, optax.sgd(1.0), mixed_batch())
-    before = split_params(jax.device_get(params()), ("tower",))[0]
-    return jax.tree.map(lambda a, b: a - b, before, state.params), metrics
+    """The gradient and the metrics of a step."""
+    return gradient_of_a_step(OBJECTIVE, compute, mixed_batch(), sizes)
 
 
 @pytest.mark.parametrize(
     ("compute", "sizes"),
     [
         (EXACT, (1, 1, 1, 1)),
-        (PARTS, (1, 1, 1, 1)),
-        (EXACT, (1, 8, 1, 1)),  # the rows of a pair are on two devices
+        (EXACT, APART),
         (PARTS, (2, 1, 1, 2)),
-        (EXACT, (1, 1, 1, 4)),
     ],
 )
 def test_the_step_equals_separate_forward_passes(compute, sizes):
@@ -111,22 +107,14 @@ def test_the_step_equals_separate_forward_passes(compute, sizes):
 
 
 def test_rows_of_a_pair_meet_as_two_numbers_each():
-    """One row a device, so that both rows of every pair are apart: what the pairing adds to the
-    traffic of a step is far below one position's hidden state of one row.
+    """What the pairing adds to the traffic of a step is far below one position's hidden state of
+    one row.
     """
-    mesh = make_mesh(dict(zip(AXES, (8, 1, 1, 1), strict=True)), jax.devices())
-    optimizer = optax.sgd(1.0)
 
     def traffic(objective):
+        mesh, step, *given = prepared(objective, EXACT, APART, SGD, mixed_batch())
         with jax.set_mesh(mesh):
-            step = jax.jit(make_step(SMALL, objective, EXACT, optimizer))
-            state = jax.eval_shape(lambda p: new_state(p, optimizer, ("tower",)), params())
-            shardings = parameter_shardings(mesh, state)
-            state = jax.tree.map(
-                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
-            )
-            text = step.lower(state, to_global(mixed_batch(), mesh)).compile().as_text()
-        return exchanged(text)
+            return exchanged(step.lower(*given, None).compile().as_text())
 
     plain = Objective(BETA, ALPHA)
     assert traffic(OBJECTIVE) - traffic(plain) < SMALL.decoder.width * 4
@@ -160,20 +148,15 @@ def test_the_scorer_gives_both_rows_the_sums_of_both():
 
 def test_a_live_reference_equals_the_cached_one():
     live = Objective(BETA, ALPHA, token_kl=1e-30, video_weight=WEIGHT, video_anchor=ANCHOR)
-    optimizer, frozen = optax.sgd(1.0), split_params(params(), ("tower",))[1]
-    batch = jax.tree.map(jnp.asarray, mixed_batch())
-    other = other_weights() | frozen
-    known = jax.jit(make_scorer(SMALL, EXACT, videos=True))(other, batch)
-    found = []
-    for objective, reference in ((live, other_weights()), (OBJECTIVE, None)):
-        cached = None if objective is live else known
-        batch = batch.__class__(**{**vars(batch), "reference_logps": cached})
-        state = new_state(params(), optimizer, ("tower",))
-        step = jax.jit(make_step(SMALL, objective, EXACT, optimizer))
-        after, metrics = step(state, batch, reference)
-        found.append((after.params, metrics))
-    (one, measured), (two, expected) = found
-    assert_same(jax.device_get(one), jax.device_get(two), 1e-6)
+    other = other_weights() | split_params(params(), ("tower",))[1]
+    known = jax.jit(make_scorer(SMALL, EXACT, videos=True))(other, mixed_batch())
+    cached, without = (
+        dataclasses.replace(mixed_batch(), reference_logps=logps)
+        for logps in (np.asarray(known), None)
+    )
+    one, measured = gradient_of_a_step(live, EXACT, without, reference=other_weights())
+    two, expected = gradient_of_a_step(OBJECTIVE, EXACT, cached)
+    assert_same(one, two, 1e-6)
     for name in expected:
         np.testing.assert_allclose(measured[name], expected[name], rtol=1e-5, atol=1e-5)
 
@@ -186,7 +169,8 @@ def test_held_out_pairs_of_either_kind_have_means_of_their_own(there):
     logps, mask, reference = arguments(rows)
     found = {"token_logps": logps, "target_mask": mask, "reference": reference}
     totals = denominators(mask, videos=True)
-    expected = tpo_loss(objective=OBJECTIVE, totals=totals, **found)[1]
+    loss = jax.jit(functools.partial(tpo_loss, objective=OBJECTIVE))
+    expected = loss(totals=totals, **found)[1]
     forward = lambda params, frozen, batch, reference: batch  # noqa: E731
     batches = [{name: x[i : i + 2] for name, x in found.items()} for i in range(0, len(rows), 2)]
     held_out = HeldOut(
