@@ -13,6 +13,11 @@ from tpo_jax.worlds.tokenizer import train_tokenizer
 QUESTIONS = ["Who?", "What colour is the ball that appears first?", "Where is it, at the end?"]
 
 
+def of(preset: str) -> pytest.MarkDecorator:
+    """Mark a test of what all families share: it runs with one model."""
+    return pytest.mark.parametrize("model", [preset], indirect=True)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return train_tokenizer(QUESTIONS, vocab_size=300)

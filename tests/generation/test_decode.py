@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.generation.conftest import QUESTIONS
+from tests.generation.conftest import QUESTIONS, of
 from tpo_jax import families
 from tpo_jax.data.collate import collate
 from tpo_jax.generation.decode import Limits, advance, decode, prefill
@@ -18,7 +18,7 @@ from tpo_jax.models.decoder import PrefixStream
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.parallel.sharding import parameter_shardings, to_global
 
-NEW = 64
+NEW = 16
 GREEDY = Sampling()
 
 
@@ -57,7 +57,7 @@ def recomputed(model, visual, row, question, tokens):
     ids = [row.prefix_ids[prefix], row.input_ids[question, 0, own], tokens[:-1]]
     ids = np.concatenate(ids)
     index = np.concatenate([row.visual_index[prefix], np.full(len(ids) - prefix.sum(), -1)])
-    T = 192
+    T = 160
     mask = np.arange(T) < len(ids)
     index = np.pad(index, (0, T - len(ids)), constant_values=-1)
     logits = classic_logits(*model, visual, np.pad(ids, (0, T - len(ids))), index, mask)
@@ -86,6 +86,7 @@ def test_cache_equals_the_whole_sequence(model, videos, prompt) -> None:
     assert len(np.unique(tokens)) > 3  # not one token over and over
 
 
+@of("tiny_llava_video")
 def test_many_questions_equal_one_at_a_time(model, videos, prompt) -> None:
     rows = [prompt(QUESTIONS)] + [prompt([question]) for question in QUESTIONS]
     together, first = generate(model, make_batch(model[0], videos[:1].repeat(2, 0), rows[:2]))
@@ -94,6 +95,7 @@ def test_many_questions_equal_one_at_a_time(model, videos, prompt) -> None:
     assert not first[1:].any()  # no question, no answer
 
 
+@of("tiny_llava_video")
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, 20, 0.9, 1.1)])
 def test_padding_and_neighbours_change_nothing(model, videos, prompt, sampling) -> None:
     rows = [prompt(QUESTIONS), prompt(QUESTIONS[:1]), prompt(QUESTIONS[1:])]
@@ -104,6 +106,7 @@ def test_padding_and_neighbours_change_nothing(model, videos, prompt, sampling) 
     np.testing.assert_array_equal(first[0], alone[0])
 
 
+@of("tiny_llava_video")
 def test_draws_follow_the_seed(model, videos, prompt) -> None:
     batch = make_batch(model[0], videos[:2], [prompt([QUESTIONS[0]] * 2)] * 2)
     sampling = Sampling(temperature=1.0)
@@ -117,6 +120,7 @@ def test_draws_follow_the_seed(model, videos, prompt) -> None:
     np.testing.assert_array_equal(greedy, generate(model, batch, Sampling(1.0, top_k=1)))
 
 
+@of("tiny_llava_video")
 def test_ids_without_a_token_are_never_chosen(model, videos, prompt) -> None:
     batch = make_batch(model[0], videos[:2], [prompt(QUESTIONS)] * 2)
     assert generate(model, batch, vocabulary=512).max() >= 40
@@ -124,10 +128,9 @@ def test_ids_without_a_token_are_never_chosen(model, videos, prompt) -> None:
         assert generate(model, batch, sampling, vocabulary=40).max() < 40
 
 
+@of("tiny_llava_video")
 def test_sharded_equals_one_device(model, videos, prompt) -> None:
     config, params = model
-    if config.newline != "grid":
-        pytest.skip("one family covers every sharding rule")
     rows = [prompt(QUESTIONS), prompt(QUESTIONS[::-1])]
     expected = generate(model, make_batch(model[0], videos[:2], rows))
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2, "context": 1})

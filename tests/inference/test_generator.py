@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.generation.conftest import QUESTIONS
+from tests.generation.conftest import QUESTIONS, of
 from tpo_jax import families
 from tpo_jax.data.processor import Processor
 from tpo_jax.data.prompts import build_prompts
@@ -23,10 +23,14 @@ from tpo_jax.parallel.mesh import AXES, make_mesh
 ANSWER = "日🙂é <b"  # every byte once; three of the characters have several
 
 
+def zeros(config):
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), families.abstract_params(config))
+
+
 def chain_model(tokenizer, ids):
     """Return a model that always answers `ids`: each token's embedding names its successor."""
     config = families.preset("tiny_longva")
-    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), families.abstract_params(config))
+    params = zeros(config)
     decoder = params["decoder"]
     decoder["norm"]["scale"] += 1
     start = tokenizer.encode("\n").ids[-1]  # the last token of every prompt
@@ -56,32 +60,25 @@ def generator_of(config, params, tokenizer, max_new_tokens=16, mesh=None, **deco
     return model.generator(Decoding(max_new_tokens, **decoding))
 
 
-@pytest.fixture(scope="module")
-def longva(model):
-    if model[0].has_newline:
-        pytest.skip("test_decode.py covers both families; here one will do")
-    return model
-
-
-@pytest.mark.parametrize("sizes", [{"fsdp": 4, "tensor": 2}, {"context": 8}])
-def test_many_tpus_run_the_kernel(sizes, tokenizer, program_for_tpus) -> None:
+def test_many_tpus_run_the_kernel(tokenizer, program_for_tpus) -> None:
     """A kernel outside of a mesh could not be split over chips."""
     heads = {"heads": 2, "kv_heads": 2, "head_dim": 128}
     config = families.preset("tiny_longva")
     config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, **heads))
-    params = families.init_params(config, 0)
-    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": 1} | sizes)
+    params = zeros(config)
+    mesh = make_mesh({"data": 1, "fsdp": 2, "tensor": 2, "context": 2})
     asking = generator_of(config, params, tokenizer, 4, mesh)
     rows, frames = [ask(tokenizer, config, QUESTIONS)], [np.zeros((4, 32, 32, 3), np.uint8)]
     program = program_for_tpus(generator, "prefill", lambda: asking.answer(frames, rows))
     assert "tpu_custom_call" in program
 
 
-def test_answers_do_not_depend_on_the_batch(longva, videos, prompt, tokenizer) -> None:
+@of("tiny_longva")
+def test_answers_do_not_depend_on_the_batch(model, videos, prompt, tokenizer) -> None:
     rows = [prompt(QUESTIONS), prompt(QUESTIONS[:1]), prompt(QUESTIONS[::-1])]
     sampling = Sampling(0.8, top_p=0.95)
     arguments = {"max_new_tokens": 10, "sampling": sampling, "seed": 5, "batch_rows": 2}
-    generator = generator_of(*longva, tokenizer, **arguments)
+    generator = generator_of(*model, tokenizer, **arguments)
     together = generator.answer(videos, rows)
     assert [len(answers) for answers in together] == [3, 1, 3]
     assert generator.answer(videos[1:], rows[1:], seeds=[1, 2]) == together[1:]
@@ -90,14 +87,13 @@ def test_answers_do_not_depend_on_the_batch(longva, videos, prompt, tokenizer) -
     assert generator.answer(videos[1:2], rows[1:2], seeds=[1], shape=(4, 2)) == together[1:2]
 
     mesh = make_mesh({"data": 1, "fsdp": 2, "tensor": 1, "context": 1}, jax.devices()[:2])
-    generator = generator_of(*longva, tokenizer, mesh=mesh, **arguments)
+    generator = generator_of(*model, tokenizer, mesh=mesh, **arguments)
     assert generator.answer(videos, rows) == together
 
 
+@of("tiny_llava_video")  # images with newline tokens are made of everything
 def test_images_and_text_do_not_depend_on_the_batch(model, tokenizer) -> None:
     """Rows of several images, one, and none, each padded to the longest."""
-    if not model[0].has_newline:
-        pytest.skip("images with newline tokens are made of everything; one family will do")
     config, params = model
     rng = np.random.default_rng(0)
     pictures, rows = [], []
@@ -161,8 +157,9 @@ def test_a_stop_string_ends_an_answer(chain, tokenizer, videos) -> None:
     assert answer == ("日", 3, True, True)
 
 
-def test_a_stream_of_random_bytes_joins_to_the_answer(longva, tokenizer, videos, prompt) -> None:
-    generator = generator_of(*longva, tokenizer, sampling=Sampling(2.0))
+@of("tiny_longva")
+def test_a_stream_of_random_bytes_joins_to_the_answer(model, tokenizer, videos, prompt) -> None:
+    generator = generator_of(*model, tokenizer, sampling=Sampling(2.0))
     row = prompt(QUESTIONS[:1])
     for seed in range(10):
         answer = generator.answer(videos[:1], [row], seeds=[seed])[0][0]
