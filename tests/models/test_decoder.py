@@ -225,6 +225,22 @@ def weighted(config, mask):
     return weight * np.asarray(mask)[..., None]
 
 
+def with_gradients(function):
+    return jax.jit(jax.value_and_grad(function, (0, 1), has_aux=True, allow_int=True))
+
+
+@functools.cache
+def of_shared_prefix(config):
+    """The weighted sum, the hidden states and the gradients, on one device."""
+    prefix, (y, mask) = make_prefix(config, deepstack=config.qk_norm), make_continuations(config)
+    weight = weighted(config, mask)
+
+    def shared(params, prefix):
+        return answers(config, params, prefix, y, mask, weight, remat="full")
+
+    return jax.device_get(with_gradients(shared)(init(config), prefix))
+
+
 @both
 def test_shared_prefix_equals_one_row_per_continuation(config):
     prefix, (y, mask) = make_prefix(config, deepstack=config.qk_norm), make_continuations(config)
@@ -237,16 +253,9 @@ def test_shared_prefix_equals_one_row_per_continuation(config):
         hidden = decoder.sequence(stream)[:, P:].reshape(y.shape)
         return (hidden * weight).sum(), hidden
 
-    def shared(params, prefix):
-        return answers(config, params, prefix, y, mask, weight, remat="full")
-
     real = np.asarray(mask)
-    results = [
-        jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True, allow_int=True))(init(config), prefix)
-        for f in (shared, one_row_each)
-    ]
-    (_, ours), gradients = results[0]
-    (_, theirs), expected = results[1]
+    (_, ours), gradients = of_shared_prefix(config)
+    (_, theirs), expected = with_gradients(one_row_each)(init(config), prefix)
     np.testing.assert_allclose(ours[real], theirs[real], atol=2e-5)
     for one, other in zip(*map(jax.tree.leaves, (gradients, expected)), strict=True):
         if one.dtype == jnp.float32:
@@ -291,13 +300,12 @@ def test_zig_zag_order_changes_nothing():
     def loss(params, prefix):
         return answers(config, params, prefix, y, mask, weight, remat="full")
 
-    gradient = jax.value_and_grad(loss, (0, 1), has_aux=True, allow_int=True)
-    (_, expected), expected_gradients = jax.jit(gradient)(init(config), prefix)
+    (_, expected), expected_gradients = of_shared_prefix(config)
     mesh = make_mesh({"data": 1, "fsdp": 2, "tensor": 2, "context": 2})
     tree = {"decoder": init(config)}
     params = jax.device_put(tree, parameter_shardings(mesh, tree))["decoder"]
     with jax.set_mesh(mesh):
-        (_, hidden), gradients = jax.jit(gradient)(params, jax.device_get(prefix))
+        (_, hidden), gradients = with_gradients(loss)(params, jax.device_get(prefix))
     real = np.asarray(mask)
     np.testing.assert_allclose(np.asarray(hidden)[real], expected[real], atol=2e-5)
     found, wanted = map(jax.tree.leaves, (gradients, expected_gradients))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.random_params import random_params
 from tests.tiny_run import same_bits
 from tpo_jax import families
 from tpo_jax.checkpoints.fingerprint import weights_fingerprint
@@ -45,7 +46,7 @@ def test_a_weight_is_off_by_half_a_scale_at_most(weights, inputs, size, seed):
 def base(tmp_path_factory, tiny_world):
     """A native directory in bfloat16."""
     folder = tmp_path_factory.mktemp("base") / "model"
-    params = vlm.cast(families.init_params(CONFIG, 0), jnp.bfloat16)
+    params = vlm.cast(random_params(CONFIG), jnp.bfloat16)
     save_model(folder, CONFIG, params, tiny_world / "tokenizer")
     return folder
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.batches import SMALL, random_batch
+from tests.random_params import random_params
 from tpo_jax import families
 from tpo_jax.errors import InputError
 from tpo_jax.models.vlm import gather_logps
@@ -14,11 +15,11 @@ from tpo_jax.parallel.sharding import constrain, parameter_shardings
 
 @pytest.mark.parametrize("frames", [3, 9])  # neither divides over four chips; 9 take two rounds
 def test_frames_are_shared_by_the_chips_of_a_row(frames):
-    batch, params = random_batch(B=2, F=frames, P=80), families.init_params(SMALL, seed=0)
+    batch, params = random_batch(B=2, F=frames, P=80), random_params(SMALL)
     encode = jax.jit(lambda p, x: families.bind(SMALL, p).encode_frames(x))
     expected = encode(params, batch.frames)
     with jax.set_mesh(make_mesh({"data": 1, "fsdp": 2, "tensor": 2, "context": 2})):
-        visual = encode(jax.device_get(params), batch.frames)
+        visual = encode(params, batch.frames)
     B, n, D = expected.shape
     assert visual.sharding.shard_shape(visual.shape) == (B // 2, n, D // 4)
     np.testing.assert_allclose(visual, expected, atol=1e-4, rtol=1e-4)

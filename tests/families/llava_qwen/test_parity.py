@@ -164,7 +164,7 @@ def pictures_of(config, *images):
 # Several tiles; one; a wide one that is cut on both sides; one that is shrunk to nine tiles.
 SIZES = {
     "LongVA": [(40, 30), (24, 24), (190, 11)],
-    "LLaVA-Video": [(150, 60), (90, 90), (460, 400)],
+    "LLaVA-Video": [(150, 60), (90, 90), (660, 220)],
 }
 
 
@@ -182,10 +182,13 @@ def test_image_tokens(family, number, agree):
     agree(f"{name} image of {size[0]}x{size[1]} to tokens", ours[0, :n], theirs, MODULE)
 
 
-@pytest.mark.parametrize("number", [2, 0], ids=["images", "text alone"])
-def test_logits_of_images(family, number, agree):
+@pytest.mark.parametrize("images", [True, False], ids=["images", "text alone"])
+def test_logits_of_images(family, images, agree):
+    """Two images of LongVA; one of LLaVA-Video, whose tower has 27x27 patches."""
     name, config, original, params = family
-    images = [random_image(*size, seed=i) for i, size in enumerate(SIZES[name][:number])]
+    sizes = {"LongVA": SIZES["LongVA"][:2], "LLaVA-Video": [(90, 90)]}[name] if images else []
+    number = len(sizes)
+    images = [random_image(*size, seed=i) for i, size in enumerate(sizes)]
     texts = [random_ids(config, 4 + i, i) for i in range(number + 1)]
     pictures = pictures_of(config, *images)
     with torch.no_grad():
@@ -206,7 +209,7 @@ def test_logits_of_images(family, number, agree):
         prefix = PrefixStream(x, jnp.ones((1, len(ids)), bool))
         return model.decoder.head(model.decoder.sequence(prefix))
 
-    what = f"{number} images" if number else "text alone"
+    what = {0: "text alone", 1: "1 image"}.get(number, f"{number} images")
     agree(f"{name} whole model, {what}, logits", ours(params, batch)[0], theirs, LOGITS)
 
 
