@@ -1,55 +1,38 @@
-"""Several calls of one command in one child process: starting Python and JAX takes the time.
+"""Commands as `python -m` runs them, in one process: starting Python and JAX takes the time.
 
-The child is a fork of a process that imported what commands import, which all tests share that have
-the same environment variables.
+A process serves all tests that have the same environment variables.
 """
 
 import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-_CHILD = """
-import contextlib, importlib, io, json, sys
-from absl import flags
-from tpo_jax.errors import run_command
 
-module = importlib.import_module(sys.argv[1])
-results = []
-for arguments in json.loads(sys.argv[2]):
-    for command in getattr(module, "COMMANDS", {}).values():
-        command.values.unparse_flags()
-    for name in flags.FLAGS:
-        flags.FLAGS[name].unparse()
-    sys.argv = [sys.argv[0], *arguments]
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            run_command(getattr(module, "COMMANDS", None) or module.main)
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-    results.append((code, out.getvalue(), err.getvalue()))
-print(json.dumps(results))
-"""
-
-# The flags of `train` are defined where it is run as a program.
-_PROGRAM = """
-import contextlib, importlib, io, json, runpy, sys
+# What commands write goes into their results; what a library prints, to standard error.
+_PROCESS = """
+import contextlib, io, json, os, runpy, sys, traceback
 from absl import flags
 
-module, results = sys.argv[1], []
-importlib.import_module(module)  # and with it the flags of libraries
-del sys.modules[module]
-own = set(flags.FLAGS)
-for arguments in json.loads(sys.argv[2]):
+import tpo_jax.train
+from tests.memory import free_programs, resident
+from tpo_jax.errors import note
+
+requests, results = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+os.dup2(2, 1)
+
+
+def run(module, arguments):
+    sys.modules.pop(module, None)
+    for name in list(flags.FLAGS):  # those of the command before; several have the same
+        if flags.FLAGS.find_module_defining_flag(name).startswith("tpo_jax."):
+            delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
-    for name in set(flags.FLAGS) - own:
-        delattr(flags.FLAGS, name)
+    note.cache_clear()
     sys.argv = [module, *arguments]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -58,28 +41,19 @@ for arguments in json.loads(sys.argv[2]):
             code = 0
         except SystemExit as end:
             code = end.code or 0
-    results.append((code, out.getvalue(), err.getvalue()))
-print(json.dumps(results))
-"""
+        except Exception:
+            traceback.print_exc()
+            code = 1
+    return code, out.getvalue(), err.getvalue()
 
-# Forks before JAX has a backend, and so before there are threads that hold locks.
-_IMPORTED = """
-import json, os, sys
 
-import tpo_jax.train
-for line in sys.stdin:
-    if not os.fork():
-        break
-    print(os.wait()[1], flush=True)
-else:
-    sys.exit()
-script, name, arguments, *files = json.loads(line)
-for number, file in enumerate(files):
-    os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
-sys.argv[1:] = [f"tpo_jax.{name}", arguments]
-exec(script)
+for line in requests:
+    module, calls = json.loads(line)
+    print(json.dumps([run(module, arguments) for arguments in calls]), file=results, flush=True)
+    if resident() > 2e9:
+        free_programs()
 """
-_imported: dict[tuple, subprocess.Popen] = {}  # by environment variables
+_processes: dict[tuple, subprocess.Popen] = {}  # by environment variables
 
 
 class Result(NamedTuple):
@@ -104,42 +78,45 @@ def call_commands(name: str, *calls: tuple[str, dict]) -> list[Result]:
         ]
         for command, flags in calls
     ]
-    return _results(_CHILD, name, arguments, {})
+    return call_program(name, *arguments)
 
 
 def call_program(
     name: str, *calls: list[str], variables: dict[str, str] | None = None
 ) -> list[Result]:
     """Run `python -m tpo_jax.<name>` per list of arguments, with more environment variables."""
-    return _results(_PROGRAM, name, calls, variables or {})
+    return call_module(f"tpo_jax.{name}", *calls, variables=variables)
 
 
-def _results(script: str, name: str, arguments, variables: dict[str, str]) -> list[Result]:
-    environment = _environment() | variables
+def call_module(
+    module: str, *calls: list[str], variables: dict[str, str] | None = None
+) -> list[Result]:
+    """Run `python -m <module>` per list of arguments, with more environment variables."""
+    environment = _environment() | (variables or {})
     key = tuple(sorted(environment.items()))
-    if key not in _imported:
+    if key not in _processes:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        command = [sys.executable, "-c", _IMPORTED]
-        _imported[key] = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
-    process = _imported[key]
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        request = (script, name, json.dumps(arguments), os.devnull, str(out), str(err))
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == "0\n", err.read_text() if err.exists() else name
-        return [Result(*values) for values in json.loads(out.read_text().splitlines()[-1])]
+        command = [sys.executable, "-c", _PROCESS]
+        _processes[key] = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
+    process = _processes[key]
+    process.stdin.write(json.dumps([module, calls]) + "\n")
+    process.stdin.flush()
+    results = process.stdout.readline()
+    if not results:
+        _processes.pop(key).communicate()
+    assert results, f"{module} ended with exit code {process.returncode}"
+    return [Result(*values) for values in json.loads(results)]
 
 
 def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
 
 
-def stop_imported(all_of_them: bool = True) -> None:
-    """End the processes that imported commands, but the one with today's environment if not all."""
+def stop_commands(all_of_them: bool = True) -> None:
+    """End the processes that run commands, but the one with today's environment if not all."""
     kept = () if all_of_them else tuple(sorted(_environment().items()))
-    for key in [key for key in _imported if key != kept]:
-        _imported.pop(key).communicate()
+    for key in [key for key in _processes if key != kept]:
+        _processes.pop(key).communicate()
 
 
 def _listed(values) -> list:

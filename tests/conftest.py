@@ -28,7 +28,7 @@ import hypothesis
 import jax
 import pytest
 
-from tests.commands import stop_imported
+from tests.commands import stop_commands
 from tests.fake_wandb import FakeWandb
 from tests.memory import free_programs, resident
 
@@ -87,7 +87,7 @@ def compiled(tmp_path_factory) -> Iterator[Path]:
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     yield directory
-    stop_imported()
+    stop_commands()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -106,7 +106,7 @@ def drop_programs() -> Iterator[None]:
     yield
     if resident() > 2e9:
         free_programs()
-    stop_imported(all_of_them=False)
+    stop_commands(all_of_them=False)
 
 
 def _shared(name: str) -> Path:

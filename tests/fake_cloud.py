@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+HERE = Path(__file__).resolve().parent
 WORKERS = 2
 CREATION = ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
 NODE = {"ACTIVE": "READY", "PROVISIONING": "CREATING"}
@@ -36,7 +37,9 @@ class Cloud:
         cloud = cls(root)
         (root / "bin").mkdir()
         cloud.bucket.mkdir()
-        script = f"exec '{sys.executable}' -IS '{__file__}' '{root}' \"$(basename $0)\" \"$@\""
+        # A module, unlike a script, is compiled once for the many short calls.
+        code = f'import sys; sys.path[:0] = ["{HERE}"]; import fake_cloud; fake_cloud.main()'
+        script = f"exec '{sys.executable}' -IS -c '{code}' '{root}' \"${{0##*/}}\" \"$@\""
         quick = {"sudo": "exit 0", "mountpoint": "exit 1"}
         for name in ("gcloud", "xpk", "gcsfuse", "curl", *quick):
             (root / "bin" / name).write_text(f"#!/bin/sh\n{quick.get(name, script)}\n")
@@ -92,7 +95,12 @@ class Cloud:
             shutil.rmtree(home)
 
 
-def main(root: str, program: str, *arguments: str) -> int:
+def main() -> None:
+    """Answer one call of a program."""
+    sys.exit(answer(*sys.argv[1:]))
+
+
+def answer(root: str, program: str, *arguments: str) -> int:
     cloud = Cloud(Path(root))
     state = cloud.load()
     if program == "curl":
@@ -217,7 +225,3 @@ def xpk(cloud: Cloud, verb: str, flags: dict[str, str]) -> int:
     shutil.copytree(source, home)
     shell = ["bash", "-c", f"({flags['command']}) & wait $!"]
     return subprocess.run(shell, cwd=home, env=cloud.environment(home), check=False).returncode
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

@@ -138,15 +138,6 @@ def test_every_subcommand_has_flags_of_its_own() -> None:
             assert line == f"error: --{other} is a flag of {owner}, not of {name}"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def same_programs(compiled):
-    """Let every call of the command find the programs that the last one compiled."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(compiled))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        yield
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, benchmark_folders):
     """A random model whose tokenizer knows the prompts: `base`, `adapters`, both `merged`."""

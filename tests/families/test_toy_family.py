@@ -4,15 +4,13 @@ family needs is a folder and a line in the registry.
 
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from tests.commands import ROOT, Result
+from tests.commands import call_module
 from tests.families.toy import TEMPLATE
 from tpo_jax import families
 from tpo_jax.errors import InputError
@@ -35,14 +33,6 @@ def get_config():
     config.train.log_every = 1
     return config
 """
-
-
-def run(command: str, **flags) -> Result:
-    """A command in a process that has the family registered."""
-    given = [f"--{name}={value}" for name, value in flags.items()]
-    program = [sys.executable, "tests/families/toy.py", command, *given]
-    child = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
-    return Result(child.returncode, child.stdout, child.stderr)
 
 
 def write_inputs(folder) -> None:
@@ -79,7 +69,8 @@ def test_a_family_outside_the_package_trains_and_answers(tmp_path) -> None:
     question |= {"num_frames": 3, "max_new_tokens": 5}
 
     def succeeds(command: str, **flags) -> str:
-        result = run(command, **flags)
+        given = [f"--{name}={value}" for name, value in flags.items()]
+        [result] = call_module("tests.families.toy", [command, *given])
         assert result.code == 0, result.err
         return result.out
 

@@ -8,7 +8,6 @@ import dataclasses
 import re
 import runpy
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -171,9 +170,12 @@ FAMILY = Family(
 def main() -> None:
     """Run one command with the family registered; its name and flags are the arguments."""
     families.FAMILIES["toy"] = FAMILY
-    runpy.run_module(f"tpo_jax.{sys.argv.pop(1)}", run_name="__main__")
+    sys.argv[:2] = [f"tpo_jax.{sys.argv[1]}"]
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__")
+    finally:
+        del families.FAMILIES["toy"]  # the next command of this process may not know it
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     main()

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tests.fuzz.kinds import KINDS, make_cache
-from tests.fuzz.sandbox import SECONDS, Command, complaint
+from tests.fuzz.sandbox import SECONDS, Commands, complaint
 
 
 class Tally(NamedTuple):
@@ -37,7 +37,7 @@ class Tally(NamedTuple):
 
 
 def fuzz(
-    name: str, count: int, seed: int, cache: Path, keep: Path, command: Command, progress=None
+    name: str, count: int, seed: int, cache: Path, keep: Path, commands: Commands, progress=None
 ) -> Tally:
     """Try at least `count` inputs of a kind on its command; input `i` follows from kind, seed and
     `i` alone.
@@ -51,7 +51,7 @@ def fuzz(
             rng = np.random.default_rng([seed, list(KINDS).index(name), i])
             folder = Path(scratch).resolve() / str(i)
             folder.mkdir()
-            outcome = command.call(folder, kind.make(rng, cache, folder))
+            outcome = commands.call(kind.module, folder, kind.make(rng, cache, folder))
             codes[outcome.code] += 1
             slowest, largest = max(slowest, outcome.seconds), max(largest, outcome.memory_mb)
             reason = complaint(outcome)
@@ -127,9 +127,9 @@ def main() -> int:
         ):
 
             def run(name: str) -> Tally:
-                with Command(KINDS[name].module) as command:
+                with Commands(KINDS[name].module) as commands:
                     return fuzz(
-                        name, counts[name], given.seed, cache, given.keep, command, progress
+                        name, counts[name], given.seed, cache, given.keep, commands, progress
                     )
 
             futures = {name: pool.submit(run, name) for name in counts}

@@ -1,7 +1,7 @@
-"""Call a command many times, each in a forked child that is watched: how it ends, how long it
+"""Call commands many times, each in a forked child that is watched: how it ends, how long it
 takes, what it writes where.
 
-`python -m tests.fuzz.sandbox MODULE` imports what the command needs and forks a child per line of
+`python -m tests.fuzz.sandbox MODULE …` imports what the commands need and forks a child per line of
 standard input, so that a call costs milliseconds, not the start of JAX.
 """
 
@@ -49,12 +49,12 @@ class Outcome(NamedTuple):
     outside: list[str]  # what was written outside `out/` and the temporary folder
 
 
-class Command:
-    """A command that can be called often; a context manager."""
+class Commands:
+    """Commands that can be called often; a context manager."""
 
-    def __init__(self, module: str):
+    def __init__(self, *modules: str):
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fuzz.sandbox", module],
+            [sys.executable, "-m", "tests.fuzz.sandbox", *modules],
             cwd=Path(__file__).resolve().parents[2],
             env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
             stdin=subprocess.PIPE,
@@ -70,14 +70,14 @@ class Command:
         self._process.stdin.close()
         self._process.wait()
 
-    def call(self, folder: Path, arguments: list[str]) -> Outcome:
-        """Call the command. `folder` holds the inputs; `folder/out` is where it may write."""
+    def call(self, module: str, folder: Path, arguments: list[str]) -> Outcome:
+        """Call a command. `folder` holds the inputs; `folder/out` is where it may write."""
         for name in ("tmp", "cwd"):
             (folder / name).mkdir()
         before = _snapshot(folder)
         assert self._process.stdin
         assert self._process.stdout
-        print(json.dumps([str(folder), arguments]), file=self._process.stdin, flush=True)
+        print(json.dumps([module, str(folder), arguments]), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         code, seconds, memory = json.loads(answer)
         after = _snapshot(folder)
@@ -157,7 +157,7 @@ def _child(module: str, folder: str, arguments: list[str]) -> None:
         os._exit(code)
 
 
-def _serve(module: str) -> None:
+def _serve(modules: list[str]) -> None:
     from absl import flags
 
     from tpo_jax.data.records import features
@@ -165,17 +165,18 @@ def _serve(module: str) -> None:
 
     sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    importlib.import_module(module)
+    for module in modules:
+        importlib.import_module(module)
+        # The child runs the command's file, which defines its flags again.
+        for flag in list(flags.FLAGS.flags_by_module_dict().get(module, [])):
+            delattr(flags.FLAGS, flag.name)
     features()  # what TFDS imports late
-    if module == "tpo_jax.convert":
+    if "tpo_jax.convert" in modules:
         for family in FAMILIES.values():
             family.model()  # which imports JAX late
-    # Everything is imported now; the child runs the command's file, which defines its flags again.
-    for flag in list(flags.FLAGS.flags_by_module_dict().get(module, [])):
-        delattr(flags.FLAGS, flag.name)
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
-        folder, arguments = json.loads(line)
+        module, folder, arguments = json.loads(line)
         start = time.monotonic()
         if not (child := os.fork()):
             _child(module, folder, arguments)
@@ -222,4 +223,4 @@ def complaint(outcome: Outcome) -> str:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve(sys.argv[1:])

@@ -2,12 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tpo_jax.study import quickstart
 from tpo_jax.study.stages import LONG_SECONDS, SCALES
 from tpo_jax.study.statistics import exact
 
@@ -15,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 
-def test_every_stage_runs_and_a_second_start_redoes_nothing(smoke_quickstart):
+def test_every_stage_runs_and_a_second_start_redoes_nothing(smoke_quickstart, capsys):
     workdir, out = smoke_quickstart
     assert out.startswith("# Quickstart") and "95 % interval" in out
     assert (workdir / "report.html").read_text().count("data:image/png;base64,") == 4
@@ -30,9 +29,8 @@ def test_every_stage_runs_and_a_second_start_redoes_nothing(smoke_quickstart):
     assert all(row["right"] == exact(row["answer"], row["truth"]) for row in answers)
 
     made = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
-    command = (sys.executable, "-m", "tpo_jax.quickstart", "--scale=smoke", f"--workdir={workdir}")
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
-    assert (again.returncode, again.stdout) == (0, out), again.stderr
+    page = quickstart.run(workdir, scale, seed=11, train=lambda *_: pytest.fail("trains again"))
+    assert f"{capsys.readouterr().out}\nReport with plots: {page}\n" == out
     changed = {p.name for p, then in made.items() if p.stat().st_mtime_ns != then}
     plots = {"frames.png", "lengths.png", "types.png", "training.png"}
     assert changed <= {"report.html", "report.md"} | plots
