@@ -28,8 +28,8 @@ os.dup2(2, 1)
 
 def run(module, arguments):
     sys.modules.pop(module, None)
-    for name in list(flags.FLAGS):  # those of the command before; several have the same
-        if flags.FLAGS.find_module_defining_flag(name).startswith("tpo_jax."):
+    for name in list(flags.FLAGS):  # those of the command before, and the fields of its config
+        if "." in name or flags.FLAGS.find_module_defining_flag(name).startswith("tpo_jax."):
             delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
     note.cache_clear()
