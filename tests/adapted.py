@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from tpo_jax import families
+from tests.random_params import random_params
 from tpo_jax.checkpoints.models import save_model
 from tpo_jax.checkpoints.peft import save_adapters
 from tpo_jax.models.config import ModelConfig
@@ -18,11 +18,11 @@ def save_adapted(
     config: ModelConfig, seed: int, tokenizer: Path, *, base: Path, adapters: Path, merged: Path
 ) -> None:
     """Write a random model, random adapters for it in PEFT's layout, and the model of both."""
-    params = families.init_params(config, seed)
+    params = jax.device_put(random_params(config, seed))
     draws = np.random.default_rng(seed)
     beside = jax.tree.map(
-        lambda x: x + 0.1 * draws.standard_normal(x.shape, np.float32),
-        init_adapters(LORA, params, seed),
+        lambda x: np.float32(0.1) * draws.standard_normal(x.shape, np.float32),
+        jax.eval_shape(lambda: init_adapters(LORA, params, seed)),
     )
     save_model(base, config, params, tokenizer)
     save_adapters(adapters, config, LORA, beside, str(base))

@@ -11,15 +11,18 @@ from PIL import Image
 from tests.adapted import save_adapted
 from tests.batches import one_row
 from tests.commands import call
+from tests.random_params import random_params
 from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model
 from tpo_jax.data import images, prompts
+from tpo_jax.data.collate import collate
 from tpo_jax.data.processor import Processor
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.families.llava_qwen.template import INFERENCE
 from tpo_jax.inference import scoring
 from tpo_jax.inference.model import load, place
-from tpo_jax.models import classic, vlm
+from tpo_jax.models import classic
+from tpo_jax.models.batch import BatchShape
 from tpo_jax.video import sampling
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 
@@ -77,7 +80,7 @@ def test_many_tpus_run_the_kernel(folder, program_for_tpus) -> None:
     config = families.preset("tiny_longva")
     config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, **heads))
     processor = Processor(config, load_tokenizer(folder / "model"))
-    model = place(processor, families.init_params(config, 0), {"fsdp": 8})
+    model = place(processor, random_params(config), {"fsdp": 8})
 
     def run():
         return model.score(PAIRS, videos=folder / "videos", num_frames=4)
@@ -94,38 +97,50 @@ def still_logps(loaded, folder, pair):
     row = prompts.build_row(
         tokenizer, [pair["prompt"]], answers, pictures.tokens, template=INFERENCE
     )
-    batch = one_row(config, pictures, row)
-    return summed(classic.token_logps, loaded, batch)
+    return summed(loaded, one_row(config, pictures, row))[0]
 
 
-def summed(function, loaded, batch):
-    """[2] sums over the tokens of the answers in a batch of one row."""
+def summed(loaded, batch):
+    """[B, 2] sums over the tokens of the answers by the classic layout."""
 
     @jax.jit
     def sums(params, batch):
-        return function(families.bind(loaded.config, params), batch).sum(axis=(1, 3))[0]
+        return classic.token_logps(families.bind(loaded.config, params), batch).sum(axis=(1, 3))
 
     return np.asarray(sums(loaded.params, batch))
 
 
-def logps(function, loaded, folder, pair, style="inference"):
-    """[2] sums by one of the model's layouts, one pair at a time."""
-    tokenizer = load_tokenizer(folder / "model")
-    config = loaded.config
-    frames, times, duration = sampling.read_frames(folder / "videos" / pair["video"], "uniform", 4)
-    row = prompts.build_row(
-        tokenizer,
-        [prompts.strip_placeholder(pair["prompt"])],
-        [[pair["chosen"], pair["rejected"]]],
-        config.visual_tokens(4),
-        opening=INFERENCE.time_opening("inline", times.tolist(), duration),
-        template=families.of(config).templates[style],
+def logps(loaded, folder, style):
+    """[n, 2] sums of the pairs on videos, and the numbers of labelled tokens."""
+    tokenizer, config = load_tokenizer(folder / "model"), loaded.config
+    rows, visuals = [], []
+    for pair in PAIRS:
+        video = folder / "videos" / pair["video"]
+        frames, times, duration = sampling.read_frames(video, "uniform", 4)
+        row = prompts.build_row(
+            tokenizer,
+            [prompts.strip_placeholder(pair["prompt"])],
+            [[pair["chosen"], pair["rejected"]]],
+            config.visual_tokens(4),
+            opening=INFERENCE.time_opening("inline", times.tolist(), duration),
+            template=families.of(config).templates[style],
+        )
+        rows.append(row)
+        visuals.append(families.of(config).preprocess(frames, config))
+    shape = BatchShape(
+        rows=len(rows),
+        prefix=max(row.prefix_ids.size for row in rows),
+        questions=1,
+        answers=2,
+        response=max(row.input_ids.shape[-1] for row in rows),
+        frames=4,
+        frame_shape=config.frame_shape,
+        prefix_labels=rows[0].target_at is not None,
     )
-    batch = one_row(config, families.of(config).preprocess(frames, config), row)
-    sums = summed(function, loaded, batch)
+    sums = summed(loaded, collate(config, rows, visuals, shape))
     labels = 8 if style == "dpo_trainer" else 2
-    tokens = [len(tokenizer.encode(pair[name]).ids) + labels for name in ("chosen", "rejected")]
-    return sums, tokens
+    names = ("chosen", "rejected")
+    return sums, [[len(tokenizer.encode(p[name]).ids) + labels for name in names] for p in PAIRS]
 
 
 def test_scores_and_wrong_input(folder, tmp_path) -> None:
@@ -170,19 +185,13 @@ def test_scores_and_wrong_input(folder, tmp_path) -> None:
     )
     assert good.code == one.code == trainer.code == 0, good.err + one.err + trainer.err
     loaded = load_model(folder / "model")
-    both = (vlm.VideoLanguageModel.token_logps, classic.token_logps)
-    for name, style, layouts in (
-        ("trainer", "dpo_trainer", both[1:]),
-        ("scores", "inference", both),
-    ):
+    for name, style in (("trainer", "dpo_trainer"), ("scores", "inference")):
         lines = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()]
         assert [line["id"] for line in lines] == [pair["id"] for pair in PAIRS]
-        for pair, line in zip(PAIRS, lines, strict=True):
-            scored = [line["chosen_logp"], line["rejected_logp"]]
-            for function in layouts:
-                sums, tokens = logps(function, loaded, folder, pair, style)
-                np.testing.assert_allclose(scored, sums, atol=1e-4, rtol=0)
-                assert [line["chosen_tokens"], line["rejected_tokens"]] == tokens
+        sums, tokens = logps(loaded, folder, style)
+        found = [[line["chosen_logp"], line["rejected_logp"]] for line in lines]
+        np.testing.assert_allclose(found, sums, atol=1e-4, rtol=0)
+        assert [[line["chosen_tokens"], line["rejected_tokens"]] for line in lines] == tokens
     assert mixed.code == 0, mixed.err
     scored = [json.loads(line) for line in (tmp_path / "mixed.jsonl").open()]
     assert [line["id"] for line in scored] == [pair["id"] for pair in MIXED]

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.commands import call
+from tests.random_params import random_params
 from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.data.processor import Processor
@@ -107,7 +108,7 @@ def models(tmp_path_factory, tokenizer):
     save_tokenizer(tokenizer, root / "tokenizer")
     config = families.preset("tiny_longva")
     for seed in (0, 1):
-        params = families.init_params(config, seed)
+        params = random_params(config, seed)
         params["decoder"]["head"]["kernel"] *= seed
         save_model(root / str(seed), config, params, root / "tokenizer")
     return root

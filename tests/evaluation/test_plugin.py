@@ -14,6 +14,7 @@ import pytest
 
 from tests.commands import ROOT, call
 from tests.evaluation.folders import FOLDERS
+from tests.random_params import random_params
 from tpo_jax import families
 from tpo_jax.checkpoints.models import save_model
 from tpo_jax.errors import InputError
@@ -53,7 +54,7 @@ def model(tmp_path_factory, benchmark_folders):
     ]
     save_tokenizer(train_tokenizer(texts, vocab_size=500), folder / "tokenizer")
     config = families.preset("tiny_longva")
-    params = families.init_params(config, 0)
+    params = random_params(config)
     # Layers of the usual scale hardly tell one question from the next.
     params["decoder"]["layers"] = jax.tree.map(lambda x: 2 * x, params["decoder"]["layers"])
     save_model(folder / "model", config, params, folder / "tokenizer")
@@ -68,7 +69,7 @@ def plugin(model) -> TpoJax:
 def requests(plugin, questions, **settings) -> list:
     """Instances as lmms-eval makes them, as far as a model looks at them."""
     plugin.task_dict = {"videomme": {"test": [question.doc for question in questions]}}
-    settings = {"until": ["\n\n"], "max_new_tokens": 8, "temperature": 0.0} | settings
+    settings = {"until": ["\n\n"], "max_new_tokens": 4, "temperature": 0.0} | settings
     return [
         SimpleNamespace(
             args=(q.prompt, settings, lambda _, q=q: [str(q.video)], i, "videomme", "test")

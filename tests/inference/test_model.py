@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import tpo_jax
+from tests.random_params import random_params
 from tests.test_docs import ROOT, fences
 from tpo_jax import families
 from tpo_jax.checkpoints.models import save_model
@@ -29,7 +30,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("inference")
     save_tokenizer(train_tokenizer(QUESTIONS, vocab_size=270), folder / "tokenizer")
     config = families.preset("tiny_longva")
-    save_model(folder / "model", config, families.init_params(config, 0), folder / "tokenizer")
+    save_model(folder / "model", config, random_params(config), folder / "tokenizer")
     (video,) = make_videos(folder / "made", seed=1, seconds=[8], workers=1)
     Path(video.path).rename(folder / "video.mp4")
     pixels = np.random.default_rng(0).integers(0, 256, (20, 36, 3), np.uint8)
@@ -69,8 +70,13 @@ def test_quantized_weights_score_nearly_alike_on_any_mesh(model, folder, weights
         a, b, c = (getattr(score, name) for score in (exact, one, two))
         assert b == pytest.approx(c, abs=1e-4)
         assert 0 < abs(a - b) < bound * tokens
-    answer = loaded[0].answer(None, "Why?", max_new_tokens=2)
-    assert "".join(loaded[0].stream(None, "Why?", max_new_tokens=2)) == answer
+
+
+def test_a_quantized_model_streams_its_answer(folder) -> None:
+    one = make_mesh(dict.fromkeys(AXES, 1), jax.devices()[:1])
+    quantized = tpo_jax.load(folder / "model", mesh=one, weights="int8")
+    answer = quantized.answer(None, "Why?", max_new_tokens=2)
+    assert "".join(quantized.stream(None, "Why?", max_new_tokens=2)) == answer
 
 
 def test_one_answer_is_scored_on_two_videos(model, folder) -> None:

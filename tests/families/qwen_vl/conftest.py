@@ -4,6 +4,7 @@ import pytest
 from ml_collections import ConfigDict
 from tokenizers import Tokenizer
 
+from tests.random_params import random_params
 from tests.tiny_run import tiny_config
 from tpo_jax import families
 from tpo_jax.checkpoints.models import save_model
@@ -42,7 +43,7 @@ def initial(sizes, tiny_world, tmp_path_factory):
     """The native directory of random weights; tests only read it."""
     folder = tmp_path_factory.mktemp("initial")
     save_tokenizer(tiny_world, folder / "tokenizer")
-    params = families.init_params(sizes, seed=1)
+    params = random_params(sizes, seed=1)
     save_model(folder / "model", sizes, params, folder / "tokenizer")
     return folder / "model"
 

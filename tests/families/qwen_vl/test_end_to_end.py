@@ -56,12 +56,13 @@ def test_benchmarks_and_needles(sizes, initial, benchmark_folders, tmp_path):
 
 
 def test_the_plug_in_of_lmms_eval_answers_as_the_model(initial, video):
+    question = "Who" + "?" * 42  # 64 tokens, rounded up by either: one program answers
     plugin = TpoJax(str(initial), max_frames_num=4, dtype="float32")
     plugin.task_dict = {"task": {"test": [{}]}}
     how = {"until": ["\n\n"], "max_new_tokens": 3, "temperature": 0.0}
-    request = SimpleNamespace(args=("Who?", how, lambda _: [str(video)], 0, "task", "test"))
-    model = load(initial, dtype="float32")
-    expected = model.answer(video, "Who?", num_frames=4, max_new_tokens=3)
+    request = SimpleNamespace(args=(question, how, lambda _: [str(video)], 0, "task", "test"))
+    model = load(initial, dtype="float32", mesh={"fsdp": -1})
+    expected = model.answer(video, question, num_frames=4, max_new_tokens=3)
     assert plugin.generate_until([request]) == [expected]
 
 

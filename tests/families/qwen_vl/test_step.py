@@ -1,14 +1,13 @@
 """The train step: videos of several shapes in one batch, shared prefixes, a mesh."""
 
 import dataclasses
-import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.families.qwen_vl import tiny
+from tests.random_params import random_params
 from tpo_jax import families
 from tpo_jax.families.qwen_vl.config import MERGE
 from tpo_jax.families.qwen_vl.processing import grids, preprocess
@@ -57,15 +56,6 @@ def make_batch(config):
     )
 
 
-@functools.cache
-def params(config):
-    noise = np.random.default_rng(1)
-    return jax.tree.map(
-        lambda x: np.asarray(x) + 0.05 * noise.standard_normal(x.shape, np.float32),
-        families.init_params(config, seed=0),
-    )
-
-
 def log_probability_and_gradient(token_logps, config, params, batch):
     weight = np.random.default_rng(2).standard_normal(batch.input_ids.shape, np.float32)
 
@@ -79,28 +69,19 @@ def log_probability_and_gradient(token_logps, config, params, batch):
     return jax.device_get(run(params, batch))
 
 
-@functools.cache
-def of_two_rows(config):
-    batch = jax.tree.map(jnp.asarray, make_batch(config))
-    return log_probability_and_gradient(classic.token_logps, config, params(config), batch)
-
-
 def shared(model, batch):
     return model.token_logps(batch, remat="full", chunk=4)
 
 
-@pytest.mark.parametrize("sizes", [None, {"data": 1, "fsdp": 2, "tensor": 2, "context": 2}])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_shared_prefix_equals_two_rows(name, sizes):
+def test_shared_prefix_on_a_mesh_equals_two_rows_on_one_device(name):
     config = CONFIGS[name]
-    expected, weights, batch = of_two_rows(config), params(config), make_batch(config)
-    if sizes is None:
-        found = log_probability_and_gradient(shared, config, weights, batch)
-    else:
-        mesh = make_mesh(sizes)
-        placed = jax.device_put(weights, parameter_shardings(mesh, weights))
-        with jax.set_mesh(mesh):
-            found = log_probability_and_gradient(shared, config, placed, to_global(batch, mesh))
+    weights, batch = random_params(config), make_batch(config)
+    expected = log_probability_and_gradient(classic.token_logps, config, weights, batch)
+    mesh = make_mesh({"data": 1, "fsdp": 2, "tensor": 2, "context": 2})
+    placed = jax.device_put(weights, parameter_shardings(mesh, weights))
+    with jax.set_mesh(mesh):
+        found = log_probability_and_gradient(shared, config, placed, to_global(batch, mesh))
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
 
     def close(path, one, other):
