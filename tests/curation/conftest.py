@@ -1,6 +1,11 @@
 """Rendered videos, a model, and configs of runs that take a second."""
 
+import os
+import signal
+import socket
 import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +19,32 @@ from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer, world_text
 from tpo_jax.worlds.world import make_videos
 
 SEED = 3
+ROOT = Path(__file__).resolve().parents[2]
+
+# Imports, which take the time, once for both; then each runs the command as a program.
+_TWO_PROCESSES = """
+import os, runpy, sys
+import tpo_jax.curation.run, tpo_jax.train
+
+name, address, *arguments = sys.argv[1:]
+children = []
+for index in (0, 1):
+    if not (child := os.fork()):
+        sys.argv = [name, f"--distributed={address},2,{index}", *arguments]
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+        sys.exit()
+    children.append(child)
+sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
+"""
+
+
+def write_config(path: Path, config: ConfigDict) -> Path:
+    """Write a config as a file that flags name; JSON turns its tuples into lists."""
+    path.write_text(
+        "import json\n\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
+        f"    return ConfigDict(json.loads({config.to_json_best_effort()!r}))\n"
+    )
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -52,14 +83,44 @@ def curate_command(tmp_path, start_command):
     """Return a function that starts the command on a config, with more flags and variables."""
 
     def start(config: ConfigDict, *arguments: str, **variables: str) -> subprocess.Popen:
-        file = tmp_path / "config.py"
-        file.write_text(  # JSON turns tuples into lists
-            "import json\n\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
-            f"    return ConfigDict(json.loads({config.to_json()!r}))\n"
-        )
+        file = write_config(tmp_path / "config.py", config)
         return start_command("curate", f"--config={file}", *arguments, variables=variables)
 
     return start
+
+
+@pytest.fixture
+def start_two() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Return a function that starts a command as two processes with their devices each, the group
+    of one process that ends after them, badly if one of them does; all are killed at the end.
+    """
+    groups = []
+
+    def start(command: str, *arguments: str, devices: int) -> subprocess.Popen:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        variables = {
+            "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+            "JAX_NUM_CPU_DEVICES": str(devices),
+        }
+        group = subprocess.Popen(
+            [sys.executable, "-c", _TWO_PROCESSES, f"tpo_jax.{command}", address, *arguments],
+            cwd=ROOT,
+            env=os.environ | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        groups.append(group)
+        return group
+
+    yield start
+    for group in groups:
+        if group.poll() is None:
+            os.killpg(group.pid, signal.SIGKILL)
+        group.communicate()
 
 
 @pytest.fixture

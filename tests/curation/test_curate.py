@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.config_files import load
-from tests.curation.conftest import SEED
+from tests.curation.conftest import SEED, write_config
 from tests.curation.fake_endpoint import FAULTS, play, words
 from tpo_jax.curation import journals, projection
 from tpo_jax.curation.clients import VideoView
@@ -171,6 +171,17 @@ def test_any_number_of_parts_gives_the_same_pairs(count, finished, world_config,
     assert journaled(tmp_path / "run") == journaled(finished[0])
     one, other = (open_shards(d / "shards").fingerprint for d in (tmp_path / "run", finished[0]))
     assert one == other
+
+
+def test_two_processes_make_the_same_run(finished, world_config, start_two, tmp_path):
+    """One of them asks and prints; `test_rounds` has a model that both run together."""
+    file = write_config(tmp_path / "config.py", world_config)
+    group = start_two("curate", f"--config={file}", f"--workdir={tmp_path / 'run'}", devices=1)
+    out, err = group.communicate(timeout=300)
+    assert group.returncode == 0, err
+    assert out.count('"pairs": ') == 1
+    assert pairs_of(tmp_path / "run") == pairs_of(finished[0])
+    assert journaled(tmp_path / "run") == journaled(finished[0])
 
 
 def test_changed_settings_are_named(finished, world_config):

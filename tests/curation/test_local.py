@@ -1,12 +1,11 @@
 """The local client: one model in every role, on rendered videos and on real clips."""
 
 import json
-import socket
 
 import numpy as np
 import pytest
 
-from tests.curation.test_curate import journaled, pairs_of
+from tests.curation.test_curate import pairs_of
 from tpo_jax.curation.clients import Failure, Request, VideoView
 from tpo_jax.curation.config import read
 from tpo_jax.curation.local_client import LocalClient
@@ -93,42 +92,3 @@ def test_a_judge_with_random_weights_keeps_nothing(checkpoint, world_config, tmp
     (tmp_path / "run/judged.jsonl").unlink()
     curate(config, tmp_path / "run")
     assert pairs_of(tmp_path / "run")
-
-
-@pytest.mark.slow
-def test_two_processes_run_a_model_together(
-    checkpoint, compiled, world_config, curate_command, tmp_path
-):
-    """Two processes of four devices each and one of eight: the same pairs, the same journals."""
-    config = world_config
-    config.answerer.backend, config.local.checkpoint = "local", str(checkpoint)
-    config.answerer.num_frames, config.answerer.max_new_tokens = 4, 8
-    config.local.dtype, config.judge.enabled = "float32", False
-    # One shape, so that one program is compiled.
-    config.segments.localized, config.segments.comprehensive = 6, 0
-    config.segments.min_seconds, config.questions.per_segment = 20.0, 2
-    config.answers.localized_rejected, config.balance.localized = ("rest",), 1.0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        "JAX_NUM_CPU_DEVICES": "4",
-        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-        "JAX_COMPILATION_CACHE_DIR": str(compiled),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    children = [
-        curate_command(
-            config,
-            f"--workdir={tmp_path / 'two'}",
-            f"--distributed=127.0.0.1:{port},2,{index}",
-            **environment,
-        )
-        for index in (0, 1)
-    ]
-    curate(config, tmp_path / "one")
-    outputs = [child.communicate(timeout=300) for child in children]
-    assert [child.returncode for child in children] == [0, 0], outputs
-    assert ['"pairs": ' in out for out, _ in outputs] == [True, False]
-    assert pairs_of(tmp_path / "two") == pairs_of(tmp_path / "one")
-    assert journaled(tmp_path / "two") == journaled(tmp_path / "one")

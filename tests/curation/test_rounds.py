@@ -2,8 +2,9 @@
 
 import copy
 import json
+import os
 import shutil
-import socket
+import signal
 import time
 
 import jax
@@ -12,8 +13,8 @@ import pytest
 
 from tests.commands import call_program
 from tests.config_files import load
-from tests.curation.conftest import SEED
-from tests.curation.test_curate import pairs_of
+from tests.curation.conftest import SEED, write_config
+from tests.curation.test_curate import journaled, pairs_of
 from tests.tiny_run import final_state, metrics, same_bits
 from tpo_jax import families
 from tpo_jax import rounds as command
@@ -31,9 +32,13 @@ def same_programs(compiled):
     """Share compiled programs between the tests."""
 
 
-@pytest.fixture(autouse=True)
-def no_charts(fast_charts):
-    """Draw no charts."""
+@pytest.fixture(autouse=True, scope="module")
+def no_charts():
+    """Draw no charts, which take most of the time of small rounds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tpo_jax.curation.run.charts", lambda numbers, units: {})
+        patch.setattr("tpo_jax.training.run_page.curves", lambda run: "")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +50,9 @@ def given(checkpoint, world_videos):
     curation, training = load("curate_world").get_config(), base()
     curation.videos.folder, curation.rules.world_seed = str(world_videos), SEED
     curation.rules.judge_slips = 1.0
-    # One shape, so that one program is compiled.
-    curation.segments.localized, curation.segments.comprehensive = 3, 0
-    curation.segments.min_seconds, curation.questions.per_segment = 20.0, 2
+    # One shape in all rounds, so that one program is compiled.
+    curation.segments.localized, curation.segments.comprehensive = 4, 0
+    curation.segments.min_seconds, curation.questions.per_segment = 20.0, 1
     curation.answers.localized_rejected, curation.balance.localized = ("rest",), 1.0
     curation.answerer.backend, curation.local.dtype = "local", "float32"
     curation.answerer.num_frames, curation.answerer.max_new_tokens = 4, 8
@@ -55,7 +60,7 @@ def given(checkpoint, world_videos):
     curation.shards.workers, curation.shards.num_frames = 1, 4
     training.model.checkpoint = str(checkpoint)
     training.data.num_frames, training.data.workers = 4, 0
-    training.data.prefix_multiple = 16
+    training.data.prefix_multiple, training.data.response_multiple = 64, 32
     training.objective.beta, training.objective.alpha = 0.3, 0.0
     training.compute.dtype, training.compute.remat = "float32", "none"
     training.train.batch_size, training.train.num_steps = 8, STEPS
@@ -76,7 +81,6 @@ def finished(given, tmp_path_factory):
     """
     workdir, held = tmp_path_factory.mktemp("rounds") / "run", []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tpo_jax.curation.run.charts", lambda numbers, units: {})
         for name in ("curate", "train"):
             real = getattr(command, name)
 
@@ -99,6 +103,7 @@ def test_every_round_starts_from_the_model_before(finished, given, checkpoint):
     assert [config["model"]["checkpoint"] for config in saved] == [str(checkpoint), str(model)]
     assert [config["model"]["reference"] for config in saved] == ["", str(checkpoint)]
     losses = [metrics(workdir / f"round_{n}" / "training")[0]["losses/dpo"] for n in (1, 2)]
+    assert all((workdir / f"round_{n}" / "training" / "report.html").exists() for n in (1, 2))
     assert losses[0] == pytest.approx(np.log(2), abs=1e-5)
     assert abs(losses[1] - np.log(2)) > 1e-3  # of two models
     # Neither stage leaves its model on the devices.
@@ -199,10 +204,10 @@ def test_other_settings_are_refused(finished, configs):
     curation, training = configs
     with pytest.raises(InputError, match="rounds.jsonl: .*reference 'first', not 'last'"):
         run_rounds(curation, training, workdir, 3)
-    curation.questions.per_segment = 3
-    with pytest.raises(InputError, match=r"questions\.per_segment 2, not 3"):
+    curation.questions.per_segment = 2
+    with pytest.raises(InputError, match=r"questions\.per_segment 1, not 2"):
         run_rounds(curation, training, workdir, 3, "first")
-    curation.questions.per_segment, training.train.learning_rate = 2, 1e-4
+    curation.questions.per_segment, training.train.learning_rate = 1, 1e-4
     message = r"round 1: .*config.json: .* otherwise \(train.learning_rate: 0.001 -> 0.0001\)"
     with pytest.raises(InputError, match=message):
         run_rounds(curation, training, workdir, 3, "first")
@@ -301,14 +306,8 @@ def test_paid_replies_are_counted_and_limited_over_all_rounds(
 
 def written(configs, folder) -> list[str]:
     """Write the configs as files; return the flags that name them."""
-    found = []
-    for name, config in zip(("curate", "config"), configs, strict=True):
-        found.append(f"--{name}={folder / name}.py")
-        (folder / f"{name}.py").write_text(
-            "import json\n\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
-            f"    return ConfigDict(json.loads({config.to_json_best_effort()!r}))\n"
-        )
-    return found
+    pairs = zip(("curate", "config"), configs, strict=True)
+    return [f"--{name}={write_config(folder / f'{name}.py', config)}" for name, config in pairs]
 
 
 def test_the_command_prints_what_rounds_took(finished, given, tmp_path):
@@ -331,36 +330,32 @@ def test_the_command_prints_what_rounds_took(finished, given, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_killed_in_round_2_resume_it(
-    finished, first_done, given, tmp_path, start_command
+    finished, first_done, given, tmp_path, start_two
 ):
+    """Two processes of two devices each and one of eight: the same journals and pairs."""
     workdir = first_done
     flags = [*written(given, tmp_path), f"--workdir={workdir}", "--rounds=2", "--reference=first"]
-    variables = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "JAX_NUM_CPU_DEVICES": "4"}
-
-    def start():
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            address = f"--distributed=127.0.0.1:{probe.getsockname()[1]},2"
-        return [
-            start_command("rounds", *flags, f"{address},{i}", variables=variables) for i in (0, 1)
-        ]
-
-    children, records = start(), workdir / "round_2" / "training" / "metrics.jsonl"
+    group, records = (
+        start_two("rounds", *flags, devices=2),
+        workdir / "round_2/training/metrics.jsonl",
+    )
     deadline = time.monotonic() + 900
     while not records.exists() and time.monotonic() < deadline:
-        assert all(child.poll() is None for child in children)
+        assert group.poll() is None
         time.sleep(0.05)
-    for child in children:
-        child.kill()
-        child.communicate()
+    os.killpg(group.pid, signal.SIGKILL)
+    group.communicate()
     done = workdir / "round_1" / "training" / "metrics.jsonl"
     before = done.stat().st_mtime_ns
-    children = start()
-    outputs = [child.communicate(timeout=900) for child in children]
-    assert [child.returncode for child in children] == [0, 0], outputs
-    assert "{" not in outputs[1][0] and done.stat().st_mtime_ns == before
-    first, second = json.loads(outputs[0][0][outputs[0][0].index("{") :])["rounds"]  # after Gloo's
+    group = start_two("rounds", *flags, devices=2)
+    out, err = group.communicate(timeout=900)
+    assert group.returncode == 0, err
+    assert out.count('"rounds": ') == 1 and done.stat().st_mtime_ns == before
+    [first, second] = json.JSONDecoder().raw_decode(out[out.index("{") :])[0][
+        "rounds"
+    ]  # after Gloo
     assert [first["training"]["starts"], second["curation"]["starts"]] == [1, 1]
     assert second["training"]["starts"] == 2 and second["training"]["steps"] == STEPS
-    assert pairs_of(workdir / "round_2/curation") == pairs_of(finished[0] / "round_2/curation")
+    ours, theirs = (folder / "round_2" / "curation" for folder in (workdir, finished[0]))
+    assert pairs_of(ours) == pairs_of(theirs) and journaled(ours) == journaled(theirs)
     assert [record["step"] for record in metrics(records.parent)] == [1, 2, 3]
