@@ -48,7 +48,7 @@ def test_every_parameter_is_the_weighted_mean(models, tmp_path, start):
 
 
 def test_all_of_one_model_is_that_model(models, tmp_path, monkeypatch):
-    monkeypatch.setattr(averaging, "BLOCK", 1000)  # of most parameters, no whole number of times
+    monkeypatch.setattr(averaging, "BLOCK", 10_000)  # of most parameters, no whole number of times
     averaging.average([models / "base", models / "trained"], [0.0, 1.0], tmp_path / "mean")
     found, trained = (load_model(path).params for path in (tmp_path / "mean", models / "trained"))
     jax.tree.map(np.testing.assert_array_equal, found, trained)

@@ -161,6 +161,8 @@ def killed(config, workdir: Path) -> Path:
 @pytest.mark.slow
 def test_a_study_resumes_where_it_stopped(tmp_path):
     choices = settings.CHOICES["smoke"]
+    few = {"short_videos": 8, "encoder_steps": 1, "replay_videos": 2, "long_videos": 2}
+    choices = dataclasses.replace(choices, scale=dataclasses.replace(choices.scale, **few))
     study_runs.check_workdir(tmp_path, choices)
     todo = settings.runs([("tiny_longva", "tpo"), ("tiny_longva", "base")], [1])
     assert [run.row for run in todo] == ["base", "tpo"]

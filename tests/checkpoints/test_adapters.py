@@ -31,7 +31,9 @@ LORA = Lora(rank=3, alpha=7.0)
 
 def random_like(tree, seed):
     draws = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: x + 0.1 * draws.standard_normal(x.shape, np.float32), tree)
+    return jax.tree.map(
+        lambda x: np.asarray(x) + 0.1 * draws.standard_normal(x.shape, np.float32), tree
+    )
 
 
 @pytest.fixture(scope="module")

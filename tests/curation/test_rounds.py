@@ -1,6 +1,7 @@
 """Rounds of curation and training with a tiny model on the synthetic world."""
 
 import copy
+import gc
 import json
 import os
 import shutil
@@ -30,6 +31,15 @@ STEPS = 3
 @pytest.fixture(autouse=True, scope="module")
 def same_programs(compiled):
     """Share compiled programs between the tests."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def little_garbage():
+    """Leave what was there before out of the collections of garbage, one after every stage."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True, scope="module")

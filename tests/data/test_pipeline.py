@@ -287,17 +287,18 @@ def test_rows_of_several_pairs_spell_the_same_sequences(config, tokenizer):
     assert sequences(several) == sequences(make(config, tokenizer))
 
 
-@pytest.mark.parametrize("num_frames", [FRAMES, (FRAMES, 2)])
-def test_workers_and_resuming_change_nothing(config, tokenizer, num_frames):
+@pytest.mark.parametrize(("num_frames", "before", "after"), [(FRAMES, 1, 0), ((FRAMES, 2), 0, 2)])
+def test_workers_and_resuming_change_nothing(config, tokenizer, num_frames, before, after):
     config = dataclasses.replace(config, num_frames=num_frames)
     whole = list(make(config, tokenizer))
-    iterator = iter(make(config, tokenizer, workers=1))
+    iterator = iter(make(config, tokenizer, workers=before))
     assert all(equal(next(iterator), batch) for batch in whole[:3])
     state = json.loads(json.dumps(iterator.get_state()))
+    assert state == {"next_batch": 3, "skipped": 0}  # whatever the number of workers
     iterator.close()
     # On with two hosts, one of them with other workers.
     halves = []
-    for host, workers in ((0, 2), (1, 0)):
+    for host, workers in ((0, after), (1, before)):
         iterator = iter(make(config, tokenizer, host=(host, 2), workers=workers))
         iterator.set_state(state)
         halves.append(list(iterator))
@@ -386,11 +387,13 @@ def test_a_batch_is_the_next_one_of_a_directory(config, conversations, tokenizer
     assert [[part.pairs.size for part in parts] for parts in mixed.seen(9)] == [[7], [8]]
 
 
-@pytest.mark.parametrize("num_frames", [FRAMES, (FRAMES, 2)])
-def test_mixtures_resume_with_other_workers_and_hosts(config, conversations, tokenizer, num_frames):
+@pytest.mark.parametrize(("num_frames", "workers"), [(FRAMES, 0), ((FRAMES, 2), 1)])
+def test_mixtures_resume_with_other_workers_and_hosts(
+    config, conversations, tokenizer, num_frames, workers
+):
     changes = {"replay": (str(conversations),), "num_frames": num_frames}
     whole = list(mix(config, tokenizer, **changes))
-    iterator = iter(mix(config, tokenizer, workers=1, **changes))
+    iterator = iter(mix(config, tokenizer, workers=workers, **changes))
     iterator.set_state({"next_batch": 3})
     assert all(equal(next(iterator), batch) for batch in whole[3:])
     iterator.close()

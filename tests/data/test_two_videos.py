@@ -148,8 +148,10 @@ def test_once_has_every_pair_of_either_kind_once(config, tokenizer):
             assert not batch.target_mask[batch.pair_index < 0].any()
 
 
-@pytest.mark.parametrize("hosts", [2, 3])
-def test_hosts_share_rows_and_workers_and_resuming_change_nothing(config, tokenizer, hosts):
+@pytest.mark.parametrize(("hosts", "workers"), [(2, 1), (3, 0)])
+def test_hosts_share_rows_and_workers_and_resuming_change_nothing(
+    config, tokenizer, hosts, workers
+):
     sizes = {"batch_size": 2 * hosts, "video_pairs": hosts}
     whole = make(config, tokenizer, **sizes)
     parts = [make(config, tokenizer, host=(i, hosts), **sizes) for i in range(hosts)]
@@ -158,7 +160,7 @@ def test_hosts_share_rows_and_workers_and_resuming_change_nothing(config, tokeni
     one = iter(whole)
     assert equal(next(one), whole[0])
     state = one.get_state()
-    other = iter(make(config, tokenizer, workers=1, **sizes))
+    other = iter(make(config, tokenizer, workers=workers, **sizes))
     other.set_state(state)
     assert equal(next(other), whole[1])
     for batches in (one, other):

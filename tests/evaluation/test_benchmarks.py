@@ -13,6 +13,7 @@ import pytest
 
 from tests.evaluation.agreement import Oracle
 from tests.evaluation.folders import FOLDERS, write_srt
+from tests.video.clips import import_decord
 from tpo_jax import families
 from tpo_jax.data.processor import Processor
 from tpo_jax.errors import InputError
@@ -314,7 +315,7 @@ def test_subtitle_lists_with_broken_times(content, tmp_path) -> None:
 
 @pytest.mark.parametrize("duration", [1.5, 12.0, 40.0, 41.5])
 def test_frames_between_subtitles_equal_decord(duration, benchmark_folders) -> None:
-    decord = pytest.importorskip("decord")
+    decord = import_decord()
     video = benchmark_folders / "videomme/data/v1.mp4"
     reader = decord.VideoReader(str(video))
     n = min(16, int(duration))

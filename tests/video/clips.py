@@ -1,5 +1,6 @@
 """Small videos of every awkward kind, written with PyAV, and PyAV as the frame-exact reader."""
 
+import os
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+import pytest
 
 FAST = {"libvpx-vp9": {"cpu-used": "8", "deadline": "realtime"}, "libx264": {"preset": "veryfast"}}
 
@@ -76,6 +78,16 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
             frames.append(picture.to_ndarray()[..., ::-1])
             times.append(frame.time)
     return np.stack(frames), np.array(times, object)
+
+
+def import_decord():
+    """Return decord, another reader, without what importing it appends to PATH; skip if absent.
+
+    Commands that tests call share a process as long as their environment is the same.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", os.environ["PATH"])
+        return pytest.importorskip("decord", reason="decord is not installed")
 
 
 def patched(path: Path, box: bytes, offset: int, layout: str, *values: int) -> Path:
