@@ -37,15 +37,19 @@ class Noted(BatchIterator):
         return batch
 
 
-def child() -> None:
-    """Run `train` and record the pairs of every batch that is trained on."""
-    run = loop.run
+def noting(run: Callable) -> Callable:
+    """Return `loop.run` so that it records the pairs of every batch that is trained on."""
 
-    def noting(length, step, state, batches, *rest):
+    def noted(length, step, state, batches, *rest):
         batches.__class__ = Noted
         return run(length, step, state, batches, *rest)
 
-    loop.run = noting
+    return noted
+
+
+def child() -> None:
+    """Run `train` and record the pairs of every batch that is trained on."""
+    loop.run = noting(loop.run)
     sys.argv[0] = "train"
     runpy.run_module("tpo_jax.train", run_name="__main__")
 

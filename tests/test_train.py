@@ -7,16 +7,13 @@ import json
 import os
 import shutil
 import signal
-import threading
-import time
-from pathlib import Path
 from unittest.mock import Mock
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks.torture_run import Run, kill_once
+from benchmarks.torture_run import PAIRS, Run, kill_once, noting
 from tests.commands import call_program
 from tests.memory import wait_for_compilations
 from tests.tiny_run import final_state, metrics, same_bits, tiny_config
@@ -31,7 +28,7 @@ from tpo_jax.training import identity, loop, reference, run_page
 from tpo_jax.training.experiment import read
 from tpo_jax.training.run_record import load as load_run
 from tpo_jax.training.step import make_scorer
-from tpo_jax.training.weights import open_weights
+from tpo_jax.training.weights import Beginning, open_weights
 
 EPSILONS = itertools.count(2e-8, 1e-10)
 
@@ -73,15 +70,15 @@ def test_the_first_loss_is_ln_2_and_training_moves_the_right_way(finished_run):
     assert records[-1]["rewards/accuracies"] == 1
 
 
-def first_weights(config) -> dict:
-    """The weights that a run begins with, NumPy."""
+def beginning(config) -> Beginning:
+    """What a run begins with."""
     wanted = read(config)
-    return jax.device_get(open_weights(wanted, make_mesh(dataclasses.asdict(wanted.mesh))).load())
+    return open_weights(wanted, make_mesh(dataclasses.asdict(wanted.mesh)))
 
 
 def test_the_model_directory_is_the_final_state(finished_run, config):
     loaded, state = load_model(finished_run / "model"), final_state(finished_run)
-    tower = {"tower": first_weights(config)["tower"]}
+    tower = {"tower": jax.device_get(beginning(config).load()["tower"])}
     assert "frozen" not in state
     assert same_bits(jax.tree.map(np.asarray, loaded.params), state["params"] | tower)
     assert (loaded.tokenizer_directory / "tokenizer.json").exists()
@@ -135,20 +132,27 @@ def test_held_out_pairs_are_evaluated_exactly(finished_run, config, tiny_world):
     assert "held out" in run_page.page("run", load_run(finished_run))
 
 
-def interrupt_at(workdir: Path, step: int) -> threading.Thread:
-    """Send SIGTERM to this process once the record of `step` is written."""
+def terminate_in_step(number: int, patch: pytest.MonkeyPatch) -> None:
+    """Send SIGTERM to this process in so many steps after the start of a run."""
+    run = loop.run
 
-    def watch():
-        deadline = time.monotonic() + 600
-        while time.monotonic() < deadline:
-            path = workdir / "metrics.jsonl"
-            if path.exists() and path.read_text().count("\n") >= step:
-                return os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.01)
+    def terminated(length, step, *rest):
+        calls = itertools.count(1)
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    return thread
+        def call(*arguments):
+            if next(calls) == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(*arguments)
+
+        return run(length, call, *rest)
+
+    patch.setattr(loop, "run", terminated)
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Compile no step beside the loading: runs end before their first one, or have its program."""
+    monkeypatch.setattr(command, "compile_meanwhile", lambda step, *_, **__: step)
 
 
 def test_several_numbers_of_frames_resume_bit_for_bit_with_the_reference_of_each(
@@ -234,7 +238,7 @@ def test_replayed_directories_have_a_reference_each_and_resume_bit_for_bit(
 
 
 def test_the_first_loss_of_an_anchored_reference_is_that_of_two_sets_of_log_probabilities(
-    config, tiny_world, tmp_path
+    config, tiny_world, tmp_path, uncompiled
 ):
     shards = shutil.copytree(
         tiny_world / "shards", tmp_path / "shards", ignore=shutil.ignore_patterns("reference-*")
@@ -252,9 +256,9 @@ def test_the_first_loss_of_an_anchored_reference_is_that_of_two_sets_of_log_prob
     manifest = {**source.manifest, "shards": [entry]}
     write_metadata(shards, [record.to_json() for record in records], manifest)
     config.data.shards, config.data.eval_shards, config.train.eval_every = str(shards), "", 0
-    config.data.reference_view, config.train.num_steps = "anchor", 1
+    config.data.reference_view = "anchor"
     train(config, tmp_path / "run")
-    (first,) = metrics(tmp_path / "run")
+    first = metrics(tmp_path / "run")[0]
     (cache,) = shards.glob("reference-*.npz")
     known = np.load(cache)
     assert json.loads(str(known["key"]))["view"] == "anchor"
@@ -281,7 +285,9 @@ def test_the_first_loss_of_an_anchored_reference_is_that_of_two_sets_of_log_prob
         train(config, tmp_path / "other")
 
 
-def test_adapters_alone_train_resume_bit_for_bit_and_are_merged(config, tmp_path, finished_run):
+def test_adapters_alone_train_resume_bit_for_bit_and_are_merged(
+    config, tmp_path, finished_run, monkeypatch
+):
     config.lora.rank = 2
     config.train.eval_every = 0
     config.train.freeze = ("tower", "projector")
@@ -289,12 +295,11 @@ def test_adapters_alone_train_resume_bit_for_bit_and_are_merged(config, tmp_path
     config.train.learning_rate = 1e-2
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(config, whole)
-    watcher = interrupt_at(parts, 1)
-    assert train(config, parts) is None
-    watcher.join()
-    stopped = metrics(parts)[-1]["step"]
-    assert 1 <= stopped < 3
-    assert stopped in {int(path.name) for path in (parts / "checkpoints").iterdir()}
+    with monkeypatch.context() as patch:
+        terminate_in_step(1, patch)
+        assert train(config, parts) is None
+    assert [record["step"] for record in metrics(parts)] == [1]
+    assert [path.name for path in (parts / "checkpoints").iterdir()] == ["1"]
     assert train(config, parts) == parts / "model"
     assert metrics(parts) == metrics(whole)
     assert metrics(whole)[0]["losses/total"] == pytest.approx(np.log(2), abs=1e-6)
@@ -302,7 +307,7 @@ def test_adapters_alone_train_resume_bit_for_bit_and_are_merged(config, tmp_path
     assert same_bits(state, final_state(whole, 3))
     assert state["params"].keys() == {"decoder"}
 
-    base = first_weights(config)
+    base = jax.device_get(beginning(config).load())
     merged = jax.device_get(load_model(parts / "model").params)
     layers, adapters = base["decoder"]["layers"], state["params"]["decoder"]["layers"]
     for name, part in adapters.items():
@@ -317,9 +322,9 @@ def test_adapters_alone_train_resume_bit_for_bit_and_are_merged(config, tmp_path
     assert not (finished_run / "adapters").exists()
 
 
-def test_adapters_on_a_quantized_decoder(config, tmp_path, tiny_world, finished_run, programs):
+def test_adapters_on_a_quantized_decoder(config, tmp_path, tiny_world, small_model, programs):
     """The first loss, a resume to the bit, and the result: the checkpoint's own weights, merged."""
-    base = finished_run / "model"
+    base = small_model / "good"
     config.model.preset, config.model.tokenizer = "", ""
     config.model.checkpoint, config.model.weights = str(base), "int8"
     config.lora.rank = 2
@@ -332,7 +337,7 @@ def test_adapters_on_a_quantized_decoder(config, tmp_path, tiny_world, finished_
     assert programs.count("jit(step)") == 1  # the one that was compiled beside the loading
     (cache,) = set((tiny_world / "shards").glob("reference-*.npz")) - caches
     assert metrics(whole)[0]["losses/total"] == pytest.approx(np.log(2), abs=1e-6)
-    assert first_weights(config)["decoder"]["layers"]["q"]["kernel"].dtype == np.int8
+    assert beginning(config).abstract["decoder"]["layers"]["q"]["kernel"].dtype == np.int8
     state = final_state(whole, 3)
 
     shutil.copytree(whole, parts)
@@ -353,25 +358,32 @@ def test_adapters_on_a_quantized_decoder(config, tmp_path, tiny_world, finished_
 
 
 def test_a_run_killed_in_a_save_and_stopped_resumes_bit_for_bit(
-    finished_run, tiny_arguments, tiny_variables, compiled, tmp_path
+    finished_run, config, tiny_arguments, tiny_variables, compiled, tmp_path, monkeypatch
 ):
     # `benchmarks/torture.py` does this for long.
     run = Run(tmp_path / "work", tiny_arguments, compiled, tiny_variables)
-    killed = kill_once(run, "in a save", "KILL")
+    assert kill_once(run, "in a save", "KILL").code == -signal.SIGKILL
     with (run.workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "losses')  # what a full disk or a kill at the wrong time leaves
-    stopped = kill_once(run, "after steps", "TERM")
-    assert killed.code == -signal.SIGKILL and stopped.code == 0
-    assert (run.workdir / "checkpoints" / str(stopped.step)).is_dir()
-    run.finish("--config.data.workers=1")
-    assert (run.workdir / "model").is_dir()
+    # This process has the programs.
+    monkeypatch.setenv(PAIRS, f"{run.workdir}.pairs")
+    monkeypatch.setattr(loop, "run", noting(loop.run))
+    with monkeypatch.context() as patch:
+        terminate_in_step(1, patch)
+        assert train(config, run.workdir) is None
+    stopped = run.records()[-1]["step"]
+    assert stopped < 6 and (run.workdir / "checkpoints" / str(stopped)).is_dir()
+    config.data.workers = 1
+    assert train(config, run.workdir) == run.workdir / "model"
     assert run.records() == metrics(finished_run)
     assert same_bits(final_state(run.workdir), final_state(finished_run))
     taken = run.pairs()
     assert sorted(taken) == list(range(6)) and all(len(rows) == 1 for rows in taken.values())
 
 
-def test_bad_pairs_are_counted_once_each_also_after_a_restart(config, tiny_world, tmp_path):
+def test_bad_pairs_are_counted_once_each_also_after_a_restart(
+    config, tiny_world, tmp_path, monkeypatch
+):
     shards = shutil.copytree(tiny_world / "shards", tmp_path / "shards")
     source = open_shards(shards)
     records = [
@@ -385,9 +397,9 @@ def test_bad_pairs_are_counted_once_each_also_after_a_restart(config, tiny_world
     config.data.shards, config.data.on_error = str(shards), "skip_and_count"
     config.train.eval_every = 0
     workdir = tmp_path / "work"
-    watcher = interrupt_at(workdir, 3)
-    assert train(config, workdir) is None
-    watcher.join()
+    with monkeypatch.context() as patch:
+        terminate_in_step(3, patch)
+        assert train(config, workdir) is None
     config.data.workers = 1
     assert train(config, workdir) == workdir / "model"
     found = metrics(workdir)
@@ -396,12 +408,6 @@ def test_bad_pairs_are_counted_once_each_also_after_a_restart(config, tiny_world
     assert skipped == sorted(skipped) and skipped[2] == 2 and skipped[5] == 4  # two epochs
     left_out = np.diff([0, *skipped])
     assert [record["pairs"] for record in found] == (8 - left_out).tolist()
-
-
-@pytest.fixture
-def uncompiled(monkeypatch):
-    """Compile no step beside the loading, for runs that end before their first one."""
-    monkeypatch.setattr(command, "compile_meanwhile", lambda step, *_, **__: step)
 
 
 def test_a_checkpoint_of_another_run_is_refused(finished_run, config, uncompiled):
@@ -446,7 +452,8 @@ def test_the_reference_is_computed_once_and_a_stale_one_refused(
             with pytest.raises(InterruptedError):
                 train(config, tmp_path / "work")
 
-    config.train.seed = 1
+    config.model.preset = config.model.tokenizer = ""
+    config.model.checkpoint = str(finished_run / "model")
     with pytest.raises(InputError, match="stale, computed with other weights;"):
         train(config, tmp_path)
     config.data.num_frames = 4

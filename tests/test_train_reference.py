@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import shutil
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.errors import InputError
 from tpo_jax.parallel.mesh import make_mesh
 from tpo_jax.train import train
+from tpo_jax.training import loop
 from tpo_jax.training.experiment import read
 from tpo_jax.training.reference import Reference
 from tpo_jax.training.step import make_scorer
@@ -69,30 +71,27 @@ def config(begun):
     return copy.deepcopy(begun[0])
 
 
-def first_loss(config) -> dict[str, float]:
-    """The loss of the first step and the reference's part in it, of log-probabilities that each of
-    the two models computes by itself.
-    """
+def log_probabilities(config, directory) -> np.ndarray:
+    """Those of all pairs by the model of a directory, `[pairs, 2]`."""
     experiment, (mixture, _) = read(config), opened(config)
     mesh, (pairs,) = make_mesh(dataclasses.asdict(experiment.mesh)), mixture.parts
+    how = {"mesh": mesh, "dtype": None, "weights": config.model.weights}
     scorer = make_scorer(pairs.model, experiment.compute)
-    index, found = pairs[0].pair_index.ravel(), []
-    for directory in (config.model.checkpoint, config.model.reference):
-        how = {"mesh": mesh, "dtype": None, "weights": config.model.weights}
-        reference = Reference(scorer, load_model(directory, **how).params, mesh)
-        found.append(reference.compute(pairs.once())[index])
-    policy, base = found
-    ratios = 0.3 * (policy - base)
-    return {
-        "losses/dpo": np.log1p(np.exp(ratios[:, 1] - ratios[:, 0])).mean(),
-        "ref_logps/chosen": base[:, 0].mean(),
-    }
+    return Reference(scorer, load_model(directory, **how).params, mesh).compute(pairs.once())
 
 
 def test_the_first_loss_is_that_of_two_models(begun, config):
     _, workdir, held = begun
     assert held < 0.01  # the reference's memory is free again
-    first, expected = metrics(workdir)[0], first_loss(config)
+    (pairs,) = opened(config)[0].parts
+    index, models = pairs[0].pair_index.ravel(), (config.model.checkpoint, config.model.reference)
+    policy, base = (log_probabilities(config, model)[index] for model in models)
+    ratios = 0.3 * (policy - base)
+    expected = {
+        "losses/dpo": np.log1p(np.exp(ratios[:, 1] - ratios[:, 0])).mean(),
+        "ref_logps/chosen": base[:, 0].mean(),
+    }
+    first = metrics(workdir)[0]
     assert {name: first[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert first["losses/dpo"] < np.log(2) / 2  # the policy is ahead of the reference
 
@@ -107,12 +106,20 @@ def test_held_out_pairs_have_the_same_reference(begun, model):
     assert record["eval/losses/dpo"] < np.log(2) / 2
 
 
-def test_adapters_on_a_quantized_decoder_have_a_quantized_reference(config, tmp_path):
+def test_adapters_on_a_quantized_decoder_have_a_quantized_reference(
+    begun, config, tmp_path, monkeypatch
+):
+    shards = begun[1].parent / "shards"
+    (exact,) = shards.glob("reference-*.npz")
     config.model.weights, config.lora.rank, config.train.eval_every = "int8", 2, 0
-    config.train.num_steps = 1
-    train(config, tmp_path / "run")
-    first, expected = metrics(tmp_path / "run")[0], first_loss(config)
-    assert {name: first[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    monkeypatch.setattr(command, "compile_meanwhile", lambda step, *_, **__: step)
+    monkeypatch.setattr(loop, "run", Mock(side_effect=InterruptedError))  # no step is needed
+    with pytest.raises(InterruptedError):
+        train(config, tmp_path / "run")
+    (cache,) = set(shards.glob("reference-*.npz")) - {exact}
+    found, expected = np.load(cache)["logps"], log_probabilities(config, config.model.reference)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert np.abs(found - np.load(exact)["logps"]).max() > 1e-2
 
 
 def test_a_run_resumes_with_the_same_reference_and_refuses_another(

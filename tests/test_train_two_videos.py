@@ -83,7 +83,6 @@ def test_a_run_resumes_bit_for_bit(finished, config, tmp_path):
     workdir = shutil.copytree(finished, tmp_path / "work")
     shutil.rmtree(workdir / "checkpoints" / str(STEPS))
     shutil.rmtree(workdir / "model")
-    config.data.workers = 1
     train(config, workdir)
     assert metrics(workdir) == metrics(finished)
     assert same_bits(final_state(workdir, STEPS), final_state(finished, STEPS))
