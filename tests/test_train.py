@@ -155,6 +155,107 @@ def uncompiled(monkeypatch):
     monkeypatch.setattr(command, "compile_meanwhile", lambda step, *_, **__: step)
 
 
+def test_the_first_loss_of_an_anchored_reference_is_that_of_two_sets_of_log_probabilities(
+    config, tiny_world, tmp_path, uncompiled
+):
+    shards = shutil.copytree(
+        tiny_world / "shards", tmp_path / "shards", ignore=shutil.ignore_patterns("reference-*")
+    )
+    source = open_shards(shards)
+    records = [
+        dataclasses.replace(source[i], kind="localized" if i % 2 else "comprehensive")
+        for i in range(len(source))
+    ]
+    records = [
+        dataclasses.replace(r, segment=(5.0 + i, 11.0 + i)) if i % 2 else r
+        for i, r in enumerate(records)
+    ]
+    entry = write_shard(shards / shard_names(1)[0], records)
+    manifest = {**source.manifest, "shards": [entry]}
+    write_metadata(shards, [record.to_json() for record in records], manifest)
+    config.data.shards, config.data.eval_shards, config.train.eval_every = str(shards), "", 0
+    config.data.reference_view = "anchor"
+    train(config, tmp_path / "run")
+    first = metrics(tmp_path / "run")[0]
+    (cache,) = shards.glob("reference-*.npz")
+    known = np.load(cache)
+    assert json.loads(str(known["key"]))["view"] == "anchor"
+
+    mixture, base = opened(config)
+    (pairs,) = mixture.parts
+    index = pairs[0].pair_index.ravel()
+    policy = base.compute(pairs)[index]
+    anchor = known["logps"][index]
+    ratios = policy - anchor
+    loss = np.log1p(np.exp(-0.3 * (ratios[:, 0] - ratios[:, 1]))).mean()
+    assert first["losses/total"] == pytest.approx(loss, rel=1e-5)
+    assert abs(first["losses/total"] - np.log(2)) > 1e-4
+    assert first["ref_logps/chosen"] == pytest.approx(anchor[:, 0].mean(), rel=1e-5)
+    same = index % 2 == 0  # comprehensive pairs: all frames
+    np.testing.assert_allclose(ratios[same], 0, atol=1e-4)
+    assert np.abs(ratios[~same]).max() > 1e-3
+
+    config.data.reference_view = "same"
+    with pytest.raises(InputError, match="reference_view: 'anchor' -> 'same'"):
+        train(config, tmp_path / "run")
+    config.data.reference, config.data.reference_view = str(cache), "same"
+    with pytest.raises(InputError, match="stale, computed with other view;"):
+        train(config, tmp_path / "other")
+
+
+def test_a_run_killed_in_a_save_and_stopped_resumes_bit_for_bit(
+    finished_run, config, tiny_arguments, tiny_variables, compiled, tmp_path, monkeypatch
+):
+    # `benchmarks/torture.py` does this for long.
+    run = Run(tmp_path / "work", tiny_arguments, compiled, tiny_variables)
+    assert kill_once(run, "in a save", "KILL").code == -signal.SIGKILL
+    with (run.workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "losses')  # what a full disk or a kill at the wrong time leaves
+    # This process has the programs.
+    monkeypatch.setenv(PAIRS, f"{run.workdir}.pairs")
+    monkeypatch.setattr(loop, "run", noting(loop.run))
+    with monkeypatch.context() as patch:
+        terminate_in_step(1, patch)
+        assert train(config, run.workdir) is None
+    stopped = run.records()[-1]["step"]
+    assert stopped < 6 and (run.workdir / "checkpoints" / str(stopped)).is_dir()
+    config.data.workers = 1
+    assert train(config, run.workdir) == run.workdir / "model"
+    assert run.records() == metrics(finished_run)
+    assert same_bits(final_state(run.workdir), final_state(finished_run))
+    taken = run.pairs()
+    assert sorted(taken) == list(range(6)) and all(len(rows) == 1 for rows in taken.values())
+
+
+def test_bad_pairs_are_counted_once_each_also_after_a_restart(
+    config, tiny_world, tmp_path, monkeypatch
+):
+    shards = shutil.copytree(tiny_world / "shards", tmp_path / "shards")
+    source = open_shards(shards)
+    records = [
+        dataclasses.replace(r, video_digest="0" * 64) if i in (3, 9) else r
+        for i, r in enumerate(source)
+    ]
+    entry = write_shard(shards / shard_names(1)[0], records)
+    write_metadata(
+        shards, (record.to_json() for record in records), source.manifest | {"shards": [entry]}
+    )
+    config.data.shards, config.data.on_error = str(shards), "skip_and_count"
+    config.train.eval_every = 0
+    workdir = tmp_path / "work"
+    with monkeypatch.context() as patch:
+        terminate_in_step(3, patch)
+        assert train(config, workdir) is None
+    config.data.workers = 1
+    assert train(config, workdir) == workdir / "model"
+    found = metrics(workdir)
+    skipped = [record["skipped"] for record in found]
+    assert [record["step"] for record in found] == [1, 2, 3, 4, 5, 6]
+    assert skipped == sorted(skipped) and skipped[2] == 2 and skipped[5] == 4  # two epochs
+    left_out = np.diff([0, *skipped])
+    assert [record["pairs"] for record in found] == (8 - left_out).tolist()
+
+
 def test_several_numbers_of_frames_resume_bit_for_bit_with_the_reference_of_each(
     config, tiny_world, tmp_path, programs
 ):
@@ -237,54 +338,6 @@ def test_replayed_directories_have_a_reference_each_and_resume_bit_for_bit(
         train(config, whole)
 
 
-def test_the_first_loss_of_an_anchored_reference_is_that_of_two_sets_of_log_probabilities(
-    config, tiny_world, tmp_path, uncompiled
-):
-    shards = shutil.copytree(
-        tiny_world / "shards", tmp_path / "shards", ignore=shutil.ignore_patterns("reference-*")
-    )
-    source = open_shards(shards)
-    records = [
-        dataclasses.replace(source[i], kind="localized" if i % 2 else "comprehensive")
-        for i in range(len(source))
-    ]
-    records = [
-        dataclasses.replace(r, segment=(5.0 + i, 11.0 + i)) if i % 2 else r
-        for i, r in enumerate(records)
-    ]
-    entry = write_shard(shards / shard_names(1)[0], records)
-    manifest = {**source.manifest, "shards": [entry]}
-    write_metadata(shards, [record.to_json() for record in records], manifest)
-    config.data.shards, config.data.eval_shards, config.train.eval_every = str(shards), "", 0
-    config.data.reference_view = "anchor"
-    train(config, tmp_path / "run")
-    first = metrics(tmp_path / "run")[0]
-    (cache,) = shards.glob("reference-*.npz")
-    known = np.load(cache)
-    assert json.loads(str(known["key"]))["view"] == "anchor"
-
-    mixture, base = opened(config)
-    (pairs,) = mixture.parts
-    index = pairs[0].pair_index.ravel()
-    policy = base.compute(pairs)[index]
-    anchor = known["logps"][index]
-    ratios = policy - anchor
-    loss = np.log1p(np.exp(-0.3 * (ratios[:, 0] - ratios[:, 1]))).mean()
-    assert first["losses/total"] == pytest.approx(loss, rel=1e-5)
-    assert abs(first["losses/total"] - np.log(2)) > 1e-4
-    assert first["ref_logps/chosen"] == pytest.approx(anchor[:, 0].mean(), rel=1e-5)
-    same = index % 2 == 0  # comprehensive pairs: all frames
-    np.testing.assert_allclose(ratios[same], 0, atol=1e-4)
-    assert np.abs(ratios[~same]).max() > 1e-3
-
-    config.data.reference_view = "same"
-    with pytest.raises(InputError, match="reference_view: 'anchor' -> 'same'"):
-        train(config, tmp_path / "run")
-    config.data.reference, config.data.reference_view = str(cache), "same"
-    with pytest.raises(InputError, match="stale, computed with other view;"):
-        train(config, tmp_path / "other")
-
-
 def test_adapters_alone_train_resume_bit_for_bit_and_are_merged(
     config, tmp_path, finished_run, monkeypatch
 ):
@@ -355,59 +408,6 @@ def test_adapters_on_a_quantized_decoder(config, tmp_path, tiny_world, small_mod
     changed = found["decoder"]["layers"]["q"]["kernel"]
     original = load_model(base, mesh=mesh).params["decoder"]["layers"]["q"]["kernel"]
     assert np.abs(changed - original).max() > 1e-4
-
-
-def test_a_run_killed_in_a_save_and_stopped_resumes_bit_for_bit(
-    finished_run, config, tiny_arguments, tiny_variables, compiled, tmp_path, monkeypatch
-):
-    # `benchmarks/torture.py` does this for long.
-    run = Run(tmp_path / "work", tiny_arguments, compiled, tiny_variables)
-    assert kill_once(run, "in a save", "KILL").code == -signal.SIGKILL
-    with (run.workdir / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "losses')  # what a full disk or a kill at the wrong time leaves
-    # This process has the programs.
-    monkeypatch.setenv(PAIRS, f"{run.workdir}.pairs")
-    monkeypatch.setattr(loop, "run", noting(loop.run))
-    with monkeypatch.context() as patch:
-        terminate_in_step(1, patch)
-        assert train(config, run.workdir) is None
-    stopped = run.records()[-1]["step"]
-    assert stopped < 6 and (run.workdir / "checkpoints" / str(stopped)).is_dir()
-    config.data.workers = 1
-    assert train(config, run.workdir) == run.workdir / "model"
-    assert run.records() == metrics(finished_run)
-    assert same_bits(final_state(run.workdir), final_state(finished_run))
-    taken = run.pairs()
-    assert sorted(taken) == list(range(6)) and all(len(rows) == 1 for rows in taken.values())
-
-
-def test_bad_pairs_are_counted_once_each_also_after_a_restart(
-    config, tiny_world, tmp_path, monkeypatch
-):
-    shards = shutil.copytree(tiny_world / "shards", tmp_path / "shards")
-    source = open_shards(shards)
-    records = [
-        dataclasses.replace(r, video_digest="0" * 64) if i in (3, 9) else r
-        for i, r in enumerate(source)
-    ]
-    entry = write_shard(shards / shard_names(1)[0], records)
-    write_metadata(
-        shards, (record.to_json() for record in records), source.manifest | {"shards": [entry]}
-    )
-    config.data.shards, config.data.on_error = str(shards), "skip_and_count"
-    config.train.eval_every = 0
-    workdir = tmp_path / "work"
-    with monkeypatch.context() as patch:
-        terminate_in_step(3, patch)
-        assert train(config, workdir) is None
-    config.data.workers = 1
-    assert train(config, workdir) == workdir / "model"
-    found = metrics(workdir)
-    skipped = [record["skipped"] for record in found]
-    assert [record["step"] for record in found] == [1, 2, 3, 4, 5, 6]
-    assert skipped == sorted(skipped) and skipped[2] == 2 and skipped[5] == 4  # two epochs
-    left_out = np.diff([0, *skipped])
-    assert [record["pairs"] for record in found] == (8 - left_out).tolist()
 
 
 def test_a_checkpoint_of_another_run_is_refused(finished_run, config, uncompiled):
