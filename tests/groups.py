@@ -1,11 +1,10 @@
 """The step on slices that are processes, with a group of devices each:
-`python -m tests.groups PORT INDEX WEIGHTS RESULT`.
+`python -m tests.groups PORT INDEX FILE`.
 
-Each of the processes runs it with its own INDEX; all read WEIGHTS, the first writes RESULT.
+Each of the processes runs it with its own INDEX; the first writes FILE.
 """
 
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -25,23 +24,18 @@ from tpo_jax.training.step import Compute, make_step
 GROUPS, DEVICES, ROWS = 2, 2, 8  # groups, devices of each, rows of all
 
 
-def write_weights(file: Path) -> None:
-    """Write the weights that the step begins with."""
-    np.savez(file, *jax.tree.leaves(families.init_params(SMALL, 0)))
-
-
-def one_step(mesh: jax.sharding.Mesh, weights: Path, rows: Batch) -> dict:
+def one_step(mesh: jax.sharding.Mesh, rows: Batch) -> dict:
     """Return loss, gradients and parameters of one step, NumPy.
 
     Args:
-        weights: what `write_weights` wrote.
         rows: this process's part of the batch.
     """
     optimizer = optax.adamw(1e-3, b1=0.9)
+    draws = np.random.default_rng(0)  # random weights of JAX are a large program
+    params = jax.tree.map(
+        lambda x: draws.normal(0, 0.3, x.shape).astype(np.float32), families.abstract_params(SMALL)
+    )
     initial = lambda params: new_state(params, optimizer, ("tower",))  # noqa: E731
-    with np.load(weights) as archive:
-        values = [archive[name] for name in archive.files]
-    params = jax.tree.unflatten(jax.tree.structure(families.abstract_params(SMALL)), values)
     with jax.set_mesh(mesh):
         shardings = parameter_shardings(mesh, jax.eval_shape(initial, params))
         state = jax.jit(initial, out_shardings=shardings)(params)
@@ -56,7 +50,7 @@ def one_step(mesh: jax.sharding.Mesh, weights: Path, rows: Batch) -> dict:
     return jax.device_get(whole)
 
 
-def main(port: str, index: str, weights: str, result: str) -> None:
+def main(port: str, index: str, file: str) -> None:
     """Take one step with the other processes."""
     distributed.start(f"127.0.0.1:{port},{GROUPS},{index}")
     slices = [device.process_index for device in jax.devices()]
@@ -65,10 +59,9 @@ def main(port: str, index: str, weights: str, result: str) -> None:
     assert (places.reshape(GROUPS, DEVICES) == [[0, 0], [1, 1]]).all()
     first = jax.process_index() * ROWS // GROUPS
     mine = slice(first, first + ROWS // GROUPS)
-    rows = jax.tree.map(lambda x: x[mine], random_batch(B=ROWS))
-    found = one_step(mesh, Path(weights), rows)
+    found = one_step(mesh, jax.tree.map(lambda x: x[mine], random_batch(B=ROWS)))
     if jax.process_index() == 0:
-        np.savez(result, *jax.tree.leaves(found))
+        np.savez(file, *jax.tree.leaves(found))
     multihost_utils.sync_global_devices("written")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.batches import random_batch
-from tests.groups import DEVICES, GROUPS, ROWS, one_step, write_weights
+from tests.groups import DEVICES, GROUPS, ROWS, one_step
 from tests.tiny_run import final_state, metrics, tiny_config
 from tpo_jax.errors import InputError
 from tpo_jax.parallel.mesh import make_mesh
@@ -89,11 +89,10 @@ def test_two_processes_stop_together_and_one_resumes(
 
 
 def test_two_slices_take_the_step_of_one(tmp_path):
-    port, weights, result = free_port(), tmp_path / "weights.npz", tmp_path / "result.npz"
-    write_weights(weights)
+    port, file = free_port(), tmp_path / "step.npz"
     children = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.groups", *map(str, (port, index, weights, result))],
+            [sys.executable, "-m", "tests.groups", str(port), str(index), str(file)],
             cwd=Path(__file__).parents[1],
             env=os.environ
             | {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "JAX_NUM_CPU_DEVICES": str(DEVICES)},
@@ -110,9 +109,8 @@ def test_two_slices_take_the_step_of_one(tmp_path):
     assert not any(child.returncode for child in children), errors
 
     sizes = {"data": 1, "fsdp": DEVICES, "tensor": 1, "context": 1}
-    mesh = make_mesh(sizes, jax.devices()[:DEVICES])
-    expected = one_step(mesh, weights, random_batch(B=ROWS))
-    with np.load(result) as archive:
+    expected = one_step(make_mesh(sizes, jax.devices()[:DEVICES]), random_batch(B=ROWS))
+    with np.load(file) as archive:
         found = jax.tree.unflatten(
             jax.tree.structure(expected), [archive[name] for name in archive.files]
         )
