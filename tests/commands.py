@@ -27,7 +27,8 @@ os.dup2(2, 1)
 
 
 def run(module, arguments):
-    sys.modules.pop(module, None)
+    for name in (module, "config_config", "curate_config"):  # the last two are of config files
+        sys.modules.pop(name, None)
     for name in list(flags.FLAGS):  # those of the command before, and the fields of its config
         if "." in name or flags.FLAGS.find_module_defining_flag(name).startswith("tpo_jax."):
             delattr(flags.FLAGS, name)
