@@ -207,13 +207,17 @@ def test_a_study_resumes_where_it_stopped(tmp_path):
 
 PARENT = """
 import concurrent.futures, multiprocessing, os, pathlib, time
-from tpo_jax.study.runs import begin_worker
+
+def begin(*arguments):
+    from tpo_jax.study.runs import begin_worker  # which takes the parent two seconds
+
+    begin_worker(*arguments)
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
     cores.put(sorted(os.sched_getaffinity(0))[-1])
-    start = {"initializer": begin_worker, "initargs": (pathlib.Path("compiled"), cores)}
+    start = {"initializer": begin, "initargs": (pathlib.Path("compiled"), cores)}
     with concurrent.futures.ProcessPoolExecutor(1, context, **start) as pool:
         print(pool.submit(os.getpid).result(), pool.submit(os.sched_getaffinity, 0).result())
         print(flush=True)

@@ -329,7 +329,6 @@ def test_the_command_prints_what_rounds_took(finished, given, tmp_path):
         [*flags, "--rounds=0"],
         [*flags, "--rounds=2", "--curate.videos.foldr=a"],
         [*flags[1:], "--rounds=2", "--curate=gs://a/b.py"],
-        variables={"JAX_NUM_CPU_DEVICES": "8"},
     )
     assert whole.code == 0 and json.loads(whole.out) == found
     assert whole.err.splitlines()[-1] == command.told(found["rounds"][1], rounds=2)

@@ -38,7 +38,7 @@ def test_agrees_on_any_text(oracle, benchmark) -> None:
     texts = st.text(st.sampled_from("ABCDEab().:; the answer is\n") | st.characters(), max_size=40)
 
     @hypothesis.given(st.lists(texts, min_size=1, max_size=20))
-    @hypothesis.settings(max_examples=100)
+    @hypothesis.settings(max_examples=50)
     def agrees(predictions):
         docs = make_docs(benchmark, 0, len(predictions))
         wrong, apart = differences(ask, era, benchmark, docs, predictions)
