@@ -211,7 +211,6 @@ def test_loss_and_gradients(loaded, agree):
     agree(f"{name} gradients, over their norm", worst, np.zeros(()), GRADIENT)
 
 
-@pytest.mark.parametrize("loaded", ["Qwen2.5-VL"], indirect=True)  # its times are positions
 def test_greedy_tokens(loaded):
     name, original, params, processor = loaded
     config = processor.config
