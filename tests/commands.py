@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _PROCESS = """
 import contextlib, io, json, os, runpy, sys, traceback
 from absl import flags
+import jax
 
 import tpo_jax.train
 from tests.memory import free_programs, resident
@@ -24,6 +25,7 @@ from tpo_jax.errors import note
 requests, results = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 os.dup2(2, 1)
+settings = dict(jax.config.values)
 
 
 def run(module, arguments):
@@ -45,6 +47,9 @@ def run(module, arguments):
         except Exception:
             traceback.print_exc()
             code = 1
+    for name, value in settings.items():
+        if jax.config.values[name] != value:
+            jax.config.update(name, value)
     return code, out.getvalue(), err.getvalue()
 
 
