@@ -28,6 +28,14 @@ os.dup2(2, 1)
 settings = dict(jax.config.values)
 
 
+def late(what):  # of a command before, whose garbage is collected while another one runs
+    with contextlib.redirect_stderr(sys.__stderr__):
+        sys.__unraisablehook__(what)
+
+
+sys.unraisablehook = late
+
+
 def run(module, arguments):
     for name in (module, "config_config", "curate_config"):  # the last two are of config files
         sys.modules.pop(name, None)
