@@ -28,9 +28,8 @@ os.dup2(2, 1)
 settings = dict(jax.config.values)
 
 
-def late(what):  # of a command before, whose garbage is collected while another one runs
-    with contextlib.redirect_stderr(sys.__stderr__):
-        sys.__unraisablehook__(what)
+def late(what):  # of a thread that a command before has left, while another one runs
+    traceback.print_exception(what.exc_value, file=sys.__stderr__)
 
 
 sys.unraisablehook = late
