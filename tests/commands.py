@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # What commands write goes into their results; what a library prints, to standard error.
 _PROCESS = """
-import contextlib, io, json, os, runpy, sys, traceback
+import contextlib, gc, io, json, os, runpy, sys, traceback
 from absl import flags
 import jax
 
@@ -26,6 +26,8 @@ requests, results = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 os.dup2(2, 1)
 settings = dict(jax.config.values)
+gc.collect()
+gc.freeze()  # what is imported stays
 
 
 def late(what):  # of a thread that a command before has left, while another one runs

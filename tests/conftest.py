@@ -3,6 +3,7 @@ cache, and fixtures for the media beside the project.
 """
 
 import collections
+import gc
 import importlib.metadata
 import os
 import subprocess
@@ -72,6 +73,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         slow = collections.Counter(x.path for x in items if x.get_closest_marker("slow"))
         items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage less often, and not among what stays: tracing makes many objects, few of
+    them garbage.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -19,11 +19,6 @@ UNIT = Unit(id="", video="")
 pytestmark = pytest.mark.usefixtures("fast_charts")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def same_programs(compiled):
-    """Share compiled programs between the tests."""
-
-
 def local(config, checkpoint):
     for name in ("captioner", "questioner", "answerer", "judge"):
         config[name].backend = "local"

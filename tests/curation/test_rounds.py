@@ -29,20 +29,6 @@ STEPS = 3
 
 
 @pytest.fixture(autouse=True, scope="module")
-def same_programs(compiled):
-    """Share compiled programs between the tests."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def little_garbage():
-    """Leave what was there before out of the collections of garbage, one after every stage."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@pytest.fixture(autouse=True, scope="module")
 def no_charts():
     """Draw no charts, which take most of the time of small rounds."""
     with pytest.MonkeyPatch.context() as patch:
@@ -90,6 +76,7 @@ def finished(given, tmp_path_factory):
     many bytes the devices held when each stage began.
     """
     workdir, held = tmp_path_factory.mktemp("rounds") / "run", []
+    gc.collect()  # of the tests before
     with pytest.MonkeyPatch.context() as patch:
         for name in ("curate", "train"):
             real = getattr(command, name)

@@ -3,18 +3,12 @@
 import json
 from types import SimpleNamespace
 
-import pytest
 from PIL import Image
 
 from tests.commands import call_commands, call_program
 from tpo_jax.data.shards import open_shards
 from tpo_jax.evaluation.lmms_plugin import TpoJax
 from tpo_jax.inference.model import load
-
-
-@pytest.fixture(autouse=True, scope="module")
-def same_programs(compiled):
-    """Let the commands find each other's programs."""
 
 
 def read_lines(path) -> list[dict]:
