@@ -12,7 +12,7 @@ import optax
 from jax.experimental import multihost_utils
 
 from tests.batches import SMALL, random_batch
-from tpo_jax import families
+from tests.random_params import random_params
 from tpo_jax.models.batch import Batch
 from tpo_jax.objectives.preference import Objective
 from tpo_jax.parallel import distributed
@@ -31,10 +31,7 @@ def one_step(mesh: jax.sharding.Mesh, rows: Batch) -> dict:
         rows: this process's part of the batch.
     """
     optimizer = optax.adamw(1e-3, b1=0.9)
-    draws = np.random.default_rng(0)  # random weights of JAX are a large program
-    params = jax.tree.map(
-        lambda x: draws.normal(0, 0.3, x.shape).astype(np.float32), families.abstract_params(SMALL)
-    )
+    params = random_params(SMALL)
     initial = lambda params: new_state(params, optimizer, ("tower",))  # noqa: E731
     with jax.set_mesh(mesh):
         shardings = parameter_shardings(mesh, jax.eval_shape(initial, params))

@@ -90,7 +90,7 @@ def curate_command(tmp_path, start_command):
 
 
 @pytest.fixture
-def start_two() -> Iterator[Callable[..., subprocess.Popen]]:
+def start_two(tiny_variables) -> Iterator[Callable[..., subprocess.Popen]]:
     """Return a function that starts a command as two processes with their devices each, the group
     of one process that ends after them, badly if one of them does; all are killed at the end.
     """
@@ -100,10 +100,7 @@ def start_two() -> Iterator[Callable[..., subprocess.Popen]]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{probe.getsockname()[1]}"
-        variables = {
-            "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-            "JAX_NUM_CPU_DEVICES": str(devices),
-        }
+        variables = tiny_variables | {"JAX_NUM_CPU_DEVICES": str(devices)}
         group = subprocess.Popen(
             [sys.executable, "-c", _TWO_PROCESSES, f"tpo_jax.{command}", address, *arguments],
             cwd=ROOT,
