@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests.random_params import random_params
 from tpo_jax import families
 from tpo_jax.checkpoints.huggingface import weights
 from tpo_jax.checkpoints.huggingface_export import export_model
@@ -49,10 +50,6 @@ def write_sparse(directory, values, config):
 
 
 @functools.cache
-def random_params(config):
-    return jax.tree.map(np.asarray, families.init_params(config, 0))
-
-
 def write(directory, config):
     """A checkpoint of random weights in the original layout; returns them."""
     params = random_params(config)

@@ -2,7 +2,7 @@
 
 import math
 
-from tpo_jax.study.gates import gate_table, gates, gates_of_seeds
+from tpo_jax.study.gates import FRAMES, gate_table, gates, gates_of_seeds
 from tpo_jax.study.records import Answer, Candidate
 
 
@@ -22,26 +22,31 @@ def made(type, kind, right):
 
 def test_a_type_is_to_be_mastered_and_lost_among_all_frames():
     base, candidates = [], []
-    for type, kind, short, window, all_frames in (
-        ("digits", "localized", 0.97, 0.91, 0.55),
-        ("causes", "localized", 0.70, 0.60, 0.20),
-        ("shapes", "localized", 0.99, 0.98, 0.97),
-        ("ends", "comprehensive", 0.96, 0.50, 0.50),
+    for type, kind, short, window, *all_frames in (
+        ("digits", "localized", 0.97, 0.91, 0.55, 0.50),
+        ("hues", "localized", 0.99, 0.98, 0.95, 0.83),
+        ("causes", "localized", 0.70, 0.60, 0.20, 0.20),
+        ("shapes", "localized", 0.99, 0.98, 0.97, 0.84),
+        ("ends", "comprehensive", 0.96, 0.50, 0.50, 0.50),
     ):
         base += answers(24, 8, type, kind, short)
-        base += answers(96, 32, type, kind, all_frames)
-        base += answers(96, 64, type, kind, 0.0) + answers(96, 0, type, kind, 0.0)
+        for frames, share in zip(FRAMES, all_frames, strict=True):
+            base += answers(96, frames, type, kind, share)
+        base += answers(96, 96, type, kind, 0.0) + answers(96, 0, type, kind, 0.0)
         candidates += made(type, kind, window)
     found = {gate.type: gate for gate in gates(base, candidates)}
     assert {name: gate.verdict for name, gate in found.items()} == {
         "digits": "holds",
+        "hues": "holds",
         "causes": "not mastered",
         "shapes": "little to gain",
         "ends": "holds",
     }
     digits = found["digits"]
-    assert (digits.short, digits.window, digits.all_frames) == (0.97, 0.91, 0.55)
-    assert ["digits", "localized", "0.97", "0.91", "0.55", "holds"] in gate_table(found.values())
+    assert (digits.short, digits.window, digits.all_frames) == (0.97, 0.91, (0.55, 0.50))
+    assert ["digits", "localized", "0.97", "0.91", "0.55", "0.50", "holds"] in gate_table(
+        found.values()
+    )
 
 
 def test_what_was_not_asked_is_not_mastered():
@@ -55,7 +60,8 @@ def test_gates_of_seeds_are_counted():
     found = []
     for short, all_frames in ((1.0, 0.5), (0.9, 0.5), (0.98, 0.95)):
         base = answers(24, 8, "digits", "localized", short)
-        base += answers(96, 32, "digits", "localized", all_frames)
+        base += answers(96, FRAMES[0], "digits", "localized", all_frames)
+        base += answers(96, FRAMES[1], "digits", "localized", all_frames - 0.04)
         found.append(gates(base, made("digits", "localized", 1.0)))
     [line] = gates_of_seeds(found)[1:]
-    assert line == ["digits", "localized", "0.96", "0.90", "1.00", "0.65", "1", "1", "1"]
+    assert line == ["digits", "localized", "0.96", "0.90", "1.00", "0.65", "0.61", "1", "1", "1"]

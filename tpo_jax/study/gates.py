@@ -14,11 +14,13 @@ import numpy as np
 
 from tpo_jax.study.cells import Table
 from tpo_jax.study.records import Answer, Candidate
-from tpo_jax.study.stages import LONG_FRAMES
+from tpo_jax.study.rows import ROBUST
 
 VERDICTS = ("holds", "little to gain", "not mastered")
 MASTERED = 0.95  # least accuracy on short videos
 LOST = 0.15  # least accuracy by which the window is above all frames
+FRAMES: tuple[int, ...] = ROBUST["data.num_frames"]
+_WHOLE = tuple(f"{frames} frames" for frames in FRAMES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Gate:
     kind: str
     short: float  # short videos, of this type
     window: float  # chosen answers of the pairs, unfiltered
-    all_frames: float  # long videos that no pair is about
+    all_frames: tuple[float, ...]  # long videos that no pair is about, seen with each of `FRAMES`
 
     @property
     def verdict(self) -> str:
@@ -37,9 +39,8 @@ class Gate:
         holds, little, not_mastered = VERDICTS
         if not self.short >= MASTERED:
             return not_mastered
-        if self.kind == "localized" and not self.window - self.all_frames >= LOST:
-            return little
-        return holds
+        lost = any(self.window - share >= LOST for share in self.all_frames)
+        return holds if lost or self.kind != "localized" else little
 
 
 def gates(base: Sequence[Answer], made: Sequence[Candidate]) -> list[Gate]:
@@ -51,13 +52,16 @@ def gates(base: Sequence[Answer], made: Sequence[Candidate]) -> list[Gate]:
     """
     longest = max(answer.seconds for answer in base)
     short = [a for a in base if a.seconds < longest and a.frames]
-    whole = [a for a in base if a.seconds == longest and a.frames == LONG_FRAMES]
+    whole = [a for a in base if a.seconds == longest]
     return [
         Gate(
             *name,
             short=_share([a.right for a in short if a.type == name[0]]),
             window=_share([c.chosen_right for c in made if (c.type, c.kind) == name]),
-            all_frames=_share([a.right for a in whole if (a.type, a.kind) == name]),
+            all_frames=tuple(
+                _share([a.right for a in whole if (a.type, a.kind, a.frames) == (*name, frames)])
+                for frames in FRAMES
+            ),
         )
         for name in sorted({(c.type, c.kind) for c in made})
     ]
@@ -73,13 +77,13 @@ def gates_of_seeds(found: Sequence[Sequence[Gate]]) -> Table:
     Args:
         found: the gates of each seed's base.
     """
-    lines = [["type", "kind", "short videos", "least", "chosen right", "all frames", *VERDICTS]]
+    lines = [["type", "kind", "short videos", "least", "chosen right", *_WHOLE, *VERDICTS]]
     groups = defaultdict(list)
     for gate in itertools.chain(*found):
         groups[gate.type, gate.kind].append(gate)
     for name, of in sorted(groups.items()):
-        short, window, all_frames = np.array([(g.short, g.window, g.all_frames) for g in of]).T
-        shares = (short.mean(), short.min(), window.mean(), all_frames.mean())
+        short, *others = np.array([(g.short, g.window, *g.all_frames) for g in of]).T
+        shares = (short.mean(), short.min(), *(share.mean() for share in others))
         given = [gate.verdict for gate in of]
         counts = (str(given.count(verdict)) for verdict in VERDICTS)
         lines.append([*name, *(f"{share:.2f}" for share in shares), *counts])
@@ -88,9 +92,9 @@ def gates_of_seeds(found: Sequence[Sequence[Gate]]) -> Table:
 
 def gate_table(found: Sequence[Gate]) -> Table:
     """Return a line per gate; accuracies with two decimals."""
-    lines = [["type", "kind", "short videos", "chosen right", "all frames", "gate"]]
+    lines = [["type", "kind", "short videos", "chosen right", *_WHOLE, "gate"]]
     for gate in found:
-        shares = (gate.short, gate.window, gate.all_frames)
+        shares = (gate.short, gate.window, *gate.all_frames)
         cells = ("–" if np.isnan(share) else f"{share:.2f}" for share in shares)
         lines.append([gate.type, gate.kind, *cells, gate.verdict])
     return lines

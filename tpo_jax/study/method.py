@@ -74,9 +74,9 @@ def _bases(results: Results) -> list[str]:
         return []
     return [
         f"What the bases show, {len(found)} seeds: accuracy on short videos, of the chosen answers "
-        "before the judge and with all frames; for how many seeds pairs can teach something, have "
-        f"little to teach, or the type is not mastered ({MASTERED:.2f} of short videos):\n\n"
-        + markdown(gates_of_seeds(found))
+        "before the judge and among frames of the whole video; for how many seeds pairs can teach "
+        f"something, have little to teach, or the type is not mastered ({MASTERED:.2f} of short "
+        "videos):\n\n" + markdown(gates_of_seeds(found))
     ]
 
 

@@ -14,7 +14,7 @@ from tpo_jax.io.files import read_lines, write_text
 from tpo_jax.io.templates import render
 from tpo_jax.study import pictures
 from tpo_jax.study.cells import Table, markdown, quality_table, save_figure
-from tpo_jax.study.gates import LOST, MASTERED, gate_table, gates
+from tpo_jax.study.gates import FRAMES, LOST, MASTERED, gate_table, gates
 from tpo_jax.study.records import Answer, Candidate, read_rows
 from tpo_jax.study.stages import Scale
 from tpo_jax.study.statistics import Mean, bootstrap
@@ -27,7 +27,7 @@ CURVES = (
 GATES = (
     f"A type is mastered if short videos reach {MASTERED:.2f}. Localized pairs have something to "
     f"teach if their chosen answers are right at least {100 * LOST:.0f} points more often than the "
-    f"base with all frames."
+    f"base among {' or '.join(map(str, FRAMES))} frames of the whole video."
 )
 
 
