@@ -113,7 +113,7 @@ JUDGE_ERRORS = (10, 30)  # percent
 FRAME_COUNTS = {"data.num_frames": (16, 32, 64), "data.num_frames_weights": (1.0, 2.0, 1.0)}
 REPLAY, KEPT = 0.25, 0.35
 # Short videos of a replay keep their own numbers of frames.
-ROBUST = {
+ROBUST: Mapping[str, Any] = {
     "data.num_frames": (32, 64),
     "data.num_frames_weights": (2.0, 1.0),
     "data.sampling": "fps",
