@@ -1,6 +1,6 @@
 """The weighted mean of models: between a trained one and the one it started from.
 
-    python -m tpo_jax.average --models=LongVA-7B,run/model --shares=0.45,0.55 --output=averaged
+    python -m tpo_jax.average --models=LongVA-7B,run/model --shares=0.4,0.6 --output=averaged
 
 Less of what training cost elsewhere is left in it than of what training taught.
 """

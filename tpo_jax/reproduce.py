@@ -32,7 +32,7 @@ _SCALE = flags.DEFINE_enum("scale", "miniature", ["miniature", "7b"], "size of t
 _WORKDIR = define_path(
     "workdir", None, "Directory of all results; by default reproduction, or reproduction_7b."
 )
-_SEEDS = flags.DEFINE_list("seeds", [str(n) for n in range(73, 81)], "miniature: base models.")
+_SEEDS = flags.DEFINE_list("seeds", [str(n) for n in range(81, 89)], "miniature: base models.")
 _BESIDES = flags.DEFINE_bool("besides", False, "miniature: add rows that the paper does not have.")
 _PAGES_ONLY = flags.DEFINE_bool(
     "pages_only", False, "miniature: train nothing, write the pages from the results there are."

@@ -197,6 +197,7 @@ METHOD = {
         ("base", *PREFERENCE_OR_NOT, "sft_truth", *IMPROVED, *ROUNDS, "best"),
         statements=(
             *_OF_PREFERENCE,
+            ("untimed", "thinned"),
             ("anchored", "one_a_row"),
             ("round_2", "updates_2"),
             ("round_3", "updates_3"),

@@ -27,10 +27,13 @@ from tpo_jax.study.statistics import exact
 
 SOURCES = (
     *("judged", "thinned", "unjudged", "noisy", "written", "sampled", "partly", "two_videos"),
+    "untimed",
 )
 SIDES = ("chosen", "rejected")
 # They teach little, and without any of them what they are about is forgotten.
 EASY = 4
+# Pairs about it teach nothing about long videos, and cost what is known of short ones.
+UNTAUGHT = "temporal reasoning"
 
 
 def pairs_of(
@@ -44,11 +47,12 @@ def pairs_of(
     """Make the pairs of a source, in a random order that the seed gives.
 
     `judged`: the chosen answer is true and the rejected one is not. `thinned`: of those about a
-    segment that the model answers the same with all frames, one in `EASY`. `unjudged`: they differ.
-    `noisy`: as `judged`, with a share of the verdicts inverted. `written`: another model's answer
-    is chosen, true but for a share. `sampled`: of two answers drawn under the same condition one is
-    true. `partly`: of those of `judged` with several words to choose, one is made wrong, in both
-    answers the same: what differs is then right in the chosen one, and no chosen answer is true.
+    segment that the model answers the same with all frames, one in `EASY`. `untimed`: of these,
+    none of the type `UNTAUGHT`. `unjudged`: they differ. `noisy`: as `judged`, with a share of the
+    verdicts inverted. `written`: another model's answer is chosen, true but for a share. `sampled`:
+    of two answers drawn under the same condition one is true. `partly`: of those of `judged` with
+    several words to choose, one is made wrong, in both answers the same: what differs is then right
+    in the chosen one, and no chosen answer is true.
     `two_videos`: as `judged`, and the chosen answers again, each with another video as rejected
     one, about which the same question has another answer.
 
@@ -60,10 +64,13 @@ def pairs_of(
         answering: the model, for the provenance.
     """
     rng = np.random.default_rng([seed, SOURCES.index(source)])
-    if source in ("thinned", "partly", "two_videos"):
+    if source in ("thinned", "untimed", "partly", "two_videos"):
         judged = pairs_of("judged", rows, seed, truth=truth, answering=answering)
         if source == "thinned":
             return _thinned(judged, rows)
+        if source == "untimed":
+            left = {row.id for row in rows if row.type != UNTAUGHT}
+            return [pair for pair in _thinned(judged, rows) if pair["id"] in left]
         if source == "two_videos":
             return judged + _other_videos(judged, rows, rng)
         made = _partly_wrong(judged, rows, rng)
