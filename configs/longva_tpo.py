@@ -16,7 +16,8 @@ command line; then the mean of the result and the model it started from:
 
 What it gives at miniature size is in `docs/results/quickstart.md`. Not run at 7B yet: no score to
 report, and neither rate, epochs nor shares are known to carry over. At miniature size few pairs are
-about what the base answers with all frames as well; curation does not thin them yet.
+about what the base answers with all frames as well, and none about what comes before and after;
+curation does not leave such pairs out yet.
 """
 
 from ml_collections import ConfigDict
