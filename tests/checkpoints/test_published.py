@@ -3,7 +3,6 @@ sizes. Files of any size are sparse: headers and no weights.
 """
 
 import dataclasses
-import functools
 import json
 import shutil
 
@@ -49,7 +48,6 @@ def write_sparse(directory, values, config):
     SafetensorsWriter(directory / "model.safetensors", entries, {"format": "pt"})
 
 
-@functools.cache
 def write(directory, config):
     """A checkpoint of random weights in the original layout; returns them."""
     params = random_params(config)

@@ -199,7 +199,9 @@ ROWS = {
     ),
     "sft_truth": _small("SFT on the truth", Miniature("written"), SUPERVISED),
     "thinned": _small("few pairs of what is known", Miniature("thinned")),
-    "untimed": _small("the same, none about before and after", Miniature("untimed")),
+    "untimed": _small(
+        "few pairs of what is known, none about before and after", Miniature("untimed")
+    ),
     "frame_counts": _small("16, 32 or 64 frames a batch", Miniature(changes=FRAME_COUNTS)),
     "replay": _small("replay of short videos", Miniature(replay=REPLAY)),
     "averaged": _small("averaged with the base", Miniature(kept=KEPT)),

@@ -25,6 +25,7 @@ from tpo_jax.study.stages import (
 )
 from tpo_jax.study.statistics import exact
 
+# A source's place is part of its seed: new ones come last.
 SOURCES = (
     *("judged", "thinned", "unjudged", "noisy", "written", "sampled", "partly", "two_videos"),
     "untimed",
