@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tpo_jax.study import quickstart
-from tpo_jax.study.stages import LONG_SECONDS, SCALES
+from tpo_jax.study.sources import ASKED_OF_IT, FORGOTTEN
+from tpo_jax.study.stages import LONG_SECONDS, SCALES, videos_of
 from tpo_jax.study.statistics import exact
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,3 +35,13 @@ def test_every_stage_runs_and_a_second_start_redoes_nothing(smoke_quickstart, ca
     changed = {p.name for p, then in made.items() if p.stat().st_mtime_ns != then}
     plots = {"frames.png", "lengths.png", "types.png", "training.png"}
     assert changed <= {"report.html", "report.md"} | plots
+
+
+def test_replay_asks_first_how_short_videos_start_and_end(smoke_quickstart):
+    workdir, _ = smoke_quickstart
+    lines = (workdir / "replay.jsonl").read_text().splitlines()
+    replayed = [(pair["video"], pair["prompt"]) for pair in map(json.loads, lines)]
+    for video in videos_of(workdir, "short")[: SCALES["smoke"].replay_videos]:
+        ends = [q.text for q in video.questions if (q.type, q.kind) == FORGOTTEN]
+        asked = [text for name, text in replayed if name == Path(video.path).name]
+        assert asked[: len(ends[:ASKED_OF_IT])] == ends[:ASKED_OF_IT]

@@ -35,6 +35,8 @@ SIDES = ("chosen", "rejected")
 EASY = 4
 # Pairs about it teach nothing about long videos, and cost what is known of short ones.
 UNTAUGHT = "temporal reasoning"
+# How a video starts and ends: what is known of it about short videos is forgotten first.
+FORGOTTEN, ASKED_OF_IT = ("summarization", "localized"), 2
 
 
 def pairs_of(
@@ -217,7 +219,7 @@ def make(workdir: Path, name: str, seed: int, scale: Scale) -> None:
 
 def replay(workdir: Path, seed: int, scale: Scale) -> None:
     """Write `replay_shards/`: questions about `scale.replay_videos` of the short videos of a base
-    model's training, as many as fill a row.
+    model's training, as many as fill a row, and of each video `ASKED_OF_IT` of `FORGOTTEN` first.
 
     True answers are chosen, and rejected other answers to such questions: a constant one, as in
     `short_shards`, would soon be as unlikely as it can get.
@@ -232,10 +234,12 @@ def replay(workdir: Path, seed: int, scale: Scale) -> None:
         alike[_form(question.type, question.answer)].add(question.answer)
     pairs, each = [], tiny().data.pairs_per_row
     for v, video in enumerate(shown):
-        for q, asked in enumerate(video.questions[:each]):
-            others = alike[_form(asked.type, asked.answer)] - {asked.answer}
-            if others:
-                rejected = str(rng.choice(sorted(others)))
+        first = [q for q in video.questions if (q.type, q.kind) == FORGOTTEN][:ASKED_OF_IT]
+        others = [q for q in video.questions if q not in first]
+        for q, asked in enumerate([*first, *others][:each]):
+            wrong = alike[_form(asked.type, asked.answer)] - {asked.answer}
+            if wrong:
+                rejected = str(rng.choice(sorted(wrong)))
                 texts = {"prompt": asked.text, "chosen": asked.answer, "rejected": rejected}
                 name = Path(video.path).name
                 pairs.append({"id": f"{v}-{q}", "video": name, "kind": "other", **texts})

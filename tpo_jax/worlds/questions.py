@@ -146,7 +146,7 @@ def _ends(timeline: Timeline, rng: np.random.Generator) -> Iterator[Candidate]:
     for verb, event in (("start", timeline.events[0]), ("end", timeline.events[-1])):
         yield (
             (f"How does the video {verb}?", f"It {verb}s with {_a(event)}."),
-            (f"The video {verb}s with?", _name(event)),
+            (f"Name what is at the {verb}.", _name(event)),
             _segment(event, event),
         )
 
