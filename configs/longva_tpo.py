@@ -12,7 +12,7 @@ command line; then the mean of the result and the model it started from:
 
   --config=configs/longva_tpo.py:robust --config.data.replay="('SHORT',)" \
   --config.data.replay_weights=3,1
-  python -m tpo_jax.average --models=LongVA-7B,DIR/model --shares=0.4,0.6 --output=averaged
+  python -m tpo_jax.average --models=LongVA-7B,DIR/model --shares=0.3,0.7 --output=averaged
 
 What it gives at miniature size is in `docs/results/quickstart.md`. Not run at 7B yet: no score to
 report, and neither rate, epochs nor shares are known to carry over. At miniature size few pairs are

@@ -111,7 +111,7 @@ PREFERENCE_OR_NOT: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 JUDGE_ERRORS = (10, 30)  # percent
 FRAME_COUNTS = {"data.num_frames": (16, 32, 64), "data.num_frames_weights": (1.0, 2.0, 1.0)}
-REPLAY, KEPT = 0.25, 0.4
+REPLAY, KEPT = 0.25, 0.3
 # Short videos of a replay keep their own numbers of frames.
 ROBUST: Mapping[str, Any] = {
     "data.num_frames": (32, 64),
