@@ -16,6 +16,7 @@ _PUBLIC = {
     "load_processor": "tpo_jax.inference.model",
     "Model": "tpo_jax.inference.model",
     "Sampling": "tpo_jax.generation.sampling",
+    "InputError": "tpo_jax.errors",
 }
 
 

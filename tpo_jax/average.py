@@ -1,8 +1,9 @@
 """The weighted mean of models: between a trained one and the one it started from.
 
-    python -m tpo_jax.average --models=LongVA-7B,run/model --shares=0.4,0.6 --output=averaged
+    python -m tpo_jax.average --models=LongVA-7B,run/model --shares=0.3,0.7 --output=averaged
 
-Less of what training cost elsewhere is left in it than of what training taught.
+The mean of a trained model and its start keeps most of what training taught, and loses less of what
+training cost elsewhere.
 """
 
 from pathlib import Path

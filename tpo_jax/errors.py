@@ -54,6 +54,8 @@ def _file_reason(error: OSError) -> str:
 
     For a file that `--config` names, ml_collections gives several lines and not the flag.
     """
+    if isinstance(error, FileExistsError):
+        return f"{error.filename}: a file stands where a folder must be made"
     text = str(error)
     line = re.sub(r".*\[Errno -?\d+\] ", "", text.splitlines()[-1].strip())
     return f"--config: {line}" if re.search("config file|^Configuration", text) else line

@@ -16,7 +16,9 @@ from tests.random_params import random_params
 from tests.test_docs import ROOT, fences
 from tpo_jax import families
 from tpo_jax.checkpoints.models import save_model
-from tpo_jax.errors import InputError
+from tpo_jax.errors import InputError, note
+from tpo_jax.inference.generator import Decoding
+from tpo_jax.inference.model import place
 from tpo_jax.parallel.mesh import AXES, make_mesh
 from tpo_jax.worlds.tokenizer import save_tokenizer, train_tokenizer
 from tpo_jax.worlds.world import make_videos
@@ -123,11 +125,8 @@ def test_wrong_pairs_and_sampling_are_named(model, folder) -> None:
     ):
         with pytest.raises(InputError, match=message):
             model.score([pair, pair | change], videos=folder)
-    for how in ({"rule": "middle"}, {"num_frames": 0}):
-        with pytest.raises(InputError, match=f"{next(iter(how.values()))!r}"):
-            model.score([pair | {"video": "video.mp4"}], videos=folder, **how)
-    with pytest.raises(InputError, match="num_frames=0 must be at least 1"):
-        model.answer(folder / "video.mp4", "Why?", num_frames=0)
+    with pytest.raises(InputError, match="'middle'"):
+        model.score([pair | {"video": "video.mp4"}], videos=folder, rule="middle")
     for call, message in (
         (
             lambda: tpo_jax.load("gs://bucket/model"),
@@ -138,6 +137,65 @@ def test_wrong_pairs_and_sampling_are_named(model, folder) -> None:
     ):
         with pytest.raises(InputError, match=message):
             call()
+
+
+def test_a_misspelt_field_and_pairs_on_text_alone_are_told(model, capsys) -> None:
+    note.cache_clear()
+    pair = {"vidoe": "video.mp4", "prompt": "Why?", "chosen": "Rain.", "rejected": "Snow."}
+    model.score([pair])
+    assert capsys.readouterr().err.splitlines() == [
+        "note: pairs: fields ignored: vidoe",
+        "note: 1 of 1 pairs have no video and no image: scored on text alone",
+    ]
+
+
+def test_an_answer_takes_no_more_space_than_the_context(model) -> None:
+    decoding = Decoding(max_new_tokens=10**9)
+    assert model.generator(decoding).decoding.max_new_tokens == model.config.max_length
+
+
+ASKED = ("video.mp4", "Why?")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.answer(None, ""), "an empty question asks nothing"),
+        (lambda m: m.answer(None, ["Why?", " "]), "an empty question asks nothing"),
+        (lambda m: m.answer(None, []), "no question: give one"),
+        (lambda m: m.answer(None, 5), "question=5 must be a text, or a list of texts"),
+        (lambda m: m.answer(None, {"Why?": 1}), "question={'Why\\?': 1} must be a text"),
+        (lambda m: m.stream(None, ["Why?"]), r"question=\['Why\?'\] must be one text"),
+        (lambda m: m.stream(None, ""), "an empty question asks nothing"),
+        (lambda m: m.answer(np.zeros((2, 8, 8, 3), np.uint8), "Why?"), "video=<ndarray> must be"),
+        (lambda m: m.answer("", "Why?"), "video='' must be a path, or what `processor.video`"),
+        (lambda m: m.answer(None, "Why?", images="a.png"), "images='a.png' must be a list"),
+        (lambda m: m.answer(None, "Why?", images=None), "images=<NoneType> must be a list"),
+        (lambda m: m.answer(*ASKED, num_frames=0), "num_frames=0 must be a whole number of 1"),
+        (lambda m: m.answer(*ASKED, num_frames="4"), "num_frames='4' must be a whole number"),
+        (lambda m: m.answer(None, "Why?", max_new_tokens=1.5), "max_new_tokens=1.5 must be"),
+        (lambda m: m.answer(None, "Why?", seed=-1), "seed=-1 must be a whole number of 0 or more"),
+        (lambda m: m.answer(None, "Why?", sampling=0.7), "sampling=0.7 must be a tpo_jax.Sampling"),
+        (lambda m: m.score("pairs.jsonl"), "pairs='pairs.jsonl' must be a list of pairs"),
+        (lambda m: m.score({"prompt": "Why?"}), "pairs=<dict> must be a list of pairs; for one"),
+        (lambda m: m.score([None]), "pair 0: must be an object with video, .*, not nothing"),
+        (lambda m: m.score([], batch_size=0), "batch_size=0 must be a whole number of 1 or more"),
+        (lambda m: m.score([], num_frames=True), "num_frames=True must be a whole number"),
+        (lambda m: m.score([], videos="nowhere"), "videos=nowhere: no such folder"),
+        (lambda m: m.score([], videos=__file__), "test_model.py: a file, not a folder"),
+        (
+            lambda m: place(m.processor, {}, mesh="fsdp"),
+            "mesh='fsdp' must give axes their sizes",
+        ),
+        (
+            lambda m: place(m.processor, {}, mesh={"fsdp": "a"}),
+            "mesh={'fsdp': 'a'} must give axes",
+        ),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_named(model, call, message) -> None:
+    with pytest.raises(tpo_jax.InputError, match=message):
+        call(model)
 
 
 def test_importing_the_package_imports_no_library() -> None:

@@ -64,7 +64,7 @@ def is_native(directory: str | Path) -> bool:
         InputError: neither, or `config.json` is missing or unreadable.
     """
     directory = Path(directory).absolute()
-    values = read_json_object(directory / "config.json")
+    values = _config_of(directory)
     if values.get("format") == FORMAT:
         if values.get("version") != VERSION:
             raise InputError(
@@ -90,8 +90,23 @@ def _published_family(directory: Path, values: dict) -> Family:
     known = ", ".join(family.reads for family in families.FAMILIES.values())
     raise InputError(
         f"{directory}/config.json: architectures is {architectures!r}; only {known} and native "
-        "directories can be read"
+        f"directories can be read{_inside(directory)}"
     )
+
+
+def _config_of(directory: Path) -> dict[str, Any]:
+    """Return what `config.json` of a model directory holds; InputError: it cannot be read."""
+    if directory.is_file():
+        raise InputError(f"{directory}: a file, not a model directory")
+    if directory.is_dir() and not (directory / "config.json").exists():
+        raise InputError(f"{directory}/config.json does not exist{_inside(directory)}")
+    return read_json_object(directory / "config.json")
+
+
+def _inside(directory: Path) -> str:
+    """Return the question whether the model in the directory of a run is meant, or ""."""
+    model = directory / "model"
+    return f"; did you mean {model}?" if (model / "config.json").is_file() else ""
 
 
 def load_config(
@@ -109,7 +124,7 @@ def load_config(
         InputError: what is wrong with the directory or a setting.
     """
     directory = hub.folder(directory).absolute()  # in notes, which are printed once each
-    values = read_json_object(directory / "config.json")
+    values = _config_of(directory)
     if not is_native(directory):
         family = _published_family(directory, values)
         check_settings(family.reads, family.settings, settings)

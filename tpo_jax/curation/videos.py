@@ -5,6 +5,7 @@ from pathlib import Path, PurePosixPath
 from tpo_jax.curation.units import Unit
 from tpo_jax.data import folders
 from tpo_jax.errors import InputError
+from tpo_jax.io.paths import check_folder
 from tpo_jax.video import decode, sampling
 
 
@@ -22,8 +23,7 @@ def list_videos(folder: Path, limit: int) -> list[Unit]:
     Raises:
         InputError: The folder does not exist or holds nothing.
     """
-    if not folder.is_dir():
-        raise InputError(f"videos.folder={folder}: no such folder")
+    check_folder("videos.folder", folder)
     units: dict[str, Unit] = {}
     for video in folders.names_in(folder):
         suffix = "" if (folder / video).is_dir() else PurePosixPath(video).suffix

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import logging
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from tpo_jax.data.folders import check_relative
 from tpo_jax.data.formats import read_records
 from tpo_jax.data.prompts import check_answer, is_unicode
 from tpo_jax.data.records import KINDS, PairTexts, Provenance, Span
-from tpo_jax.errors import InputError
+from tpo_jax.errors import InputError, note
 from tpo_jax.families.template import Message
 from tpo_jax.io.paths import Place, relative_to
 
@@ -25,6 +24,7 @@ OPTIONAL = (
     *("history", "system", "conversations", "messages", "rejected_response", "rejected_messages"),
 )
 STILLS = ("image", "images")
+KNOWN = {*REQUIRED, *OPTIONAL, *STILLS}
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,12 @@ def read_pairs(
             rejections.append(Rejection(where, str(error), raw))
             continue
         named[pair.video_id] = pair.video
-        unknown |= set(record) - {*REQUIRED, *OPTIONAL, *STILLS}
+        unknown |= set(record) - KNOWN
         pairs.append(pair)
     if not pairs and not rejections:
         raise InputError(f"{path}: holds no pair")
     if unknown:
-        logging.warning("%s: fields ignored: %s", path, ", ".join(sorted(map(str, unknown))))
+        _note_ignored(str(path), unknown)
     return _with_own_ids(pairs), rejections
 
 
@@ -178,9 +178,17 @@ def pair_of(record: Mapping[str, Any], number: int, videos: Place | None = None)
     """
     where = f"pair {number}"
     try:
-        return _pair(_inside(adapt(record), videos), number, where, stills=True)
+        adapted = _inside(adapt(record) if isinstance(record, Mapping) else record, videos)
+        pair = _pair(adapted, number, where, stills=True)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
+    if unknown := set(adapted) - KNOWN:
+        _note_ignored("pairs", unknown)  # without the number: printed once
+    return pair
+
+
+def _note_ignored(where: str, unknown: set[Any]) -> None:
+    note(f"{where}: fields ignored: {', '.join(sorted(map(str, unknown)))}")
 
 
 def _pair(record: Any, number: int, where: str, stills: bool) -> Pair:

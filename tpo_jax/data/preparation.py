@@ -27,7 +27,7 @@ from tpo_jax.data.pairs import Pair, Rejection, read_pairs
 from tpo_jax.data.records import PairRecord
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import hash_of, read_json, write_json, write_lines
-from tpo_jax.io.paths import Place, is_folder, place
+from tpo_jax.io.paths import Place, check_folder, place
 
 PAIRS_PER_SHARD = 10_000
 REJECTED = "rejected.jsonl"
@@ -70,8 +70,7 @@ def prepare(
         InputError: The inputs give nothing, or a pair or video is bad and `work.strict` is set.
     """
     root, output = place(videos), Path(output)
-    if not is_folder(root, "--videos="):
-        raise InputError(f"--videos={root}: no such folder")
+    check_folder("--videos", root)
     own = isinstance(root, Path) and output.resolve().is_relative_to(root.resolve())
     if pairs_file is None and own:
         raise InputError(f"--output={output}: lies in --videos={root}, all of which is stored")

@@ -250,5 +250,6 @@ class Processor:
 
     def _advice(self, visual: Visual, fits: Callable[[Visual], bool]) -> str:
         if isinstance(visual, Pictures):
-            return "use fewer or smaller images"
-        return f"{self.most_frames(visual, fits)} frames would fit"
+            return "use fewer or smaller images" if visual.tokens else "shorten the text"
+        fitting = self.most_frames(visual, fits)
+        return f"{fitting} frames would fit" if fitting else "no frame would fit: shorten the text"

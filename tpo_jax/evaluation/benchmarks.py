@@ -36,6 +36,7 @@ from tpo_jax.evaluation.scorers import Scorer
 from tpo_jax.evaluation.verdicts import TODAY
 from tpo_jax.families.template import IMAGE
 from tpo_jax.io.files import read_json, read_lines
+from tpo_jax.io.paths import check_folder
 from tpo_jax.video.decode import Video, opened
 
 
@@ -166,8 +167,8 @@ def ask(
     Raises:
         InputError: See `read_rows`.
     """
-    if videos is not None and not videos.is_dir():
-        raise InputError(f"--videos={videos}: no such folder")
+    if videos is not None:
+        check_folder("--videos", videos)
     spec, scorer = BENCHMARKS[benchmark], Scorer(benchmark, era)
     if lmms_model:
         own = LMMS_MODELS[lmms_model].prompts

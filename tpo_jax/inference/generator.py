@@ -15,6 +15,7 @@ from tpo_jax.errors import InputError
 from tpo_jax.generation.decode import Limits, Prefix, State, decode, prefill
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.generation.stopping import first_stop, held_back
+from tpo_jax.inference.checks import check_whole
 from tpo_jax.models.batch import Batch, BatchShape
 from tpo_jax.models.pictures import Pictures
 from tpo_jax.parallel.attention import prefix_multiple
@@ -52,9 +53,11 @@ class Decoding:
     question_multiple: int = 16
 
     def __post_init__(self) -> None:
+        if not isinstance(self.sampling, Sampling):
+            raise InputError(f"sampling={self.sampling!r} must be a tpo_jax.Sampling")
         self.sampling.check()
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens={self.max_new_tokens} must be 1 or more")
+        check_whole("max_new_tokens", self.max_new_tokens)
+        check_whole("seed", self.seed, least=0)
 
 
 class _Sizes(NamedTuple):
@@ -80,7 +83,10 @@ class Generator:
     """
 
     def __init__(self, model: "Model", decoding: Decoding) -> None:
-        self.model, self.decoding = model, decoding
+        self.model = model
+        # No answer is longer than the context, whatever was asked for: its space is allocated.
+        longest = min(decoding.max_new_tokens, model.config.max_length)
+        self.decoding = dataclasses.replace(decoding, max_new_tokens=longest)
         processes = len({device.process_index for device in model.mesh.devices.flat})
         self._parts = max(1, model.row_parts // processes)
         # Rows of a batch that this process brings.

@@ -22,9 +22,17 @@ from tpo_jax.data.processor import Processor, Visual
 from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError
 from tpo_jax.generation.sampling import Sampling
+from tpo_jax.inference.checks import (
+    check_images,
+    check_mesh,
+    check_pairs,
+    check_path,
+    check_whole,
+    texts_of,
+)
 from tpo_jax.inference.generator import Decoding, Generator
 from tpo_jax.inference.scoring import FrameSource, Score, score
-from tpo_jax.io.paths import local_path
+from tpo_jax.io.paths import check_folder, local_path
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.pictures import Pictures
 from tpo_jax.models.quantized import check_weights
@@ -121,9 +129,7 @@ class Model:
         Raises:
             InputError: a file that cannot be read, or a prompt that the context does not hold.
         """
-        questions = [question] if isinstance(question, str) else question
-        if not questions:
-            raise InputError("no question: give one, or a list of them")
+        questions = texts_of(question)
         visual = self._visual(video, images, num_frames)
         row = self.processor.prompts(self._asked(questions, visual), visual)
         decoding = Decoding(max_new_tokens, sampling, seed, batch_rows=1)
@@ -148,8 +154,10 @@ class Model:
 
         Arguments and errors are those of `answer`.
         """
+        if not isinstance(question, str):
+            raise InputError(f"question={question!r} must be one text: one answer is streamed")
         visual = self._visual(video, images, num_frames)
-        row = self.processor.prompts(self._asked([question], visual), visual)
+        row = self.processor.prompts(self._asked(texts_of(question), visual), visual)
         decoding = Decoding(max_new_tokens, sampling, seed, batch_rows=1)
         return self.generator(decoding).stream(_pixels(visual), row)
 
@@ -184,7 +192,12 @@ class Model:
         Raises:
             InputError: a pair that is not valid or cannot be read; the message names it.
         """
+        check_pairs(pairs)
+        check_path("videos", videos)
+        check_whole("num_frames", num_frames)
+        check_whole("batch_size", batch_size)
         folder = local_path("videos", videos)
+        check_folder("videos", folder)
         checked = [
             pair if isinstance(pair, Pair) else pair_of(pair, number, folder)
             for number, pair in enumerate(pairs)
@@ -194,14 +207,15 @@ class Model:
     def _visual(
         self, video: str | Path | Visual | None, images: Sequence, num_frames: int
     ) -> Visual:
-        if isinstance(images, str | Path):
-            raise InputError(f"images={str(images)!r} must be a list of files or PIL images")
+        check_images(images)
+        check_whole("num_frames", num_frames)
         if video is None:
             return self.processor.pictures(images)
         if len(images):
             raise InputError("give a video or images, not both")
         if isinstance(video, Clip | Pictures):
             return video
+        check_path("video", video, ", or what `processor.video` returned")
         return self.processor.video(local_path("video", video), num_frames)
 
     def _asked(self, questions: Sequence[str], visual: Visual) -> Sequence[str]:
@@ -296,6 +310,8 @@ def place(
 def _mesh(mesh: Mapping[str, int] | jax.sharding.Mesh | None) -> jax.sharding.Mesh:
     if isinstance(mesh, jax.sharding.Mesh):
         return mesh
+    if mesh is not None:
+        check_mesh(mesh)
     if unknown := set(mesh or ()) - set(AXES):
         raise InputError(f"mesh has no axis {min(unknown)!r}; there are {', '.join(AXES)}")
     return make_mesh({**dict.fromkeys(AXES, 1), **(mesh or {"context": -1})})

@@ -15,8 +15,9 @@ from tpo_jax.data.collate import collate, visual_sizes
 from tpo_jax.data.pairs import Pair, read_pairs
 from tpo_jax.data.processor import Processor
 from tpo_jax.data.rows import Row
-from tpo_jax.errors import InputError
+from tpo_jax.errors import InputError, note
 from tpo_jax.inference.generator import round_up
+from tpo_jax.io.paths import check_folder
 from tpo_jax.models.batch import Batch, BatchShape
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.pictures import Pictures
@@ -79,8 +80,10 @@ def read_list(path: Path, videos: Path) -> list[Pair]:
         videos: Folder of the pairs' videos and images, for absolute paths.
 
     Raises:
-        InputError: the first record that is not such a pair, and how many more there are.
+        InputError: no such folder, or the first record that is not such a pair, and how many more
+            there are.
     """
+    check_folder("--videos", videos)
     pairs, rejections = read_pairs(path, stills=True, videos=videos)
     if rejections:
         more = f" (and {len(rejections) - 1} more)" if len(rejections) > 1 else ""
@@ -109,6 +112,8 @@ def score(
     model: "Model", pairs: Sequence[Pair], source: FrameSource, batch_size: int
 ) -> list[Score]:
     """Score every pair; see `Model.score`."""
+    if alone := sum(not (pair.video or pair.images) for pair in pairs):
+        note(f"{alone} of {len(pairs)} pairs have no video and no image: scored on text alone")
     # A pair of two videos is scored on either of them.
     sides = [
         [

@@ -180,6 +180,13 @@ def is_folder(path: Place, name: str = "") -> bool:
         raise InputError(f"{name}{path}: {error}") from error
 
 
+def check_folder(name: str, path: Place) -> None:
+    """Raise `InputError` unless there is a folder at a place; `name` is the flag that holds it."""
+    if not is_folder(path, f"{name}="):
+        what = "a file, not a folder" if path.exists() else "no such folder"
+        raise InputError(f"{name}={path}: {what}")
+
+
 @contextlib.contextmanager
 def fetched(path: Place) -> Iterator[Path]:
     """Yield a local path to a file or a folder of files: itself, or a temporary copy of what is in

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from tpo_jax.models.batch import BatchShape
+from tpo_jax.models.blocks import REMAT_TENSORS
 from tpo_jax.models.config import DecoderConfig, ModelConfig
 from tpo_jax.planning.chips import Chip
 from tpo_jax.planning.plan import minimum_flops
@@ -22,7 +23,7 @@ def kept_tensors(remat: str) -> set[str]:
     pass.
     """
     if remat == "none":
-        return {"qkv", "attention", "residual", "mlp"}
+        return set(REMAT_TENSORS)
     entries = (entry.partition(":") for entry in remat.split(","))
     return {name for name, _, place in entries if place == "save"}
 
