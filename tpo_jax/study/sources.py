@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,57 +67,51 @@ def pairs_of(
         answering: the model, for the provenance.
     """
     rng = np.random.default_rng([seed, SOURCES.index(source)])
-    if source in ("thinned", "untimed", "partly", "two_videos"):
+    if source in _FROM_JUDGED:
         judged = pairs_of("judged", rows, seed, truth=truth, answering=answering)
-        if source == "thinned":
-            return _thinned(judged, rows)
-        if source == "untimed":
-            left = {row.id for row in rows if row.type != UNTAUGHT}
-            return [pair for pair in _thinned(judged, rows) if pair["id"] in left]
-        if source == "two_videos":
-            return judged + _other_videos(judged, rows, rng)
-        made = _partly_wrong(judged, rows, rng)
-        return made if truth else judged
+        return _FROM_JUDGED[source](judged, rows, rng) if truth or source != "partly" else judged
+    model = "another model" if source == "written" else answering
     alike = defaultdict(list)  # true answers of a type and form
     for row in rows:
         alike[row.type, row.truth.endswith(".")].append(row.truth)
     found = []
     for index in rng.permutation(len(rows)).tolist():
         row = rows[index]
-        chosen, rejected, model, manipulation = (
-            row.chosen,
-            row.rejected,
-            answering,
-            row.manipulation,
-        )
-        right = row.chosen_right and not row.rejected_right
-        if source == "noisy":
-            right ^= bool(rng.random() < error)
-        elif source == "unjudged":
-            right = True
-        elif source == "written":
-            model, manipulation, right = "another model", "none", True
-            chosen, rejected = row.truth, "none of these"
-            if rng.random() < error:
-                others = alike[row.type, chosen.endswith(".")]
-                chosen = others[int(rng.integers(len(others)))]
-        elif source == "sampled":
-            manipulation = "none"
-            chosen, rejected = sorted(row.drawn, key=lambda text: not exact(text, row.truth))
-            right = exact(chosen, row.truth) and not exact(rejected, row.truth)
+        chosen, rejected, right = _answers(source, row, rng, error, alike)
         if (right or not truth) and chosen and rejected and not exact(chosen, rejected):
             made = dataclasses.replace(
                 row,
                 chosen=chosen,
                 rejected=rejected,
-                manipulation=manipulation,
+                manipulation="none" if source in ("written", "sampled") else row.manipulation,
                 segment=row.segment and _widened(row.segment),
             )
             found.append(pair_line(made, source, model))
     return found
 
 
-def _thinned(pairs: Sequence[dict[str, Any]], rows: Sequence[Candidate]) -> list[dict[str, Any]]:
+def _answers(
+    source: str, row: Candidate, rng: np.random.Generator, error: float, alike: Mapping
+) -> tuple[str, str, bool]:
+    """Return the chosen and the rejected answer to a question, and whether the judge keeps them."""
+    if source == "written":
+        chosen = row.truth
+        if rng.random() < error:
+            others = alike[row.type, chosen.endswith(".")]
+            chosen = others[int(rng.integers(len(others)))]
+        return chosen, "none of these", True
+    if source == "sampled":
+        chosen, rejected = sorted(row.drawn, key=lambda text: not exact(text, row.truth))
+        return chosen, rejected, exact(chosen, row.truth) and not exact(rejected, row.truth)
+    right = row.chosen_right and not row.rejected_right
+    if source == "noisy":
+        right ^= bool(rng.random() < error)
+    return row.chosen, row.rejected, right or source == "unjudged"
+
+
+def _thinned(
+    pairs: Sequence[dict[str, Any]], rows: Sequence[Candidate], rng: np.random.Generator
+) -> list[dict[str, Any]]:
     """Return pairs without most of those whose chosen answer all frames give as well."""
     told = {row.id: row.told for row in rows if row.kind == "localized"}
     number = itertools.count(1)
@@ -126,6 +120,14 @@ def _thinned(pairs: Sequence[dict[str, Any]], rows: Sequence[Candidate]) -> list
         for pair in pairs
         if not exact(told.get(pair["id"], ""), pair["chosen"]) or next(number) % EASY == 0
     ]
+
+
+def _untimed(
+    pairs: Sequence[dict[str, Any]], rows: Sequence[Candidate], rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """Return the pairs of `_thinned` without those of the type `UNTAUGHT`."""
+    left = {row.id for row in rows if row.type != UNTAUGHT}
+    return [pair for pair in _thinned(pairs, rows, rng) if pair["id"] in left]
 
 
 def _widened(segment: Span) -> Span:
@@ -182,11 +184,11 @@ def _articles(text: str) -> str:
     return re.sub(r"\ban?(?= (\w))", lambda m: "an" if m[1] in "aeiou" else "a", text)
 
 
-def _other_videos(
+def _two_videos(
     pairs: Sequence[dict[str, Any]], rows: Sequence[Candidate], rng: np.random.Generator
 ) -> list[dict[str, Any]]:
-    """Return pairs of two videos: the answer to a question about one of them is chosen there, and
-    rejected where the same question has another answer.
+    """Return pairs, and pairs of two videos: the answer to a question about one of them is chosen
+    there, and rejected where the same question has another answer.
     """
     truths = {row.id: row.truth for row in rows}
     alike = defaultdict(list)
@@ -200,7 +202,15 @@ def _other_videos(
             other = others[int(rng.integers(len(others)))]
             made |= {"id": f"{pair['id']}-video", "kind": "video", "rejected_video": other}
             found.append(made)
-    return found
+    return [*pairs, *found]
+
+
+_FROM_JUDGED: dict[str, Callable[..., list[dict[str, Any]]]] = {
+    "thinned": _thinned,
+    "untimed": _untimed,
+    "partly": _partly_wrong,
+    "two_videos": _two_videos,
+}
 
 
 def make(workdir: Path, name: str, seed: int, scale: Scale) -> None:
