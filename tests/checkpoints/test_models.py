@@ -108,6 +108,17 @@ def test_errors(saved, tmp_path, params):
         load_model(saved, newline="sometimes")
     with pytest.raises(InputError, match=r"--frame_tokens=9 is no setting of Llava.*pooling"):
         load_config(saved, frame_tokens=9)
+    with pytest.raises(InputError, match=r"config.json: a file, not a model directory"):
+        load_model(saved / "config.json")
+    run = tmp_path / "run"
+    run.mkdir()
+    saved.rename(run / "model")
+    with pytest.raises(InputError, match=r"config.json does not exist; did you mean .*run/model\?"):
+        load_model(run)
+    (run / "config.json").write_text("{}")  # of a run
+    with pytest.raises(InputError, match=r"architectures is None.*; did you mean .*run/model\?"):
+        load_model(run)
+    (run / "model").rename(saved)
     edit(saved, lambda v: v["model"]["tower"].update(mlp_width=7))
     with pytest.raises(InputError, match=r"tower/layers/fc1/bias has shape .* the config says"):
         load_model(saved)
