@@ -205,7 +205,7 @@ def test_other_settings_are_refused(finished, configs):
     with pytest.raises(InputError, match=r"questions\.per_segment 1, not 2"):
         run_rounds(curation, training, workdir, 3, "first")
     curation.questions.per_segment, training.train.learning_rate = 1, 1e-4
-    message = r"round 1: .*config.json: .* otherwise \(train.learning_rate: 0.001 -> 0.0001\)"
+    message = r"round 1: .*config.json: .* otherwise \(train.learning_rate: 3e-05 -> 0.0001\)"
     with pytest.raises(InputError, match=message):
         run_rounds(curation, training, workdir, 3, "first")
     assert (workdir / "rounds.jsonl").read_bytes() == before
