@@ -39,7 +39,7 @@ def test_a_config_that_cannot_be_loaded_names_the_flag(tmp_path, override) -> No
 
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path) -> None:
     (tmp_path / "file").touch()
-    [done] = commands.call("quickstart", {"workdir": tmp_path / "file"})
+    [done] = commands.call("reproduce", {"item": "table4", "workdir": tmp_path / "file"})
     said = f"error: {tmp_path}/file: a file stands where a folder must be made\n"
     assert (done.code, done.out, done.err) == (2, "", said)
 
