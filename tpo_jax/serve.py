@@ -15,7 +15,7 @@ from absl import flags
 
 from tpo_jax.errors import InputError, run_command
 from tpo_jax.inference.flags import define_model
-from tpo_jax.io.paths import define_path, define_paths
+from tpo_jax.io.paths import check_folder, define_path, define_paths
 from tpo_jax.parallel.programs import keep_programs
 from tpo_jax.serving.settings import ServerSettings
 from tpo_jax.video import sampling
@@ -95,8 +95,7 @@ GRACE_SECONDS = 10
 def read_settings() -> ServerSettings:
     """Return the settings that the flags give; raise `InputError` if they conflict."""
     for folder in _FOLDERS.value:
-        if not Path(folder).is_dir():
-            raise InputError(f"--media_folders: {folder} is not a directory")
+        check_folder("--media_folders", Path(folder))
     if _NUM_FRAMES.value > _MAX_FRAMES.value:
         raise InputError(f"--num_frames={_NUM_FRAMES.value} is above --max_frames")
     local = ["localhost", "127.0.0.1", _HOST.value]
@@ -169,6 +168,7 @@ def main() -> None:
         config = uvicorn.Config(
             app,
             http=Connection,
+            ws="none",  # else a request to upgrade is answered with advice to install a library
             log_level="warning",
             access_log=False,
             limit_concurrency=CONNECTIONS_OVER_WAITING * settings.max_waiting,

@@ -27,8 +27,12 @@ def test_api_key(tmp_path, monkeypatch) -> None:
                     refused = await client.get(path, headers=given)
                     assert refused.status_code == 401
                     assert refused.json()["error"]["code"] == "invalid_api_key"
-            allowed = await client.get("/v1/models", headers={"authorization": "Bearer secret"})
-            assert allowed.json() == {"object": "list", "data": []}
+            for scheme in ("Bearer", "bearer"):
+                given = {"authorization": f"{scheme} secret"}
+                allowed = await client.get("/v1/models", headers=given)
+                assert allowed.json() == {"object": "list", "data": []}
+            other = await client.post("/v1/models", headers=given)
+            assert (other.status_code, other.headers["allow"]) == (405, "GET, HEAD")
 
     asyncio.run(run())
 

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -19,6 +20,7 @@ from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.fetching import fetch, is_public
 from tpo_jax.serving.intake import Intake
 from tpo_jax.serving.media import Media
+from tpo_jax.serving.messages import MediaPart
 from tpo_jax.serving.settings import MB, ServerSettings
 
 KIND = [(b"content-type", b"application/json")]
@@ -26,11 +28,19 @@ KIND = [(b"content-type", b"application/json")]
 
 @pytest.fixture
 def site():
-    """A web server: `/file`, `/loop`, and redirects from `/to?URL`."""
+    """A web server: `/file`, also called `/é`, `/slow`, `/loop`, and redirects from `/to?URL`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            if self.path == "/file":
+            if self.path == "/slow":  # two seconds of a header
+                with contextlib.suppress(OSError):
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\nname: ")
+                    for _ in range(40):
+                        self.wfile.write(b"x")
+                        time.sleep(0.05)
+                    self.wfile.write(b"\r\n\r\n")
+                return
+            if self.path in ("/file", "/%C3%A9"):
                 self.send_response(200)
                 self.end_headers()
                 self.wfile.write(b"bytes")
@@ -71,11 +81,11 @@ def test_frames_of_several_sizes_need_a_model_that_takes_each_alone(preset, tmp_
 def test_only_public_addresses_are_fetched(site, tmp_path) -> None:
     target = tmp_path / "file"
 
-    def get(url, limit=MB, allowed=lambda ip: ip == "127.0.0.1"):
-        fetch(url, target, limit, 10, allowed)
+    def get(url, limit=MB, allowed=lambda ip: ip == "127.0.0.1", seconds=10):
+        fetch(url, target, limit, seconds, allowed)
         return target.read_bytes()
 
-    assert get(f"{site}/file") == get(f"{site}/to?/file") == b"bytes"
+    assert get(f"{site}/file") == get(f"{site}/to?/file") == get(f"{site}/é") == b"bytes"
     elsewhere = site.replace("127.0.0.1", "127.0.0.2")
     wrong = [
         (403, "public", f"{site}/to?{elsewhere}/file", {}),
@@ -86,6 +96,9 @@ def test_only_public_addresses_are_fetched(site, tmp_path) -> None:
         (400, "redirects", f"{site}/loop", {}),
         (413, "larger", f"{site}/file", {"limit": 3}),
         (400, "fetched", "http://127.0.0.1:1/", {}),
+        (400, "too long", f"{site}/slow", {"seconds": 0.3}),
+        (400, "not a valid URL", f"{site}/to?http://[::1", {}),
+        (400, "not a valid URL", "http://\ud800/", {}),
     ]
     for status, message, url, more in wrong:
         with pytest.raises(ApiError, match=message) as caught:
@@ -93,12 +106,79 @@ def test_only_public_addresses_are_fetched(site, tmp_path) -> None:
         assert caught.value.status == status
 
 
+def test_a_name_is_looked_up_in_ascii(tmp_path, monkeypatch) -> None:
+    asked = []
+
+    def absent(host, port, **more):
+        asked.append((host, port))
+        raise OSError
+
+    monkeypatch.setattr("socket.getaddrinfo", absent)
+    for place in ("münchen.example:8080", "user:word@münchen.example:8080"):
+        with pytest.raises(ApiError, match="does not resolve"):
+            fetch(f"http://{place}/vidéo.mp4", tmp_path / "file", MB, 10)
+    assert asked == [("xn--mnchen-3ya.example", 8080)] * 2
+
+
 @pytest.mark.parametrize(
-    "address", ["10.0.0.1", "127.0.0.1", "169.254.169.254", "::1", "fe80::1", "::ffff:10.0.0.1"]
+    "address",
+    [
+        *("10.0.0.1", "127.0.0.1", "169.254.169.254", "::1", "fe80::1", "::ffff:10.0.0.1"),
+        # Of IPv6, these stand for addresses of IPv4 or of a site.
+        *("64:ff9b::a9fe:a9fe", "2002:7f00:1::", "::127.0.0.1", "fec0::1", "fd00::1"),
+    ],
 )
 def test_local_addresses_are_not_public(address) -> None:
     assert not is_public(address)
-    assert is_public("8.8.8.8")
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111", "64:ff9b::808:808"])
+def test_addresses_of_the_internet_are_public(address) -> None:
+    assert is_public(address)
+
+
+def test_slow_downloads_keep_no_other_work_waiting(monkeypatch) -> None:
+    free = threading.Event()
+
+    def slow(url, target, *limits):
+        free.wait(60)
+        target.write_bytes(b"bytes")
+
+    async def run():
+        monkeypatch.setattr("tpo_jax.serving.media.fetch", slow)
+        media = Media(ServerSettings(allow_urls=True))
+        part = MediaPart("video", "http://slow.example/", "url")
+
+        async def download():
+            async with media.files((part,)) as files:
+                return files[0].path.read_bytes()
+
+        downloads = [asyncio.create_task(download()) for _ in range(50)]
+        await asyncio.sleep(0.1)
+        await asyncio.wait_for(asyncio.to_thread(int), 30)
+        assert not any(task.done() for task in downloads)
+        free.set()
+        assert await asyncio.gather(*downloads) == [b"bytes"] * 50
+        media.close()
+
+    asyncio.run(run())
+
+
+def test_a_directory_of_frames(tmp_path) -> None:
+    frames = tmp_path / "media/frames"
+    frames.mkdir(parents=True)
+    Image.new("RGB", (4, 4), "red").save(frames / "0.png")
+    media = Media(ServerSettings(folders=(tmp_path / "media",)))
+    before = media.local(str(frames))
+    assert media.local(str(frames)) == before
+    # Overwritten in place, which leaves the directory as it was.
+    Image.new("RGB", (4, 4), "lime").save(frames / "0.png")
+    assert media.local(str(frames)) != before
+    Image.new("RGB", (4, 4), "blue").save(tmp_path / "outside.png")
+    (frames / "1.png").symlink_to(tmp_path / "outside.png")
+    with pytest.raises(ApiError, match="inside --media_folders"):
+        media.local(str(frames))
+    media.close()
 
 
 def test_a_decoder_past_its_deadline_is_replaced(folder) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tests.serving.conftest import QUESTIONS
 from tpo_jax import families
 from tpo_jax.data.processor import Processor
+from tpo_jax.errors import InputError
 from tpo_jax.generation.decode import decode, prefill
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.serving.models import ServedModel, Source, Visual, load, warm_up
@@ -38,6 +39,24 @@ def test_the_warm_up_shows_what_a_video_of_as_many_frames_does(
     visual = Visual(("real",), frames, times, 9.0)
     row = model.row(["What happens in the video?"], visual)
     assert shown[0] == (visual.shape, int(row.prefix_mask.sum()))
+
+
+def test_a_text_far_beyond_the_context_is_refused_by_its_beginning() -> None:
+    config = families.preset("tiny_longva")
+    tokenizer, read = train_tokenizer(QUESTIONS, vocab_size=270), []
+    tokenizer.add_special_tokens(list(families.of(config).templates["inference"].markers))
+
+    class Counting(Processor):
+        def encode(self, text):
+            read.append(len(text))
+            return super().encode(text)
+
+    processor = Counting(config, tokenizer)
+    model = ServedModel("tiny", types.SimpleNamespace(processor=processor, config=config), 16)
+    nothing = Visual((), processor.pictures([]), (), 0.0)
+    with pytest.raises(InputError, match=f"more than {2 * config.max_length} tokens"):
+        model.row(["word " * 1_000_000], nothing)
+    assert 0 < sum(read) < 100 * config.max_length
 
 
 @pytest.mark.slow

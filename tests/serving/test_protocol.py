@@ -3,7 +3,9 @@
 import pytest
 
 from tpo_jax.families.template import Message
+from tpo_jax.serving.chat import find_model
 from tpo_jax.serving.errors import ApiError
+from tpo_jax.serving.fields import parse_json
 from tpo_jax.serving.media import frame_urls
 from tpo_jax.serving.protocol import parse_chat
 from tpo_jax.serving.settings import ServerSettings
@@ -55,6 +57,30 @@ def test_all_refused_fields_are_named_at_once() -> None:
     assert "min_p" in message and "did you mean temperature" in message and "user" not in message
     with pytest.raises(ApiError, match="stream_options.usage"):
         parsed(stream_options={"usage": True})
+
+
+def test_messages_stay_short_whatever_names_a_client_gives() -> None:
+    many, long = {f"temperatur_{i}": 1 for i in range(10_000)}, "x" * 10_000
+    for more in (many, {long: 1}, {"stream_options": {long: 1}}):
+        with pytest.raises(ApiError, match="unknown") as caught:
+            parsed(**more)
+        assert len(caught.value.message + caught.value.param) < 1500
+    with pytest.raises(ApiError, match="9990 more are unknown"):
+        parsed(**many)
+    with pytest.raises(ApiError, match="no prompt template") as caught:
+        parsed(messages=[{"role": "user", "content": "Why?", long: 1, **many}])
+    assert len(caught.value.message) < 1000
+    with pytest.raises(ApiError, match="available: tpo") as caught:
+        find_model({"tpo": None}, long)
+    assert len(caught.value.message) < 1000
+
+
+@pytest.mark.parametrize("body", [rb'{"\ud800": 1}', rb'{"a": "\uDC00x"}', b'{"\xed\xa0\x80": 1}'])
+def test_what_is_no_unicode_is_refused(body) -> None:
+    with pytest.raises(ApiError, match="not JSON") as caught:
+        parse_json(body)
+    assert caught.value.status == 400
+    assert parse_json(rb'{"\ud83d\ude00": "\\ud800"}') == {"😀": "\\ud800"}
 
 
 def test_stop_strings() -> None:
@@ -146,9 +172,15 @@ def test_keys_of_a_message_are_not_ignored() -> None:
 
 def test_frames_in_a_data_url() -> None:
     url = "data:video/jpeg;base64,QQ==,Qg=="
-    assert frame_urls(url) == ["data:video/jpeg;base64,QQ==", "data:video/jpeg;base64,Qg=="]
+    assert frame_urls(url, 2) == ["data:video/jpeg;base64,QQ==", "data:video/jpeg;base64,Qg=="]
     for other in ("data:video/mp4;base64,QQ==", "a,b.mp4"):
-        assert frame_urls(other) == [other]
+        assert frame_urls(other, 1) == [other]
+    with pytest.raises(ApiError, match="2 frames, at most 1"):
+        frame_urls(url, 1)
+    # A long head would be repeated with every frame.
+    for wrong in ("data:video/jpeg;base64", f"data:video/jpeg;{'x' * 1000};base64,QQ==,QQ=="):
+        with pytest.raises(ApiError, match="data:video/jpeg;base64,FRAME"):
+            frame_urls(wrong, 128)
     message = said("user", "v", "What?")
     message["content"][0]["video_url"]["url"] = url
     assert parsed(messages=[message]).shown.kind == "frames"

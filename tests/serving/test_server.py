@@ -143,6 +143,9 @@ def test_each_of_many_clients_gets_its_own_answer(ask, server) -> None:
 
 def test_the_parts_of_a_reply(client, server, folder) -> None:
     assert {model.id for model in client.models.list()} == {"tpo", "base"}
+    assert client.models.retrieve("tpo").id == "tpo"
+    with pytest.raises(openai.NotFoundError, match="available: tpo, base"):
+        client.models.retrieve("gpt")
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
     messages = [{"role": "user", "content": "Why?"}]
     whole = client.chat.completions.create(model="tpo", messages=messages, max_tokens=3)
@@ -206,6 +209,8 @@ def test_errors_have_openais_format(server, folder) -> None:
         (400, about({"type": "text", "text": "\ud800"})),
         (400, {"model": "tpo", "messages": [{"role": "user", "content": "  "}]}),
         (400, about({"type": "text", "text": "long " * 2000})),
+        (400, about({"type": "text", "text": "long " * 200_000})),
+        (400, about(fine, **{"\ud800": 1})),
         (400, {"model": "tpo"}),
         (400, {"model": "tpo", "messages": [{"role": "system", "content": "Be a pirate."}]}),
         (400, about(video_part("data:video/jpeg;base64,AAAA,AAAA"))),

@@ -65,3 +65,13 @@ def test_gates_of_seeds_are_counted():
         found.append(gates(base, made("digits", "localized", 1.0)))
     [line] = gates_of_seeds(found)[1:]
     assert line == ["digits", "localized", "0.96", "0.90", "1.00", "0.65", "0.61", "1", "1", "1"]
+
+
+def test_means_over_seeds_are_of_those_that_were_asked():
+    asked = answers(24, 8, "digits", "localized", 0.9) + answers(
+        96, FRAMES[0], "digits", "localized", 0.5
+    )
+    made_of_it = made("digits", "localized", 1.0)
+    unasked = answers(96, FRAMES[0], "digits", "localized", 0.7)
+    [line] = gates_of_seeds([gates(asked, made_of_it), gates(unasked, made_of_it)])[1:]
+    assert line[2:7] == ["0.90", "0.90", "1.00", "0.60", "–"]

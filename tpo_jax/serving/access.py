@@ -23,7 +23,7 @@ class AccessControl:
     ):
         self.app, self.metrics, self.paths = app, metrics, paths
         self.hosts = settings.hosts
-        self.expected = f"Bearer {settings.api_key}".encode() if settings.api_key else b""
+        self.key = settings.api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request, or pass on what is not HTTP."""
@@ -57,13 +57,10 @@ class AccessControl:
         # A web page whose name is made to resolve to this machine sends that name as host.
         if not host_allowed(headers.get(b"host", b"").decode("latin-1"), self.hosts):
             return ApiError(400, "unknown Host header; see --allowed_hosts", "invalid_host")
-        given = headers.get(b"authorization", b"")
-        if (
-            self.expected
-            and path not in WITHOUT_KEY
-            and not hmac.compare_digest(given, self.expected)
-        ):
-            return ApiError(401, "the API key is missing or wrong", "invalid_api_key")
+        if self.key and path not in WITHOUT_KEY:
+            scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(given, self.key):
+                return ApiError(401, "the API key is missing or wrong", "invalid_api_key")
         return None
 
 

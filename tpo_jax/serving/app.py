@@ -14,9 +14,10 @@ from starlette.routing import Route
 
 from tpo_jax.serving.access import AccessControl
 from tpo_jax.serving.batching import Engine
-from tpo_jax.serving.chat import Chat
+from tpo_jax.serving.chat import Chat, find_model
 from tpo_jax.serving.decoder import MediaDecoder
 from tpo_jax.serving.errors import ApiError
+from tpo_jax.serving.fields import short
 from tpo_jax.serving.intake import Intake
 from tpo_jax.serving.media import Media
 from tpo_jax.serving.metrics import Metrics
@@ -46,10 +47,14 @@ def build_app(models: Sequence[ServedModel], settings: ServerSettings) -> Starle
             await asyncio.to_thread(engine.stop)
             await intake.close()
 
+    def described(name: str) -> dict:
+        return {"id": name, "object": "model", "created": started, "owned_by": "tpo_jax"}
+
     async def list_models(request: Request) -> Response:
-        common = {"object": "model", "created": started, "owned_by": "tpo_jax"}
-        listed = [{"id": name, **common} for name in hosted]
-        return JSONResponse({"object": "list", "data": listed})
+        return JSONResponse({"object": "list", "data": [described(name) for name in hosted]})
+
+    async def one_model(request: Request) -> Response:
+        return JSONResponse(described(find_model(hosted, request.path_params["name"]).name))
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -61,6 +66,7 @@ def build_app(models: Sequence[ServedModel], settings: ServerSettings) -> Starle
     routes = [
         Route("/v1/chat/completions", answer, methods=["POST"]),
         Route("/v1/models", list_models),
+        Route("/v1/models/{name:path}", one_model),
         Route("/health", health),
         Route("/metrics", show_metrics),
         *PageApi(hosted, settings, intake).routes(),
@@ -82,7 +88,8 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return ApiError(error.status_code, f"{request.url.path}: {error.detail}").response()
+    path = short(request.url.path)
+    return ApiError(error.status_code, f"{path}: {error.detail}").response(error.headers)
 
 
 async def _failure(request: Request, error: Exception) -> Response:

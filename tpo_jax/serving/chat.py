@@ -15,6 +15,7 @@ from tpo_jax.errors import InputError
 from tpo_jax.inference.generator import Answer
 from tpo_jax.serving.batching import Engine, Job
 from tpo_jax.serving.errors import ApiError
+from tpo_jax.serving.fields import short
 from tpo_jax.serving.intake import Intake
 from tpo_jax.serving.metrics import Metrics
 from tpo_jax.serving.models import ServedModel
@@ -162,7 +163,8 @@ class Chat:
         Not cancelled if the client disconnects: others may wait for the same video.
         """
         with self.intake.reserved(request):
-            asked = parse_chat(await self.intake.json(request), self.settings)
+            body = await self.intake.json(request)
+            asked = await asyncio.to_thread(parse_chat, body, self.settings)
             model = find_model(self.models, asked.model)
             visual = await self.intake.look(model, asked.shown, asked.num_frames)
         try:
@@ -180,5 +182,6 @@ def find_model(models: Mapping[str, ServedModel], name: str) -> ServedModel:
     """Return the model of that name; raise `ApiError` if there is none."""
     if name not in models:
         known = ", ".join(models)
-        raise ApiError(404, f"no model {name!r}; available: {known}", "model_not_found", "model")
+        message = f"no model {short(name)!r}; available: {known}"
+        raise ApiError(404, message, "model_not_found", "model")
     return models[name]

@@ -84,6 +84,8 @@ def answer(line: bytes, out: BinaryIO) -> None:
         reason = str(error)
     except MemoryError:
         reason = "decoding takes too much memory"
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        reason = f"has a picture of more than {MAX_PIXELS} pixels"
     except Exception as error:  # broken files make the libraries raise nearly anything
         reason = f"cannot be read: {type(error).__name__}"
     else:
@@ -94,7 +96,8 @@ def answer(line: bytes, out: BinaryIO) -> None:
         out.flush()
         return
     for path in request["paths"]:
-        reason = reason.replace(f"{path}: ", "").replace(path, "the file")
+        for shown, instead in ((f"{path}: ", ""), (f"{path}/", ""), (path, "the file")):
+            reason = reason.replace(shown, instead)
     out.write(json.dumps({"error": reason}).encode() + b"\n")
     out.flush()
 

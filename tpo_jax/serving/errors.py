@@ -1,5 +1,7 @@
 """Errors in the format of OpenAI's API."""
 
+from collections.abc import Mapping
+
 from starlette.responses import JSONResponse
 
 
@@ -32,6 +34,7 @@ class ApiError(Exception):
             }
         }
 
-    def response(self) -> JSONResponse:
+    def response(self, headers: Mapping[str, str] | None = None) -> JSONResponse:
         """Return the response; the rest of the request is not read."""
-        return JSONResponse(self.body(), self.status, headers={"connection": "close"})
+        closing = {"connection": "close", **(headers or {})}
+        return JSONResponse(self.body(), self.status, headers=closing)

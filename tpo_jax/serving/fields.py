@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -46,6 +47,14 @@ NEUTRAL: dict[str, tuple | list] = {
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
 }
+# Of a client's names a message holds so many, each of so many characters.
+NAMED, LONGEST = 10, 64
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def short(name: str) -> str:
+    """Return a name that a client gave as a message holds it."""
+    return name if len(name) <= LONGEST else f"{name[:LONGEST]}…"
 
 
 def wrong(param: str, message: str) -> ApiError:
@@ -54,9 +63,13 @@ def wrong(param: str, message: str) -> ApiError:
 
 
 def parse_json(data: bytes) -> dict:
-    """Return the JSON object of a body; raise `ApiError` if it is none."""
+    """Return the JSON object of a body; raise `ApiError` if it is none, or holds a text that is no
+    valid Unicode: half a surrogate pair, which cannot be written into an answer.
+    """
     try:
-        value = json.loads(data)
+        value = json.loads(data.decode())
+        if _SURROGATE.search(data):
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {error}", "invalid_json") from error
     if not isinstance(value, dict):
@@ -94,17 +107,19 @@ def flag(body: dict, name: str) -> bool:
 
 
 def check_names(body: dict) -> None:
-    """Raise `ApiError` that names every field the server does not know or cannot do."""
+    """Raise `ApiError` that names the fields the server does not know or cannot do."""
     given = {name: value for name, value in body.items() if value is not None}
     known = (*USED, *IGNORED, *NEUTRAL)
     unsupported = [name for name in given if name in NEUTRAL and given[name] not in NEUTRAL[name]]
-    unknown = [name for name in given if name not in known]
+    unknown = [short(name) for name in given if name not in known]
     if not unsupported and not unknown:
         return
     reasons = [f"{name}: is not supported with this value" for name in unsupported]
-    for name in unknown:
+    for name in unknown[:NAMED]:  # to compare names takes time
         close = difflib.get_close_matches(name, known, 1)
         reasons.append(f"{name}: unknown" + (f"; did you mean {close[0]}?" if close else ""))
+    if (more := len(unknown) - NAMED) > 0:
+        reasons.append(f"{more} more are unknown")
     raise ApiError(400, ". ".join(reasons), "unknown_parameter", (unsupported + unknown)[0])
 
 
@@ -112,4 +127,4 @@ def check_keys(value: dict, known: Iterable[str], where: str) -> None:
     """Raise `ApiError` that names the first key of an object inside a request that is unknown."""
     for name, given in value.items():
         if given is not None and name not in known:
-            raise ApiError(400, f"{where}.{name} is unknown", "unknown_parameter", where)
+            raise ApiError(400, f"{where}.{short(name)} is unknown", "unknown_parameter", where)

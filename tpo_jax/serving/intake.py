@@ -13,7 +13,7 @@ from tpo_jax.models.pictures import Pictures
 from tpo_jax.serving.decoder import Cache, MediaDecoder
 from tpo_jax.serving.errors import ApiError
 from tpo_jax.serving.fields import parse_json
-from tpo_jax.serving.media import Media
+from tpo_jax.serving.media import Media, check_count
 from tpo_jax.serving.messages import Shown
 from tpo_jax.serving.models import ServedModel, Visual
 from tpo_jax.serving.settings import MB, ServerSettings
@@ -114,11 +114,9 @@ class Intake:
             ApiError: A part cannot be found, fetched or decoded, or a video has too many frames.
         """
         kind, parts = shown
+        if kind == "frames":
+            check_count(len(parts), self.settings.max_frames)
         async with self.media.files(parts) as files:
-            if kind == "frames" and len(files) > (most := self.settings.max_frames):
-                raise ApiError(
-                    400, f"messages: {len(files)} frames, at most {most} are allowed", "too_large"
-                )
             asked = num_frames if kind == "video" else 0
             key = (kind, asked, model.name, *(file.key for file in files))
 

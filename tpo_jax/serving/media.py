@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections import OrderedDict
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from tpo_jax.serving.fetching import fetch
 from tpo_jax.serving.messages import FRAMES, MediaPart
 from tpo_jax.serving.models import names
 from tpo_jax.serving.settings import MB, ServerSettings
+from tpo_jax.video.sampling import frame_files
 
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".ts", ".ogv", ".flv"}
 LISTED = 5000
@@ -49,9 +51,12 @@ class Media:
         )
         self.temporary = Path(tempfile.mkdtemp(prefix="tpo_jax_serve_"))
         self._uploads: OrderedDict[str, File] = OrderedDict()
+        # Slow servers elsewhere keep no other work waiting: a thread for each request.
+        self._downloads = ThreadPoolExecutor(settings.max_waiting, "download")
 
     def close(self) -> None:
         """Remove temporary files."""
+        self._downloads.shutdown(wait=False, cancel_futures=True)
         shutil.rmtree(self.temporary, ignore_errors=True)
 
     @asynccontextmanager
@@ -65,7 +70,7 @@ class Media:
             found: list[File] = []
             for i, part in enumerate(parts):
                 try:
-                    for url in frame_urls(part.url):
+                    for url in frame_urls(part.url, self.settings.max_frames):
                         found.append(await self._file(url, Path(directory) / f"{i}_{len(found)}"))
                 except ApiError as error:
                     message = f"{part.param}: {error.message}"
@@ -83,30 +88,33 @@ class Media:
                 )
             return self._uploads[url]
         if scheme == "media":
-            return self.named(url.partition(":")[2])
+            return await asyncio.to_thread(self.named, url.partition(":")[2])
         if scheme in ("http", "https"):
             if not self.settings.allow_urls:
                 raise ApiError(403, "URLs are fetched only with --allow_urls", "not_allowed")
-            limit = self.settings.max_upload_mb * MB
-            await asyncio.to_thread(fetch, url, target, limit, self.settings.media_seconds)
-            return _hashed(target)
-        return self.local(_path(url) if scheme == "file" else url)
+            limits = self.settings.max_upload_mb * MB, self.settings.media_seconds
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._downloads, fetch, url, target, *limits)
+            return await asyncio.to_thread(_hashed, target)
+        return await asyncio.to_thread(self.local, _path(url) if scheme == "file" else url)
 
     def local(self, path: str) -> File:
         """Return a file or directory of frames in an allowed folder; raise `ApiError` otherwise."""
         try:
             resolved = Path(path).resolve()
             allowed = self._is_inside(resolved)
+            frames = frame_files(resolved) if allowed and resolved.is_dir() else []
+            allowed &= all(self._is_inside(frame.resolve()) for frame in frames)
         except (OSError, ValueError, RuntimeError):  # a null byte, a loop of links
             allowed = False
         # Before checking that it exists: that must not leak for files outside the folders.
         if not allowed:
             raise ApiError(403, "local files must be inside --media_folders", "not_allowed")
         try:
-            stat = resolved.stat()
+            states = [_state(file) for file in (resolved, *frames)]
         except OSError as error:
             raise ApiError(404, "no such file", "not_found") from error
-        return File(("path", str(resolved), stat.st_mtime_ns, stat.st_size), resolved)
+        return File(("path", str(resolved), *states), resolved)
 
     def named(self, name: str) -> File:
         """Return the file that `listed` calls so; raise `ApiError` if there is none."""
@@ -176,15 +184,33 @@ class Media:
         return url
 
 
-def frame_urls(url: str) -> list[str]:
+def frame_urls(url: str, most: int) -> list[str]:
     """Return the URLs of a video's frames if a data URL holds frames, else the URL alone.
 
     `data:video/jpeg;base64,A,B` holds the JPEG images A and B, as in vLLM's API.
+
+    Raises:
+        ApiError: There are more than `most` frames, or none.
     """
     if url[: len(FRAMES)].lower() != FRAMES:
         return [url]
-    head, _, frames = url.partition(",")
+    head, comma, frames = url.partition(",")
+    if not comma or head[len(FRAMES) :] != "base64":
+        raise ApiError(400, f"frames must be in {FRAMES}base64,FRAME,FRAME", "invalid_media")
+    check_count(frames.count(",") + 1, most)
     return [f"{head},{frame}" for frame in frames.split(",")]
+
+
+def check_count(frames: int, most: int) -> None:
+    """Raise `ApiError` if a video has too many frames."""
+    if frames > most:
+        raise ApiError(400, f"{frames} frames, at most {most} are allowed", "too_large")
+
+
+def _state(path: Path) -> tuple[str, int, int]:
+    """Return what changes with the bytes of a file."""
+    stat = path.stat()
+    return path.name, stat.st_mtime_ns, stat.st_size
 
 
 def _hashed(path: Path) -> File:

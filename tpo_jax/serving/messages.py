@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from tpo_jax.data.messages import LOGGED
 from tpo_jax.families.template import IMAGE, PLACEHOLDERS, ROLES, Message
-from tpo_jax.serving.fields import check_keys, wrong
+from tpo_jax.serving.fields import NAMED, check_keys, short, wrong
 
 PARTS = {"image_url": "image", "video_url": "video"}
 FRAMES = "data:video/jpeg;"  # of a URL that holds a video's frames
@@ -87,7 +87,8 @@ def _parse_message(message: dict, where: str) -> tuple[Message, list[MediaPart]]
     # First, for a message that calls a tool has no content.
     held = {name for name, value in message.items() if value} - {"role", "content", *LOGGED}
     if held:
-        raise wrong(where, f"has {', '.join(sorted(held))}, which no prompt template here can hold")
+        names = ", ".join(map(short, sorted(held)[:NAMED]))
+        raise wrong(where, f"has {names}, which no prompt template here can hold")
     role = message.get("role")
     role = RENAMED.get(role, role) if isinstance(role, str) else ""
     if role not in ROLES:

@@ -10,7 +10,7 @@ import numpy as np
 from tpo_jax.data.clips import Clip
 from tpo_jax.data.rows import Row
 from tpo_jax.errors import InputError
-from tpo_jax.families.template import Question
+from tpo_jax.families.template import Question, conversation_of
 from tpo_jax.generation.sampling import Sampling
 from tpo_jax.inference import model as inference
 from tpo_jax.inference.generator import STREAM_STEPS, Answer, Decoding, round_up
@@ -64,12 +64,30 @@ class ServedModel:
         Raises:
             InputError: The template cannot hold a question, or a prompt is too long.
         """
+        for question in questions:
+            self._check_length("\n".join(turn.content for turn in conversation_of(question)))
         processor = self.model.processor
         if not isinstance(visual.frames, np.ndarray):
             return processor.prompts(questions, visual.frames)
         # Without times the prompt has no time instruction.
         times = visual.times if visual.duration else ()
         return processor.prompts(questions, Clip(visual.frames, times, visual.duration))
+
+    def _check_length(self, text: str) -> None:
+        """Raise `InputError` for a text that is far too long, as its beginning tells.
+
+        To tokenize all of it takes seconds and memory, in which the server answers nobody.
+        """
+        context = self.config.max_length
+        characters = 16 * context
+        while characters < len(text):
+            # Twice, as a word that is cut may take more tokens than the whole word.
+            if len(self.model.processor.encode(text[:characters])) > 2 * context:
+                raise InputError(
+                    f"the text takes more than {2 * context} tokens, the model's context is "
+                    f"{context}; shorten the text"
+                )
+            characters *= 2
 
     def answers(
         self,

@@ -67,12 +67,14 @@ def gates(base: Sequence[Answer], made: Sequence[Candidate]) -> list[Gate]:
     ]
 
 
-def _share(right: Sequence[bool]) -> float:
+def _share(right: Sequence[float]) -> float:
     return float(np.mean(right)) if right else float("nan")
 
 
 def gates_of_seeds(found: Sequence[Sequence[Gate]]) -> Table:
     """Return a line per type and kind: means over seeds, least accuracy on short videos, verdicts.
+
+    A mean is over the seeds that were asked.
 
     Args:
         found: the gates of each seed's base.
@@ -82,11 +84,12 @@ def gates_of_seeds(found: Sequence[Sequence[Gate]]) -> Table:
     for gate in itertools.chain(*found):
         groups[gate.type, gate.kind].append(gate)
     for name, of in sorted(groups.items()):
-        short, *others = np.array([(g.short, g.window, *g.all_frames) for g in of]).T
-        shares = (short.mean(), short.min(), *(share.mean() for share in others))
+        columns = np.array([(g.short, g.window, *g.all_frames) for g in of]).T
+        short, *others = (column[~np.isnan(column)].tolist() for column in columns)
+        shares = (_share(short), min(short, default=np.nan), *map(_share, others))
         given = [gate.verdict for gate in of]
         counts = (str(given.count(verdict)) for verdict in VERDICTS)
-        lines.append([*name, *(f"{share:.2f}" for share in shares), *counts])
+        lines.append([*name, *map(_cell, shares), *counts])
     return lines
 
 
@@ -95,6 +98,9 @@ def gate_table(found: Sequence[Gate]) -> Table:
     lines = [["type", "kind", "short videos", "chosen right", *_WHOLE, "gate"]]
     for gate in found:
         shares = (gate.short, gate.window, *gate.all_frames)
-        cells = ("–" if np.isnan(share) else f"{share:.2f}" for share in shares)
-        lines.append([gate.type, gate.kind, *cells, gate.verdict])
+        lines.append([gate.type, gate.kind, *map(_cell, shares), gate.verdict])
     return lines
+
+
+def _cell(share: float) -> str:
+    return "–" if np.isnan(share) else f"{share:.2f}"

@@ -186,10 +186,15 @@ def _choice(
     return choose
 
 
+def frame_files(directory: Path) -> list[Path]:
+    """Return the images of a directory that is a video, in their order."""
+    return sorted(p for p in directory.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
 def select_frames(source: Source, choose: Choice) -> Sample:
     """Decode the frames at the indices `choose(timestamps of all frames, frames per second)`."""
     if not isinstance(source, bytes | StoredVideo) and Path(source).is_dir():
-        files = sorted(p for p in Path(source).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        files = frame_files(Path(source))
         timestamps = np.arange(len(files)) / DIRECTORY_FPS
         if not files:
             reason = f"no image ({', '.join(IMAGE_SUFFIXES)}) in this directory; of a folder of "
