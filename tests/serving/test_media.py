@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import io
+import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -162,6 +164,25 @@ def test_slow_downloads_keep_no_other_work_waiting(monkeypatch) -> None:
         media.close()
 
     asyncio.run(run())
+
+
+def test_reasons_name_pictures_and_no_place(tmp_path, monkeypatch) -> None:
+    (tmp_path / "frames").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "frames/0.png")
+    request = {"kind": "video", "paths": [str(tmp_path / "frames")]}
+    request |= {"rule": "uniform", "num_frames": 1, "family": "llava_qwen"}
+    request["config"] = dataclasses.asdict(families.preset("tiny_longva"))
+
+    def reason():
+        out = io.BytesIO()
+        decode_process.answer(json.dumps(request).encode(), out)
+        return json.loads(out.getvalue())["error"]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        assert reason() == "has a picture of more than 50000000 pixels"
+    (tmp_path / "frames/0.png").write_text("no picture")
+    assert "'0.png'" in reason() and str(tmp_path) not in reason()
 
 
 def test_a_directory_of_frames(tmp_path) -> None:
