@@ -133,8 +133,11 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(two, tmp_path, capfd):
     assert checkpoints.due(2)
     save(checkpoints, 2, last=True)
     assert_restores(checkpoints, 2)
+    # The same step is written anew and breaks again.
+    shutil.rmtree(directory / "2" / "state")
+    assert_restores(checkpoints, 1)
     checkpoints.close()
-    assert steps(directory) == {"1", "2", "2.broken"}
+    assert steps(directory) == {"1", "2.broken", "2.broken.2"}
 
 
 def test_when_all_are_broken_it_is_an_error_and_nothing_is_touched(two, tmp_path):

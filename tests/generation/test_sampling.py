@@ -1,5 +1,7 @@
 """The filters against a plain NumPy oracle, and what the settings promise."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,6 +71,8 @@ def test_the_penalty_acts_on_both_signs() -> None:
     "setting",
     [
         {"temperature": -1.0},
+        {"temperature": math.inf},
+        {"repetition_penalty": math.inf},
         {"top_k": -1},
         {"top_p": 0.0},
         {"top_p": 1.5},

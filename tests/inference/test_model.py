@@ -1,5 +1,7 @@
 """A loaded model in Python: answers, streams, images, text alone, and the README's first lines."""
 
+import dataclasses
+import functools
 import os
 import re
 import subprocess
@@ -16,7 +18,10 @@ from tests.random_params import random_params
 from tests.test_docs import ROOT, fences
 from tpo_jax import families
 from tpo_jax.checkpoints.models import save_model
+from tpo_jax.data.processor import Processor
+from tpo_jax.data.tokenizer import load_tokenizer
 from tpo_jax.errors import InputError, note
+from tpo_jax.inference import scoring
 from tpo_jax.inference.generator import Decoding
 from tpo_jax.inference.model import place
 from tpo_jax.parallel.mesh import AXES, make_mesh
@@ -79,6 +84,18 @@ def test_a_quantized_model_streams_its_answer(folder) -> None:
     quantized = tpo_jax.load(folder / "model", mesh=one, weights="int8")
     answer = quantized.answer(None, "Why?", max_new_tokens=2)
     assert "".join(quantized.stream(None, "Why?", max_new_tokens=2)) == answer
+
+
+def test_tpus_that_share_a_row_score_it_with_the_kernel(folder, program_for_tpus) -> None:
+    config = families.preset("tiny_longva")
+    heads = dataclasses.replace(config.decoder, heads=2, kv_heads=2, head_dim=128)
+    config = dataclasses.replace(config, decoder=heads)
+    processor = Processor(config, load_tokenizer(folder / "model", config))
+    mesh = make_mesh(dict.fromkeys(AXES, 1) | {"context": 2}, jax.devices()[:2])
+    model = place(processor, random_params(config), mesh)
+    pair = {"video": "video.mp4", "prompt": "Why?", "chosen": "It is red.", "rejected": "No."}
+    ask = functools.partial(model.score, [pair], videos=folder, num_frames=2)
+    assert "tpu_custom_call" in program_for_tpus(scoring, "score_batch", ask)
 
 
 def test_one_answer_is_scored_on_two_videos(model, folder) -> None:

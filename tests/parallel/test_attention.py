@@ -119,6 +119,19 @@ def test_cudnn_needs_whole_prefixes():
         prefix_attention(q, k, v, mask, back_end="cudnn", zigzag=True)
 
 
+@pytest.mark.parametrize(("context", "kernel"), [(1, True), (2, False)])
+def test_auto_uses_cudnn_where_prefixes_are_whole(context, kernel, monkeypatch):
+    chosen = []
+    where = "tpo_jax.parallel.attention."
+    monkeypatch.setattr(f"{where}platform", lambda: "gpu")
+    monkeypatch.setattr(f"{where}fused_attention", lambda q, *_, **__: chosen.append(1) or q)
+    q, k, v, mask, _ = inputs(1, 128)
+    sizes = dict.fromkeys(AXES, 1) | {"context": context}
+    with jax.set_mesh(make_mesh(sizes, jax.devices()[:context])):
+        jax.eval_shape(prefix_attention, *(x.astype(jnp.bfloat16) for x in (q, k, v)), mask)
+    assert bool(chosen) == kernel
+
+
 @pytest.mark.parametrize("chips", [1, 2, 8])
 def test_zigzag_is_a_permutation_with_equal_work(chips):
     shares = zigzag_positions(64, chips).reshape(chips, -1)

@@ -8,6 +8,7 @@ when it cannot be written or read.
 
 import dataclasses
 import datetime
+import itertools
 import shutil
 import sys
 from collections.abc import Iterable
@@ -204,7 +205,8 @@ class TrainCheckpoints:
     def restore(self, abstract_state: Any) -> tuple[dict, dict]:
         """Return (state, data) of the newest checkpoint that can be read.
 
-        Newer ones are reported and renamed to `<step>.broken`.
+        Newer ones are reported and renamed to `<step>.broken`, or `<step>.broken.2` and so on where
+        that step was broken before.
 
         Args:
             abstract_state: `jax.ShapeDtypeStruct`s with the shardings to restore to.
@@ -221,7 +223,9 @@ class TrainCheckpoints:
                 for other, reason in broken.items():
                     _note(f"{reason}; going back to step {step}")
                     path = self._directory / str(other)
-                    path.rename(path.with_name(f"{other}.broken"))
+                    again = (f"{other}.broken.{number}" for number in itertools.count(2))
+                    aside = map(path.with_name, itertools.chain([f"{other}.broken"], again))
+                    path.rename(next(place for place in aside if not place.exists()))
             multihost_utils.sync_global_devices("broken checkpoints renamed")
             self._checkpointer.reload()
         return jax.block_until_ready(parts["state"]), parts["data"]

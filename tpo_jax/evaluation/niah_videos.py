@@ -44,7 +44,7 @@ def video_batches(
         longest = max(row.prefix_ids.size for row in rows)
         shape = BatchShape(
             rows=size,
-            prefix=round_up(longest, prefix_multiple(model.mesh)),
+            prefix=round_up(longest, prefix_multiple(model.mesh, zigzag=True)),
             questions=1,
             answers=1,
             response=max(R, *(row.input_ids.shape[-1] for row in rows)),

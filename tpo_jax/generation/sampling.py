@@ -4,6 +4,7 @@ The order and meaning of the settings are those of `transformers`' `LogitsProces
 Settings are traced, not static, so one compilation serves them all.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -22,14 +23,16 @@ class Sampling(NamedTuple):
 
     def check(self) -> None:
         """Raise `InputError` for a setting out of range."""
-        if not self.temperature >= 0:
-            raise InputError(f"temperature={self.temperature} must be 0 (greedy) or more")
+        if not 0 <= self.temperature < math.inf:
+            raise InputError(f"temperature={self.temperature} must be 0 (greedy) or more, finite")
         if self.top_k < 0:
             raise InputError(f"top_k={self.top_k} must be 0 (all tokens) or more")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p={self.top_p} must be above 0 and at most 1")
-        if not self.repetition_penalty > 0:
-            raise InputError(f"repetition_penalty={self.repetition_penalty} must be above 0")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise InputError(
+                f"repetition_penalty={self.repetition_penalty} must be above 0, and finite"
+            )
 
 
 def filter_logits(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:

@@ -171,7 +171,7 @@ def _batch(model: "Model", rows: Sequence[PairRow], size: int, num_frames: int) 
     shape = BatchShape(
         rows=size,
         prefix=round_up(
-            max(row.texts.prefix_ids.size for row in rows), prefix_multiple(model.mesh)
+            max(row.texts.prefix_ids.size for row in rows), prefix_multiple(model.mesh, zigzag=True)
         ),
         questions=1,
         answers=2,

@@ -22,13 +22,19 @@ MOST_QUERIES = 1024
 _MASKED = -1e30  # finite, so that a query without a visible key gives no NaN
 
 
-def prefix_multiple(mesh: jax.sharding.Mesh | None) -> int:
+def prefix_multiple(mesh: jax.sharding.Mesh | None, zigzag: bool = False) -> int:
     """Return the multiple to round prefix lengths up to.
 
     Few programs are compiled then, and on a TPU the back end `auto` can use the splash kernel.
+
+    Args:
+        mesh: None: one chip.
+        zigzag: for rows with their answers, of whose prefix each chip of a `context` axis has two
+            chunks, not for a prefix that fills a cache.
     """
     chips = 1 if mesh is None else mesh.shape["context"]
-    return chips * (LANES if platform(mesh) == "tpu" else 64)
+    chunks = 2 * chips if zigzag and chips > 1 else chips
+    return chunks * (LANES if platform(mesh) == "tpu" else 64)
 
 
 def prefix_attention(
@@ -61,8 +67,8 @@ def prefix_attention(
         back_end = "xla"
         if device == "tpu" and q.shape[1] % LANES == 0:
             back_end = "splash"
-        elif device == "gpu" and q.dtype != jnp.float32 and not zigzag and q.shape[-1] <= 128:
-            back_end = "cudnn"
+        elif device == "gpu" and q.dtype != jnp.float32 and q.shape[-1] <= 128:
+            back_end = "cudnn" if axis_size("context") == 1 else "xla"
     if back_end == "splash":
         return splash_attention(q, k, v, mask, zigzag=zigzag)
     if back_end == "cudnn":

@@ -93,7 +93,7 @@ def compile_command(
     source = experiment.take(Source, config.model)
     answer = config.data.max_response or command.answer
     parts = math.prod(mesh.shape[axis] for axis in ROWS)
-    shape = _batch_shape(config, model, name, prefix_multiple(mesh))
+    shape = _batch_shape(config, model, name, prefix_multiple(mesh, zigzag=name == "score"))
     shape = dataclasses.replace(shape, rows=round_up(rows or command.rows, parts))
     chip = CHIPS[topology.split(":")[0]]
     plan = Plan(

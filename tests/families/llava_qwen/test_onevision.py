@@ -269,6 +269,8 @@ def test_command_to_the_other_layout(onevision, tmp_path):
     )
     assert [result.code for result in results] == [0, 0], results
     assert load_config(original) == loaded.config
+    with pytest.raises(InputError, match=r"--tower=.*has a tower of its own"):
+        load_config(directory, tmp_path)
     values = json.loads((original / "config.json").read_text())
     assert values["architectures"] == ["LlavaQwenForCausalLM"]
 

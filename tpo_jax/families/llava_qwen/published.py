@@ -127,6 +127,8 @@ def read_config(directory: Path, shapes: Mapping[str, Shape], settings: dict) ->
     tower = settings.pop("tower", None)
     try:
         if layout_of(values) == "transformers":
+            if tower:
+                raise InputError(f"--tower={tower}: {directory} has a tower of its own")
             return onevision.read_config(where, values, shapes, settings)
         return _read_original(directory, values, shapes, settings, tower)
     except InputError:
