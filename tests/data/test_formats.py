@@ -91,6 +91,29 @@ def test_one_row_per_answer(tmp_path):
     assert "no other answer to this question" in rejections[1].reason
 
 
+def test_columns_of_json_by_any_name(tmp_path):
+    spans = ["[1, 2]", "", "[0.5, 3]", "", "", "nothing"]
+    records = [r | {"span": span} for r, span in zip(QUESTIONS, spans, strict=True)]
+    path = write_csv(tmp_path / "d.csv", records)
+    pairs, [rejection] = read_pairs(path, columns={"segment": "span"})
+    assert [pair.segment for pair in pairs] == [(1.0, 2.0), None, (0.5, 3.0), None, None]
+    assert "segment: not JSON" in rejection.reason
+
+
+def test_answers_on_different_images_are_no_pair(tmp_path):
+    rows = [
+        {"image": image, "question": "Which colour?", "answer": f"{image} {label}", "label": label}
+        for label in (1, 0)
+        for image in ("a.png", "b.png")
+    ]
+    pairs, rejections = read_pairs(write_csv(tmp_path / "d.csv", rows), stills=True)
+    assert not rejections
+    assert [(pair.images, pair.chosen, pair.rejected) for pair in pairs] == [
+        (("a.png",), "a.png 1", "a.png 0"),
+        (("b.png",), "b.png 1", "b.png 0"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("strategy", "kept"),
     [("all", [0, 1, 2, 3, 4, 5]), ("first:2", [0, 1]), ("end:30%", [4, 5]), ("end:0", [])],
@@ -484,7 +507,7 @@ def test_what_cannot_be_kept_whole_is_refused(tmp_path, record, reason):
     assert not pairs and reason in rejection.reason
 
 
-@pytest.mark.parametrize("saved", ["parquet", "hub", "disk", "dict"])
+@pytest.mark.parametrize("saved", ["parquet", "hub", "converted", "disk", "dict"])
 def test_folders_of_datasets(tmp_path, saved):
     records = [
         {
@@ -505,6 +528,11 @@ def test_folders_of_datasets(tmp_path, saved):
         pyarrow.parquet.write_table(table[:4], path / "data/train-00000-of-00002.parquet")
         pyarrow.parquet.write_table(table[4:], path / "data/train-00001-of-00002.parquet")
         pyarrow.parquet.write_table(table, path / "data/test-00000-of-00001.parquet")
+    elif saved == "converted":
+        path = tmp_path / "repo"
+        for split, part in (("train", table), ("test", table[:1])):
+            (path / "default" / split).mkdir(parents=True)
+            pyarrow.parquet.write_table(part, path / "default" / split / "0000.parquet")
     else:
         datasets = pytest.importorskip("datasets", reason="datasets writes what is read here")
         path = tmp_path / "saved"

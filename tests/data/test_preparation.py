@@ -11,7 +11,9 @@ import pytest
 
 from tests.video import clips
 from tpo_jax.data import array_records, shards, storing
+from tpo_jax.data.checks import complaint
 from tpo_jax.data.order import select
+from tpo_jax.data.pairs import pair_of
 from tpo_jax.data.preparation import Settings, Work, prepare
 from tpo_jax.errors import InputError
 from tpo_jax.video import decode as video
@@ -321,3 +323,12 @@ def test_one_answer_on_two_videos(world, tmp_path, encoding):
     assert len(select(opened.index, limit=6)) == 6
     with pytest.raises(InputError, match="no pair is left of 0 localized, 0 comprehensive"):
         select(opened.index, (1.0, 1.0))
+
+
+def test_a_bad_video_is_a_complaint_before_the_other_is_read():
+    pair = pair_of(
+        {"video": "a.mp4", "rejected_video": "b.mp4", "prompt": "Which?", "chosen": "This."}, 0
+    )
+    for name in pair.videos:
+        assert complaint(pair, {name: {"error": f"{name}: broken"}}) == f"{name}: broken"
+        assert complaint(pair, {name: {"digest": "1", "duration": 1.0, "fps": 1.0}}) is None

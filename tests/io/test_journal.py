@@ -1,5 +1,6 @@
 """A journal keeps whole lines of its owner, for one process at a time."""
 
+import errno
 import io
 
 import pytest
@@ -44,6 +45,17 @@ def test_one_process_at_a_time(tmp_path):
         opened(tmp_path / "a.jsonl")
     first.__exit__()
     opened(tmp_path / "a.jsonl").__exit__()
+
+
+def test_a_file_system_without_locks_keeps_a_journal(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with opened(tmp_path / "a.jsonl") as journal:
+        journal.add([{"a": 1}])
+    with opened(tmp_path / "a.jsonl") as journal:
+        assert [line for _, line in journal.lines] == [{"a": 1}]
 
 
 def test_a_blank_file_is_refused(tmp_path):

@@ -173,14 +173,16 @@ def test_reasons_name_pictures_and_no_place(tmp_path, monkeypatch) -> None:
     request |= {"rule": "uniform", "num_frames": 1, "family": "llava_qwen"}
     request["config"] = dataclasses.asdict(families.preset("tiny_longva"))
 
-    def reason():
+    def reason(request=request):
         out = io.BytesIO()
         decode_process.answer(json.dumps(request).encode(), out)
         return json.loads(out.getvalue())["error"]
 
     with monkeypatch.context() as patched:
         patched.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-        assert reason() == "has a picture of more than 50000000 pixels"
+        assert "exceeds limit" in reason() and str(tmp_path) not in reason()
+        whole = request | {"kind": "frames", "paths": [str(tmp_path / "frames/0.png")]}
+        assert reason(whole) == "has a picture of more than 50000000 pixels"
     (tmp_path / "frames/0.png").write_text("no picture")
     assert "'0.png'" in reason() and str(tmp_path) not in reason()
 

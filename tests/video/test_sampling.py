@@ -139,7 +139,7 @@ def test_a_directory_of_frames(tmp_path):
     assert read_frames(tmp_path, "fps", 9, exclude=(1, 2))[1].tolist() == [0.0, 2.0]
 
 
-def test_bad_directories_name_the_file(tmp_path):
+def test_bad_directories_name_the_file(tmp_path, monkeypatch):
     with pytest.raises(VideoError, match="no image"):
         read_frames(tmp_path, "uniform", 3)
     Image.new("RGB", (8, 6)).save(tmp_path / "0.png")
@@ -148,4 +148,7 @@ def test_bad_directories_name_the_file(tmp_path):
         read_frames(tmp_path, "uniform", 2)
     Image.new("RGB", (8, 7)).save(tmp_path / "1.png")
     with pytest.raises(VideoError, match="1.png: not 8x6 like 0.png"):
+        read_frames(tmp_path, "uniform", 2)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # an error that is no OSError
+    with pytest.raises(VideoError, match="0.png: not a readable image: Image size"):
         read_frames(tmp_path, "uniform", 2)

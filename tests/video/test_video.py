@@ -109,8 +109,15 @@ def test_one_jump_lands_without_decoding_what_lies_before(clip, monkeypatch):
     decoded = []
     grab = FileReader.grab
     monkeypatch.setattr(FileReader, "grab", lambda reader: decoded.append(1) or grab(reader))
-    decode(clip("long_group.mp4"), [199])
+    expected = decode(clip("long_group.mp4"), [199])
     assert len(decoded) < 105
+    # Also backwards, from behind it.
+    with opened(clip("long_group.mp4")) as video:
+        video.select(lambda _: np.array([199]))
+        before = len(decoded)
+        video.select(lambda _: np.array([110]))
+        assert len(decoded) - before < 20
+        np.testing.assert_array_equal(video.select(lambda _: np.array([199]))[1], expected)
 
 
 @pytest.mark.parametrize("name", ["constant.mp4", "variable.webm", "h264.avi"])
@@ -129,6 +136,13 @@ def test_av1(shared_cases):
         assert video.info == (60, 30.0, 320, 180, 2.0)
         np.testing.assert_allclose(video.timestamps, times.astype(float), atol=1e-9)
     np.testing.assert_array_equal(decode(path, [59, 0, 31]), frames[[59, 0, 31]])
+
+
+@pytest.mark.parametrize("head", [b"RIFF", b"RIFF\0\0\0"])
+def test_a_file_of_a_few_bytes_is_one_clear_line(head, tmp_path):
+    (tmp_path / "a.avi").write_bytes(head)
+    with pytest.raises(VideoError, match="a.avi"):
+        probe(tmp_path / "a.avi")
 
 
 def test_the_cover_of_an_album_is_no_video(shared_cases):

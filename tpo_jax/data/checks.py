@@ -44,10 +44,14 @@ def run_jobs(function: Callable, jobs: list[tuple], workers: int) -> Iterator[An
 
 
 def complaint(pair: Pair, checks: Mapping[str, dict]) -> str | None:
-    """Return why a pair cannot be used, None if it can."""
+    """Return why a pair cannot be used, None if it can, or where not all of its videos are checked
+    and nothing is wrong with those that are.
+    """
     for name in pair.videos:
-        if "error" in checks[name]:
+        if "error" in checks.get(name, ()):
             return checks[name]["error"]
+    if not checks.keys() >= set(pair.videos):
+        return None
     check = checks[pair.video]
     if pair.rejected_video and checks[pair.rejected_video]["digest"] == check["digest"]:
         return f"{pair.video} and {pair.rejected_video}, its two videos, are the same video"

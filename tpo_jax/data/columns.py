@@ -1,5 +1,6 @@
 """Columns of a table by their role in a pair, and rows of single answers put together to pairs."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,12 @@ ROLES = (*SYNONYMS, "id", "video_id", "kind", "segment", "provenance")
 SWIFT = ("rejected_response", "rejected_messages", "rejected_videos")
 # Those of its earlier form, without messages, and what they are here.
 QUERY = {"query": "prompt", "response": "chosen", "rejected_response": "rejected"}
+# What may be empty in a record, and is text there: an answer is, what is not there is left out.
+_TEXTS = ("prompt", "chosen", "rejected", "answer", "preferred")
+# Cells of text that hold JSON.
+_JSON = ("segment", "provenance")
+# What two answers have in common that make a pair.
+_ASKED = ("video", "image", "images", "system", "history", "prompt")
 YES = ("1", "1.0", "true", "yes", "chosen", "preferred", "positive", "good", "win")
 NO = ("0", "0.0", "-1", "false", "no", "rejected", "dispreferred", "negative", "bad", "lose")
 
@@ -93,10 +100,21 @@ def renamed(
     for i, (number, where, record) in enumerate(rows):
         if isinstance(record, dict):
             names = {name: role for role, name in roles.items()}
-            kept = {k for k in record if record[k] != "" or names.get(k, "video") != "video"}
+            kept = {k for k in record if record[k] != "" or names.get(k) in _TEXTS}
             new = {names.get(k) or k: v for k, v in record.items() if k in kept}
-            rows[i] = (number, where, with_instruction(new))
+            rows[i] = (number, where, _parsed(with_instruction(new)))
     yield from rows if whole or "chosen" in roles else _paired(rows)
+
+
+def _parsed(record: dict[str, Any]) -> dict[str, Any] | ValueError:
+    """Return a record whose cells of JSON are read, or what is wrong with one of them."""
+    for field in _JSON:
+        if isinstance(text := record.get(field), str):
+            try:
+                record[field] = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                return ValueError(f"{field}: not JSON: {error}")
+    return record
 
 
 def _named(path: Path, there: list[str], columns: Mapping[str, str]) -> dict[str, str]:
@@ -136,7 +154,7 @@ def _roles(
 
 def _paired(rows: list[Record]) -> Iterator[Record]:
     """Yield a pair of every preferred answer and the next rejected one to the same question."""
-    waiting: dict[tuple[str, str], dict[bool, list[Record]]] = defaultdict(
+    waiting: dict[tuple[str, ...], dict[bool, list[Record]]] = defaultdict(
         lambda: {True: [], False: []}
     )
     for number, where, record in rows:
@@ -149,7 +167,7 @@ def _paired(rows: list[Record]) -> Iterator[Record]:
             yield number, where, ValueError(reason)
             continue
         good = label in YES
-        sides = waiting[str(record.get("video")), str(record.get("prompt"))]
+        sides = waiting[tuple(str(record.get(name)) for name in _ASKED)]
         if not sides[not good]:
             sides[good].append((number, where, record))
             continue

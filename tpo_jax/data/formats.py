@@ -117,13 +117,7 @@ def _csv(path: Path) -> Iterator[Record]:
 def _cells(row: dict) -> Any:
     if None in row or None in row.values():
         return ValueError("the number of cells is not that of the header")
-    record: dict[str, Any] = dict(row)
-    for field in ("segment", "provenance"):
-        if record.get(field):
-            record[field] = _json(record[field])
-            if isinstance(record[field], Exception):
-                return ValueError(f"{field}: {record[field]}")
-    return record
+    return dict(row)
 
 
 def _hugging_face(folder: Path) -> Iterator[Record]:
@@ -143,7 +137,11 @@ def _hugging_face(folder: Path) -> Iterator[Record]:
         yield from _rows(folder.name, batches)
         return
     files = sorted(folder.rglob("*.parquet"))
-    if trained := [file for file in files if file.name.startswith("train")]:
+    # Split of a file: in its name (`data/train-00000-of-…`), or its folder (`default/train/0000…`).
+    places = {file: file.relative_to(folder).parts for file in files}
+    if trained := [
+        file for file, parts in places.items() if parts[-1].startswith("train") or "train" in parts
+    ]:
         files = trained
     if not files:
         raise InputError(f"{folder}: holds no Parquet file and is no saved dataset")

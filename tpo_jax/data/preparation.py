@@ -134,7 +134,7 @@ def _usable(
     """
     good: list[Pair] = []
     for pair in pairs:
-        if found.keys() >= set(pair.videos) and (reason := checks.complaint(pair, found)):
+        if reason := checks.complaint(pair, found):
             rejections.append(Rejection(pair.where, reason, pair.to_json()))
         else:
             good.append(pair)

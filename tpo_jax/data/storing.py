@@ -98,7 +98,7 @@ class _Shard:
                 with fetched(path) as here:
                     yield from self._video(name, video_at(here))
             except (VideoError, OSError) as error:
-                reason = getattr(error, "reason", None) or getattr(error, "strerror", None)
+                reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
                 if self._count > first:
                     raise _Unusable(name, str(reason)) from error
                 self.found[name] = {"error": f"{name}: {reason}"}

@@ -60,8 +60,10 @@ class Journal:
     def _start(self, owner: dict[str, Any], advice: str) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise InputError(f"{self.path}: another run is writing here") from error
+        except OSError:  # a file system without locks
+            pass
         found = list(read_lines(self.path, growing=True))
         if found:
             (_, theirs), *self.lines = found

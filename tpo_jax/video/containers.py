@@ -36,7 +36,7 @@ def missing_bytes(file: BinaryIO) -> int:
     head = file.read(64)
     if head[4:8] in _ISO_TOP_LEVEL:
         end = max((end for _, _, end in _boxes(file, 0, size)), default=size)
-    elif head[:4] == b"RIFF":
+    elif head[:4] == b"RIFF" and len(head) >= 8:
         end = 8 + struct.unpack("<I", head[4:8])[0]
     elif head[:4] == b"\x1aE\xdf\xa3":
         end = _segment(head)[1]

@@ -217,7 +217,7 @@ class Video:
         """Decode frame `index`, from a key frame where that is shorter than reading on."""
         keys = self.timeline.keys
         for key in keys[keys <= index][:-4:-1]:
-            if key - _SEEK_COST <= self._position or self._seek(int(key), index):
+            if key - _SEEK_COST <= self._position <= index or self._seek(int(key), index):
                 break
         if not 0 <= self._position <= index:
             # Seeks that miss three times over are not worth another try.
