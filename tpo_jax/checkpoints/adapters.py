@@ -18,7 +18,7 @@ from tpo_jax.io.files import read_json_object
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.lora import Lora, merge
 
-# Settings under which a directory holds more than products of two thin matrices, or others.
+# Allowed values of settings; with others a directory holds more than plain products `A B`.
 _UNSUPPORTED = {
     "use_dora": (False, None),
     "lora_bias": (False, None),
@@ -27,7 +27,7 @@ _UNSUPPORTED = {
     "trainable_token_indices": (None,),
     "target_parameters": (None, []),
 }
-_INITIAL = (True, False, None, "gaussian", "orthogonal")  # those that leave the base as it is
+_INITIAL = (True, False, None, "gaussian", "orthogonal")  # those that leave the base unchanged
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
 
@@ -40,12 +40,12 @@ class _Config(NamedTuple):
     lora: Lora
 
     def scale(self, module: str, rank: int) -> float:
-        """Return what the product of a module's factors is multiplied with."""
+        """Return the factor of the product of a module's `A` and `B`."""
         alpha = self._of("alpha_pattern", module, self.lora.alpha)
         return alpha / (math.sqrt(rank) if self.values.get("use_rslora") else rank)
 
     def _of(self, patterns: str, module: str, default: float) -> float:
-        """Return a module's number: the first pattern that ends its name, as PEFT matches them."""
+        """Return the value of the first pattern that ends a module's name, as PEFT matches them."""
         for pattern, value in (self.values.get(patterns) or {}).items():
             if re.fullmatch(rf"(.*\.)?({pattern})", module):
                 return value
@@ -60,9 +60,9 @@ class Adapters(NamedTuple):
     lora: Lora
 
     def onto(self, path: str, x: jax.Array) -> jax.Array:
-        """Return a parameter of the model with what the directory holds of it, in its dtype.
+        """Return a parameter with the directory's change to it applied, in its own dtype.
 
-        Adapters are added layer by layer; the buffer of `x` is given up.
+        Adapters are added layer by layer, into the buffer of `x`, which is donated.
         """
         if path in self.whole:
             return jax.device_put(self.whole[path].astype(x.dtype), x.sharding)
@@ -76,11 +76,11 @@ def read_adapters(directory: str | Path, config: ModelConfig) -> Adapters:
     `non_lora_trainables.safetensors`).
 
     Args:
-        directory: of PEFT's layout, or its name on the Hugging Face Hub.
+        directory: in PEFT's layout, or its name on the Hugging Face Hub.
         config: of the model.
 
     Raises:
-        InputError: the directory is not PEFT's, is not of this model, or asks for what is not done.
+        InputError: the directory is not PEFT's, is of another model, or is not supported.
     """
     directory = hub.folder(directory)
     read = _read_config(directory)
@@ -146,7 +146,7 @@ def _open(directory: Path, config: ModelConfig) -> TensorFiles:
 
 
 def _place(directory: Path, places: dict, name: str, config: ModelConfig) -> tuple:
-    """Return parameter, leaf and layer of a tensor; None where no output depends on it."""
+    """Return parameter, leaf and layer of a tensor; the leaf is None if no output depends on it."""
     if name in places:
         return places[name]
     table = weights(config)

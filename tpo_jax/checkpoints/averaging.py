@@ -1,6 +1,6 @@
 """The weighted mean of models of one shape, such as a trained model and the one it started from.
 
-What lies between the two has most of what training taught and little of what it cost elsewhere
+A model between the two keeps most of what training taught, at little of its cost elsewhere
 (WiSE-FT, arXiv 2109.01903; after preference training WARP, arXiv 2406.16768).
 """
 

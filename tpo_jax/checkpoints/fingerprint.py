@@ -14,7 +14,7 @@ def tensor_sums(params: Any) -> Any:
 
     def digest(x: jax.Array) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
-        # Not of a flat copy: a mesh would gather the whole tensor for it.
+        # Not over a flattened copy, for which a mesh would gather the whole tensor.
         place, axes = jnp.uint32(0), range(x.ndim)
         for axis in axes:
             along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)

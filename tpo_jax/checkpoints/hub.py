@@ -15,9 +15,9 @@ _FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "params/*")
 def folder(name: str | Path) -> Path:
     """Return the folder that a path or the name of a repository on the Hub stands for.
 
-    A folder of that name comes first. Else `organisation/name`, or `organisation/name@revision`, is
-    downloaded into the cache of `huggingface_hub`, whose environment variables hold: `HF_HOME`,
-    `HF_HUB_OFFLINE`, `HF_TOKEN`, `HF_ENDPOINT`.
+    An existing folder takes precedence. Otherwise `organisation/name`, or
+    `organisation/name@revision`, is downloaded into the cache of `huggingface_hub`, whose
+    environment variables apply: `HF_HOME`, `HF_HUB_OFFLINE`, `HF_TOKEN`, `HF_ENDPOINT`.
 
     Raises:
         InputError: a repository that cannot be downloaded, or a path in a bucket.
@@ -30,7 +30,7 @@ def folder(name: str | Path) -> Path:
 
 @functools.cache
 def _downloaded(repository: str, revision: str | None) -> Path:
-    import huggingface_hub  # a second, only where there is such a name
+    import huggingface_hub  # takes a second: only if there is such a name
 
     given = f"{repository}@{revision}" if revision else repository
     try:

@@ -27,7 +27,7 @@ Index = tuple[slice, ...]
 class Stored:
     """A parameter that is still on disk; `np.asarray` reads it.
 
-    `read` takes an index of slices, one per dimension, to that part of the parameter.
+    `read` maps an index of slices, one per dimension, to that part of the parameter.
     """
 
     shape: tuple[int, ...]
@@ -84,7 +84,7 @@ def check_tensors(shards: TensorFiles, config: ModelConfig) -> list[str]:
 def _reader(
     shards: TensorFiles, leaf: Leaf, shape: tuple[int, ...], dtype: np.dtype
 ) -> Callable[[Index], np.ndarray]:
-    """Return a function from an index into the parameter to that part of it."""
+    """Return a function that maps an index into the parameter to that part of it."""
 
     def part(name: str, index: Index) -> np.ndarray:
         if leaf.kind == "transposed":
@@ -161,4 +161,4 @@ def place(stored: Stored, sharding: jax.sharding.Sharding) -> jax.Array:
         return read(tuple(s.indices(n)[:2] for s, n in zip(index, stored.shape, strict=True)))
 
     array = jax.make_array_from_callback(stored.shape, sharding, part)
-    return array.block_until_ready()  # what was read is given back before the next is read
+    return array.block_until_ready()  # frees what was read before the next read

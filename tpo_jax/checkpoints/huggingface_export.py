@@ -1,4 +1,4 @@
-"""Published checkpoints written, and what a native directory keeps of one to give it back.
+"""Export of published checkpoints, and what a native directory keeps of one for that.
 
 Import then export gives the same tensors, byte by byte, under the same names and in the same files.
 """
@@ -141,16 +141,16 @@ def export_model(
     """Write a published checkpoint, one parameter in memory at a time.
 
     Args:
-        directory: where to; exists and is empty.
+        directory: where to; exists, and may hold `SIDE_FILES`, which `Family.updated_files` reads.
         params: as `families.abstract_params(config)`, addressable from this process or `Stored`.
         kept: what `keep` wrote; None: the model did not come from a checkpoint, and names, files
-            and `config.json` are made up as the originals would.
+            and `config.json` are made as the originals have them.
         dtype: of every tensor; None: the checkpoint's where that loses nothing, else the params'.
         layout: of `Family.layouts`; empty: that of what was kept, else the first. In another layout
-            than that of what was kept, names, files and `config.json` are made up, too.
+            than that of what was kept, names, files and `config.json` are made anew, too.
 
     Raises:
-        InputError: what was kept does not go together, or the layout cannot hold the model.
+        InputError: what was kept is inconsistent, or the layout cannot hold the model.
     """
     family, table, leaves = families.of(config), weights(config), flatten(params)
     stored = jnp.dtype(dtype or leaves["decoder/embed/embedding"].dtype)
@@ -243,7 +243,7 @@ def _others(
 def _open_files(
     directory: Path, files: dict, entries: dict[str, Entry], kept: Path | None
 ) -> dict[str, SafetensorsWriter]:
-    """Make the files and their index; return the writer of every tensor, by its stored name."""
+    """Create the files and their index; return the writer of every tensor, by its stored name."""
     writers: dict[str, SafetensorsWriter] = {}
     weight_map: dict[str, str] = {}
     for file, content in files.items():

@@ -2,7 +2,8 @@
 
 A native directory holds `config.json` (`{"format": "tpo_jax", "version": 1, "model": {...}}`), the
 tokenizer's files, `params/` written by Orbax, and, where the model came from a Hugging Face
-checkpoint, `huggingface/` with what an export needs to give that back (see `export.keep`).
+checkpoint, `huggingface/` with what an export needs to give that back (see
+`huggingface_export.keep`).
 """
 
 import dataclasses
@@ -104,7 +105,7 @@ def _config_of(directory: Path) -> dict[str, Any]:
 
 
 def _inside(directory: Path) -> str:
-    """Return the question whether the model in the directory of a run is meant, or ""."""
+    """Return a hint at the model inside, if this is the directory of a run; else ""."""
     model = directory / "model"
     return f"; did you mean {model}?" if (model / "config.json").is_file() else ""
 
@@ -123,7 +124,7 @@ def load_config(
     Raises:
         InputError: what is wrong with the directory or a setting.
     """
-    directory = hub.folder(directory).absolute()  # in notes, which are printed once each
+    directory = hub.folder(directory).absolute()  # for notes, each of which is printed once
     values = _config_of(directory)
     if not is_native(directory):
         family = _published_family(directory, values)
@@ -156,7 +157,7 @@ def load_model(
 ) -> Loaded:
     """Load a model from a native or Hugging Face directory.
 
-    One parameter after the other: beside the result there are two of the largest at most.
+    Parameters are loaded one by one: beside the result, memory holds at most two of the largest.
 
     Args:
         mesh: every array arrives laid out by `parallel.sharding.parameter_shardings`, and a host
@@ -271,7 +272,7 @@ def save_model(
         tokenizer: directory to copy the tokenizer's files from, for instance
             `Loaded.tokenizer_directory`. If it is a model directory of the same shapes, what a
             Hugging Face export needs beyond the parameters is copied along.
-        tower: with which that directory was loaded.
+        tower: the one with which that directory was loaded.
 
     Raises:
         InputError: the directory exists and is no native model, or params are not the config's.

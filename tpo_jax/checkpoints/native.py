@@ -16,8 +16,8 @@ from tpo_jax.errors import InputError
 from tpo_jax.models.config import ModelConfig
 from tpo_jax.models.quantized import SCALE
 
-# Parameters read or written at a time, unless one alone is larger; what is read at least, of a
-# large one.
+# Bytes of parameters read or written at a time, unless one alone is larger; bytes of a stored
+# chunk, the least that is read of a large one.
 _GROUP_BYTES, _CHUNK_BYTES = 2**26, 2**26
 
 
@@ -39,7 +39,7 @@ def read_params(
     """Yield path and values of all parameters, laid out as `shardings` says; a host reads its own
     parts.
 
-    One after the other: Orbax holds a parameter and its encoded chunks while it reads.
+    They are read in groups: Orbax holds parameters and their encoded chunks while it reads.
 
     Args:
         dtype: of a parameter, by its path; None: as stored.
@@ -54,7 +54,7 @@ def read_params(
     }
     for group in _groups(abstract.items()):
         read = flatten(_restore(folder, nested(group)))
-        while read:  # what was yielded is the caller's alone
+        while read:  # only the caller refers to what was yielded
             path = next(iter(read))
             if not _finite(read[path]):
                 raise InputError(f"{folder}: parameter {path} holds NaN or infinity")

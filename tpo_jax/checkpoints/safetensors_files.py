@@ -40,8 +40,8 @@ class TensorFiles:
 
         Args:
             directory: holds the files.
-            rename: stored names to those under which the tensors are asked for; tensors without
-                one are left out.
+            rename: maps a stored name to the one under which the tensor is asked for; None leaves
+                the tensor out.
         """
         self.directory = directory
         self.directories: list[Path] = []  # that of every part
@@ -107,7 +107,7 @@ class TensorFiles:
         return self._tensors[name].dtype
 
     def stored(self, name: str) -> str:
-        """Return the name of a tensor in its file; its own where another directory holds it."""
+        """Return the name of a tensor in its file, or `name` if another directory has it."""
         tensor = self._tensors[name]
         return tensor.stored if tensor.path.parent == self.directory else name
 
@@ -157,7 +157,7 @@ class SafetensorsWriter:
 
         Args:
             entries: tensors in their order; as the library does, larger dtypes come first.
-            metadata: text by text, for the header.
+            metadata: text to text, for the header.
         """
         header: dict = {"__metadata__": metadata} if metadata else {}
         self._path, self._starts, end = path, {}, 0

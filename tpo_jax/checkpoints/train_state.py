@@ -36,7 +36,7 @@ class CheckpointPolicy:
 
     checkpoint_every: int = 100  # at multiples of this step; 0: not by steps
     checkpoint_minutes: float = 0.0  # so long after the last one; 0: not by time
-    keep_checkpoints: int = 2  # the newest so many
+    keep_checkpoints: int = 2  # how many of the newest
     keep_best: str = ""  # one more, by a metric: "max:NAME" or "min:NAME"
 
     def __post_init__(self) -> None:
@@ -55,7 +55,7 @@ class CheckpointPolicy:
         """Check that the metric of `keep_best` is among these.
 
         Raises:
-            InputError: It is not; names those there are.
+            InputError: it is not; the message names those there are.
         """
         if self.keep_best and self.metric not in names:
             raise InputError(
@@ -71,8 +71,8 @@ class CheckpointPolicy:
 
 @dataclasses.dataclass(kw_only=True)
 class _EveryMinutes(ocp.training.save_decision_policies.ContinuousCheckpointingPolicy):
-    """Process 0 decides for all. The clock starts with the process and with every try: Orbax's own
-    counts from the last checkpoint on disk, and would try again at once when one fails.
+    """Process 0 decides for all. The clock starts with the process and with every attempt: Orbax's
+    own counts from the last checkpoint on disk, and would try again at once when one fails.
     """
 
     since: datetime.datetime
@@ -112,8 +112,8 @@ class TrainCheckpoints:
         registry.add(ocp.handlers.JsonHandler, checkpointable_name="data")
         registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
         context = ocp.Context()
-        # In the background, threads of a checkpoint whose folder cannot be made wait five minutes
-        # for it, and nothing ends before them.
+        # Otherwise threads of a checkpoint whose folder cannot be made wait five minutes for it,
+        # and the process cannot end before them.
         context.asynchronous.create_directories_asynchronously = False
         context.checkpointables.registry = registry
         logging.get_absl_logger().addFilter(_is_news)
@@ -271,7 +271,7 @@ class TrainCheckpoints:
 
 
 def _is_news(record: Any) -> bool:
-    """Return false for Orbax's logs of an error, one per thread with its stack: it is raised."""
+    """Return false for Orbax's logs of errors, one per thread with a stack: these are raised."""
     return not (record.exc_info and "orbax" in record.pathname)
 
 

@@ -1,1 +1,1 @@
-"""Video decode, frame sampling, preprocessing, prompts, pair records and the input pipeline."""
+"""Prompts and labels, published formats, pair records, shards and the input pipeline."""

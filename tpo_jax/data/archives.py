@@ -27,8 +27,8 @@ class Joined(io.RawIOBase):
     """Several files read as one without a copy: seekable, one file open at a time.
 
     Args:
-        paths: In their order.
-        size: Bytes to read at most; None: all.
+        paths: The files, in order.
+        size: Read at most this many bytes; None: all.
     """
 
     def __init__(self, paths: list[Path], size: int | None = None):
@@ -93,7 +93,7 @@ _DAMAGE = (
     *(tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError),
     gzip.BadGzipFile,
 )
-# By how their files begin. All of them read several streams one after the other to the last one.
+# Keyed by the first bytes of a file. Each of them reads concatenated streams to the last one.
 _COMPRESSED: dict[tuple[bytes, ...], Callable[[BinaryIO], Any]] = {
     (b"\x1f\x8b",): lambda file: gzip.GzipFile(fileobj=file),
     (b"BZh",): bz2.BZ2File,
@@ -109,8 +109,8 @@ class _Member(NamedTuple):
 
 
 class _Entry(tarfile.TarInfo):
-    """A tar's entry. A header that is cut off or garbled, or a file that ends without the zeros of
-    an archive's end, is an error; tarfile takes it for the end.
+    """A tar's entry. A truncated or garbled header, or a file without the zero blocks that end an
+    archive, is an error; tarfile takes it for the end.
     """
 
     @classmethod
@@ -129,7 +129,7 @@ class _Entry(tarfile.TarInfo):
 
 
 def parts(archive: Path) -> list[Path]:
-    """Return the parts of an archive in their order: the file itself, or all files that begin so.
+    """Return the parts of an archive in order: the file itself, or all files whose names begin so.
 
     Raises:
         InputError: There is none, or one between two others is missing.
@@ -158,11 +158,11 @@ def _number(suffix: str) -> int:
 
 
 def unpack(archive: Path, folder: Path, limit: int = 0) -> int:
-    """Extract the files of an archive that are not in the folder yet; return how many it has.
+    """Extract the files of an archive that are not in the folder yet; return how many it holds.
 
     Args:
-        archive: A tar (plain, gzip, bzip2, xz) or zip file, whatever its suffix, or several of a
-            kind one after the other; or how its parts' names begin.
+        archive: A tar (plain, gzip, bzip2, xz) or zip file, whatever its suffix, or several of
+            one kind concatenated; or what the names of its parts begin with.
         folder: Created if absent; no file is written outside of it.
         limit: Most bytes to extract; 0: three times the size of the archive.
 
@@ -193,7 +193,7 @@ def unpack(archive: Path, folder: Path, limit: int = 0) -> int:
                     raise _too_much(archive, limit)
                 bar.update(joined.tell() - bar.n)
     except (*_DAMAGE, OSError, ValueError, RuntimeError) as error:
-        # What the disk refuses has a number; bzip2 data that is none has not.
+        # An error of the disk has an errno; the bz2 module's error for invalid data has none.
         if isinstance(error, InputError) or (isinstance(error, OSError) and error.errno):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -232,12 +232,12 @@ def _members(archive: Path, paths: list[Path], joined: Joined) -> Iterator[_Memb
 
 
 def _of_zip(archive: Path, paths: list[Path], size: int) -> Iterator[_Member]:
-    """Yield the members of the zip that ends at a byte, after those of a zip in front of it."""
+    """Yield the members of the zip that ends at byte `size`, after those of a zip before it."""
     with (
         io.BufferedReader(Joined(paths, size), CHUNK) as file,
         zipfile.ZipFile(file) as packed,
     ):
-        # Offsets of the members tell where this zip begins; before it may be a program, too.
+        # The members' offsets tell where this zip begins; what precedes it may also be a program.
         first = min((info.header_offset for info in packed.infolist()), default=0)
         with io.BufferedReader(Joined(paths, first)) as before:
             several = first > 0 and zipfile.is_zipfile(before)
@@ -265,7 +265,7 @@ def _checked(archive: Path, folder: Path, name: str) -> str:
 
 
 def _copy(archive: Path, member: _Member, target: Path, limit: int) -> None:
-    """Write a member; counts the bytes that come, not those that its header promises."""
+    """Write a member, counting the bytes that come, not those that its header promises."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target, "wb") as out:
         while block := member.file.read(CHUNK):

@@ -13,9 +13,9 @@ from tpo_jax.errors import InputError
 from tpo_jax.io.files import write_json
 
 SPLIT, VERSION = "train", "2.0.0"
-# TFDS imports its parts on first use, and `import` behaves otherwise in all threads while it does
-# (`etils.epy.lazy_imports`): two threads doing so may wait for each other for ever, and one that
-# traces a program may fail. Shards and stores are opened, and TFDS imported, before there are any.
+# TFDS imports its modules lazily, which changes `import` in all threads while it lasts
+# (`etils.epy.lazy_imports`): two threads doing so may deadlock, and one that traces a program may
+# fail. Shards and stores are opened, and TFDS imported, before any thread starts.
 IMPORTING_TFDS = threading.Lock()
 
 
@@ -29,8 +29,8 @@ def write_records(path: Path, records: Iterable[bytes], name: str) -> dict[str, 
 
     Args:
         path: A temporary file; see `io.files.replacing_file`.
-        records: `tf.train.Example`s, one by one, so that few are in memory.
-        name: Of the finished file, for the entry and for messages.
+        records: Serialized `tf.train.Example`s, taken one by one, so that few are in memory.
+        name: Name of the finished file, for the entry and for messages.
 
     Raises:
         InputError: The disk is full.
@@ -43,7 +43,7 @@ def write_records(path: Path, records: Iterable[bytes], name: str) -> dict[str, 
             writer.write(record)
             count += 1
         writer.close()
-    except RuntimeError as error:  # a full disk, for one
+    except RuntimeError as error:  # such as a full disk
         reason = " ".join(str(error).split())
         raise InputError(
             f"{path.parent / name}: cannot be written: {reason}; run again to resume"

@@ -28,7 +28,7 @@ class BatchIterator(Iterator[Batch]):
             batches: The pipeline.
             workers: Processes that decode; 0: threads of this one. Each holds the batch it makes,
                 one that is handed over, and those it has read ahead.
-            batch_bytes: Size of a batch: two are read ahead, one if two take over `READ_AHEAD`.
+            batch_bytes: Size of a batch; two are read ahead, or one if two exceed `READ_AHEAD`.
         """
         self._source, self._workers, self.skipped = batches, workers, 0
         self._ahead = 2 if 2 * batch_bytes <= READ_AHEAD else 1
@@ -75,8 +75,8 @@ class BatchIterator(Iterator[Batch]):
 def _follow_parent(*_: Any) -> None:
     """Make a worker process ignore signals and end with its parent.
 
-    A signal to the whole process group is meant for the parent, which needs its batches until it
-    has saved; a parent that is killed cannot stop its workers.
+    A signal to the whole process group is meant for the parent, which needs the worker's batches
+    until it has saved; a parent that is killed cannot stop its workers.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

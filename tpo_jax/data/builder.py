@@ -51,7 +51,7 @@ class Beam:
     """Runs the work of `prepare` on a Beam runner.
 
     Args:
-        options: Command line of the pipeline, as `--runner=DataflowRunner --project=…`.
+        options: Command line of the pipeline, such as `--runner=DataflowRunner --project=…`.
 
     Raises:
         InputError: Beam is not installed, or the options do not parse.
@@ -78,13 +78,13 @@ class Beam:
         self._runner = self._options.view_as(StandardOptions).runner or "DirectRunner"
 
     def map(self, function: Callable, jobs: Sequence[tuple], folder: Path) -> list[Any]:
-        """Call `function(place, *job)` for every job, then move what was written to `place`.
+        """Call `function(place, *job)` for every job, then move the files in `place` to `folder`.
 
         Args:
             function: Defined in a module, so that workers can import it. It returns what JSON can
                 hold.
             jobs: Arguments of every call.
-            folder: Where the files end; workers write there if the options do not name a bucket.
+            folder: Where the files end up; workers write below it unless the options name a bucket.
 
         Returns:
             The results, in any order.

@@ -1,4 +1,4 @@
-"""What is decided about pairs and videos before anything is written, and work on many processes."""
+"""Settings of stored videos, jobs run by several processes, and checks of a pair's videos."""
 
 import dataclasses
 import multiprocessing
@@ -14,16 +14,16 @@ from tpo_jax.io.processes import end_with_parent
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What of a video is stored: the rule and number of frames, and their encoding."""
+    """What is stored of a video: the rule and number of frames, and their encoding."""
 
     sampling: str = "uniform"
     num_frames: int = 32
     frames: str = "clip"  # the video's packets, or 'png' or 'jpeg' of the sampled frames
-    proxy: int = 0  # pixels of the shorter side of a second encoding that takes its place; 0: none
+    proxy: int = 0  # pixels of the shorter side of a second encoding that replaces it; 0: none
 
 
 def run_jobs(function: Callable, jobs: list[tuple], workers: int) -> Iterator[Any]:
-    """Yield `function(*job)` for every job as it is done, by so many processes.
+    """Yield `function(*job)` of every job as it completes, run by `workers` processes.
 
     Raises:
         InputError: A process died.
@@ -56,7 +56,7 @@ def complaint(pair: Pair, checks: Mapping[str, dict]) -> str | None:
     if pair.rejected_video and checks[pair.rejected_video]["digest"] == check["digest"]:
         return f"{pair.video} and {pair.rejected_video}, its two videos, are the same video"
     duration = check["duration"]
-    # A frame lasts until the next one, and times are rounded: one frame's time is no complaint.
+    # A frame lasts until the next one, and times are rounded, so one frame too many is accepted.
     late = pair.segment and pair.segment[1] > duration + 1 / check["fps"]
     if pair.segment and (late or pair.segment[0] >= duration):
         verb, at = ("starts", pair.segment[0]), ("ends", pair.segment[1])

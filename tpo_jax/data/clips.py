@@ -21,15 +21,15 @@ class Clip(NamedTuple):
 
 
 class ClipCache:
-    """Clips that stay in memory once they were read, as many as fit; others are read each time."""
+    """A cache of clips, bounded in memory; clips that do not fit are read each time."""
 
     def __init__(self, mebibytes: int):
-        """Keep frames of at most so many MiB."""
+        """Keep at most `mebibytes` MiB of frames."""
         self._free, self._clips = mebibytes * 2**20, dict[Hashable, Clip]()
 
     def get(self, video: Hashable, read: Callable[[], Clip]) -> Clip:
-        """Return the clip of a video, or of one and what is taken of it; `read` is called if it is
-        not in the cache.
+        """Return the clip of `video`, a key that may also tell what is sampled of the video; call
+        `read` if the clip is not in the cache.
         """
         if (clip := self._clips.get(video)) is None:
             clip = read()
@@ -77,7 +77,7 @@ def place_of(shards: Shards, pair: PairRecord) -> str:
 
 def _decode_image(encoded: bytes) -> np.ndarray:
     image = None
-    if encoded:  # of nothing, OpenCV raises
+    if encoded:  # OpenCV raises for an empty buffer
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise ValueError("a stored frame is not an image")

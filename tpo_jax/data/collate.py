@@ -1,4 +1,4 @@
-"""Rows and their frames or images to a batch of one shape."""
+"""Collate rows and their frames or images into a batch of one shape."""
 
 from collections.abc import Sequence
 from typing import TypeAlias

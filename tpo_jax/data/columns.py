@@ -1,4 +1,4 @@
-"""Columns of a table by their role in a pair, and rows of single answers put together to pairs."""
+"""Columns of a table by their role in a pair, and rows of single answers joined into pairs."""
 
 import json
 from collections import defaultdict
@@ -27,9 +27,9 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "preferred": ("preferred", "preference", "label", "is_chosen", "is_preferred"),
 }
 ROLES = (*SYNONYMS, "id", "video_id", "kind", "segment", "provenance")
-# Fields that tell ms-swift's records, beside `messages`.
+# Fields that identify ms-swift's records, beside `messages`.
 SWIFT = ("rejected_response", "rejected_messages", "rejected_videos")
-# Those of its earlier form, without messages, and what they are here.
+# Fields of its earlier form, without messages, and their names here.
 QUERY = {"query": "prompt", "response": "chosen", "rejected_response": "rejected"}
 # What may be empty in a record, and is text there: an answer is, what is not there is left out.
 _TEXTS = ("prompt", "chosen", "rejected", "answer", "preferred")
@@ -57,8 +57,8 @@ def parse_columns(values: Iterable[str]) -> dict[str, str]:
 
 
 def with_instruction(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record whose `prompt` is its `instruction` and `input`, a line each, as LlamaFactory
-    joins them; one that has another question, or texts of another kind, as it is.
+    """Return a record with `instruction` and `input` joined by a newline as its `prompt`, as
+    LlamaFactory does; unchanged if it has another question, or if one of them is not a string.
     """
     asked = ("prompt", "question", "conversations", "messages")
     parts = [record[name] for name in ("instruction", "input") if record.get(name)]
@@ -79,7 +79,7 @@ def renamed(
         stills: Whether the table may lack a column of videos.
 
     Raises:
-        InputError: No column is known to have a role that is needed.
+        InputError: No known column has a role that is needed.
     """
     rows = list(records)
     there = list(dict.fromkeys(n for *_, r in rows if isinstance(r, dict) for n in r))

@@ -25,10 +25,10 @@ class DataConfig:
     answers: int  # A: 2, or 1 for the chosen answer only
     phrases: bool  # whether batches say in which tokens the answers differ
     shards: str = ""  # directory that `prepare` made
-    replay: tuple[str, ...] = ()  # more such directories; a batch is of one
-    replay_weights: tuple[float, ...] = ()  # how often of `shards` and of each; (): equally often
-    num_frames: int | tuple[int, ...] = 32  # of a video; of several, a batch has one
-    num_frames_weights: tuple[float, ...] = ()  # how often it has which; (): all equally often
+    replay: tuple[str, ...] = ()  # more such directories; each batch is of one
+    replay_weights: tuple[float, ...] = ()  # of `shards` and of each; (): equally often
+    num_frames: int | tuple[int, ...] = 32  # of a video; of several, each batch has one
+    num_frames_weights: tuple[float, ...] = ()  # how often each is drawn; (): equally often
     pairs_per_row: int = 1  # Q: pairs of one video that share its row
     sampling: str = "uniform"
     time_instruction: str = ""  # empty: what the model asks for
@@ -45,9 +45,9 @@ class DataConfig:
     prefix_multiple: int = 128
     response_multiple: int = 16
     workers: int = 2  # decoding processes; 0: threads of this one
-    cache_mib: int = 0  # room for decoded frames that this process keeps for later epochs
+    cache_mib: int = 0  # MiB of decoded frames that this process keeps for later epochs
     on_error: str = "error"  # or "skip_and_count": a pair that cannot be decoded is left out
-    verify_shards: bool = False  # whether their content is compared with the manifest's checksums
+    verify_shards: bool = False  # whether all files are compared with the manifest's checksums
     eval_shards: str = ""  # directory of held-out pairs
     eval_share: float = 0.0  # or the share of the videos in `shards` whose pairs are held out
 
@@ -106,7 +106,7 @@ class DataConfig:
 
     @property
     def frames(self) -> FrameCounts:
-        """Of videos: the numbers that batches have, and how often."""
+        """The numbers of frames that batches have, and how often."""
         return frame_counts(self.num_frames, self.num_frames_weights)
 
     @property
@@ -116,7 +116,7 @@ class DataConfig:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Of the batches: those of `shards`, and of each directory of `replay`."""
+        """The shares of batches drawn from `shards` and from each directory of `replay`."""
         directories = [self.shards, *self.replay]
         return shares_of(
             "data.replay_weights", self.replay_weights, directories, "data.shards,data.replay"

@@ -28,7 +28,7 @@ _REFUSED = (
     *("tools", "rejected_tools", "tool_calls", "audios", "rejected_audios"),
     *("objects", "rejected_objects"),  # boxes that ms-swift writes into the texts
 )
-_NO_JSON = ("[]", "{}")  # LlamaFactory has JSON in a text
+_NO_JSON = ("[]", "{}")  # LlamaFactory stores JSON as text
 
 
 def adapt(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def _images(new: dict[str, Any], found: list[list[Any]]) -> None:
 
 
 def _same_messages(new: dict[str, Any], sides: Mapping[str, Sequence[Message]]) -> None:
-    """Take out `messages` that repeat a conversation, with its answer or without."""
+    """Remove `messages`, which must repeat a conversation, with its answer or without."""
     if not new.get("messages"):
         return
     messages = [turn.message for turn in read_turns(new.pop("messages"), "messages")]
@@ -138,7 +138,7 @@ def _same_messages(new: dict[str, Any], sides: Mapping[str, Sequence[Message]]) 
 
 
 def _asked(new: dict[str, Any]) -> list[Turn]:
-    """Take out what is asked before both answers; nothing where their lists hold all."""
+    """Remove and return what both answers reply to; nothing where the answers' lists hold it."""
     given = [value for n in ("prompt", "question") if (value := new.pop(n, None)) is not None]
     if len(given) > 1:
         raise ValueError("has both prompt and question, which name the same field")
@@ -146,7 +146,7 @@ def _asked(new: dict[str, Any]) -> list[Turn]:
     earlier = (
         read_turns(new.pop("conversations"), "conversations") if "conversations" in new else []
     )
-    # The last one may be an answer already, which both answers take the place of.
+    # The last one may already be an answer, which both answers replace.
     if len(earlier) > 1 and earlier[-1].role == "assistant":
         earlier = earlier[:-1]
     if not turns or not earlier:
@@ -226,7 +226,7 @@ def _one_video(new: dict[str, Any], name: str, found: list[Any]) -> None:
 
 def _path(name: str, value: Any) -> Any:
     if not isinstance(value, dict):
-        # Qwen's example code names local files so.
+        # Qwen's example code names local files `file://…`.
         return value.removeprefix("file://") if isinstance(value, str) else value
     # A video feature of `datasets`.
     if not value.get("path"):
@@ -240,13 +240,13 @@ def place_visuals(
     """Return what was said before the question, with a placeholder for a visual in it, and the
     question.
 
-    Without a placeholder in several turns of the user the visual opens the first one, as ms-swift,
-    TRL and LLaVA have it.
+    If the user has several turns and none holds a placeholder, the visual opens the first one, as
+    in ms-swift, TRL and LLaVA.
 
     Args:
         messages: The question is the last one, and the user's.
         video: Whether the visual is a video; else it is images, or none.
-        images: How many.
+        images: Number of images.
 
     Raises:
         ValueError: More or other placeholders than visuals, an empty question, or a text that no

@@ -1,4 +1,4 @@
-"""Draws by the seed: which of several things a batch has."""
+"""Seeded draws: which of several things a batch has."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import numpy as np
 
 from tpo_jax.errors import InputError
 
-# The last number of a generator's seed, so that no two kinds of draws have the same one. Orders of
+# The last number of a generator's seed, so that no two kinds of draws share a seed. Orders of
 # pairs have none.
 FRAMES, DIRECTORY, TWO_VIDEOS = 2, 3, 4
 
@@ -18,13 +18,13 @@ def shares_of(
     """Return the shares of the batches that things have by their weights; they add up to 1.
 
     Args:
-        name: Of the config field of the weights.
+        name: Config field of the weights, for messages.
         weights: One for each thing; empty: all the same.
-        things: As a flag has them.
-        given: Name of the config field of the things.
+        things: As the flag spells them.
+        given: Config field of the things, for messages.
 
     Raises:
-        InputError: The weights are not as many numbers of at least 0, one of them above 0.
+        InputError: There is not one weight per thing, one is not a number >= 0, or none is above 0.
     """
     known = f"{name}={','.join(map(str, weights))}"
     if weights and len(weights) != len(things):
@@ -41,7 +41,7 @@ def drawn(shares: tuple[float, ...], seed: int, k: int, kind: int) -> int:
 
     Args:
         shares: Of the things.
-        kind: Of the draw, one of the constants above.
+        kind: Kind of draw, one of the constants above.
     """
     if len(shares) == 1:
         return 0

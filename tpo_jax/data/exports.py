@@ -21,11 +21,11 @@ _LACKING = {
     "trl": "TRL has no pairs of two videos",
 }
 
-_Paths = dict[tuple[str, str], str]  # of a video by its content and its name, or ""
+_Paths = dict[tuple[str, str], str]  # path of a video by its digest and its name, or ""
 
 
 def check_folder(videos: str | Place) -> None:
-    """Raise `InputError` for a folder without files to name: a store."""
+    """Raise `InputError` for a store, which has no video files to name."""
     if is_store(place(videos)):
         raise InputError(f"{videos}: a store, but the lists for ms-swift and TRL name video files")
 
@@ -43,8 +43,8 @@ def export(shards: Path, videos: str | Place, formats: Sequence[str]) -> None:
     opened = open_shards(shards)
     folder = videos if in_bucket(videos) else Path(videos).absolute()
     names = opened.videos.names()
-    # Of several files of one content the one that the pair names; where it calls its video
-    # otherwise, any.
+    # Of several files with the same content, the one that the pair names; any of them if it names
+    # none.
     paths = {(digest, called): f"{folder}/{n}" for n, digest in names.items() for called in ("", n)}
     for name in formats:
         lines = FORMATS[name](opened.index, paths)
@@ -72,8 +72,9 @@ def _common(pair: PairRecord, paths: _Paths) -> dict[str, Any]:
 def _swift(pairs: Sequence[PairRecord], paths: _Paths) -> list[dict[str, Any] | None]:
     """Return records of ms-swift, which takes a placeholder for a visual wherever it stands.
 
-    It drops records without a column that others have, and those whose `rejected_response` is the
-    answer: where a pair has two videos, all have `rejected_messages` and `rejected_videos`.
+    ms-swift drops records without a column that others have, and those whose `rejected_response`
+    equals the answer. So if any pair has two videos, all have `rejected_messages` and
+    `rejected_videos`.
     """
     two = any(pair.rejected_video_digest for pair in pairs)
     return [_swift_record(pair, paths, two) for pair in pairs]

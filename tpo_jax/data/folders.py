@@ -67,8 +67,8 @@ def find_video(folder: Path, names: Sequence[str]) -> Path:
 
 
 def check_relative(folder: Place, field: str, path: str) -> None:
-    """Raise `ValueError` for an absolute path where the folder is a store, which cannot tell where
-    the files that it was made of lay; says what to write.
+    """Raise `ValueError`, with what to write instead, for an absolute path where the folder is a
+    store, which does not know where its files lay.
     """
     parts = PurePosixPath(path).parts
     if not parts or parts[0] != "/" or not is_store(folder):
@@ -83,8 +83,9 @@ def check_relative(folder: Place, field: str, path: str) -> None:
 
 
 def names_in(folder: str | Place) -> list[str]:
-    """Return the paths of all videos of a folder, relative to it and sorted: files and folders of
-    images, links that lead nowhere, hidden ones left out, or what a store holds.
+    """Return the paths of all videos of a folder or a store, relative to it and sorted.
+
+    In a folder these are files, folders of images and dangling links, without hidden ones.
 
     Raises:
         InputError: The store cannot be read, or holds frames only.
@@ -106,7 +107,7 @@ def names_in(folder: str | Place) -> list[str]:
 
 
 def _below(folder: Place) -> Iterator[Place]:
-    """Yield all files and folders below a folder, also behind links to folders elsewhere."""
+    """Yield all files and folders below a folder, following links to folders elsewhere."""
     if not isinstance(folder, Path):
         yield from folder.rglob("*")
         return
@@ -114,7 +115,7 @@ def _below(folder: Place) -> Iterator[Place]:
     for at, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
         yield from (Path(at, name) for name in (*folders, *files))
-        # What a link shows of the folder itself, or a second time, is there by another name.
+        # Links into or above the folder, or to a place seen before, show what is there already.
         links = {Path(at, name): name for name in folders if Path(at, name).is_symlink()}
         for link, name in sorted(links.items()):
             target = link.resolve()
@@ -124,8 +125,8 @@ def _below(folder: Place) -> Iterator[Place]:
 
 
 def identity_of(video: Place) -> tuple[str, int]:
-    """Return a text that changes whenever the video does, and its bytes, without reading it; the
-    text is empty if there is no video.
+    """Return a text that changes whenever the video does, and the video's size in bytes, without
+    reading it; the text is empty if there is no video.
     """
     try:
         source = video_at(video) if isinstance(video, Path) else video

@@ -9,7 +9,7 @@
 | columns of other names, one row per pair | `data/columns.py`, or `--column role=name` |
 | one row per answer | roles `answer` and `preferred`; rows of one video and prompt become pairs |
 
-LLaVA-Hound's `sft_dpo_17k.jsonl` is read as it is: its `video` is a folder of frames.
+LLaVA-Hound's `sft_dpo_17k.jsonl` is read unchanged: its `video` is a folder of frames.
 """
 
 import csv
@@ -80,7 +80,7 @@ def _json_file(path: Path) -> Iterator[Record]:
         first = next((line for line in text.split("\n") if line.strip()), "")
         if not isinstance(_json(first), dict):
             raise
-        return _json_lines(path)  # under the suffix of a list
+        return _json_lines(path)  # JSON Lines in spite of the suffix
     one = isinstance(records, dict) and records
     return _listed(path, [records] if one else records)
 
@@ -185,7 +185,7 @@ def _mixed(path: Path) -> Iterator[Record]:
 def _sampled(path: str, strategy: str, records: list[Record]) -> list[Record]:
     """Return `all`, `first:N`, `end:N` or `random:N` records; N may be a percentage, rounded up.
 
-    The original shuffles with the process's random numbers, here the choice is always the same.
+    The original shuffles with unseeded random numbers; here the choice is always the same.
     """
     how, _, amount = strategy.partition(":")
     if how == "all" and not amount:

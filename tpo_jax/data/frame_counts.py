@@ -9,7 +9,7 @@ from tpo_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class FrameCounts:
-    """Numbers of frames, and how often a batch has which."""
+    """Numbers of frames, and how often a batch has each."""
 
     counts: tuple[int, ...]
     shares: tuple[float, ...]  # of the batches; they add up to 1
@@ -29,11 +29,10 @@ def frame_counts(num_frames: int | Sequence[int], weights: Sequence[float]) -> F
 
     Args:
         num_frames: Of every batch, or the numbers that batches are drawn from.
-        weights: As many: how often a batch has which. Empty: all equally often.
+        weights: How often a batch has each number; empty: all equally often.
 
     Raises:
-        InputError: A number is not a whole one above 0 or is there twice, or the weights are not
-            as many numbers of at least 0, one of them above 0.
+        InputError: A number is not an integer above 0 or is repeated, or as `draws.shares_of`.
     """
     counts = tuple(num_frames) if isinstance(num_frames, (tuple, list)) else (num_frames,)
     written = [str(count) for count in counts]

@@ -16,7 +16,7 @@ import numpy as np
 
 from tpo_jax.io.files import replacing_file
 
-# Pairs that are measured in less time than it takes to wonder about one more file.
+# Fewer pairs are measured so fast that no file is kept.
 _FEW = 1000
 _UNKNOWN = -1
 
@@ -28,13 +28,13 @@ def measured(
     num_pairs: int,
     measure: Callable[[int], tuple[int, int]],
 ) -> np.ndarray:
-    """Return the tokens of prefix and continuation of pairs: int64 `[n, 2]`.
+    """Return the token counts of prefix and continuation of pairs: int64 `[n, 2]`.
 
     Args:
-        directory: Of the shards; if it cannot be written, nothing is kept.
+        directory: Directory of the shards; if it cannot be written, nothing is kept.
         key: What the lengths depend on, as JSON can hold it.
         positions: int64 `[n]`, of the pairs in the shards.
-        num_pairs: In the shards.
+        num_pairs: Number of pairs in the shards.
         measure: Called with the position of every pair that was not measured before.
     """
     if len(positions) < _FEW:
@@ -51,7 +51,7 @@ def measured(
 
 
 def _kept(path: Path, key: str, num_pairs: int) -> np.ndarray:
-    """Return int64 `[num_pairs, 2]`, unknown where nothing usable is kept."""
+    """Return the kept lengths, int64 `[num_pairs, 2]`; `_UNKNOWN` where none is kept."""
     with (
         contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile),
         np.load(path, allow_pickle=False) as archive,

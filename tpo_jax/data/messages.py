@@ -25,7 +25,7 @@ _ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}
 REPLIES = ("assistant", "gpt")  # the model's role
 _SCALE = "loss_scale"  # has no effect on a message that has no loss
 _LOSSES = ("loss", _SCALE, "weight", "train", "training")
-_CACHED = "cache_control"  # of a part: what a provider keeps
+_CACHED = "cache_control"  # of a part: asks a provider to cache it
 _PARTS = {"image": IMAGE, "video": "<video>", "image_url": IMAGE, "video_url": "<video>"}
 
 Visuals = tuple[tuple[str, Any], ...]  # of a message's parts: `image` or `video`, and its path
@@ -57,7 +57,7 @@ def read_turns(messages: Any, name: str) -> list[Turn]:
 
     Args:
         messages: Of a record.
-        name: Their field, for messages.
+        name: The field that holds them, for error messages.
 
     Raises:
         ValueError: They are malformed, or hold what cannot be rendered.
@@ -88,7 +88,7 @@ def _turn(message: Any, name: str) -> Turn:
     keys = [
         a if message.get(a) is not None else b for a, b in (("role", "from"), ("content", "value"))
     ]
-    # First, for a message that calls a tool has no content.
+    # Checked first, because a message that calls a tool has no content.
     _only(message, (*keys, *_LOSSES, *LOGGED), f"{name} has a message")
     who, content = (message.get(key) for key in keys)
     visuals: Visuals = ()
@@ -115,7 +115,7 @@ def _only(fields: Mapping[str, Any], known: Sequence[str], what: str) -> None:
 
 
 def _of_parts(parts: Sequence[Mapping[str, Any]], name: str) -> tuple[str, Visuals]:
-    """Return the text of a message's parts, a placeholder for each visual, and what they name."""
+    """Return a message's parts as text, with a placeholder for each visual, and the visuals."""
     texts, visuals = [], []
     for part in parts:
         kind = part.get("type", "text")

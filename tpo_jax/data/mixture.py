@@ -1,7 +1,7 @@
 """The pairs of one shard directory or of several, mixed batch by batch.
 
-Which directory batch `k` is of is drawn by the seed, and it is the next batch of that directory, so
-batch `k` is a pure function of the config and `k`, as those of a single pipeline are.
+The directory of batch `k` is drawn by the seed, and the batch is the next one of that directory, so
+batch `k` is a pure function of the config and `k`, as in a single pipeline.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class Mixture:
     """The batches of this host, `mixture[k]` or, decoded ahead, `iter(mixture)`.
 
     `pair_index` counts through the pairs of all directories, one directory after the other. The run
-    ends when the first directory had its epochs; the others begin again as often as they must.
+    ends when the first directory has had its epochs; the others start over as often as needed.
     """
 
     def __init__(self, parts: Sequence[Pipeline], shares: tuple[float, ...] = (1.0,)):
@@ -34,7 +34,7 @@ class Mixture:
 
         Args:
             parts: One for each directory; all but the first without end.
-            shares: Of the batches, for each.
+            shares: Share of the batches for each.
         """
         self.parts, self._shares = tuple(parts), shares
         self._seed = parts[0].config.seed
@@ -85,9 +85,7 @@ class Mixture:
         return drawn
 
     def seen(self, num_batches: int) -> list[list[Pipeline]]:
-        """Return for every directory what `Pipeline.seen` returns for those of the first batches
-        that are of it.
-        """
+        """Return `Pipeline.seen` of every directory for its share of the first batches."""
         drawn = self._draw(num_batches)[:num_batches]
         counts = np.bincount(drawn, minlength=len(self.parts)).tolist()
         return [part.seen(n) if n else [] for part, n in zip(self.parts, counts, strict=True)]

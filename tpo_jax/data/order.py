@@ -54,11 +54,11 @@ def select(
 
     Args:
         index: All pairs; frames are not needed.
-        mixing: Shares of localized and of comprehensive pairs; as many as there are in these
-            shares, the first of each kind, none repeated. Empty: all kinds as they are.
-        limit: At most so many pairs, the first ones; 0: all.
-        subset_seed: First in an order drawn by this seed, so that a smaller limit is a part of a
-            larger one; 0: in the order of the index.
+        mixing: Shares of localized and of comprehensive pairs. The first pairs of each kind are
+            used, as many as these shares allow, none twice. Empty: all kinds as they are.
+        limit: At most this many pairs, the first ones; 0: all.
+        subset_seed: "First" is in an order drawn by this seed, so that a smaller limit gives a
+            subset of a larger one; 0: in the order of the index.
         excluded: videos of which no pair is used.
         two_videos: Whether pairs of kind `video` are trained on, too; they are selected by
             `two_videos.select_two_videos`.
@@ -107,7 +107,7 @@ def epoch_order(
     """Return the pairs of an epoch, every one once: int64 `[batches, B, Q]` positions, -1: none.
 
     Pairs of one video, and of the same messages before it, fill rows of `Q`; their last row and the
-    last batch may stay incomplete. With `curriculum` rows come from easy to hard: by falling
+    last batch may stay incomplete. With `curriculum` rows come from easy to hard: by decreasing
     magnitude of the manipulation that made the rejected answer (TEMPLE, arXiv 2503.16929); pairs
     without one are spread over all magnitudes.
     """

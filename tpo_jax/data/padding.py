@@ -10,7 +10,7 @@ from tpo_jax.models.batch import Batch
 from tpo_jax.models.config import ModelConfig
 
 VIDEOS = 16  # looked at before anything is said
-MOST = 0.15  # share of padding that needs no word
+MOST = 0.15  # share of padding that is not reported
 
 
 class PaddingCheck:
@@ -39,11 +39,11 @@ class PaddingCheck:
 
 
 def advice(videos: Sequence[tuple[int, int]], most: int) -> str:
-    """Return what there is to say on the padding of videos; "" where it is at most `MOST`.
+    """Return advice on the padding of videos; "" where it is at most `MOST`.
 
     Args:
-        videos: pairs of frames, and visual tokens of a pair.
-        most: `frame_tokens`, those that every pair is padded to.
+        videos: the number of pairs of frames of each, and of visual tokens of a pair.
+        most: `frame_tokens`, to which every pair is padded.
     """
 
     def padded(cap: int) -> float:

@@ -1,4 +1,4 @@
-"""Read lists of preference pairs: validated pairs, and what is not one with the reason."""
+"""Read lists of preference pairs: the valid pairs, and rejected lines with the reason."""
 
 import dataclasses
 import itertools
@@ -41,7 +41,7 @@ class Pair(PairTexts):
     provenance: Provenance = Provenance()
     images: tuple[str, ...] = ()  # paths inside the video folder
     rejected_video: str = ""  # a path inside the video folder, too
-    repeated_id: str = ""  # of the list, where an earlier pair has it and this one a suffix
+    repeated_id: str = ""  # the id in the list, if an earlier pair has it, too
 
     def to_json(self) -> dict[str, Any]:
         """Return the pair as JSON can hold it, without fields that are rare and empty."""
@@ -132,7 +132,7 @@ def read_pairs(
 
 
 def _with_own_ids(pairs: Sequence[Pair]) -> list[Pair]:
-    """Return the pairs with an id each: `-2`, `-3`, … after one that an earlier pair has."""
+    """Return the pairs with unique ids: `-2`, `-3`, … is added to one that an earlier pair has."""
     taken, seen = {pair.id for pair in pairs}, set[str]()
     numbers: dict[str, Iterator[int]] = defaultdict(lambda: itertools.count(2))
     result = []
@@ -291,7 +291,7 @@ def _segment(value: Any) -> tuple[float, float] | None:
     if value is None:
         return None
     numbers = isinstance(value, list) and all(type(v) in (int, float) for v in value)
-    # Compared as numbers of 64 bits: an integer may be larger than any of them.
+    # An integer may be larger than any float64.
     most = sys.float_info.max
     if not numbers or len(value) != 2 or not 0 <= value[0] < value[1] <= most:
         said = repr(value) if len(repr(value)) < 100 else "what is there"

@@ -34,17 +34,17 @@ _Packed: TypeAlias = tuple[Row | None, np.ndarray, np.ndarray]
 class Pipeline:
     """The batches of this host, `pipeline[k]` or, decoded ahead, `iter(pipeline)`.
 
-    Every batch holds the same share of the global batch: host `i` the `i`-th contiguous part of its
-    rows, which begin with those of the pairs of two videos. A batch at the end of an epoch that no
-    pairs are left for has rows with `pair_index` -1 and no target. A pair that was skipped because
-    it cannot be decoded is no target either, and its `pair_index` is -2 minus its position.
+    Each host holds an equal share of the global batch: host `i` the `i`-th contiguous part of its
+    rows, which begin with those of the pairs of two videos. At the end of an epoch, rows for which
+    no pairs are left have `pair_index` -1 and no target. A pair that was skipped because it cannot
+    be decoded has no target either, and its `pair_index` is -2 minus its position.
 
     A pair of two videos has two neighbouring rows, its chosen video first. The first row has the
     answer in the place of a chosen one, the second in that of a rejected one; both have the
-    `pair_index` of the pair, or of a skipped one the first alone.
+    `pair_index` of the pair; if it was skipped, only the first has.
 
-    Of several numbers of frames (`data.num_frames`) a batch has one, `frames_of(k)`, and the P and
-    R of that number.
+    With several numbers of frames (`data.num_frames`) a batch has one of them, `frames_of(k)`, and
+    the P and R of that number.
     """
 
     def __init__(
@@ -128,8 +128,8 @@ class Pipeline:
         """Return the pairs that are not trained on, in one epoch, not shuffled; None without
         `eval_shards` and `eval_share`.
 
-        Their number of frames is the largest of this pipeline. Those of a share have batches of its
-        sizes, and so have those of `eval_shards` if they fit.
+        They have this pipeline's largest number of frames. Batches of a share have its P and R,
+        those of `eval_shards` at least these where the model's context allows it.
 
         Raises:
             InputError: there is no such pair, or as for a pipeline of `eval_shards`.
@@ -164,8 +164,8 @@ class Pipeline:
                 self._sizes[num_frames] = size
 
     def seen(self, num_batches: int) -> "list[Pipeline]":
-        """Return the pairs of the first batches with the number of frames that they have there: a
-        pipeline for every number. This one, if it has one number.
+        """Return a pipeline for every number of frames, with the pairs that have it in the first
+        batches; this pipeline, if it has only one number.
         """
         frames = self.config.frames
         if len(frames.counts) == 1:
@@ -230,7 +230,7 @@ class Pipeline:
         return BatchIterator(self, self.config.workers, self.shape.num_bytes)
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return the pairs of an epoch, but for those of two videos: int64 `[batches, rows, Q]` of
+        """Return the pairs of an epoch, except those of two videos: int64 `[batches, rows, Q]` of
         all hosts, positions or -1.
         """
         config = self.config
@@ -279,7 +279,7 @@ class Pipeline:
 
     @property
     def shape(self) -> BatchShape:
-        """The shape of this host's part of a batch; of several, of the one with the most frames."""
+        """The shape of this host's part of a batch; of several, that with the most frames."""
         return self.shape_with(self.config.frames.most)
 
     def shape_with(self, num_frames: int) -> BatchShape:
@@ -301,7 +301,7 @@ class Pipeline:
     def _row(self, positions: np.ndarray, k: int, clips: dict[Hashable, Clip]) -> _Packed:
         """Return texts, frames and `pair_index` of one row of batch `k`; None: no pair in it.
 
-        `clips` holds those of the batch that are decoded already, and gets the row's.
+        `clips` holds the clips of the batch that are already decoded; the row's clip is added.
         """
         skipping, num_frames = self.config.on_error == "skip_and_count", self.frames_of(k)
         used, skipped = positions[positions >= 0].tolist(), 0
@@ -334,7 +334,7 @@ class Pipeline:
         print(f"batch {k}: pair {name!r} is skipped: {error}", file=sys.stderr, flush=True)
 
     def _two_rows(self, position: int, k: int, clips: dict[Hashable, Clip]) -> list[_Packed]:
-        """Return the rows of a pair of two videos in batch `k`, what `_row` returns; -1: no pair.
+        """Return the rows of a pair of two videos in batch `k`, each as `_row` does; -1: no pair.
 
         Both are empty if one of the videos cannot be decoded.
         """
@@ -366,7 +366,7 @@ class Pipeline:
 def _check_frames(shards: Shards, config: DataConfig, model: ModelConfig) -> None:
     """Check that batches can have the numbers of frames of a config.
 
-    Stored images are what they are; stored packets are good for any number of frames.
+    Stored images have the number and rule they were stored with; stored packets allow any.
     """
     stored, shapes = shards.manifest["sampling"], dict[int, int]()
     for num_frames in config.frames.counts:

@@ -1,8 +1,8 @@
-"""Pairs and videos to a shard directory: first the videos, then the pairs that can be used; or a
-folder of videos alone, as a store.
+"""Write pairs and videos to a shard directory: first the videos, then the pairs that can be used;
+or a folder of videos alone, as a store.
 
-Work happens in `<output>.partial`: every finished shard of videos beside a note of what it was made
-of. A second run resumes there and repeats what a changed input affects.
+Work happens in `<output>.partial`, where every finished shard of videos has a note of what it was
+made of. A second run resumes there and repeats what a changed input affects.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class Work:
     workers: int = 1  # processes; 1: only this one
     strict: bool = False  # stop at the first bad pair instead of listing it in `rejected.jsonl`
     beam: str | None = None  # options of an Apache Beam pipeline that does it; may be empty
-    shard_mb: int = 256  # a shard of videos is full at so many megabytes of files
+    shard_mb: int = 256  # a shard of videos is full at this many megabytes of files
 
 
 def prepare(
@@ -60,8 +60,8 @@ def prepare(
         pairs_file: A list for `read_pairs`; None: all videos are stored, without pairs.
         videos: The folder that `video` fields are relative to, or a store made of it; may be in a
             bucket, `gs://…`.
-        output: Must not exist, be empty, or be the result of the same inputs.
-        settings: What of a video is stored.
+        output: Absent, empty, or the result of the same inputs.
+        settings: What is stored of a video.
         work: How it is done.
         columns: Of the list, as `read_pairs` takes them.
         excluded: File of ids, one a line, of pairs that are left out.
@@ -142,7 +142,7 @@ def _usable(
 
 
 def _write_pairs(folder: Path, records: Sequence[PairRecord], count: int) -> list[dict[str, Any]]:
-    """Write the shards of pairs, so many of them, 0: as they need; return their entries."""
+    """Write `count` shards of pairs, 0: as many as needed; return their manifest entries."""
     count = min(count or -(-len(records) // PAIRS_PER_SHARD), len(records))
     history = any(record.history for record in records)
     parts = np.array_split(np.arange(len(records)), count) if count else []
@@ -153,7 +153,7 @@ def _write_pairs(folder: Path, records: Sequence[PairRecord], count: int) -> lis
 
 
 def _blocks(videos: Mapping[str, tuple[str, int]], size: int) -> Sequence[storing.Block]:
-    """Divide videos, in order, into blocks that are full at `size` bytes; with their identities."""
+    """Divide videos and their identities, in order, into blocks that are full at `size` bytes."""
     blocks: list[list[tuple[str, str]]] = []
     filled = size
     for name, (identity, num_bytes) in videos.items():
@@ -166,7 +166,7 @@ def _blocks(videos: Mapping[str, tuple[str, int]], size: int) -> Sequence[storin
 
 
 def _stored(folder: Path, jobs: list[tuple], work: Work, beam: Any) -> Iterator[dict[str, Any]]:
-    """Yield the notes of all blocks, those first that an earlier run wrote."""
+    """Yield the notes of all blocks, first those that an earlier run wrote."""
     total = sum(len(block) for _, block, _ in jobs)
     with tqdm(total=total, desc="videos", unit="video", disable=None) as bar:
         left = []
@@ -202,7 +202,7 @@ def _noted(shard: Path) -> dict[str, Any] | None:
 
 
 def _name_videos(folder: Path, notes: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Give the shards of videos their names, remove what is no part of them, write their index."""
+    """Give the shards of videos their names, remove all other files, write the index."""
     made = [note for note in notes if note["shard"]]
     entries, listed = [], []
     for number, (note, name) in enumerate(zip(made, store.store_names(len(made)), strict=True)):
@@ -269,7 +269,7 @@ def _without(pairs: list[Pair], path: Path) -> list[Pair]:
 
 
 def _finished(output: Path, inputs: str) -> dict[str, Any] | None:
-    """Return the manifest if `output` is made of these inputs, None if it is free to write."""
+    """Return the manifest if `output` was made of these inputs, None if it is absent or empty."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
     advice = "remove it or name another --output"

@@ -25,7 +25,7 @@ NO_FRAMES = np.zeros((0, 0, 0, 3), np.uint8)
 
 
 def used_tokens(row: Row) -> int:
-    """Return the tokens of a row's prefix and of its longest continuation, padding not counted."""
+    """Count the tokens of a row's prefix and of its longest continuation, without padding."""
     return int(row.prefix_mask.sum() + row.input_mask.sum(-1).max())
 
 
@@ -96,7 +96,7 @@ class Processor:
 
         Args:
             pad: widen the frames to squares first, in the mean colour of the vision tower.
-            rate: of `sampling.rate_of`, for models whose frames hold their times; 0: nobody knows.
+            rate: from `sampling.rate_of`, for models whose frames hold their times; 0: unknown.
         """
         return families.of(self.config).preprocess(frames, self.config, pad, rate)
 
@@ -138,7 +138,7 @@ class Processor:
         """Build the row of `Q` questions on one visual, for generation: `A` is 1, no targets.
 
         A question is a text, or a conversation: messages, the last one the user's. A text on a
-        video holds no placeholder; of a conversation the video opens the user's message that holds
+        video holds no placeholder; in a conversation the video opens the user's message that holds
         one, else the last. A question on images holds an `<image>` for each of them, or none, and
         then the images open its last message.
 
@@ -228,7 +228,7 @@ class Processor:
         """Return the most frames, fewer than the clip's, with which `fits` holds; 0: not even one.
 
         Fewer frames span the same time evenly. `fits` gets clips with their times and all pixels
-        or, where nobody knows the times, with the first pixels.
+        or, where the times are unknown, with the first pixels.
         """
         if len(clip.times):
             return most_frames(lambda times: fits(clip._replace(times=times)), clip.times)

@@ -47,8 +47,8 @@ def check_placeholders(question: Question, images: int) -> None:
 
 
 def place_visual(question: Question) -> tuple[tuple[Message, ...], int]:
-    """Return the messages of a question on a video without their placeholder, and which message it
-    was in: there the video stands. Without a placeholder it is the last one.
+    """Return the messages of a question on a video without their placeholder, and the index of the
+    message it was in, where the video stands; without a placeholder, of the last one.
 
     Raises:
         InputError: more than one placeholder, one in a question that is a text alone, or a text
@@ -107,19 +107,18 @@ def build_row(
     cut: str = "answer",
     size: Size = Size(),  # noqa: B008, a constant
 ) -> Row:
-    """Return prefix and continuations of one video's, or some images', `Q` questions with `A`
-    answers each.
+    """Build the row of `Q` questions with `A` answers each, on one video or on images.
 
     Args:
-        tokenizer: of `data.tokenizer.load_tokenizer`.
+        tokenizer: from `data.tokenizer.load_tokenizer`.
         questions: `Q` questions, texts or conversations. A text on a video has no placeholder, a
-            conversation one at most (`place_visual`). A question on images has as many `<image>` as
-            there are images, or none: then the images open its last message.
-        answers: `[Q][A]` texts; labelled are their tokens and what the template labels after them.
-        visuals: visual tokens of the video, or a sequence of those of every image, or of every
-            group of frames that has an opening; `()` for text.
+            conversation one at most (`place_visual`). A question on images has one `<image>` per
+            image, or none: then the images open its last message.
+        answers: `[Q][A]` texts. Their tokens are labelled, and what the template labels after them.
+        visuals: number of visual tokens of the video, or a sequence with that of every image, or of
+            every group of frames that has an opening; `()` for text.
         template: how prompt and answer are written.
-        opening: of `Template.tokens_and_opening`.
+        opening: from `Template.tokens_and_opening`.
         cut: 'answer': before the last token of the prompt, for one question; 'video': after the
             last visual token and the tokens of the opening, for any number of questions.
         size: P and R to pad to.
@@ -147,8 +146,8 @@ def build_prompts(
     cut: str = "answer",
     size: Size = Size(),  # noqa: B008, a constant
 ) -> Row:
-    """Return a row for generation: as `build_row`, `A` is 1, no target, the input is the rest of
-    the prompt.
+    """Build a row for generation as `build_row` does, but `A` is 1, there is no target, and the
+    input is the rest of the prompt.
 
     The hidden state of the last input token of a question predicts its first answer token.
     """

@@ -31,7 +31,7 @@ class Provenance:
 
 @dataclasses.dataclass(frozen=True)
 class PairTexts:
-    """What a pair is called, asks and answers, in a list of pairs as in a record."""
+    """The names and texts of a pair, both in a list of pairs and in a record."""
 
     id: str
     video_id: str
@@ -39,8 +39,8 @@ class PairTexts:
     question: str
     chosen: str
     rejected: str
-    # The conversation that the question ends: system text and earlier turns. One of the user's may
-    # hold a placeholder for the video, which stands at the head of the question otherwise.
+    # What comes before the question: system text and earlier turns. A turn of the user may hold a
+    # placeholder for the video, which otherwise stands at the head of the question.
     history: tuple[Message, ...] = dataclasses.field(default=(), kw_only=True)
 
     @property
@@ -98,7 +98,7 @@ class PairRecord(PairTexts):
             raise ValueError(f"pair {self.id!r} has a history")
         example = features(history).encode_example(self.to_example(history))
         message = _serializer(history).get_tf_example(example)
-        # TFDS' own `serialize_example` writes the fields in any order.
+        # TFDS' own `serialize_example` writes the fields in no fixed order.
         return message.SerializeToString(deterministic=True)
 
     def to_example(self, history: bool = False) -> dict[str, Any]:
@@ -219,7 +219,7 @@ _FORMS: dict[Any, _Form] = {
 
 @functools.cache
 def _forms(history: bool) -> dict[str, _Form]:
-    """Return how each field of a record is stored, by the type of the dataclass."""
+    """Return how each field of a record is stored, by its type in the dataclass."""
     names = {field.name: field.type for field in dataclasses.fields(PairRecord)}
     return {name: _FORMS[kind] for name, kind in names.items() if history or name != "history"}
 

@@ -47,7 +47,7 @@ class Text(NamedTuple):
     labels: list[bool]
 
     def split(self, at: int) -> tuple["Text", "Text"]:
-        """Return the text before a place, and from there on."""
+        """Return the text before position `at`, and the text from there on."""
         return Text(self.ids[:at], self.labels[:at]), Text(self.ids[at:], self.labels[at:])
 
 
@@ -69,8 +69,8 @@ def pack(
     Args:
         prefix: texts before, between and after the visuals.
         continuations: `[Q][A]`.
-        visuals: tokens of every visual.
-        labelled: whether there are labels; else a continuation is input to its end.
+        visuals: number of tokens of every visual.
+        labelled: whether there are labels; if not, all of a continuation is input.
         size: P and R to pad to.
 
     Raises:
@@ -84,11 +84,11 @@ def pack(
         labels += [False] * n + text.labels
         index += [*range(seen, seen + n), *[-1] * len(text.ids)]
         seen += n
-    # The hidden state of a place predicts the next one; nothing predicts the first.
+    # The hidden state of a position predicts the next token; nothing predicts the first.
     within = [(p - 1, ids[p]) for p in range(1, len(ids)) if labelled and labels[p]]
 
     def extra(text: Text) -> list[tuple[int, int]]:
-        """Return the labels that positions of the prefix predict, with these positions."""
+        """Return the prefix positions that predict labels, each with its label."""
         return within + ([(len(ids) - 1, text.ids[0])] if labelled and text.labels[0] else [])
 
     used = max(len(t.ids) - labelled + len(extra(t)) for group in continuations for t in group)

@@ -24,7 +24,7 @@ from tpo_jax.data.store import VideoStore, open_store
 from tpo_jax.errors import InputError
 from tpo_jax.io.files import replacing_file, write_json, write_lines
 
-# Of shards of questions alone, and of shards with conversations: the same and a field more.
+# Of shards of questions alone, and of shards with conversations, which have one more field.
 FORMAT, FORMAT_WITH_HISTORY = 2, 3
 NAME = "tpo_pairs"
 MANIFEST, INDEX = "manifest.json", "index.jsonl"
@@ -94,7 +94,7 @@ class Shards:
         """Return the record at a position.
 
         Raises:
-            InputError: The shard, which is named, is damaged there.
+            InputError: The shard is damaged there; the message names it.
         """
         if not 0 <= position < len(self):
             raise IndexError(f"position {position} of {len(self)} pairs")

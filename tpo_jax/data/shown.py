@@ -25,7 +25,7 @@ class Shown:
     Attributes:
         processor: Of the model.
         rejected_videos: The second sides of pairs of two videos.
-        view: `SAME`: all of a video; `ANCHOR`: of the video of a localized pair its segment.
+        view: `SAME`: all of a video; `ANCHOR`: only the segment of a localized pair.
     """
 
     def __init__(
@@ -39,20 +39,20 @@ class Shown:
         """Show the pairs of open shards.
 
         Args:
-            config: With the time instruction of the model, if it asked for none.
+            config: Its time instruction is already the model's where the config has none.
         """
         self._config, self._model, self._tokenizer = config, model, tokenizer
         self._shards, self.view = shards, view
         self.processor = Processor(model, tokenizer, config.time_instruction, config.prompt_style)
         self.rejected_videos = RejectedVideos(shards)
-        # No frame of another view is seen twice, so none is kept.
+        # Frames of another view are read only once, so none are kept.
         self._clips = ClipCache(config.cache_mib if view == SAME else 0)
 
     def clip(self, pair: PairRecord, num_frames: int, clips: dict[Hashable, Clip]) -> Clip:
         """Return the frames of a pair's video as the model takes them.
 
         Args:
-            clips: Of a batch, which are decoded already; gets this one.
+            clips: Clips of the batch that are already decoded; this one is added.
 
         Raises:
             InputError: The video cannot be decoded, or the model refuses its shape.
@@ -77,7 +77,7 @@ class Shown:
         """Return the texts of pairs of one video, padded to P and R.
 
         Raises:
-            InputError: They are longer; says how many frames would fit.
+            InputError: They are longer; the message says how many frames would fit.
         """
         try:
             return self._built(pairs, clip, size)
@@ -115,7 +115,7 @@ class Shown:
             positions: int64 `[n]`, of pairs in the shards.
 
         Raises:
-            InputError: They exceed the model's context; says how many frames would fit.
+            InputError: They exceed the model's context; the message says how many frames would fit.
         """
         config, context = self._config, self._model.max_length
         prefix, response = config.max_prefix, config.max_response
@@ -146,7 +146,7 @@ class Shown:
         return Size(prefix, response)
 
     def _lengths(self, positions: np.ndarray, num_frames: int) -> np.ndarray:
-        """Return the tokens of prefix and continuation of the pairs: int64 `[n, 2]`."""
+        """Return the token counts of prefix and continuation of the pairs: int64 `[n, 2]`."""
         config, processor = self._config, self.processor
         key = {
             "shards": self._shards.fingerprint,
@@ -169,7 +169,7 @@ class Shown:
 
     def _sides(self, position: int) -> tuple[PairRecord, ...]:
         """Return the pair at a position and, if it has two videos, the one on its rejected video,
-        unless that cannot be read and is skipped for it.
+        unless that cannot be read, for which the pair is skipped.
         """
         pair = self._shards.index[position]
         try:
@@ -184,7 +184,7 @@ class Shown:
         return self.texts([pair], self._without_frames(pair, num_frames), size)
 
     def _without_frames(self, pair: PairRecord, num_frames: int) -> Clip:
-        """Return the times that training will see; approximate where the rate varies."""
+        """Return a clip with the times training will see; approximate where the rate varies."""
         rule, segment = self._config.sampling, self._segment(pair)
         wanted = {"rule": rule, "num_frames": num_frames}
         if self._shards.manifest["sampling"] == wanted and not segment:

@@ -1,8 +1,8 @@
-"""The videos of a data set, each once: `videos/` beside the pairs.
+"""The videos of a data set, each stored once: `videos/` beside the pairs.
 
 A video is consecutive records of one ArrayRecord shard: its parts and, after them, its header, or
-its sampled frames as images. `index.jsonl` says where each video lies; what it needs in memory does
-not grow with the length of the videos. `tfds.builder_from_directory(dir)` opens the directory, too.
+its sampled frames as images. `index.jsonl` says where each video lies; its size in memory does not
+grow with the length of the videos. `tfds.builder_from_directory(dir)` opens the directory, too.
 """
 
 import dataclasses
@@ -95,7 +95,7 @@ class Entry:
     video: str  # its path in the folder that `prepare` read
     digest: str  # hash of its content, by which pairs name it
     shard: int
-    first: int  # of its records in the shard
+    first: int  # position of its first record in the shard
     records: int
 
     @classmethod
@@ -208,11 +208,11 @@ class VideoStore:
         return self.directory / self.shards[entry.shard]["name"]
 
     def _source(self, shard: int) -> ArrayRecordDataSource:
-        """Return an open shard; those used last stay open."""
+        """Return an open shard; the most recently used ones stay open."""
         with self._lock:
             if (source := self._sources.pop(shard, None)) is None:
                 entry = self.shards[shard]
-                # With the number of records the file is not opened to count them.
+                # With the number of records given, the file is not opened to count them.
                 path = f"{self.directory / entry['name']}[0:{entry['records']}]"
                 source = ArrayRecordDataSource([path])
             self._sources[shard] = source
@@ -257,7 +257,7 @@ def open_store(directory: Path, shards: Sequence[dict[str, Any]]) -> VideoStore:
         shard_holds = shards[entry.shard]["records"] if 0 <= entry.shard < len(shards) else 0
         if not 0 <= entry.first < entry.first + entry.records <= shard_holds:
             raise InputError(f"{path}: {entry.video} lies outside of the shards; run prepare again")
-    _message()  # not first in a thread that reads
+    _message()  # imported here, not first in a thread that reads
     return VideoStore(directory, shards, entries)
 
 

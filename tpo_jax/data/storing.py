@@ -32,7 +32,7 @@ Block = Sequence[tuple[str, str]]  # paths in the folder of videos, with their i
 
 
 class _Unusable(Exception):
-    """A video of which records are written already turns out to be unusable."""
+    """A video turned out to be unusable after some of its records were written."""
 
     def __init__(self, video: str, reason: str):
         super().__init__(reason)
@@ -65,7 +65,7 @@ def write_videos(folder: Place, root: Place, block: Block, settings: Settings) -
                 entry = write_records(temporary, map(VideoRecord.to_bytes, shard.records()), key)
                 shard.read_back(temporary, entry)
             break
-        except _Unusable as error:  # seldom, so that writing the others again does not matter
+        except _Unusable as error:  # rare, so writing the others again does not matter
             errors[error.video] = error.reason
     if not entry["records"]:
         target.unlink()

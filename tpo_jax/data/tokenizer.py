@@ -31,7 +31,7 @@ def load_tokenizer(directory: str | Path, config: ModelConfig | None = None) -> 
     the added tokens of `tokenizer_config.json` and `added_tokens.json`.
 
     Added tokens without an embedding row are left out, so that their text never becomes such an id;
-    a note says so. So are those of placeholders, which are text in an answer.
+    a note says so. Added tokens of placeholders are left out, too: in an answer these are text.
 
     Args:
         config: Of the model that reads its ids; None: whether they fit is not checked.
@@ -39,7 +39,7 @@ def load_tokenizer(directory: str | Path, config: ModelConfig | None = None) -> 
     Raises:
         InputError: The files are missing or not a tokenizer; a token of the model's template is
             not one id; an id differs from the one that the directory or the published model gives
-            the token, or that of another token has no embedding row.
+            the token, or a token that is not an added one has no embedding row.
     """
     directory = Path(directory)
     path, added = directory / "tokenizer.json", _added_tokens(directory)
@@ -83,7 +83,7 @@ def _of_model(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> Tokenize
     placeholders.
 
     Raises:
-        InputError: other ids have none; the template's tokens are not one id each.
+        InputError: another token has no embedding row; the template's tokens are not one id each.
     """
     template, vocab_size = families.of(config).templates["inference"], config.decoder.vocab_size
     other = "the tokenizer belongs to another model"
@@ -93,7 +93,7 @@ def _of_model(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> Tokenize
     if not needed.isdisjoint(rowless):
         largest = max(rowless.values())
         raise InputError(f"{path}: id {largest} exceeds the {vocab_size} embedding rows; {other}")
-    # Visuals have no token in a row's texts, so that these are words of an answer like any other.
+    # Visuals have no token in a row's texts, so these are words of an answer like any other.
     placeholders = set(PLACEHOLDERS) & vocabulary.keys() - needed
     if rowless or placeholders:
         tokenizer = _without(tokenizer, {*rowless, *placeholders})

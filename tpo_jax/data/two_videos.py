@@ -56,7 +56,7 @@ class TwoVideos:
 
     Attributes:
         pairs: int64, positions in the shards.
-        per_batch: Of a batch of all hosts.
+        per_batch: Number of pairs in a batch of all hosts.
         repeat: Whether they begin again, in another order, once all were used; false: each is used
             once.
     """

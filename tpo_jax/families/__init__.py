@@ -1,4 +1,4 @@
-"""Model families: one folder each, with everything that is its own."""
+"""Registry of the model families; each has a subpackage with all code specific to it."""
 
 import functools
 from collections.abc import Collection
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from tpo_jax.models.blocks import Projections
     from tpo_jax.models.vlm import VideoLanguageModel
 
-# One line a family, by name.
+# By the name that a native `config.json` gives.
 FAMILIES: dict[str, Family] = {
     "llava_qwen": llava_qwen.FAMILY,
     "qwen_vl": qwen_vl.QWEN3,
     "qwen2_5_vl": qwen_vl.QWEN2_5,
 }
-# Native model directories written before there were families do not name theirs.
+# The family of native model directories that name none, because they predate families.
 _UNNAMED = "llava_qwen"
 
 
@@ -32,8 +32,8 @@ def recognise(values: dict, names: Collection[str] = ()) -> Family | None:
     """Return the family of a published checkpoint, None if it is of no family.
 
     Args:
-        values: of its `config.json`.
-        names: of its tensors, as far as they are known.
+        values: contents of its `config.json`.
+        names: names of its tensors, if known.
     """
     return next((family for family in FAMILIES.values() if family.recognises(values, names)), None)
 
@@ -50,8 +50,9 @@ def named(name: str | None) -> Family:
 
 
 def markers() -> set[str]:
-    """Return the texts that no question or answer may hold, of all families: pairs are checked
-    before a model is known.
+    """Return the texts of all families that no question or answer may hold.
+
+    Pairs are checked before a model is known.
     """
     templates = [t for family in FAMILIES.values() for t in family.templates.values()]
     return {marker for template in templates for marker in template.markers}
@@ -80,7 +81,7 @@ def preset(name: str) -> ModelConfig:
 
 
 def preset_dtype(name: str) -> str:
-    """Return the dtype of a preset's weights, that of the published checkpoint of its sizes."""
+    """Return the dtype of a preset's weights: that of the published checkpoint of its size."""
     return next(f.preset_dtypes[name] for f in FAMILIES.values() if name in f.preset_dtypes)
 
 
@@ -117,9 +118,8 @@ def bind(config: ModelConfig, params: dict) -> "VideoLanguageModel":
     """Return the model over given parameters.
 
     Args:
-        params: nested dict as `abstract_params` describes, any float dtype, adapters of
-            `models.lora` among them or not, kernels of the decoder quantized by `models.quantized`
-            or not.
+        params: nested dict as `abstract_params` describes, of any float dtype; may include
+            adapters of `models.lora`, and decoder kernels quantized by `models.quantized`.
     """
     from flax import nnx
 

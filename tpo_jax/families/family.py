@@ -25,23 +25,23 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One model family, as a folder of this package or a test registers it.
+    """One model family, as a subpackage or a test registers it.
 
     Functions take the family's own config, an instance of `config`.
     """
 
     name: str  # in config.json of native model directories
     config: type[ModelConfig]  # a frozen dataclass
-    from_dict: Callable[[dict], ModelConfig]  # of dataclasses.asdict; ValueError where it is wrong
+    from_dict: Callable[[dict], ModelConfig]  # undoes dataclasses.asdict; ValueError: wrong values
     presets: Mapping[str, ModelConfig]
-    # Dtype that the checkpoints of these sizes were published in; where there are none, float32.
+    # Dtype that the checkpoint of a preset's size was published in; float32 if there is none.
     preset_dtypes: Mapping[str, str]
-    # The NNX class, called with (config, rngs, `models.blocks.Projections`). A function that
-    # imports it, so that a process which only decodes files does without JAX.
+    # Returns the NNX class, which is called with (config, rngs, `models.blocks.Projections`). The
+    # import is inside, so that a process which only decodes files never imports JAX.
     model: Callable[[], Any]
     # Frames uint8 [n, height, width, 3] to uint8 [config.batch_frames(n), *config.frame_shape];
-    # with `pad` they are widened to a square first, if the model takes squares; `rate`: frames for
-    # each second of their video, 0 where nobody knows.
+    # with `pad` they are widened to a square first, if the model takes squares; `rate`: sampled
+    # frames per second of video, 0 if unknown.
     preprocess: Callable[..., np.ndarray]
     # (RGB image, config, whether it is one of several) to its views and tokens. InputError: an
     # image the model cannot take.
@@ -52,41 +52,41 @@ class Family:
     independent_frames: bool
     # Prompt templates by style (`template.STYLES`): `inference` and, if there is one, the others.
     templates: Mapping[str, Template]
-    # FLOPs of one frame, forward: of the vision tower, and of what is between it and the decoder.
+    # Forward FLOPs of one frame: of the vision tower, and of what is between it and the decoder.
     frame_flops: Callable[[Any], tuple[int, int]]
-    # (config.json, names of the tensors) to whether a checkpoint is of this family; the names are
-    # empty at first, and given where config.json tells no family. What a message calls these.
+    # (config.json, names of the tensors) to whether a checkpoint is of this family. The names are
+    # empty at first; a second call gives them if config.json matches no family.
     recognises: Callable[[dict, Collection[str]], bool]
-    reads: str
+    reads: str  # what messages call these checkpoints
     # (directory, shape of every stored tensor by name, settings that take precedence over
-    # config.json, and `tower`, a folder) to the config. InputError: something missing, or a model
-    # this family is not.
+    # config.json, and `tower`, a folder) to the config. InputError: a key is missing or has an
+    # unsupported value.
     read_config: Callable[[Path, Mapping[str, Shape], dict], Any]
-    # Raises InputError where files beside config.json, in a directory of either layout, tell that
-    # the model is another one than this family can ask.
+    # Raises InputError if files beside config.json, in a directory of either layout, show that the
+    # model is a variant which this family cannot prompt.
     check_files: Callable[[Path], None]
-    # (directory, shapes, folder of the tower if given) to a folder with tensors that the checkpoint
-    # lacks, and their names; None: it lacks none. InputError: they are nowhere.
+    # (directory, shapes, folder of the tower if given) to the folder of the tensors that the
+    # checkpoint lacks, and how to rename them; None: it lacks none. InputError: not found.
     beside: Callable[[Path, Mapping[str, Shape], Path | None], tuple[Path, Rename] | None]
-    # The names of those settings, and the values of those that have a few only.
+    # The names of the settings of `read_config`, and the values of those that are enumerations.
     settings: tuple[str, ...]
     choices: Mapping[str, tuple[str, ...]]
     # Files beside config.json that an export gives back, relative to the directory.
     config_files: Callable[[Path], list[Path]]
     # (config.json of the original checkpoint, config) to config.json of the export.
     update_config: Callable[[dict, Any], dict]
-    # (folder of the export, config) to the JSON files beside config.json that are to say something
-    # else than the original's there.
+    # (folder of the export, config) to the JSON files that must replace the original's beside
+    # config.json.
     updated_files: Callable[[Path, Any], dict[str, dict]]
     # Layouts of published checkpoints by name, the default one first, and the name of the one that
     # a config.json is in.
     layouts: Mapping[str, Layout]
     layout_of: Callable[[dict], str]
-    # (config, shape of every parameter by path) to the names of all weights, and the name there of
-    # a stored tensor, in whichever layout.
+    # (config, shape of every parameter by path) to the table of all weights; and the name of a
+    # stored tensor, in either layout, to its name in that table.
     weights: Callable[[Any, Mapping[str, Shape]], Weights]
     canonical: Callable[[str], str]
-    # PyTorch module that holds `projector`, which adapters may carry trained.
+    # PyTorch module that holds `projector`; a directory of adapters may hold it, trained.
     connector: str
-    # Frames of the published evaluation by benchmark, where they are not the benchmark's own.
+    # Frames per video of the published evaluation by benchmark, where not the benchmark's own.
     benchmark_frames: Callable[[Any], Mapping[str, int]]

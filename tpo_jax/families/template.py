@@ -1,4 +1,4 @@
-"""Prompt templates: how a conversation on visuals is written, and which of it is labelled."""
+"""Prompt templates: how a conversation on visuals is written, and which parts are labelled."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,8 @@ ROLES = ("system", "user", "assistant")
 
 # Texts that are tokenised one by one, and whether their tokens are labelled.
 Pieces = Sequence[tuple[str, bool]]
-# What a prompt says on the times of a video's frames: a text after it or, where the video is shown
-# in groups of frames, a text before each of them.
+# What a prompt says about the times of a video's frames: a text after the video or, where it is
+# shown in groups of frames, a text before each group.
 Opening = str | tuple[str, ...]
 
 
@@ -29,7 +29,7 @@ def sentence_of(opening: Opening) -> str:
     """Return the opening of a video that is shown whole.
 
     Raises:
-        TypeError: texts before groups of frames, of another template.
+        TypeError: the opening is texts before groups of frames, of another template.
     """
     if not isinstance(opening, str):
         raise TypeError(f"this template shows a video whole, not in groups after {opening!r}")
@@ -37,7 +37,7 @@ def sentence_of(opening: Opening) -> str:
 
 
 class Message(NamedTuple):
-    """One message of a conversation; a placeholder in it is a visual only where it is a user's."""
+    """One message of a conversation; a placeholder stands for a visual only in a user's message."""
 
     role: str  # one of `ROLES`; a system message comes first
     content: str
@@ -66,7 +66,7 @@ def conversation_of(question: Question) -> tuple[Message, ...]:
 
 
 def visual_at(conversation: Sequence[Message]) -> int:
-    """Return which message a visual opens: the user's with a placeholder, else the last."""
+    """Return the index of the message a visual opens: a user's with a placeholder, or the last."""
     for i, (role, content) in enumerate(conversation):
         if role == "user" and any(placeholder in content for placeholder in PLACEHOLDERS):
             return i
@@ -118,13 +118,13 @@ class Template:
         duration: float,
         mode: str,
     ) -> tuple[int | Sequence[int], Opening]:
-        """Return the visual tokens of a video, or of each group of its frames, and what the prompt
-        says on their times.
+        """Return the number of visual tokens of a video, or of each group of its frames, and what
+        the prompt says about their times.
 
         Args:
-            frames: of `Family.preprocess`; none where only lengths are asked for, more than `times`
-                where those of a video with fewer of these frames are.
-            times: of the video's frames, seconds; empty where nobody knows them.
+            frames: from `Family.preprocess`; empty if only lengths are asked for. More than `times`
+                if the lengths are those of a video with fewer of these frames.
+            times: of the video's frames, seconds; empty if unknown.
             duration: of the video, seconds.
             mode: one of `TIME_INSTRUCTIONS`.
         """
@@ -136,13 +136,14 @@ class Template:
     def around_visual(
         self, opening: Opening, conversation: Sequence[Message], at: int
     ) -> list[Pieces]:
-        """Return the texts around one visual: before it, the part after it that all questions on
-        it share, and all that is after it. Where it is shown in groups of frames: before each one.
+        """Return the texts around one visual: the text before it, the part after it that all
+        questions share, and all of the text after it. If it is shown in groups of frames, there is
+        a text before each group.
 
         Args:
-            opening: of `tokens_and_opening`.
+            opening: from `tokens_and_opening`.
             conversation: messages without placeholders, the last one to be answered.
-            at: which message, a user's, the visual opens.
+            at: index of the user's message that the visual opens.
         """
         before, after = self.with_system(conversation[:at]), conversation[at + 1 :]
         begin, end = self.around["user"]
@@ -153,10 +154,10 @@ class Template:
         return [[(text, False)] for text in texts]
 
     def around_images(self, conversation: Sequence[Message], images: int) -> list[Pieces]:
-        """Return the texts before, between and after images, the last two as `around_visual`.
+        """Return the texts before, between and after images, the last two as in `around_visual`.
 
         Images stand at the placeholders of users' messages. Without a placeholder they come first
-        in the last message, one blank between them, as in lmms-eval.
+        in the last message, separated by a blank, as in lmms-eval.
 
         Raises:
             InputError: placeholders that do not fit the images.

@@ -10,10 +10,10 @@ from tpo_jax.models.config import ModelConfig
 
 
 def read_value(where: str, values: dict, key: str, kind: type, default: Any = None) -> Any:
-    """Return a value of the given type, numbers positive.
+    """Return a value of the given type; numbers must be positive.
 
     Raises:
-        InputError: it is another one, or missing without a default.
+        InputError: the value is of another type or range, or missing without a default.
     """
     value: Any = default if values.get(key) is None else values[key]
     if value is None:
@@ -28,7 +28,7 @@ def read_value(where: str, values: dict, key: str, kind: type, default: Any = No
 
 
 def check_fixed(where: str, values: dict, fixed: dict) -> None:
-    """Raise InputError where a value differs from the only supported one; absent ones do not."""
+    """Raise InputError if a value differs from the only supported one; absent values pass."""
     for key, wanted in fixed.items():
         if values.get(key, wanted) not in (wanted, None):
             raise InputError(
@@ -37,7 +37,7 @@ def check_fixed(where: str, values: dict, fixed: dict) -> None:
 
 
 def rotary_base(where: str, values: dict, default: float) -> float:
-    """Return the base of the rotary wavelengths; newer writers nest it."""
+    """Return the base of the rotary wavelengths; newer files nest it in `rope_parameters`."""
     nested = values.get("rope_parameters")
     rope = values if values.get("rope_theta") or not isinstance(nested, dict) else nested
     return read_value(where, rope, "rope_theta", float, default)
@@ -50,7 +50,7 @@ def has_rotary_base(values: dict) -> bool:
 
 
 def scaled_positions(values: dict) -> str:
-    """Return `key=value` of a config that asks for scaled rotary positions; "" if none does."""
+    """Return `key=value` if a config asks for scaled rotary positions, else ""."""
     for key in ("rope_scaling", "rope_parameters"):
         scaling = values.get(key) or {}
         if not isinstance(scaling, dict):
@@ -62,14 +62,14 @@ def scaled_positions(values: dict) -> str:
 
 
 def settings_of(config: ModelConfig, names: Iterable[str]) -> dict[str, Any]:
-    """Return what a config says on settings of published checkpoints, `Family.settings`."""
+    """Return a config's values of settings of published checkpoints, `Family.settings`."""
     return {
         name: getattr(config.decoder if name == "rope_theta" else config, name) for name in names
     }
 
 
 def check_settings(reads: str, names: Iterable[str], settings: Mapping[str, Any]) -> None:
-    """Raise InputError where one of the settings is none of a family's.
+    """Raise InputError if one of the settings is not among the family's.
 
     Args:
         reads: what messages call the family's checkpoints, `Family.reads`.
@@ -85,7 +85,7 @@ def check_settings(reads: str, names: Iterable[str], settings: Mapping[str, Any]
 def read_rows(
     where: str, values: dict, shapes: Mapping[str, Shape], embedding: str = EMBEDDING
 ) -> int:
-    """Return the rows of the embedding, which decide; says so where `vocab_size` is another."""
+    """Return the number of rows of the embedding; note it if `vocab_size` differs."""
     rows, said = shapes[embedding][0], values.get("vocab_size")
     if said not in (None, rows):
         note(f"{where}: vocab_size={said!r}, but the embedding has {rows} rows, which are used")

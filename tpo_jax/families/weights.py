@@ -36,7 +36,7 @@ class Weights:
     # parameter belong to the original modules although no output depends on them.
     tensors: dict[str, Shape]
     ignorable: re.Pattern[str]  # names of other tensors that may be there
-    # Tensors that may be stored although they equal another one: a tied head, the embedding.
+    # Tensors that may be stored although they equal another: a tied head to the embedding.
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -84,10 +84,10 @@ def leaves(
     """Return a `Leaf` for every parameter.
 
     Args:
-        shapes: of all parameters by path, as `families.abstract_params` has them.
+        shapes: shape of every parameter by path, as in `families.abstract_params`.
         single: rules of parameters that are one tensor, by path.
-        stacks: of stacked layers, by the prefix of their paths: the prefix of the PyTorch names,
-            which the number of the layer follows, and the rules of one layer.
+        stacks: for stacked layers, by the prefix of their paths: the prefix of the PyTorch names,
+            up to the number of the layer, and the rules of one layer.
 
     Raises:
         KeyError: a parameter without a rule.
@@ -128,7 +128,7 @@ def to_torch(leaf: Leaf, values: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def from_torch(leaf: Leaf, tensor: np.ndarray) -> np.ndarray:
-    """Return the parameter, or its layer, of one of a leaf's tensors."""
+    """Return the parameter, or one layer of it, from one of a leaf's tensors."""
     if leaf.kind == "patch":
         return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
     if leaf.kind == "frame_pair":

@@ -145,7 +145,7 @@ def advance(
     """Run the model on the last token of every continuation.
 
     Returns:
-        float32 logits `[B, M, W]` of the next token, and the state with that token in its cache.
+        float32 logits `[B, M, W]` of the next token, and the state with the last one in its cache.
     """
     model = families.bind(config, params)
     visible = state.visible | (jnp.arange(state.visible.shape[-1]) == state.slot)
@@ -179,8 +179,8 @@ def decode(
 
     Args:
         params: in the compute dtype.
-        prefix: of `prefill`.
-        state: of `prefill` or the last `decode`; donated.
+        prefix: from `prefill`.
+        state: from `prefill` or the last `decode`; donated.
         seeds: uint32 `[B]`, `Batch.seeds`.
         steps: traced, so any number runs the same program.
     """

@@ -14,7 +14,7 @@ from tpo_jax.errors import InputError
 
 
 class Sampling(NamedTuple):
-    """Settings of how the next token is chosen."""
+    """How the next token is chosen."""
 
     temperature: float = 0.0  # 0: greedy; top_k and top_p then have no effect
     top_k: int = 0  # 0: all

@@ -14,7 +14,7 @@ def first_stop(text: str, stop: Sequence[str]) -> int | None:
         stop: Texts that are not empty.
 
     Returns:
-        The number of characters before it; None: the text has no stop string.
+        The number of characters before that stop string; None: the text has none.
     """
     found = ((text.find(s) + len(s), text.find(s)) for s in stop if s in text)
     return min(found, default=(0, None))[1]

@@ -1,4 +1,4 @@
-"""Checks of what Python passes to a model: a value of a wrong type is named in one line."""
+"""Checks of arguments from Python: a value of the wrong type is named in one line."""
 
 import numbers
 import os
@@ -59,5 +59,5 @@ def check_mesh(mesh: Any) -> None:
 
 
 def _said(value: Any) -> str:
-    """Return a text as it is written, of anything else its type: it may be a whole array."""
+    """Return the repr of a text, and only the type of anything else: it may be a whole array."""
     return repr(value) if isinstance(value, str) else f"<{type(value).__name__}>"

@@ -71,7 +71,7 @@ class _Sizes(NamedTuple):
 
 
 def round_up(n: int, multiple: int) -> int:
-    """Return the next multiple, at least one."""
+    """Return `n` rounded up to a multiple, at least to the first one."""
     return max(1, -(-n // multiple)) * multiple
 
 
@@ -157,12 +157,12 @@ class Generator:
     ) -> Iterator[list[list[Answer]]]:
         """Yield the answers of one batch as they grow, every few tokens, until all have finished.
 
-        For one process.
+        Works in a single process only.
 
         Args:
             visuals: of `n` rows, as for `answer`.
             draws: of every row, what seeds its random draws: a seed, and the seed of the row.
-            new_tokens: int `[B, Q]`, the longest answers where below `max_new_tokens`.
+            new_tokens: int `[B, Q]`, most tokens of the answers, where below `max_new_tokens`.
             shape: B and Q to pad to; as small as the rows allow by default.
             dropped: called between the steps for a bool `[B, Q]`: answers that are no longer
                 wanted, which then count as finished.
@@ -196,8 +196,8 @@ class Generator:
         """Return the state of an answer of these tokens.
 
         Args:
-            finished: Whether a stop token or the limit `longest` ended it.
-            stop: Stop strings.
+            finished: whether a stop token or the limit `longest` ended it.
+            stop: stop strings.
         """
 
         def text(count: int) -> str:
@@ -207,7 +207,7 @@ class Generator:
 
         whole = text(len(ids))
         if (end := first_stop(whole, stop)) is not None:
-            # The model may have gone on after it.
+            # The model may have continued after it.
             used = bisect.bisect_left(
                 range(len(ids)), True, key=lambda n: first_stop(text(n), stop) is not None
             )
@@ -256,7 +256,7 @@ class Generator:
         return to_global(dataclasses.replace(batch, seeds=seeds), self.model.mesh)
 
     def _begin(self, batch: Batch, most: int | np.ndarray) -> tuple[Prefix, State, Limits]:
-        """Return the prefilled prefix, the first token of every answer, and the limits."""
+        """Return the prefilled prefix, the state with each answer's first token, the limits."""
         model = self.model
         used = batch.prefix_mask.sum(-1)[:, None] + batch.input_mask[:, :, 0].sum(-1)
         limits = Limits(

@@ -77,7 +77,7 @@ class Model:
 
     @functools.cached_property
     def padding(self) -> PaddingCheck:
-        """Return what looks at the model's first batches of videos."""
+        """Return the check of the model's first batches of videos."""
         return PaddingCheck(self.config)
 
     @contextlib.contextmanager

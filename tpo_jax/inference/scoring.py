@@ -28,8 +28,8 @@ from tpo_jax.parallel.sharding import to_global
 if TYPE_CHECKING:
     from tpo_jax.inference.model import Model
 
-# Answers are padded to a multiple of it, so that few shapes are compiled; the head is applied to as
-# many positions at a time.
+# Answers are padded to a multiple of it, so that few shapes are compiled; the head is applied to
+# this many positions at a time.
 RESPONSE_MULTIPLE = 16
 
 
@@ -43,8 +43,8 @@ class FrameSource(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Log-probabilities of a pair's answers, summed over their tokens; of a pair of two videos,
-    those of its answer on either.
+    """Log-probabilities of a pair's answers, summed over their tokens; for a pair of two videos,
+    those of its one answer on each.
 
     An answer's tokens are its own, `<|im_end|>` and the newline after it; with the prompt style
     `dpo_trainer` also the six tokens of the template that the original trainer labels.
@@ -114,7 +114,7 @@ def score(
     """Score every pair; see `Model.score`."""
     if alone := sum(not (pair.video or pair.images) for pair in pairs):
         note(f"{alone} of {len(pairs)} pairs have no video and no image: scored on text alone")
-    # A pair of two videos is scored on either of them.
+    # A pair of two videos is scored on both of them.
     sides = [
         [
             pair,
@@ -124,7 +124,7 @@ def score(
     ]
     every = [pair for both in sides for pair in both]
     found: dict[int, Score] = {}
-    # The rows of a batch are all on videos, or none is.
+    # Either all rows of a batch are on videos, or none is.
     for on_video in (True, False):
         numbers = [i for i, pair in enumerate(every) if bool(pair.video) == on_video]
         part = [every[i] for i in numbers]
@@ -134,8 +134,8 @@ def score(
 
 
 def _joined(scores: Sequence[Score]) -> Score:
-    """Return the score of a pair: of one of two videos, that of the answer on the rejected one as
-    that of a rejected answer.
+    """Return the score of a pair; for one of two videos, the answer on the rejected video counts as
+    the rejected answer.
     """
     first, last = scores[0], scores[-1]
     return dataclasses.replace(

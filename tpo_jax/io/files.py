@@ -1,7 +1,7 @@
 """Files and directories that appear whole or not at all; JSON and JSON Lines.
 
-Everything is written under a temporary name beside its place, flushed to disk, and renamed. The
-names of temporary files are unique, so several processes may write one file: the last one wins.
+Everything is written under a temporary name beside its place and renamed; files are flushed to disk
+first. Names of temporary files are unique; if several processes write one file, the last one wins.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from tpo_jax.io.paths import Place, upload
 
 @contextlib.contextmanager
 def replacing_file(path: Place, suffix: str = "") -> Iterator[Path]:
-    """Yield a path to write to; what is there takes the place of `path` when the block ends.
+    """Yield a path to write to; the file there replaces `path` when the block ends.
 
     If the block raises, `path` stays as it was. A file in a bucket is written on this machine and
     uploaded.
@@ -147,8 +147,8 @@ def write_json(path: Place, value: Any) -> None:
 
 
 def as_json(values: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass as JSON gives them back, with lists for tuples: what is
-    compared with a file.
+    """Return the fields of a dataclass as JSON gives them back, with lists for tuples, to
+    compare them with a file.
     """
     return json.loads(json.dumps(dataclasses.asdict(values)))
 

@@ -1,7 +1,7 @@
 """Paths that flags and configs name: on this machine or, where a command can use one, in a bucket.
 
 A path with a scheme, such as `gs://bucket/videos`, is in a bucket and is read through
-`etils.epath`. What maps, locks or appends to files needs a local one; it says so in one line
+`etils.epath`. Code that maps, locks or appends to files needs a local one; it says so in one line
 instead of making a folder called `gs:`.
 """
 
@@ -52,7 +52,7 @@ def relative_to(folder: Place, path: str) -> str:
     if not absolute.is_absolute() or in_bucket(folder):
         return path
     inside = Path(folder).absolute()
-    # As it is written first, for a link in the folder may lead out of it.
+    # First as it is written, because a link in the folder may lead out of it.
     if absolute.is_relative_to(inside) and ".." not in absolute.parts:
         return str(absolute.relative_to(inside))
     with contextlib.suppress(OSError, RuntimeError, ValueError):

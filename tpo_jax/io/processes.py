@@ -8,7 +8,7 @@ import time
 
 
 def end_with_parent(grace: float = 0.0) -> None:
-    """Make this worker process end when its parent does, however that ends; call it in the worker.
+    """End this worker process when its parent ends, for whatever reason; call it in the worker.
 
     Without it, a worker of a pool whose parent is killed waits for work forever.
 

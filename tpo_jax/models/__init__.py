@@ -1,1 +1,1 @@
-"""Model definitions: configs, Qwen2 decoder, vision towers, the video language model."""
+"""What model families share: configs, the decoder, LoRA, the video language model."""

@@ -104,14 +104,14 @@ class BatchShape:
 
     @property
     def num_bytes(self) -> int:
-        """What the arrays of the batch take."""
+        """Size of the batch's arrays in bytes."""
         arrays = jax.tree.leaves(self.abstract())
         return sum(array.size * array.dtype.itemsize for array in arrays)
 
     def empty(self) -> Batch:
         """Return NumPy arrays of a batch of empty rows.
 
-        One padding token of every row is visible, so that no softmax is over nothing.
+        One padding token of every row is unmasked, so that no softmax has all its keys masked.
         """
         batch: Batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.abstract())
         for index in (batch.visual_index, batch.target_at, batch.pair_index):

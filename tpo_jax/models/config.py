@@ -1,4 +1,4 @@
-"""The decoder's config, and what every model config says whatever its family."""
+"""The decoder's config, and the interface of every family's model config."""
 
 import bisect
 import dataclasses
@@ -14,7 +14,7 @@ from tpo_jax.io.files import as_json
 
 
 def check_types(config: Any, name: str) -> None:
-    """Raise ValueError unless text fields hold text, numbers positive numbers, and flags flags.
+    """Raise ValueError unless text fields hold text, numbers positive numbers, and flags booleans.
 
     Args:
         config: a dataclass instance; fields of other types are not checked.
@@ -32,7 +32,7 @@ def check_types(config: Any, name: str) -> None:
             raise ValueError(f"{name}.{field.name}={value!r} must be {expected}")
 
 
-# Of fields that keys did not have from the beginning; see `key_of`.
+# Metadata of fields that the first stored keys did not have yet; see `key_of`.
 LATER = {"later": True}
 
 
@@ -54,8 +54,8 @@ class DecoderConfig:
     qkv_bias: bool = dataclasses.field(default=True, metadata=LATER)
     # Qwen3's: an RMSNorm over C of every query and key.
     qk_norm: bool = dataclasses.field(default=False, metadata=LATER)
-    # Wavelengths that turn with the time, the height and the width of visual tokens, and whether
-    # they take turns; see `models.rotary`. Empty: tokens have one position.
+    # Numbers of wavelengths that turn with the time, the height and the width of visual tokens, and
+    # whether they are interleaved; see `models.rotary`. Empty: tokens have one position.
     rope_sections: tuple[int, ...] = dataclasses.field(default=(), metadata=LATER)
     rope_interleaved: bool = dataclasses.field(default=False, metadata=LATER)
 
@@ -77,8 +77,8 @@ class DecoderConfig:
 class ModelConfig(Protocol):
     """What every family's config has: a frozen dataclass, hashable, with these members.
 
-    Frames reach the model as uint8 `[F, *frame_shape]`; how many tokens they become is the
-    family's.
+    Frames reach the model as uint8 `[F, *frame_shape]`; how many tokens they become depends on
+    the family.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -126,19 +126,19 @@ class ModelConfig(Protocol):
         """
 
     def padded_index(self, index: np.ndarray, num_frames: int, padded: int) -> np.ndarray:
-        """Return where the visual tokens of a video are when empty frames are put after it.
+        """Return the indices of a video's visual tokens once empty frames are appended to it.
 
         Args:
             index: int, visual tokens of the video, counted from 0; -1: none, stays.
-            padded: frames with the empty ones.
+            padded: frames, the empty ones included.
         """
 
 
 def key_of(config: ModelConfig) -> dict[str, Any]:
-    """Return a config's fields for what is compared with a file, as JSON gives them back.
+    """Return a config's fields for keys that are compared with stored ones, as JSON reads them.
 
-    Fields that came later, its own or of its parts, are left out where they have their defaults:
-    they change no number, and what was stored before them is still found.
+    Fields that were added later, to it or to its parts, are left out at their defaults: they change
+    no number, and keys that were stored before them still match.
     """
     values = as_json(config)
     parts = {name: part for name, part in vars(config).items() if dataclasses.is_dataclass(part)}

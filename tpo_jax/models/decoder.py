@@ -39,7 +39,7 @@ class PrefixStream(NamedTuple):
     there is no visual token (DeepStack, arXiv 2406.04334)."""
 
     def token_positions(self) -> jax.Array:
-        """Return int32 `[B, P]`, or `[B, P, 3]` where they have three axes."""
+        """Return the positions, int32 `[B, P]`, or `[B, P, 3]` where they have three axes."""
         return text_positions(self.mask) if self.positions is None else self.positions
 
     def zigzag(self, chips: int) -> "PrefixStream":
@@ -47,7 +47,7 @@ class PrefixStream(NamedTuple):
         order = zigzag_positions(self.x.shape[1], chips)
 
         def whole(x: jax.Array) -> jax.Array:
-            # Whole sequences of a part of the width: the permutation stays on the chip.
+            # A chip holds whole sequences of its part of the width, so the permutation is local.
             return constrain(x, ROWS, *[None] * (x.ndim - 2), "context")[..., order, :]
 
         return self._replace(
@@ -82,7 +82,7 @@ class Decoder(nnx.Module):
 
     @property
     def head_kernel(self) -> jax.Array:
-        """Return what hidden states are multiplied with for logits, `[D, W]`."""
+        """Return the matrix that maps hidden states to logits, `[D, W]`."""
         return self.embed.embedding[...].T if self.config.tied else self.head.kernel[...]
 
     def rope(self, positions: jax.Array, dtype: Any) -> Rope:
@@ -98,7 +98,7 @@ class Decoder(nnx.Module):
         return rotary(positions, config.head_dim, config.rope_theta, dtype, axes)
 
     def _levels(self, prefix: PrefixStream) -> Any:
-        """Return the numbers of the layers where these have features to add, for `_scan`."""
+        """Return the layers' numbers for `_scan` if there are DeepStack features, else ()."""
         return () if prefix.deepstack is None else jnp.arange(self.config.layers)
 
     def _scan(
@@ -243,7 +243,7 @@ def causal(mask: jax.Array) -> jax.Array:
 
 
 def _add_level(x: jax.Array, deepstack: jax.Array | None, level: jax.Array) -> jax.Array:
-    """Return the stream `[B, P, D]` after a layer, with its features of `PrefixStream.deepstack`.
+    """Add a layer's features of `PrefixStream.deepstack` to the stream after it, `[B, P, D]`.
 
     All layers run the same program: one loop over them reads the stacked weights in place, two
     would copy them.

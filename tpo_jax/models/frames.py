@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from tpo_jax.parallel.sharding import ALL, ROWS, WITHIN_ROW, axis_size, constrain
 
-_FRAMES_AT_ONCE = 8  # of a row and chip
+_FRAMES_AT_ONCE = 8  # per row and chip
 
 
 def map_frames(
@@ -17,12 +17,12 @@ def map_frames(
 ) -> jax.Array:
     """Return the tokens of all frames, `[B, F * n, D]`, split by width within a row.
 
-    The frames of a row are shared out among its chips; what does not divide is filled up with empty
-    frames.
+    The frames of a row are split among its chips, and padded with empty frames to a number that
+    divides.
 
     Args:
         frames: uint8 `[B, F, *frame_shape]`.
-        encode: of frames uint8 `[m, *frame_shape]`, spread over all chips, the tokens `[m, n, D]`.
+        encode: maps frames uint8 `[m, *frame_shape]`, over all chips, to tokens `[m, n, D]`.
         at_once: most frames of a row that a chip encodes at a time; fewer take less memory.
     """
     B, F = frames.shape[:2]

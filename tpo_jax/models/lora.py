@@ -1,8 +1,8 @@
 """Low-rank adapters on decoder projections (LoRA, arXiv 2106.09685), as PEFT defines them.
 
-A projection `x W` becomes `x W + (alpha / rank) (x A) B`; `B` begins at zero. Two thin products and
-not a merged weight: the backward pass then needs no gradient of `W`, a third of the decoder's work
-and, at 7B, as many bytes as its weights.
+A projection `x W` becomes `x W + (alpha / rank) (x A) B`; `B` begins at zero. The products are not
+merged into the weight, so that the backward pass needs no gradient of `W`, which would be a third
+of the decoder's work and, at 7B, as many bytes as its weights.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class Lora:
             raise InputError(f"lora.rank={self.rank} must not be negative")
         if self.alpha <= 0:
             raise InputError(f"lora.alpha={self.alpha} must be above 0")
-        # Compared, not hashed: a target may be anything that a config can hold.
+        # In a list, not the dict: a target may be unhashable, whatever a config can hold.
         if not self.targets or any(t not in list(PROJECTIONS) for t in self.targets):
             raise InputError(
                 f"lora.targets={tuple(self.targets)!r} must be some of {', '.join(PROJECTIONS)}"
@@ -48,7 +48,7 @@ class Lora:
 
     @property
     def scale(self) -> float:
-        """What the product of `A` and `B` is multiplied with."""
+        """Factor of the product of `A` and `B`."""
         return self.alpha / self.rank
 
 
@@ -61,7 +61,7 @@ def init_adapters(lora: Lora, params: dict, seed: int) -> dict:
     Args:
         lora: rank above 0.
         params: of the model, for the shapes `[L, in, out]` of its kernels.
-        seed: of `A`, uniform within `1 / sqrt(in)` either way.
+        seed: of `A`, uniform between `-1 / sqrt(in)` and `1 / sqrt(in)`.
     """
     adapters = {}
     for number, target in enumerate(sorted(lora.targets)):
@@ -100,7 +100,7 @@ def adapters_of(params: dict) -> dict:
 
 
 def merge(params: dict, lora: Lora) -> dict:
-    """Return the same model without adapters: added to the kernels, in the kernels' dtype.
+    """Return the parameters with the adapters merged into the kernels, in the kernels' dtype.
 
     Adapters may lie beside any kernel, `[in, out]` or stacked `[L, in, out]`. A result is sharded
     as its kernel, whose buffer is donated.

@@ -26,7 +26,7 @@ class Pictures(NamedTuple):
 
 
 def joined(pictures: Sequence[Pictures], config: ModelConfig) -> Pictures:
-    """Return several images as those of one row, views numbered through."""
+    """Return several images as those of one row, their views numbered consecutively."""
     first = 0
     views = [np.zeros((0, *config.frame_shape), np.uint8)]
     index, weight = [np.zeros((0, 4), np.int32)], [np.zeros((0, 4), np.float32)]

@@ -20,8 +20,8 @@ from tpo_jax.models.lora import PROJECTIONS
 from tpo_jax.parallel.programs import LayerwiseProgram
 from tpo_jax.parallel.sharding import parameter_shardings
 
-LARGEST = {"int8": 127, "int4": 7}  # stored integer, by name of the dtype
-CHOICES = ("", *LARGEST)  # of a flag; empty: the weights as stored
+LARGEST = {"int8": 127, "int4": 7}  # largest stored integer, by name of the dtype
+CHOICES = ("", *LARGEST)  # values of a flag; empty: the weights as stored
 GROUP = 128
 SCALE = "kernel_scale"  # name of the parameter beside `kernel`
 _QUANTIZED = re.compile(rf"decoder/layers/({'|'.join(PROJECTIONS.values())})/kernel")
@@ -34,7 +34,7 @@ def check_weights(flag: str, weights: str) -> None:
 
 
 def is_quantized(path: str, weights: str) -> bool:
-    """Return whether a parameter is stored quantized where `weights` names the stored dtype."""
+    """Return whether a parameter is held quantized under `weights`, one of `CHOICES`."""
     return bool(weights and _QUANTIZED.fullmatch(path))
 
 
@@ -64,7 +64,7 @@ def quantize(kernel: jax.Array, weights: str) -> tuple[jax.Array, jax.Array]:
 def quantize_leaf(path: str, kernel: jax.Array, weights: str) -> dict[str, jax.Array]:
     """Return the two parameters that take the place of a loaded kernel, by path.
 
-    Over a mesh they lie as the table of `parallel.sharding` says.
+    Over a mesh they are sharded by the table of `parallel.sharding`.
     """
     paths = path, path.removesuffix("kernel") + SCALE
     where: Any = kernel.sharding
@@ -72,7 +72,7 @@ def quantize_leaf(path: str, kernel: jax.Array, weights: str) -> dict[str, jax.A
         shapes = jax.eval_shape(functools.partial(quantize, weights=weights), kernel)
         shardings = parameter_shardings(where.mesh, dict(zip(paths, shapes, strict=True)))
         where = shardings[paths[0]], shardings[paths[1]]
-    # Done before the next kernel is read: until then this one is held.
+    # Wait before the next kernel is read: the program holds this one until it ends.
     found = jax.block_until_ready(_program(weights, where)(kernel))
     return dict(zip(paths, found, strict=True))
 
@@ -92,7 +92,7 @@ def quantize_params(params: dict, weights: str) -> dict:
 
 
 def dequantize(values: jax.Array, scale: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """Return the kernel `[in, out]` of its integers `[in, out]` and scales `[groups, out]`."""
+    """Return the kernel `[in, out]` from its integers `[in, out]` and scales `[groups, out]`."""
     groups, outputs = scale.shape
     parts = values.astype(jnp.float32).reshape(groups, -1, outputs) * scale[:, None]
     return parts.reshape(values.shape).astype(dtype)

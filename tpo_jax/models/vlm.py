@@ -28,7 +28,7 @@ class VideoLanguageModel(nnx.Module):
         """Return the visual tokens of a batch, `[B, n, D]`, where `visual_index` finds them.
 
         Args:
-            batch: with `patch_index` its frames are views of images, and `n` is as wide as that.
+            batch: with `patch_index` its frames are views of images, and `n` is `P`.
             freeze_tower: no gradient enters the vision tower, and none of its activations is kept.
             remat: other than `none`, the backward pass recomputes the encoder's activations.
         """
@@ -95,13 +95,13 @@ class VideoLanguageModel(nnx.Module):
         attention: str = "auto",
         scan: bool = True,
     ) -> jax.Array:
-        """Return what the head is applied to at every token of every continuation.
+        """Return the hidden states that the head reads, at every token of every continuation.
 
         Args:
             remat: policy name for the decoder layers.
             freeze_tower: see `encode_frames`.
             attention: back end of `prefix_attention`.
-            scan: decoder layers in a loop.
+            scan: decoder layers in a loop; false: unrolled.
 
         Returns:
             `[B, Q, A, R, D]`.
@@ -139,7 +139,7 @@ class VideoLanguageModel(nnx.Module):
         Args:
             chunk: response positions per application of the head, 0 for all at once; must divide
                 `R`.
-            **how: of `hidden_states`.
+            **how: arguments of `hidden_states`.
 
         Returns:
             float32 `[B, Q, A, R]`, zero where `target_mask` is false.
@@ -228,7 +228,7 @@ def _in_chunks(
 ) -> jax.Array:
     """Apply `function` to arrays `[..., R, ...]` with positions at `axis`, `chunk` at a time.
 
-    What it computes on the way is recomputed in the backward pass.
+    Its intermediate values are recomputed in the backward pass.
     """
     function, R = jax.checkpoint(function), arrays[0].shape[axis]
     if chunk in (0, R):

@@ -16,7 +16,7 @@ from tpo_jax.parallel.splash import LANES, splash_attention, zigzag_positions
 
 BACK_ENDS = ("auto", "xla", "splash", "cudnn")
 
-# Queries of a row whose scores exist at a time: with 28 heads and 20,000 keys they take 2.3 GB.
+# Most queries of a row whose scores are in memory at once: 2.3 GB with 28 heads, 20,000 keys.
 MOST_QUERIES = 1024
 
 _MASKED = -1e30  # finite, so that a query without a visible key gives no NaN
@@ -96,7 +96,7 @@ def fused_attention(
     zigzag: bool,
     implementation: Literal["cudnn", "xla"],
 ) -> jax.Array:
-    """Compute `prefix_attention` by `jax.nn.dot_product_attention`; padding must be on the right.
+    """Compute `prefix_attention` with `jax.nn.dot_product_attention`; padding must be on the right.
 
     Args:
         q: `[B, P, H, C]`, scaled and rotated.

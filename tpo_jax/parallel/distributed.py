@@ -25,7 +25,7 @@ def start(how: str) -> None:
         how: see `FLAG_HELP`.
 
     Raises:
-        InputError: another form, or no cluster detected.
+        InputError: `how` has another form, or no cluster is detected.
     """
     if not how:
         return

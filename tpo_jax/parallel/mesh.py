@@ -54,8 +54,8 @@ def make_mesh(
     Args:
         sizes: `{"data": 1, "fsdp": -1, "tensor": 1, "context": 1}`; -1 takes the rest.
         devices: by default all devices of all processes.
-        slices: the slice of every device, between which the network is slow; by default what
-            devices of a TPU say of themselves, and a single one where devices say nothing.
+        slices: index of the slice of every device; the network between slices is slow. By default
+            the `slice_index` that TPU devices have, and a single slice for other devices.
 
     Raises:
         InputError: the sizes do not multiply to the number of devices, or several slices do not

@@ -1,5 +1,5 @@
-"""Compiled programs: kept for the next start and for the next run of a process, made while the host
-reads, options of platforms.
+"""Compiled programs: caches for the next start and for the next run of a process, compilation
+while the host reads, and compiler options by platform.
 """
 
 import functools
@@ -20,7 +20,7 @@ CACHE_HELP = (
 )
 CACHE_BYTES = 20 * 2**30  # the step of a 7B model takes some hundred MB
 
-# Of every kind that a process keeps for its next run; a run has one of each.
+# Functions of each kind that a process keeps for its next runs; a run has one of each.
 KEPT = 4
 
 # XLA's CPU back end multiplies bfloat16 matrices as float32 ones. The pass would move that
@@ -33,9 +33,9 @@ Builder = TypeVar("Builder", bound=Callable[..., Any])
 def keep_programs(wanted: bool) -> None:
     """Set up JAX's persistent compilation cache; call this after `distributed.start`.
 
-    It is `tpo_jax/compilation` below `XDG_CACHE_HOME` or `~/.cache`, and programs that were not
-    used for longest are removed from it. A folder that `JAX_COMPILATION_CACHE_DIR` names is left
-    as it is. On a CPU there is none by default: XLA stores machine code for the processor at hand,
+    The cache is `tpo_jax/compilation` below `XDG_CACHE_HOME` or `~/.cache`, and its least recently
+    used programs are evicted. A folder that `JAX_COMPILATION_CACHE_DIR` names is used as
+    it is. On a CPU there is no cache by default: XLA stores machine code for the processor at hand,
     which another machine with the same home folder may not be able to run, and rejects what
     some processors themselves have stored (https://github.com/jax-ml/jax/issues/38445).
 
@@ -93,7 +93,7 @@ def compile_meanwhile(
 
 
 def built_once(build: Builder) -> Builder:
-    """Let a function that builds another one return the same one for equal arguments, hashable.
+    """Cache a function that builds another: equal (hashable) arguments give the same function.
 
     `jax.jit` finds its programs by the function and the settings it was given: what runs again in
     one process with equal settings, as a round or a row of the study may, is not traced and
@@ -103,11 +103,11 @@ def built_once(build: Builder) -> Builder:
 
 
 class LayerwiseProgram:
-    """What `jax.jit` makes of a function, compiled with the options of the platform it is for.
+    """A jitted function that is compiled with the options of the platform it runs on.
 
     Args:
         function: a pure function.
-        settings: of `jax.jit`.
+        **settings: arguments of `jax.jit`.
     """
 
     def __init__(self, function: Callable[..., Any], **settings: Any):
@@ -119,7 +119,7 @@ class LayerwiseProgram:
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run it."""
+        """Run the program."""
         return self._jit(platform())(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:

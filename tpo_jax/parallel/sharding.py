@@ -57,10 +57,10 @@ def axis_size(name: str) -> int:
 
 
 def platform(mesh: jax.sharding.Mesh | None = None) -> str:
-    """Return what a program is compiled for, `cpu`, `gpu` or `tpu`: the devices of a mesh, by
-    default of the current one, or JAX's default without a mesh.
+    """Return the platform that programs are compiled for, `cpu`, `gpu` or `tpu`: that of a mesh, by
+    default the current one, or JAX's default without a mesh.
 
-    A mesh may be of devices that are not there, as in `planning`.
+    The devices of a mesh need not exist, as in `planning`.
     """
     device = (mesh.abstract_mesh if mesh else jax.sharding.get_abstract_mesh()).abstract_device
     return device.platform if device else jax.default_backend()
@@ -153,7 +153,7 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
 def placed(
     x: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding, dtype: jax.typing.DTypeLike = None
 ) -> jax.ShapeDtypeStruct:
-    """Return an array that is not there, laid out over a mesh, by default in its own dtype."""
+    """Return the abstract array with a sharding and, if given, another dtype."""
     return jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=sharding)
 
 
@@ -163,10 +163,10 @@ def check_rows(
     """Check that all devices get the same number of rows in every micro-batch.
 
     Args:
-        rows: of a batch.
+        rows: number of rows of a batch.
         mesh: devices.
         micro_batches: parts of a batch.
-        together: neighbouring rows that several micro-batches must not part.
+        together: neighbouring rows that must be in the same micro-batch.
 
     Raises:
         InputError: they do not; the message names the nearest legal numbers of rows.

@@ -16,7 +16,7 @@ _UNKNOWN_SIZE = -1
 _LARGEST_TABLE, _MOST_FRAMES = 1 << 26, 1 << 24
 _ISO_TOP_LEVEL = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"styp")
 
-# Names of Matroska elements: of a cluster, of all that a segment holds, of all that a cluster does.
+# IDs of Matroska elements: of a cluster, of all in a segment, of all in a cluster.
 _CLUSTER = b"\x1f\x43\xb6\x75"
 _IN_BOTH = (b"\xec", b"\xbf")  # unused space, checksum
 _IN_SEGMENT = (
@@ -29,7 +29,7 @@ _IN_CLUSTER = (*_IN_BOTH, b"\xe7", b"\xa7", b"\xab", b"\xa3", b"\xa0", b"\xaf", 
 def missing_bytes(file: BinaryIO) -> int:
     """Return how many bytes an ISO (MP4, MOV), RIFF (AVI) or EBML (Matroska, WebM) file lacks.
 
-    They say how long they are; other containers do not, and always give 0.
+    These state their length; other containers do not, and always give 0.
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
@@ -48,8 +48,8 @@ def missing_bytes(file: BinaryIO) -> int:
 def broken_at(file: BinaryIO) -> int | None:
     """Return the byte at which the elements of a Matroska or WebM file break off, or None.
 
-    FFmpeg passes over the rest of the cluster there, and its frames are missing. Only the headers
-    of elements are read: what a block holds may be damaged all the same. Other containers, and
+    FFmpeg skips the rest of the cluster there, and its frames are missing. Only the headers of
+    elements are read: what a block holds may still be damaged. Other containers, and
     recordings that do not know their length, give None.
 
     Source: https://www.rfc-editor.org/rfc/rfc9559 (Matroska), section 5.
@@ -132,7 +132,7 @@ def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, i
 
 
 def _segment(head: bytes) -> tuple[int, int]:
-    """Return where the content of the Matroska segment starts and ends; end 0: it does not say."""
+    """Return where the content of the Matroska segment starts and ends; end 0: unknown."""
     _, position = _ebml_number(head, 4)
     header_length, _ = _ebml_number(head, 4)
     position += header_length
@@ -143,14 +143,14 @@ def _segment(head: bytes) -> tuple[int, int]:
 
 
 def _break(file: BinaryIO, start: int, end: int, names: tuple[bytes, ...]) -> int | None:
-    """Return where in `[start, end)` something else stands than elements with these names."""
+    """Return the first place in `[start, end)` that begins no element with one of these names."""
     while start < end:
         file.seek(start)
         head = file.read(12) or b"\0"
         width = 9 - head[0].bit_length()
         length, content = _ebml_number(head, width)
         if head[:width] == _CLUSTER and length == _UNKNOWN_SIZE:
-            return None  # a live recording: not told
+            return None  # a live recording: its length is unknown
         stop = start + content + length
         if head[:width] not in names or length == _UNKNOWN_SIZE or stop > end:
             return start

@@ -3,8 +3,8 @@
 The presentation times of all packets are read first, without decoding: from the index of an MP4 or
 MOV file, else by a walk over the packets (eight microseconds each). Sorted, these times are the
 frames in display order, and they name every frame that the decoder returns. So a seek may land
-anywhere: where it landed is known, and so is, beforehand, whether reading on or jumping to a key
-frame is shorter.
+anywhere: where it landed is known. Whether reading on or jumping to a key frame is shorter is known
+beforehand.
 
 Where packets have no usable times (raw streams, AVI with B-frames) or the decoder contradicts them,
 frames are counted by decoding the file once from start to end.
@@ -31,7 +31,7 @@ Source = str | os.PathLike | bytes | StoredVideo  # a file, the bytes of one, or
 
 # Containers that do not know a rate give that of their clock, such as 90,000.
 _MOST_FPS = 1000
-# What emptying and refilling the decoder costs, in decoded frames (measured: 12 to 15).
+# What flushing and refilling the decoder costs, in decoded frames (measured: 12 to 15).
 _SEEK_COST = 14
 _LOST = -(10**9)  # the position before a seek, and after one that went wrong: far from every frame
 
@@ -81,7 +81,7 @@ def opened(source: Source) -> Iterator["Video"]:
 
 
 def name_of(source: Source) -> str:
-    """Return how messages call a source."""
+    """Return the name of a source for messages."""
     if isinstance(source, StoredVideo):
         return source.name
     return "<bytes>" if isinstance(source, bytes) else os.fspath(source)
@@ -115,9 +115,9 @@ class Video:
         self.reader.close()
 
     def select(self, choose: Callable[["Video"], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Decode the frames that `choose(self)`, int64 indices, asks for; return both.
+        """Decode the frames at the indices `choose(self)`, int64 `[n]`; return indices and frames.
 
-        `choose` is asked again where decoding shows that the file holds other frames than its
+        `choose` is called again where decoding shows that the file holds other frames than its
         packets promise, for `info` and `timestamps` have then changed.
         """
         indices = choose(self)
@@ -133,14 +133,14 @@ class Video:
         return indices, self._decode(indices)
 
     def count(self) -> None:
-        """Take the frames as the decoder returns them, from the first to the last."""
+        """Count the frames by decoding all of them, and take their times from the decoder."""
         self._restart()
         times = []
         while self.reader.grab():
             times.append(self.reader.frame.pts)
         timeline, promised = counted(times), self._promised
         if promised and not len(timeline.times) and promised.num_frames == len(times):
-            # Only in disorder: FFmpeg gives the frames of an AVI their times in decoding order.
+            # Merely out of order: FFmpeg gives the frames of an AVI their times in decoding order.
             timeline = promised._replace(keys=timeline.keys, trusted=False)
         self._describe(timeline)
         self._restart()
@@ -166,7 +166,7 @@ class Video:
                 other._fill(frames, indices, slots)
 
         with ThreadPoolExecutor(len(shares)) as pool:
-            list(pool.map(fill, shares))  # of several errors, that of the earliest frame counts
+            list(pool.map(fill, shares))  # of several errors, that of the earliest frame is raised
         return frames
 
     def _shares(self, indices: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
@@ -220,7 +220,7 @@ class Video:
             if key - _SEEK_COST <= self._position <= index or self._seek(int(key), index):
                 break
         if not 0 <= self._position <= index:
-            # Seeks that miss three times over are not worth another try.
+            # After seeks have missed three times, no more are tried.
             if self._position == _LOST:
                 self.timeline = self.timeline._replace(keys=keys[:0])
             self._restart()

@@ -2,8 +2,8 @@
 
 A part ends before any packet with which it would have more than `MEDIUM` bytes. It holds several
 groups of pictures only if all but the last of them have less than `SMALL` bytes together, and ends
-where a group does that began in an earlier part. So a frame costs little more than its group of
-pictures up to it.
+where a group that began in an earlier part does. So reading a frame takes little more than its
+group of pictures up to it.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from tpo_jax.video.stored import StoredReader
 from tpo_jax.video.timeline import Timeline
 
 SMALL, MEDIUM = 256 << 10, 512 << 10  # bytes of a part, more only if one packet has more
-LARGE = 64 << 20  # bytes of a packet, and of any record
+LARGE = 64 << 20  # most bytes of a packet, and of any record
 # What a container, not the stream, may tell a decoder about a packet and all that follow.
 _SIDE_DATA = ("palette", "new_extradata", "param_change")
 
@@ -40,7 +40,7 @@ _SIDE_DATA = ("palette", "new_extradata", "param_change")
 def dissect(video: Video) -> Iterator[Part | Header]:
     """Yield the parts of a video, then its header; those of a stored video as they are.
 
-    Where the packets do not tell the frames that `video` promises, they are counted by decoding.
+    Where the packets contradict the frames that `video` promises, frames are counted by decoding.
 
     Raises:
         VideoError: A packet holds more than `LARGE` bytes.

@@ -20,7 +20,7 @@ OPEN_OPTIONS = {"protocol_whitelist": "file"}
 MOST_ERRORS = 1000  # in a row: the rest of the file is unreadable
 _KEY, _DISCARDED = 1, 2  # flags of an entry of FFmpeg's index
 _NO_STREAM = "no video stream that can be read (not a video, audio only, or damaged)"
-# Codecs of the picture of an album, which some files hold as a video stream of one frame.
+# Codecs of cover art, which some files hold as a video stream of one frame.
 _PICTURES = ("png", "mjpeg", "bmp", "gif", "webp", "tiff")
 # Alternate reference frames of VP8 are packets that show nothing.
 _PACKETS_ARE_NOT_FRAMES = ("vp8",)
@@ -117,7 +117,7 @@ class FileReader(Reader):
         order = np.argsort(packets.times[shown], kind="stable")
         times = packets.times[shown][order]
         keys = np.flatnonzero(packets.is_key[shown][order])
-        # Far more packets than frames: the two fields of interlaced frames come one by one.
+        # Far more packets than frames: the two fields of interlaced frames come in a packet each.
         declared = self._declared()
         plausible = declared <= 0 or len(packets.times) < 1.5 * declared + 16
         told = len(times) and times[0] == first and 0 in keys[:1] and np.all(np.diff(times) > 0)
@@ -127,7 +127,7 @@ class FileReader(Reader):
         return Timeline(len(times), times, keys, trusted=True, spacing=spacing)
 
     def walk(self) -> Iterator[av.Packet]:
-        """Yield all packets with content in decoding order, passing over what cannot be read."""
+        """Yield all packets with content in decoding order, skipping what cannot be read."""
         container, stream = self._open()
         with container:
             packets = container.demux(stream)
@@ -141,7 +141,7 @@ class FileReader(Reader):
                     packets = container.demux(stream)
 
     def _declared(self) -> float:
-        """Return the frames by the container's word: exact, estimated from its length, or 0."""
+        """Return how many frames the container declares: exact, estimated from duration, or 0."""
         duration = (self._stream.duration or 0) * self.clock.tick
         return self._stream.frames or float(duration * self.clock.rate)
 

@@ -40,7 +40,7 @@ class Part(NamedTuple):
 
     @classmethod
     def decode(cls, text: str, items: Sequence[bytes]) -> "Part":
-        """Return the part that `encode` made these of; `ValueError` if it did not."""
+        """Parse what `encode` returned; raise `ValueError` for anything else."""
         if not items:
             raise ValueError("no packets")
         side = [(number, kind, base64.b64decode(data)) for number, kind, data in json.loads(text)]
@@ -58,7 +58,7 @@ class Header(NamedTuple):
     extradata: bytes
     clock: Clock
     size: tuple[int, int]  # width and height before rotation
-    turns: int  # quarters, counterclockwise
+    turns: int  # quarter turns, counterclockwise
     timeline: Timeline
     packet_of: np.ndarray  # int64: which packet holds each frame; empty for frames that are counted
     starts: np.ndarray  # int64 [parts]: the first packet of each part
@@ -88,7 +88,7 @@ class Header(NamedTuple):
 
     @classmethod
     def decode(cls, text: str, items: Sequence[bytes]) -> "Header":
-        """Return the header that `encode` made these of; `ValueError` if it did not."""
+        """Parse what `encode` returned; raise `ValueError` for anything else."""
         try:
             facts = json.loads(text)
             extradata, *packed = items
@@ -146,15 +146,15 @@ def make_decoder(header: Header) -> av.VideoCodecContext:
         except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
             raise VideoError(header.codec, f"damaged: {name}={value!r} in its header") from error
     context.extradata = header.extradata or None
-    # Threads that share out the frames of a group take 1.3 times the time of one; readers share
-    # out groups instead.
+    # FFmpeg's threads share the frames of a group and take 1.3 times the CPU time of one; readers
+    # share groups instead.
     context.thread_count = 1
     return context
 
 
 def make_packet(part: Part, number: int, tick: Fraction) -> av.Packet:
     """Return a packet of a part as the file had it."""
-    # Not of the bytes themselves: a thread of the decoder would need the interpreter to free them.
+    # A copy: to free the bytes themselves, a decoder thread would need the interpreter lock.
     packet = av.Packet(len(part.packets[number]))
     packet.update(part.packets[number])
     pts, dts, duration, flags = part.rows[number]
@@ -175,12 +175,12 @@ def add_side_data(packet: av.Packet, kind: str, data: bytes) -> None:
 
 
 def pack(values: np.ndarray) -> bytes:
-    """Return int64 `[n]` or `[k, n]` compressed: the differences of neighbours are small."""
+    """Compress int64 `[n]` or `[k, n]` as differences of neighbours, which are small."""
     return zlib.compress(np.diff(values, axis=-1, prepend=0).astype("<i8").tobytes())
 
 
 def unpack(data: bytes, rows: int) -> np.ndarray:
-    """Return what was packed as int64 `[rows, n]`; `ValueError` if it cannot be."""
+    """Return what `pack` compressed, int64 `[rows, n]`; `ValueError` if it is damaged."""
     try:
         differences = np.frombuffer(zlib.decompress(data), "<i8").reshape(rows, -1)
     except zlib.error as error:

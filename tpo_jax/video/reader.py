@@ -16,7 +16,7 @@ from av.video.reformatter import VideoReformatter
 
 from tpo_jax.video.timeline import Clock, Timeline
 
-# The library's own error, not Python's: FFmpeg could not get what a file says that it needs.
+# PyAV's own error, not Python's: FFmpeg could not allocate what a file claims to need.
 NO_MEMORY = "damaged, or too large: FFmpeg asks for more memory than there is"
 
 
@@ -36,7 +36,7 @@ class Reader(abc.ABC):
         name: Of the video, for messages.
         clock: How the video counts time.
         size: Width and height of the first frame, before rotation.
-        turns: Quarters by which frames are rotated, counterclockwise.
+        turns: Quarter turns by which frames are rotated, counterclockwise.
         started: Whether a frame is decoded and the next one follows it.
         decoders: How many readers of the video may decode parts of it at once.
     """
@@ -70,15 +70,15 @@ class Reader(abc.ABC):
         """Release the file and the decoder."""
 
     def beside(self, count: int) -> "Reader":
-        """Return one of `count` readers of this video, at most `decoders`, that work at once."""
+        """Return one of `count` readers of this video, at most `decoders`, working concurrently."""
         return self
 
     def expect(self, spans: Iterable[tuple[int, int]]) -> None:  # noqa: B027, an offer
-        """Learn what will be decoded: from a key frame each, to the last frame wanted after it."""
+        """Note what will be decoded: spans from a key frame to the last frame wanted after it."""
 
     @property
     def time(self) -> int | None:
-        """Presentation time of the frame in ticks, else that of decoding."""
+        """Presentation time of the frame in ticks, or its decoding time if it has none."""
         return self.frame.dts if self.frame.pts is None else self.frame.pts
 
     def convert(self, out: np.ndarray) -> bool:

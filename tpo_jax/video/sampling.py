@@ -25,7 +25,7 @@ from tpo_jax.video.decode import Source, Video, VideoError, name_of, opened
 from tpo_jax.video.packets import StoredVideo
 
 Span = tuple[float, float]  # start and end in seconds, the end not included
-Choice = Callable[[np.ndarray, float], np.ndarray]  # of time stamps and frames per second
+Choice = Callable[[np.ndarray, float], np.ndarray]  # (timestamps in s, fps) -> indices
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 # Directories of frames in the originals' training data hold two frames of every second.
@@ -74,7 +74,7 @@ def sample(rule: str, available: int, fps: float, num_frames: int) -> np.ndarray
         rule: one of `RULES`.
         available: frames of the video.
         fps: the video's average rate.
-        num_frames: to take at most.
+        num_frames: frames to take at most.
 
     Raises:
         InputError: an unknown rule, or `num_frames` below 1.
@@ -109,11 +109,11 @@ def _inside(timestamps: np.ndarray, span: Span) -> np.ndarray:
 
 
 def rate_of(times: Sequence[float] | np.ndarray, duration: float) -> float:
-    """Return how many frames were taken of each second that they stand for; 0.0 of one frame.
+    """Return how many frames were taken per second of what they stand for; 0.0 below two frames.
 
-    Frames of a whole video stand for its duration, as `sampled_fps` of `transformers`. Frames of a
-    part, which leave three of their largest gaps or more of the video out, stand for their mean
-    distance each.
+    Frames of a whole video stand for its duration, as `sampled_fps` of `transformers`. Frames that
+    leave out three or more of their largest gaps are those of a part; each stands for their mean
+    distance.
 
     Args:
         times: of the frames, seconds, in any order.

@@ -12,24 +12,24 @@ from tpo_jax.video.packets import HIDDEN, Header, Part, StoredVideo, make_decode
 from tpo_jax.video.reader import NO_MEMORY, Reader
 from tpo_jax.video.timeline import Timeline
 
-WINDOW = 16 << 20  # bytes of packets in memory, more only if one part has more than its reader may
+WINDOW = 16 << 20  # bytes of packets in memory; more only if one part exceeds a reader's share
 _DECODERS = 8  # of a video, each with a few pictures in memory
 
 
 class StoredReader(Reader):
     """Reads a `StoredVideo` as `FileReader` reads the file it was made of.
 
-    Where the last frame wanted of a stretch is known, decoding ends with its packet: the decoder
-    is emptied, so that no later part is read for its delay. Not where the decoder reorders frames
-    and their times do not, as in an AVI, whose times FFmpeg makes up in decoding order: only the
-    packets after show which frame comes next.
+    Where the last frame wanted of a stretch is known, the decoder is flushed after its packet, so
+    that no later part is read because of the decoder's delay. An exception is a decoder that
+    reorders frames whose times are in decoding order, as in an AVI, where FFmpeg makes them up:
+    only later packets show which frame comes next.
     """
 
     started = False  # every stretch of frames begins with a seek
     decoders = _DECODERS
 
     def __init__(self, video: StoredVideo, count: int = 1):
-        """Begin before the first frame, as one of `count` readers that work at once."""
+        """Begin before the first frame, as one of `count` readers that work concurrently."""
         self._video, self._window = video, WINDOW // count
         self.name, self._header, self._read = video.name, video.header, video.read
         self.clock, self.size, self.turns = video.header[3:6]
@@ -50,7 +50,7 @@ class StoredReader(Reader):
         del self._decoder
 
     def beside(self, count: int) -> Reader:
-        """Return one of `count` readers, whose packets take the memory of one."""
+        """Return one of `count` readers, which together hold no more packets than one."""
         return StoredReader(self._video, count)
 
     def taken_apart(self) -> Iterator[Part | Header]:
@@ -60,7 +60,7 @@ class StoredReader(Reader):
         yield self._header
 
     def expect(self, spans: Iterable[tuple[int, int]]) -> None:
-        """Learn what will be decoded, so that it can be read at once."""
+        """Note what will be decoded, so that its parts can be read together."""
         header = self._header
         if not len(header.packet_of):
             return
@@ -95,7 +95,7 @@ class StoredReader(Reader):
         self._hidden: set[int] = set()
 
     def grab(self) -> bool:
-        """Decode the next frame; false at the end of what is expected. Damage is passed over."""
+        """Decode the next frame; false at the end of what is expected. Damage is skipped."""
         errors = 0
         while not self._ready:
             if self._emptied or errors == MOST_ERRORS:
@@ -140,6 +140,6 @@ class StoredReader(Reader):
                 if size > self._window:
                     break
                 numbers.append(self._wanted.popleft())
-            self._parts = {}  # of the window before, so that two are never in memory
+            self._parts = {}  # frees the previous window, so that two are never in memory
             self._parts = dict(zip(numbers, self._read(numbers), strict=True))
         return self._parts[index]

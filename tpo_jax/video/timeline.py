@@ -9,9 +9,9 @@ import numpy as np
 class Clock(NamedTuple):
     """How a video counts time."""
 
-    tick: Fraction  # seconds of a unit of time
+    tick: Fraction  # seconds per tick
     start: int  # of the stream, ticks
-    rate: Fraction  # frames per second by the container's word
+    rate: Fraction  # frames per second, as the container states it
 
 
 class Timeline(NamedTuple):
@@ -26,7 +26,7 @@ class Timeline(NamedTuple):
     def seconds(self, clock: Clock) -> np.ndarray:
         """Return the time stamps, float64 `[num_frames]`, seconds from the first frame.
 
-        Their rounding is part of the time stamps in every shard.
+        Every shard holds these time stamps, so their rounding must not change.
         """
         return _SPACINGS[self.spacing](self, clock)
 

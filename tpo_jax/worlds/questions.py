@@ -50,7 +50,7 @@ class WorldQuestion:
     segment: tuple[float, float] | None
 
 
-# Seconds under which a video, mostly of one event, is asked about what it has only one of.
+# Videos shorter than this, in seconds, mostly have one event; they are asked about it.
 GLANCE = 16
 # (question, answer) in a sentence, (question, answer) in bare words, segment
 Candidate = tuple[tuple[str, str], tuple[str, str], tuple[float, float] | None]
@@ -196,14 +196,14 @@ QUESTION_TYPES: dict[
 }
 
 
-# Causes are left to curation: a base of the study's size does not learn them in its time.
+# Causes are left to curation: a base model of the study's size does not learn them in training.
 STUDIED = tuple(name for name in TYPES if name != "causal")
 
 
 def make_questions(
     timeline: Timeline, seed: int, index: int, count: int = 8
 ) -> list[WorldQuestion]:
-    """Return up to `count` different questions about one video, evenly of the types in `STUDIED`.
+    """Return up to `count` different questions about one video, evenly over the types in `STUDIED`.
 
     Args:
         timeline: of video `index` of the world of `seed`.
@@ -227,7 +227,7 @@ def make_questions(
 def _pool(name: str, timeline: Timeline, rng: np.random.Generator) -> list[WorldQuestion]:
     """Return every question of one type in random order, its families alternating from the end.
 
-    All are there in one of their wordings before any is in the other.
+    From the end, every question comes in one wording before any comes in the other.
     """
     ranked = []
     for family in QUESTION_TYPES[name]:

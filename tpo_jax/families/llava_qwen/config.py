@@ -1,4 +1,4 @@
-"""Configs of LongVA, LLaVA-Video and LLaVA-OneVision, their presets, and where tokens are counted.
+"""Configs of LongVA, LLaVA-Video and LLaVA-OneVision, their presets, and the counts of tokens.
 
 LongVA: CLIP ViT-L/14-336, average pooling, no newline tokens. LLaVA-Video: SigLIP so400m/14-384,
 one newline token after every pooled row. LLaVA-OneVision: the same tower, bilinear pooling, one
@@ -64,7 +64,7 @@ class TowerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig:
-    """What `config.json` says on still images; `images.py` reads it."""
+    """What `config.json` says about still images; `images.py` uses it."""
 
     merge: str  # mm_patch_merge_type
     aspect: str  # image_aspect_ratio: anyres, anyres_max_N, pad or square
@@ -76,13 +76,13 @@ class ImageConfig:
 
 
 def unires(side: int) -> ImageConfig:
-    """Return LongVA's config: every image a video of up to 49 tiles of `side` pixels."""
+    """Return LongVA's config: every image is a video of up to 49 tiles of `side` pixels."""
     grids = [(a, b) for a in range(1, 50) for b in range(1, 50) if 1 < a * b <= 49]
     return ImageConfig("unires", "anyres", tuple((a * side, b * side) for a, b in grids))
 
 
 def spatial_unpad(side: int, newline: str = "grid") -> ImageConfig:
-    """Return LLaVA-Video's config: up to 6x6 tiles of `side` pixels, as many tokens as nine.
+    """Return LLaVA-Video's config: up to 6x6 tiles of `side` pixels, shrunk to the tokens of nine.
 
     LLaVA-OneVision, which has one newline token after a video, pads each of several images to a
     square (`LazySupervisedDataset` in `llava/train/train.py` of LLaVA-NeXT).
@@ -133,7 +133,7 @@ class LlavaQwenConfig:
     newline: str = "no_token"
     max_length: int = 32768  # tokens of prefix and answer together
     time_instruction: str = "none"  # what `config.json` asks for: none, inline or newline
-    stills: ImageConfig | None = None  # None: as published, with or without newline tokens
+    stills: ImageConfig | None = None  # None: the published ones for `newline`
 
     def __post_init__(self) -> None:
         check_types(self, "model")
@@ -144,7 +144,7 @@ class LlavaQwenConfig:
 
     @property
     def images(self) -> ImageConfig:
-        """How still images are cut and their features put together."""
+        """How still images are cut and their features merged."""
         side = self.tower.image_size
         published = spatial_unpad(side, self.newline) if self.has_newline else unires(side)
         return self.stills or published
@@ -180,7 +180,7 @@ class LlavaQwenConfig:
     frame_text = 0  # times are one sentence for the whole video
 
     def batch_frames(self, num_frames: int) -> int:
-        """Return the frames of a batch that hold a video's: as many."""
+        """Return the number of frames of a batch that hold a video: one for each of its frames."""
         return num_frames
 
     def visual_tokens(self, num_frames: int) -> int:
@@ -188,7 +188,7 @@ class LlavaQwenConfig:
         return num_frames * self.tokens_per_frame + (self.newline == "one_token")
 
     def padded_index(self, index: np.ndarray, num_frames: int, padded: int) -> np.ndarray:
-        """Return where visual tokens are after which empty frames are put.
+        """Return the indices of visual tokens once empty frames are appended to the video.
 
         A newline token after the whole video comes after the empty frames, too.
         """
@@ -205,7 +205,7 @@ def frame_flops(config: LlavaQwenConfig) -> tuple[int, int]:
 
 
 def benchmark_frames(config: LlavaQwenConfig) -> dict[str, int]:
-    """Return the frames of the paper's evaluation by benchmark, where models differ."""
+    """Return the frames per video of the paper's evaluation, by benchmark, where models differ."""
     return {"videomme": 96} if config.tower.kind == "siglip" else {}
 
 

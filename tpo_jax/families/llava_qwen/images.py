@@ -33,7 +33,7 @@ def tiling(config: LlavaQwenConfig, width: int, height: int, several: bool = Fal
     """Return the tiling of an image of `width` x `height` pixels, alone or one of `several`.
 
     Raises:
-        InputError: the checkpoint's `config.json` asks for something that is not done here.
+        InputError: the checkpoint's `config.json` asks for something that is not supported.
     """
     images, side = config.images, config.tower.image_size
     aspect = images.several if several and images.several else images.aspect
@@ -72,7 +72,7 @@ def best_resolution(
 ) -> tuple[int, int]:
     """Return the (width, height) of `pinpoints` that keeps most of an image's pixels.
 
-    Among those that keep as many, the one with the fewest unused pixels; the first of equals. An
+    Ties go to the size with the fewest unused pixels, then to the first in the list. An
     image so narrow that its shorter side shrinks below one pixel everywhere keeps none and gets the
     smallest, as in `select_best_resolution` of LLaVA's `mm_utils.py`.
     """
@@ -107,7 +107,7 @@ def _unpadded(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the tiles as one grid without padding, a newline after every row.
 
-    It is shrunk to about `most` patches (0: as it is) where it has over a fifth more.
+    A grid with over a fifth more than `most` patches is shrunk to about `most`; 0: no limit.
     """
     (columns, rows), (width, height) = grid, size
     row, column = np.ix_(range(rows * g), range(columns * g))
@@ -136,7 +136,7 @@ def _unpadded(
 
 
 def _bilinear(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first source place that every target place reads, and the weight of the second.
+    """Return the first source index that each target index reads, and the weight of the next one.
 
     Half-pixel centres, no antialiasing, in the float32 arithmetic of PyTorch.
     """

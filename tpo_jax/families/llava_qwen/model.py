@@ -1,4 +1,4 @@
-"""LongVA and LLaVA-Video: tower, projector, frame pooling and newline tokens before the decoder.
+"""LongVA, LLaVA-Video and LLaVA-OneVision: everything before the decoder.
 
 The order is the original's (`encode_images` and `get_2dPool` in `llava/model/llava_arch.py`): the
 tower, the projector on every patch, then pooling, then newline tokens.
@@ -22,7 +22,7 @@ from tpo_jax.parallel.sharding import ALL, ROWS, WITHIN_ROW, constrain
 
 
 class Projector(nnx.Module):
-    """Linear, exact GELU, linear; frames lie over all chips."""
+    """Linear, exact GELU, linear; frames are sharded over all chips."""
 
     def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs):
         self.fc1 = nnx.Linear(inputs, outputs, rngs=rngs)
@@ -34,7 +34,7 @@ class Projector(nnx.Module):
 
 
 def _bilinear_matrix(source: int, target: int) -> np.ndarray:
-    """Return weights `[target, source]` of a bilinear resize, pixel centres at halves."""
+    """Return weights `[target, source]` of a bilinear resize with half-pixel centres."""
     at = np.maximum((np.arange(target) + 0.5) * source / target - 0.5, 0)
     low = np.floor(at).astype(int)
     matrix = np.zeros((target, source), np.float32)
@@ -64,7 +64,7 @@ def pool(x: jax.Array, mode: str) -> jax.Array:
 
 
 class LlavaQwen(VideoLanguageModel):
-    """LongVA or LLaVA-Video, by config."""
+    """LongVA, LLaVA-Video or LLaVA-OneVision, by config."""
 
     config: LlavaQwenConfig
 
@@ -81,7 +81,7 @@ class LlavaQwen(VideoLanguageModel):
     def encode(self, batch: Batch, *, freeze_tower: bool = False, remat: str = "none") -> jax.Array:
         """Encode the videos of a batch or, where it has `patch_index`, its images: `[B, n, D]`.
 
-        With `patch_index`, `n` is as wide as that. Arguments as of `encode_frames`.
+        With `patch_index`, `n` is its `P`. Other arguments are those of `encode_frames`.
         """
         if batch.patch_index is None or batch.patch_weight is None:
             return self.encode_frames(batch.frames, freeze_tower=freeze_tower, remat=remat)
@@ -106,7 +106,7 @@ class LlavaQwen(VideoLanguageModel):
         """Encode frames uint8 `[B, F, S, S, 3]` to visual tokens `[B, F * V (+ 1), D]`.
 
         With `freeze_tower` no gradient enters the tower and none of its activations is kept.
-        `remat` other than `none` keeps only what enters a tower layer and the projector.
+        `remat` other than `none` keeps only the inputs of tower layers and of the projector.
         """
         x = self._features(frames, self._pooled, freeze_tower, remat)
         if self.config.newline == "one_token":

@@ -31,9 +31,9 @@ _FIXED = {
     "multimodal_projector_bias": True,
 }
 _TEXT_FIXED = {"model_type": "qwen2", "hidden_act": "silu", "use_sliding_window": False}
-# Ids of the published tokenizer's `<image>` and `<video>`, and the most that Qwen2's has without.
+# Ids of the published tokenizer's `<image>` and `<video>`, and how many ids Qwen2's own has.
 _IMAGE, _VIDEO, _QWEN2 = 151646, 151647, 151646
-# Defaults of `transformers`, whose files leave out what equals them.
+# Defaults of `transformers`, which leaves values equal to them out of its files.
 _TEXT_DEFAULTS = {
     "hidden_size": 4096,
     "intermediate_size": 22016,
@@ -64,7 +64,7 @@ def _tower(where: str, values: dict) -> TowerConfig:
     check_fixed(where, own, {"model_type": "siglip_vision_model", "vision_use_head": False})
     image, patch, width, blocks, heads, mlp = tower_numbers(where, own, "siglip")
     layer = values.get("vision_feature_layer", -1)
-    # Entry 0 of the hidden states is before the first block.
+    # Entry 0 of the hidden states is the input of the first block.
     run = blocks + 1 + layer if type(layer) is int and layer < 0 else layer
     if type(run) is not int or not 0 < run <= blocks:
         raise InputError(
@@ -77,7 +77,7 @@ def _tower(where: str, values: dict) -> TowerConfig:
 def _stills(where: str, values: dict, side: int) -> ImageConfig:
     published = spatial_unpad(side, "one_token")
     aspect = read_value(where, values, "vision_aspect_ratio", str, published.aspect)
-    # Heights before widths, unlike the original's.
+    # Heights come before widths, unlike in the original layout.
     given = tuple((w, h) for h, w in pinpoints(values.get("image_grid_pinpoints"), side))
     return ImageConfig(published.merge, aspect, given or published.pinpoints, published.several)
 
@@ -102,7 +102,7 @@ def read_config(
         settings: take precedence over the file.
 
     Raises:
-        InputError: the file asks for something these models are not.
+        InputError: the file asks for something that is not supported.
     """
     for name, only in (("pooling", "bilinear"), ("newline", "one_token")):
         if settings.get(name, only) != only:
@@ -137,7 +137,7 @@ def read_config(
 
 
 def update_config(values: dict, config: LlavaQwenConfig) -> dict:
-    """Return the values of `config.json`, changed where the config says something else."""
+    """Return the values of `config.json`, changed where the config differs."""
     text = values.get("text_config") or {}
     read = _settings("config.json", values, text)
     if read["max_length"] != config.max_length:
@@ -154,7 +154,7 @@ def update_config(values: dict, config: LlavaQwenConfig) -> dict:
 
 
 def _placeholders(rows: int) -> dict[str, int]:
-    """Return the ids that stand for visual tokens in a vocabulary of so many rows."""
+    """Return the ids that stand for visual tokens in a vocabulary of `rows` rows."""
     small = rows < _QWEN2 - 3  # not a published vocabulary, which ends with three added tokens
     if not small and rows <= _VIDEO:
         raise InputError(
@@ -169,7 +169,7 @@ def new_config(config: LlavaQwenConfig, dtype: str) -> dict[str, dict]:
     """Return the JSON files of a model that did not come from a checkpoint in this layout.
 
     Raises:
-        InputError: the model has what this layout cannot say.
+        InputError: this layout cannot express the model.
     """
     decoder, images = config.decoder, config.images
     for name, found, only in (

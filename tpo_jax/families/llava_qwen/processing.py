@@ -1,7 +1,7 @@
 """Preprocessing of frames and still images, equal to the original processors bit for bit.
 
 The originals resize with Pillow's bicubic filter (antialiased, rounded to uint8 after each of its
-two passes), which no resize on the device reproduces; so that much happens on the host, and only
+two passes), which no resize on the device reproduces. So the host resizes, and only
 `(x / 255 - mean) / std` is left for the device.
 """
 
@@ -51,7 +51,7 @@ def picture(image: Image.Image, config: LlavaQwenConfig, several: bool = False) 
     become.
 
     Raises:
-        InputError: an image the model cannot take, or a config that asks for what is not done here.
+        InputError: an image the model cannot take, or a config that is not supported.
     """
     laid = tiling(config, *image.size, several)
     tokens = (len(laid.patch_index),)
@@ -59,11 +59,11 @@ def picture(image: Image.Image, config: LlavaQwenConfig, several: bool = False) 
 
 
 def cut(image: Image.Image, tiling: Tiling, config: LlavaQwenConfig) -> np.ndarray:
-    """Cut an RGB image into views, uint8 `[n, S, S, 3]`: the whole where the tiling has it, then
+    """Cut an RGB image into views, uint8 `[n, S, S, 3]`: the whole image if the tiling has it, then
     the tiles in raster order.
 
-    Tiles come from the image enlarged or shrunk to fit the grid, on black; beside them the whole is
-    squashed (the originals' `process_anyres_image`).
+    Tiles are cut from the image scaled to fit the grid, on black. Beside tiles, the whole image is
+    squashed to a square (the originals' `process_anyres_image`).
     """
     side = config.tower.image_size
     if tiling.grid is None:

@@ -37,8 +37,8 @@ from tpo_jax.families.weights import EMBEDDING, Rename, Shape
 from tpo_jax.io.files import read_json_object
 from tpo_jax.models.config import DecoderConfig
 
-# Of new checkpoints. What decides on a given one is never `model_type`, which people edit for other
-# servers: the original loader goes by the name of the folder.
+# Written to new checkpoints. `model_type` never decides what a given one is, because people edit it
+# for other servers: the original loader goes by the name of the folder.
 MODEL_TYPE, ARCHITECTURE = "llava_qwen", "LlavaQwenForCausalLM"
 _FIXED = {
     "hidden_act": "silu",
@@ -47,9 +47,9 @@ _FIXED = {
     "mm_spatial_pool_stride": 2,
     "add_faster_video": False,
 }
-# What the file may leave open, under our name: what `settings` may hold.
+# What the file may leave open, by our names; `settings` may hold these.
 SETTINGS = ("pooling", "newline", "max_length", "time_instruction", "rope_theta")
-# Qwen2's decoder has biases that Llama's and Mistral's have not.
+# Qwen2's decoder has biases that Llama's and Mistral's lack.
 _TELLING = ("model.layers.0.self_attn.q_proj.bias", f"model.{CONNECTOR}.0.weight")
 
 
@@ -57,26 +57,26 @@ def recognises(values: dict, names: Collection[str] = ()) -> bool:
     """Return whether a checkpoint is of this family.
 
     Args:
-        values: of its `config.json`; `architectures` decides.
-        names: of its tensors, which decide where `architectures` does not.
+        values: contents of its `config.json`; `architectures` decides.
+        names: names of its tensors, which decide if `architectures` does not.
     """
     named = values.get("architectures")
     if isinstance(named, list) and (ARCHITECTURE in named or onevision.ARCHITECTURE in named):
         return True
     if layout_of(values) == "transformers":
-        # Its other classes have these tensors, too, so one that is named is believed.
+        # Other classes of `transformers` have these tensors, too, so a named one is believed.
         found = {canonical(name) for name in names}
         return not named and all(name in found for name in (*_TELLING, "model.image_newline"))
     return bool(values.get("mm_vision_tower")) and all(name in names for name in _TELLING)
 
 
 def layout_of(values: dict) -> str:
-    """Return the name of the layout that `config.json`'s values are in, of `LAYOUTS`."""
+    """Return the name of the layout that `config.json`'s values are in, of `Family.layouts`."""
     return "transformers" if "text_config" in values else "original"
 
 
 def read_settings(where: str, values: dict) -> dict:
-    """Return what `config.json` says on `SETTINGS`, else the published defaults."""
+    """Return what `config.json` says about `SETTINGS`, else the published defaults."""
     merge = read_value(where, values, "mm_patch_merge_type", str, "flat")
     newline = "no_token"
     if merge.startswith("spatial"):
@@ -97,7 +97,7 @@ def read_settings(where: str, values: dict) -> dict:
 
 
 def _stills(where: str, values: dict, side: int, newline: str) -> ImageConfig:
-    """Return what `config.json` says on images, else the published defaults."""
+    """Return what `config.json` says about images, else the published defaults."""
     merge = read_value(where, values, "mm_patch_merge_type", str, "unires")
     published = spatial_unpad(side, newline) if merge.startswith("spatial") else unires(side)
     aspect = read_value(where, values, "image_aspect_ratio", str, published.aspect)
@@ -111,13 +111,13 @@ def read_config(directory: Path, shapes: Mapping[str, Shape], settings: dict) ->
 
     Args:
         directory: holds `config.json` and, if that names one, the tower's folder.
-        shapes: of the stored tensors by name in `weights`; the embedding's decides on the
-            vocabulary, and those of the tower on its sizes where no folder is there.
-        settings: take precedence over what `config.json` says on `SETTINGS`; `tower`, if there, is
-            the folder of the tower.
+        shapes: of the stored tensors by name in `weights`; the embedding's gives the vocabulary
+            size and, without a folder of the tower, the tower's give its sizes.
+        settings: take precedence over what `config.json` says about `SETTINGS`; `tower`, if there,
+            is the folder of the tower.
 
     Raises:
-        InputError: a key is missing, or asks for something these models are not.
+        InputError: a key is missing or has a value that is not supported.
     """
     where = f"{directory}/config.json"
     values = read_json_object(directory / "config.json")
@@ -173,11 +173,11 @@ def _read_original(
 def beside(
     directory: Path, shapes: Mapping[str, Shape], tower: Path | None
 ) -> tuple[Path, Rename] | None:
-    """Return the folder with the tensors that a checkpoint lacks, its tower's, and how to rename
-    them; None: it lacks none.
+    """Return the folder of the tower whose tensors a checkpoint lacks, and how to rename them;
+    None: it lacks none.
 
     Raises:
-        InputError: the tower is nowhere.
+        InputError: the tower is not found.
     """
     values = read_json_object(directory / "config.json")
     folder = tower_beside(directory, values, shapes, tower)
@@ -185,7 +185,7 @@ def beside(
 
 
 def update_config(values: dict, config: LlavaQwenConfig) -> dict:
-    """Return `config.json`'s values, changed where the config says something else on `SETTINGS`."""
+    """Return `config.json`'s values, changed where the config differs in one of `SETTINGS`."""
     if layout_of(values) == "transformers":
         return onevision.update_config(values, config)
     keys = {
@@ -202,8 +202,8 @@ def update_config(values: dict, config: LlavaQwenConfig) -> dict:
 
 
 def config_files(directory: Path) -> list[Path]:
-    """Return the config files of towers' folders inside: of the one that `mm_vision_tower` names
-    and of those right in the checkpoint.
+    """Return the config files of the towers' folders inside a checkpoint: of the one that
+    `mm_vision_tower` names, and of those directly in the checkpoint.
     """
     values = read_json_object(directory / "config.json")
     if layout_of(values) != "original":

@@ -1,4 +1,4 @@
-"""Templates of LongVA and LLaVA-Video: `qwen_1_5` of `llava/conversation.py`.
+"""Templates of LongVA, LLaVA-Video and LLaVA-OneVision: `qwen_1_5` of `llava/conversation.py`.
 
     <|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n<|im_start|>user\\n
     [visual tokens][opening]\\n[question]<|im_end|>\\n<|im_start|>assistant\\n[answer]<|im_end|>\\n
@@ -34,9 +34,9 @@ class QwenTemplate(Template):
     """`qwen_1_5` as the inference code writes it."""
 
     def time_opening(self, mode: str, timestamps: Sequence[float], duration: float) -> str:
-        """Return the sentence on frame times: `inline`, directly after the placeholder as the
-        original inference script; `newline`, on the next line as the original demo and supervised
-        training.
+        """Return the sentence on frame times: `inline`, directly after the placeholder as in the
+        original inference script; `newline`, on the next line as in the original demo and
+        supervised training.
         """
         if mode not in TIME_INSTRUCTIONS:
             raise InputError(f"time_instruction={mode!r} must be one of {TIME_INSTRUCTIONS}")
@@ -54,7 +54,7 @@ class QwenTemplate(Template):
 
 
 def _labelled(message: Message) -> list[tuple[str, bool]]:
-    """Return a message that is not answered as the trainer writes it; its content is no target."""
+    """Return a message as the trainer writes and labels it; its content is not a target."""
     content = [("\n", False), (message.content, False), (IM_END, True), ("\n", True)]
     return [(IM_START, True), (message.role, False), *content]
 
@@ -80,7 +80,7 @@ class TrainerTemplate(QwenTemplate):
         return [head, [("\n", False), (sentence, False)], tail]
 
     def around_images(self, conversation: Sequence[Message], images: int) -> list[Pieces]:
-        """Return the texts around one image; the trainer knows rows of one image only."""
+        """Return the texts around one image; the trainer supports one image per row only."""
         if images != 1:
             raise InputError(
                 f"prompt_style=dpo_trainer is for one video or one image, not for {images} images"

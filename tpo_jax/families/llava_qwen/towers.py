@@ -20,7 +20,8 @@ _PUBLISHED = {
     "openai/clip-vit-large-patch14": ("clip", 224, 14, 1024, 24, 16, 4096),
     "google/siglip-so400m-patch14-384": ("siglip", 384, 14, 1152, 27, 16, 4304),
 }
-# Of a tower's own config.json, in the order of the rows above, with the defaults of `transformers`.
+# Keys of a tower's own config.json in the order of the rows above, with the defaults that
+# `transformers` has for CLIP and for SigLIP.
 _KEYS = (
     ("image_size", 224, 224),
     ("patch_size", 32, 16),
@@ -29,7 +30,7 @@ _KEYS = (
     ("num_attention_heads", 12, 12),
     ("intermediate_size", 3072, 3072),
 )
-# What the originals have compiled in: a config that says otherwise asks for another model.
+# What the originals hard-code: a config that says otherwise asks for another model.
 FIXED = {
     "clip": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
     "siglip": {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
@@ -39,8 +40,8 @@ _OTHER_HEADS = {"clip": (1280, 1664), "siglip": (1536,)}
 
 
 def tower_folder(directory: Path, values: dict) -> Path | None:
-    """Return the folder that `mm_vision_tower` names, in the checkpoint or anywhere else;
-    None if it names none.
+    """Return the folder that `mm_vision_tower` names, inside the checkpoint or elsewhere;
+    None if there is no such folder.
     """
     name = read_value(f"{directory}/config.json", values, "mm_vision_tower", str, "")
     if not name or "\0" in name:
@@ -52,7 +53,7 @@ def tower_folder(directory: Path, values: dict) -> Path | None:
 
 
 def towers_in(directory: Path) -> list[Path]:
-    """Return the folders of towers that lie right in a checkpoint, whatever it names."""
+    """Return the folders of towers directly in a checkpoint, whatever its config names."""
     found = []
     for file in sorted(directory.glob("*/config.json")):
         with contextlib.suppress(InputError):  # of something else
@@ -77,7 +78,7 @@ def tower_beside(
     """Return the folder that holds the tower's tensors; None if the checkpoint does.
 
     Raises:
-        InputError: nowhere are tensors of a tower.
+        InputError: no tensors of a tower are found.
     """
     if has_tower(shapes):
         return None
@@ -92,8 +93,8 @@ def tower_beside(
 
 
 def tensor_of_tower(name: str) -> str | None:
-    """Return the name in this package of a tensor of a tower's own folder; None: of another part,
-    such as CLIP's text model.
+    """Return the name in `weights` of a tensor from a tower's own folder; None: it belongs to
+    another part, such as CLIP's text model.
     """
     name = name.removeprefix("vision_model.")
     parts = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.", "head.")
@@ -112,7 +113,7 @@ def read_tower(
         given: a folder of the tower, which takes precedence.
 
     Raises:
-        InputError: the tower cannot be told, or is none that the originals have.
+        InputError: the tower cannot be determined, or is not one that the originals have.
     """
     where = f"{directory}/config.json"
     beside = tower_beside(directory, values, shapes, given)
@@ -121,7 +122,7 @@ def read_tower(
         kind, image, patch, width, blocks, heads, mlp = _from_folder(folder)
     else:
         kind, image, patch, width, blocks, heads, mlp = _from_tensors(where, values, shapes)
-    # SigLIP's last block is deleted whatever mm_vision_select_layer says; so much is -2 for CLIP.
+    # SigLIP's last block is dropped whatever mm_vision_select_layer says; -2 drops CLIP's.
     fixed = {"mm_vision_select_layer": -2, "mm_vision_select_feature": "patch"}
     check_fixed(where, values, fixed if kind == "clip" else {})
     return TowerConfig(kind, image, patch, width, blocks - 1, heads, mlp)
@@ -165,9 +166,9 @@ def tower_numbers(where: str, own: dict, kind: str) -> tuple[int, ...]:
 
 
 def _from_tensors(where: str, values: dict, shapes: Mapping[str, Shape]) -> tuple:
-    """Return the row of a tower with the shapes of the checkpoint's tensors.
+    """Return kind and sizes of a tower, as in `_PUBLISHED`, from the shapes of its tensors.
 
-    The number of heads and the pixels that no patch covers are no shapes: those of a published
+    Shapes do not tell the number of heads or the pixels that no patch covers: those of a published
     tower of the same sizes are taken, else heads are 64 wide (72 in SigLIP so400m).
     """
     name = values.get("mm_vision_tower") or ""
@@ -214,7 +215,7 @@ def published_name(tower: TowerConfig) -> str | None:
 
 
 def tower_values(tower: TowerConfig, blocks: int) -> dict:
-    """Return a tower's own `config.json`, with so many blocks."""
+    """Return a tower's own `config.json`, with `blocks` blocks."""
     return {
         "model_type": f"{tower.kind}_vision_model",
         "image_size": tower.image_size,

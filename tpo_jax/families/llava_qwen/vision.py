@@ -51,12 +51,12 @@ class TowerBlock(nnx.Module):
 
 
 class Tower(nnx.Module):
-    """A CLIP or SigLIP tower up to the features the projector reads; frames lie over all chips."""
+    """A CLIP or SigLIP tower up to the projector's input; frames are sharded over all chips."""
 
     def __init__(self, config: TowerConfig, rngs: nnx.Rngs):
         self.config = config
         D, p, N = config.width, config.patch_size, config.grid**2
-        # Large enough for a tower trained from nothing to tell the corners of a frame apart.
+        # Large enough for a tower trained from scratch to tell the corners of a frame apart.
         init = nnx.initializers.normal(0.2)
         self.patch = nnx.Linear(p * p * 3, D, use_bias=config.kind == "siglip", rngs=rngs)
         if config.kind == "clip":
@@ -74,8 +74,8 @@ class Tower(nnx.Module):
         config, dtype = self.config, self.position[...].dtype
         g, p = config.grid, config.patch_size
         # A convolution with stride = kernel; what does not fill a patch is unused (SigLIP: 384 =
-        # 27 * 14 + 6). Bytes are moved before they are widened, pixel rows with their colours: a
-        # last dimension of 3 would be padded to 128 on a TPU.
+        # 27 * 14 + 6). Pixels are rearranged as bytes, before the cast, and with colours merged
+        # into pixel rows: a last dimension of 3 would be padded to 128 on a TPU.
         x = frames.reshape(*frames.shape[:2], -1)[:, : g * p, : g * p * 3]
         x = x.reshape(-1, g, p, g, p * 3).swapaxes(2, 3).reshape(-1, g * g, p * p * 3)
         x = x.astype(jnp.float32) * jnp.float32(1 / 255)

@@ -20,7 +20,7 @@ from tpo_jax.families.weights import (
 VISION = "model.vision_tower.vision_tower.vision_model."
 CONNECTOR = "mm_projector"
 
-# Names in `transformers`, as its files have them and as its modules do, by the beginning: ours.
+# Prefixes of names in `transformers`, in its files and in its modules, to ours.
 _SPELLINGS = {
     "model.vision_tower.vision_tower.vision_model.": VISION,
     "model.vision_tower.vision_tower.": VISION,
@@ -37,7 +37,7 @@ _SPELLINGS = {
     "model.multi_modal_projector.linear_2.": f"model.{CONNECTOR}.2.",
     "image_newline": "model.image_newline",
 }
-# As the published files spell them; the decoder's, the shortest beginning, comes last.
+# Prefixes in the published files; the decoder's, ours for which is the shortest, comes last.
 _PUBLISHED = (
     "vision_tower.vision_model.",
     "multi_modal_projector.linear_1.",
@@ -75,7 +75,7 @@ _STACKS = {
 
 
 def canonical(name: str) -> str:
-    """Return the name in `weights` of a tensor that is stored under this one."""
+    """Return the name in `weights` of a tensor that is stored as `name`."""
     for theirs, ours in _SPELLINGS.items():
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)

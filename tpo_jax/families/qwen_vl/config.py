@@ -1,4 +1,4 @@
-"""Configs of Qwen3-VL and Qwen2.5-VL, and where visual tokens are counted.
+"""Configs of Qwen3-VL and Qwen2.5-VL, and the counts of visual tokens.
 
 A frame of a batch is a pair of video frames at native aspect ratio: a header and a sequence of
 patches, padded to the most that a run's `frame_tokens` allows. See `processing.py`.
@@ -14,13 +14,13 @@ from tpo_jax.models.config import LATER, DecoderConfig, check_types
 QWEN3, QWEN2_5 = "qwen3_vl", "qwen2_5_vl"  # kinds of towers, `model_type` of checkpoints
 MERGE = 2  # patches a side that become one visual token
 PAIR = 2  # frames of a patch
-# Of the pixel normalisation, of values in [0, 1]; those of Qwen2.5-VL are CLIP's.
+# Of the pixel normalisation, for values in [0, 1]; Qwen2.5-VL has CLIP's.
 MEAN = {QWEN3: (0.5,) * 3, QWEN2_5: (0.48145466, 0.4578275, 0.40821073)}
 STD = {QWEN3: (0.5,) * 3, QWEN2_5: (0.26862954, 0.26130258, 0.27577711)}
 # Where positions of text continue after a video: after the longer side of a frame, or after its
 # times, too.
 TEXT_AFTER = ("side", "times")
-# The sizes that a tower of each kind has, the others being 0 or ().
+# Sizes that only one kind of tower has; the other kind leaves them at 0 or ().
 _OWN = {QWEN3: ("table",), QWEN2_5: ("window", "tokens_per_second")}
 _BLOCKS = {QWEN3: "deepstack", QWEN2_5: "full_blocks"}
 
@@ -78,8 +78,8 @@ class TowerConfig:
 class QwenVLConfig:
     """Qwen3-VL: tower, merger, decoder with positions in time, height and width.
 
-    Pixel budgets are least and most, as `size` of the published processors: of a video over all
-    frames, of an image for itself.
+    Pixel budgets are (least, most), like `size` of the published processors: for a video, over all
+    its frames; for an image, over that image.
     """
 
     KIND: ClassVar[str] = QWEN3
@@ -125,7 +125,7 @@ class QwenVLConfig:
 
     @property
     def patches_per_frame(self) -> int:
-        """Entries of a view that `Pictures` count: its visual tokens."""
+        """N as `Pictures` counts it: the visual tokens of a view."""
         return self.frame_tokens
 
     @property
@@ -143,8 +143,8 @@ class QwenVLConfig:
         return pairs(num_frames)
 
     def frame_pixels(self, num_frames: int) -> int:
-        """Return the most pixels of a frame in a video of so many, as `cap_pixels_per_frame` in
-        `video_processing_qwen3_vl.py` of `transformers`.
+        """Return the most pixels of a frame in a video of `num_frames`, as `cap_pixels_per_frame`
+        in `video_processing_qwen3_vl.py` of `transformers`.
         """
         count, (least, most) = max(num_frames, PAIR), self.video_pixels
         share = min(self.frame_tokens * self.tower.token_side**2, most // count)
@@ -163,7 +163,7 @@ class QwenVLConfig:
         A shorter video may have more of them than the longest one: its pairs are larger.
         """
         count, area, (least, most) = pairs(num_frames), self.tower.token_side**2, self.video_pixels
-        within = most // (PAIR * area) + self.frame_tokens  # an odd video may pass by one pair
+        within = most // (PAIR * area) + self.frame_tokens  # an odd count may exceed by one pair
         floor = (count + 1) * max(int(least * 1.05), area) // area
         return min(count * self.frame_tokens, max(within, floor))
 
@@ -173,7 +173,7 @@ class QwenVLConfig:
         Args:
             index: int, visual tokens of the video, counted from 0; -1: none, stays.
             num_frames: pairs of frames, of one shape.
-            padded: pairs with empty ones after them.
+            padded: pairs, the empty ones after them included.
         """
         each = max(1, (int(index.max(initial=-1)) + 1) // max(1, num_frames))
         return np.where(index < 0, index, index // each * self.frame_tokens + index % each)
@@ -183,14 +183,14 @@ class QwenVLConfig:
 class Qwen25VLConfig(QwenVLConfig):
     """Qwen2.5-VL: windows in the tower, the times of frames in positions.
 
-    `video_pixels` are of a frame, as `size` of `Qwen2VLVideoProcessor` in `transformers`.
+    `video_pixels` are per frame, like `size` of `Qwen2VLVideoProcessor` in `transformers`.
     """
 
     KIND: ClassVar[str] = QWEN2_5
     max_length: int = 128000
     video_pixels: tuple[int, int] = (128 * 28**2, 768 * 28**2)
     image_pixels: tuple[int, int] = (4 * 28**2, 16384 * 28**2)
-    video_tokens: int = 128000  # nine tenths of these are the most of a video
+    video_tokens: int = 128000  # a video has at most nine tenths of these
     text_after: str = dataclasses.field(default=TEXT_AFTER[0], metadata=LATER)
 
     def __post_init__(self) -> None:
@@ -209,8 +209,8 @@ class Qwen25VLConfig(QwenVLConfig):
         return 0
 
     def frame_pixels(self, num_frames: int) -> int:
-        """Return the most pixels of a frame in a video of so many, as `cap_pixels_per_frame` in
-        `video_processing_qwen2_vl.py` of `transformers`, and within `frame_tokens`.
+        """Return the most pixels of a frame in a video of `num_frames`, as `cap_pixels_per_frame`
+        in `video_processing_qwen2_vl.py` of `transformers`, and within `frame_tokens`.
         """
         area, (least, most) = self.tower.token_side**2, self.video_pixels
         share = min(most, int(self.video_tokens * area * 0.9) * PAIR // max(num_frames, 1))
@@ -226,18 +226,18 @@ class Qwen25VLConfig(QwenVLConfig):
         A shorter video may have more of them than the longest one: its pairs are larger.
         """
         count, least = pairs(num_frames), int(self.video_pixels[0] * 1.05)
-        within = int(self.video_tokens * 0.9) + self.frame_tokens  # an odd video may pass by a pair
+        within = int(self.video_tokens * 0.9) + self.frame_tokens  # odd counts may exceed by a pair
         floor = count * (least // self.tower.token_side**2)
         return min(count * self.frame_tokens, max(within, floor))
 
 
 def no_sentence(mode: str) -> str:
-    """Return the beginning of messages about a time instruction, which is `mode`."""
+    """Return the beginning of the message that rejects the time instruction `mode`."""
     return f"time_instruction={mode!r}: this model is always told the times of frames"
 
 
 def pairs(num_frames: int) -> int:
-    """Return the pairs of a video of `num_frames` frames; the last frame of an odd one doubles."""
+    """Return the number of pairs of `num_frames` frames; an odd last frame is doubled."""
     return -(-num_frames // PAIR)
 
 

@@ -19,7 +19,7 @@ from tpo_jax.models.frames import map_frames
 from tpo_jax.models.vlm import VideoLanguageModel
 from tpo_jax.parallel.sharding import ROWS, WITHIN_ROW, constrain
 
-_PATCHES_AT_ONCE = 6144  # of a row and chip
+_PATCHES_AT_ONCE = 6144  # per row and chip
 
 
 def grids_of(frames: Array) -> jax.Array:
@@ -31,7 +31,7 @@ def grids_of(frames: Array) -> jax.Array:
 
 
 def times_of(frames: Array) -> jax.Array:
-    """Return the positions in time, int32 `[...]`, that the headers of pairs of frames say."""
+    """Return the positions in time, int32 `[...]`, from the headers of pairs of frames."""
     parts = [frames[..., 0, i].astype(jnp.int32) << 8 * k for k, i in enumerate(TIME_BYTES)]
     return sum(parts[1:], parts[0])
 
@@ -41,9 +41,9 @@ def positions_of(
 ) -> tuple[Array, Array]:
     """Return the positions of prefix tokens in time, height and width, and the one after them.
 
-    Each text token's position is one more than the last. Frames without text between them begin at
-    one position. To it their tokens add the frame's time, their row and their column. Text after
-    frames continues from it plus the longer side of a frame in tokens, whatever the times
+    Each text token's position is one more than the last. Frames without text between them share a
+    start position; their tokens add to it the frame's time, their row and their column. Text after
+    frames continues from the start plus the longer side of a frame in tokens, whatever the times
     (`get_rope_index` in `modeling_qwen3_vl.py` and `modeling_qwen2_5_vl.py` of `transformers` 5.24)
     or, with `after_times`, after the largest position of any axis (as it was before 5.3).
 
@@ -53,7 +53,7 @@ def positions_of(
         grids: int32 `[B, F, 2]`, rows and columns of patches.
         times: int32 `[B, F]`, of frames since the first one.
         tokens: V.
-        after_times: as said.
+        after_times: see above.
 
     Returns:
         int32 `[B, P, 3]` and int32 `[B]`.
@@ -152,7 +152,7 @@ class QwenVL(VideoLanguageModel):
             outputs = jax.lax.stop_gradient(outputs) if freeze_tower else outputs
             return (self.merged if remat == "none" else jax.checkpoint(self.merged))(outputs)
 
-        # The scores of one pair of 3,072 patches take 0.6 GB in float32.
+        # The attention scores of one pair of 3,072 patches take 0.6 GB in float32.
         x = map_frames(frames, encode, max(1, _PATCHES_AT_ONCE // self.config.patches))
         levels = 1 + len(self.config.tower.deepstack)
         return tuple(
@@ -160,7 +160,7 @@ class QwenVL(VideoLanguageModel):
         )
 
     def merged(self, outputs: Sequence[jax.Array]) -> jax.Array:
-        """Merge what the tower returns to visual tokens and DeepStack features, side by side:
+        """Merge the tower's outputs into visual tokens and DeepStack features, concatenated:
         `[m, V, (1 + levels) * D]`.
         """
         last, *levels = outputs

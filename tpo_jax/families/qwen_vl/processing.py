@@ -2,8 +2,8 @@
 
 A frame of a batch is a pair of video frames: a header that holds its rows and columns of patches,
 how many frames of the video it has and its position in time, then the patches, then zeros. An image
-is a pair of itself. So the model reads shapes and times from the pixels, and a frame of zeros is an
-empty one.
+is paired with itself. So the model reads shapes and times from the pixels, and a frame of zeros
+is an empty one.
 """
 
 import math
@@ -23,8 +23,8 @@ from tpo_jax.families.qwen_vl.config import (
 from tpo_jax.models.pictures import Pictures
 
 MOST_ASPECT = 200  # of the longer side to the shorter
-UNKNOWN_RATE = 24.0  # frames a second where nobody knows the times, as `transformers` assumes
-TIME_BYTES = range(6, 10)  # of a header: the position in time of its pair, low byte first
+UNKNOWN_RATE = 24.0  # frames per second if the times are unknown, as in `transformers`
+TIME_BYTES = range(6, 10)  # of a header: the pair's position in time, little-endian uint32
 
 
 def video_size(config: QwenVLConfig, num_frames: int, height: int, width: int) -> tuple[int, int]:
@@ -49,7 +49,7 @@ def video_size(config: QwenVLConfig, num_frames: int, height: int, width: int) -
     budget = config.video_pixels[0], count * config.frame_pixels(count)
     size = _fitted(height, width, side, budget, count)
     if count % PAIR and size[0] * size[1] > config.frame_tokens * side**2:
-        # The processor counts an odd video a frame short, and would pass the cap.
+        # The processor counts an odd video a frame short, and would exceed the cap.
         size = _fitted(height, width, side, budget, count, rounded=count + 1)
     _check_tokens(config, size, config.pair_tokens(count))
     return size
@@ -58,8 +58,8 @@ def video_size(config: QwenVLConfig, num_frames: int, height: int, width: int) -
 def image_size(config: QwenVLConfig, height: int, width: int) -> tuple[int, int]:
     """Return height and width that an image is resized to, pixels.
 
-    As `smart_resize` in `image_processing_qwen2_vl.py` of `transformers`, of `frame_tokens` at
-    most: a small image that the least pixels would take beyond it stays below.
+    As `smart_resize` in `image_processing_qwen2_vl.py` of `transformers`, with at most
+    `frame_tokens` visual tokens, even where the least pixels of the budget are more.
 
     Raises:
         InputError: as for `video_size`.
@@ -106,7 +106,7 @@ def _fitted(
 
 
 def _check_tokens(config: QwenVLConfig, size: tuple[int, int], most: int) -> None:
-    """Check that a frame or image of this size has at most so many visual tokens."""
+    """Check that a frame or image of this size has at most `most` visual tokens."""
     tokens = size[0] * size[1] // config.tower.token_side**2
     if tokens > most:
         limit = f"frame_tokens={config.frame_tokens}"
@@ -127,7 +127,7 @@ def preprocess(
     The last frame of an odd video is doubled. `pad` has no effect: frames keep their aspect ratio.
 
     Args:
-        rate: frames for each second of their video; 0: nobody knows.
+        rate: frames per second of video; 0: unknown.
 
     Raises:
         InputError: as `video_size`.
@@ -152,14 +152,14 @@ def preprocess(
 
 
 def time_positions(tower: TowerConfig, count: int, rate: float) -> np.ndarray:
-    """Return the positions in time of pairs since the first one, `<u4` `[count]`.
+    """Return the positions in time of pairs since the first one, little-endian uint32 `[count]`.
 
-    In float32 and rounded down, as `get_vision_position_ids` in `modeling_qwen2_5_vl.py` of
-    `transformers`; zeros for a tower that has none.
+    Computed in float32 and rounded down, as in `get_vision_position_ids` in
+    `modeling_qwen2_5_vl.py` of `transformers`; zeros for a tower that has none.
 
     Args:
-        count: of pairs.
-        rate: frames a second.
+        count: number of pairs.
+        rate: frames per second.
     """
     step = np.float32(tower.tokens_per_second) * np.float32(PAIR / rate)
     return (np.arange(count, dtype=np.float32) * step).astype("<u4")
@@ -188,7 +188,7 @@ def _write(target: np.ndarray, both: np.ndarray, tower: TowerConfig, real: int) 
     """Write header and patches of two frames `[2, height, width, 3]` into `[1 + N, pixels]`.
 
     Args:
-        real: how many of them the video has; of one, the other is its double.
+        real: how many of the two the video has; if 1, the second is a copy of the first.
     """
     p = tower.patch_size
     rows, columns = both.shape[1] // p, both.shape[2] // p
@@ -205,5 +205,5 @@ def grids(frames: np.ndarray) -> np.ndarray:
 
 
 def frames_in(frames: np.ndarray) -> int:
-    """Return how many frames of a video pairs of them hold, uint8 `[F, 1 + N, pixels]`."""
+    """Return how many frames of a video the pairs, uint8 `[F, 1 + N, pixels]`, hold."""
     return int(np.ascontiguousarray(frames[:, 0, 4:6]).view("<u2").sum())

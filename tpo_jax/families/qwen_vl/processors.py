@@ -20,7 +20,8 @@ from tpo_jax.families.values import check_fixed, read_value
 from tpo_jax.io.files import read_json_object
 
 IMAGE_FILE, VIDEO_FILE = "preprocessor_config.json", "video_preprocessor_config.json"
-# Of the published processors where no file says; of all frames of a video for Qwen2.5-VL.
+# Limits of the published processors if no file gives one: of a pair of frames, and of all frames
+# of a video (Qwen2.5-VL).
 _FRAME_TOKENS, _VIDEO_TOKENS = 768, 128000
 _FIXED = {
     "temporal_patch_size": PAIR,
@@ -37,7 +38,7 @@ def budget(directory: Path, name: str, tower: TowerConfig) -> tuple[int, int] | 
     """Return least and most pixels that a processor's file names; None where there is no file.
 
     Raises:
-        InputError: the file asks for another treatment of pixels than the one there is.
+        InputError: the file asks for a treatment of pixels that is not supported.
     """
     if not (directory / name).is_file():
         return None
@@ -45,7 +46,7 @@ def budget(directory: Path, name: str, tower: TowerConfig) -> tuple[int, int] | 
     values = read_json_object(directory / name)
     colours = {"image_mean": list(MEAN[tower.kind]), "image_std": list(STD[tower.kind])}
     if (tower.kind, name) == (QWEN3, IMAGE_FILE):
-        # What is missing there has the values of Qwen2-VL: its image processor serves this model.
+        # A missing key means Qwen2-VL's value, because Qwen2-VL's image processor reads the file.
         for key, wanted in {"patch_size": tower.patch_size, **colours}.items():
             if values.get(key) is None:
                 raise InputError(
@@ -76,7 +77,7 @@ def read_qwen3(directory: Path, tower: TowerConfig, frame_tokens: int | None) ->
 def read_qwen2_5(directory: Path, tower: TowerConfig, frame_tokens: int | None) -> dict[str, Any]:
     """Return the fields of a `Qwen25VLConfig` that the processors' files say.
 
-    Published checkpoints have no file on videos: then the budgets are those of `qwen_vl_utils`.
+    Published checkpoints have no file for videos; the budgets are then those of `qwen_vl_utils`.
     """
     found = read_qwen3(directory, tower, frame_tokens)
     least, _ = found.get("video_pixels", Qwen25VLConfig.video_pixels)
@@ -88,10 +89,10 @@ def read_qwen2_5(directory: Path, tower: TowerConfig, frame_tokens: int | None) 
 
 
 def most_tokens(directory: Path, tower: TowerConfig) -> int:
-    """Return the most visual tokens of a pair of frames, as published if no file says.
+    """Return the most visual tokens of a pair of frames; the published number if no file says.
 
-    A file of Qwen2.5-VL without `cap_pixels_per_frame` has the budget of its images: there the
-    published number is the most.
+    A file of Qwen2.5-VL without `cap_pixels_per_frame` has the budget of its images, so the
+    published number is then the maximum.
     """
     path = directory / VIDEO_FILE
     values = read_json_object(path) if path.is_file() else {}
@@ -127,8 +128,8 @@ def new_files(config: QwenVLConfig) -> dict[str, dict]:
 
 
 def updated_files(directory: Path, config: QwenVLConfig) -> dict[str, dict]:
-    """Return the processor's file of videos where that in a directory says another number of
-    visual tokens than the config; else nothing.
+    """Return the video processor's file if the one in a directory has another number of visual
+    tokens than the config; else nothing.
     """
     if most_tokens(directory, config.tower) == config.frame_tokens:
         return {}
@@ -141,7 +142,7 @@ def updated_files(directory: Path, config: QwenVLConfig) -> dict[str, dict]:
 
 
 def _cap(config: QwenVLConfig) -> dict[str, Any]:
-    """Return what a processor of videos is told on visual tokens."""
+    """Return the settings of a video processor that limit visual tokens."""
     if not isinstance(config, Qwen25VLConfig):
         return {"cap_pixels_per_frame": True, "max_video_tokens": config.frame_tokens}
     cap = config.frame_tokens * config.tower.token_side**2

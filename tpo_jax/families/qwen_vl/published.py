@@ -25,7 +25,7 @@ READS = {
     QWEN3: f"{ARCHITECTURES[QWEN3]} (Qwen3-VL 2B, 4B, 8B, 32B Instruct)",
     QWEN2_5: f"{ARCHITECTURES[QWEN2_5]} (Qwen2.5-VL 3B, 7B, 32B, 72B Instruct)",
 }
-# Relatives that people may expect here, and why they are not. The family of Qwen3-VL refuses them.
+# Related models that are not supported, and why. The family of Qwen3-VL refuses them.
 _OTHERS = {
     "Qwen3VLMoeForConditionalGeneration": "its MLPs are mixtures of experts",
     "Qwen3_5ForConditionalGeneration": "most of its layers have linear attention",
@@ -34,18 +34,18 @@ _OTHERS = {
 }
 _SETTINGS = ("max_length", "rope_theta", "frame_tokens", "time_instruction")
 SETTINGS = {QWEN3: _SETTINGS, QWEN2_5: (*_SETTINGS, "text_after")}
-# Where `config.json` says nothing: base of the wavelengths, and the context.
+# If `config.json` says nothing: base of the rotary wavelengths, and context length in tokens.
 _THETA = {QWEN3: 5e5, QWEN2_5: 1e6}
 _LENGTH = {QWEN3: 128000, QWEN2_5: 32768}
 
 
 def recognises(kind: str, values: dict, names: Collection[str] = ()) -> bool:
-    """Return whether a checkpoint is of this kind, or one that its messages know.
+    """Return whether a checkpoint is of this kind, or of a related one that gets its own message.
 
     Args:
         kind: `QWEN3` or `QWEN2_5`.
-        values: of its `config.json`.
-        names: of its tensors; they tell nothing that `config.json` does not.
+        values: contents of its `config.json`.
+        names: names of its tensors; not used.
     """
     known = {ARCHITECTURES[kind], *(_OTHERS if kind == QWEN3 else ())}
     return values.get("model_type") == kind or bool(known & _architectures(values))
@@ -74,7 +74,7 @@ def read_config(
         settings: of `SETTINGS`, take precedence over the files; `tower`, a folder, is refused.
 
     Raises:
-        InputError: a key is missing, or asks for something these models are not.
+        InputError: a key is missing or has a value that is not supported.
     """
     where = f"{directory}/config.json"
     values = read_json_object(directory / "config.json")
@@ -128,7 +128,7 @@ def beside(
 
 
 def update_config(values: dict, config: QwenVLConfig) -> dict:
-    """Return `config.json`'s values, changed where the config says something else on positions."""
+    """Return `config.json`'s values, changed where the config's positions differ."""
     kind = config.KIND
     text = given = _text("config.json", kind, values)
     if text.get("max_position_embeddings", _LENGTH[kind]) != config.max_length:
@@ -169,7 +169,7 @@ _PUBLISHED_IDS = {
 
 
 def _placeholders(rows: int) -> dict[str, int]:
-    """Return the ids of vision tokens; in a small vocabulary, which is not published, the last."""
+    """Return the ids of vision tokens; the last ids of a vocabulary too small for these."""
     if rows > max(_PUBLISHED_IDS.values()):
         return _PUBLISHED_IDS
     return {name: rows - 4 + i for i, name in enumerate(_PUBLISHED_IDS)}

@@ -36,7 +36,7 @@ _EPS = {QWEN3: 1e-6, QWEN2_5: 1e-5}
 
 
 def read_tower(where: str, kind: str, vision: dict) -> TowerConfig:
-    """Return the tower of a vision section.
+    """Return the tower that a vision section describes.
 
     Args:
         where: the file, for messages.
@@ -44,8 +44,8 @@ def read_tower(where: str, kind: str, vision: dict) -> TowerConfig:
         vision: the section's values.
 
     Raises:
-        InputError: a value is missing, or is none of these towers'.
-        ValueError: values that do not fit each other.
+        InputError: a value is missing or not supported.
+        ValueError: the values are inconsistent.
     """
     check_fixed(where, vision, _VISION[kind])
     read = read_table if kind == QWEN3 else read_windows
@@ -100,7 +100,7 @@ def _list(where: str, values: dict, key: str, default: list[int]) -> tuple:
 def read_decoder(
     where: str, kind: str, values: dict, text: dict, shapes: Mapping[str, Shape], theta: float
 ) -> DecoderConfig:
-    """Return the decoder of a text section.
+    """Return the decoder that a text section describes.
 
     Args:
         where: the file, for messages.
@@ -111,8 +111,8 @@ def read_decoder(
         theta: base of the rotary wavelengths.
 
     Raises:
-        InputError: a value is missing, or is none of these decoders'.
-        ValueError: values that do not fit each other.
+        InputError: a value is missing or not supported.
+        ValueError: the values are inconsistent.
     """
     check_fixed(where, text, _TEXT[kind])
     width, heads = (
@@ -126,7 +126,7 @@ def read_decoder(
         raise InputError(f"{where}: rope_type={scaling!r}: scaled positions are not supported")
     newer = kind == QWEN3
     check_fixed(where, rope, {"mrope_interleaved": newer})
-    # What `transformers` asks, and for files without it what the decoder says of itself.
+    # For Qwen3-VL the top level decides, as in `transformers`; otherwise either section may say so.
     says = [values] if newer and values.get("tie_word_embeddings") is not None else [values, text]
     return DecoderConfig(
         vocab_size=read_rows(where, text, shapes, EMBEDDING),

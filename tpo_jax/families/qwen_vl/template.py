@@ -24,16 +24,16 @@ START, END = "<|vision_start|>", "<|vision_end|>"
 
 
 def _tokens(config: QwenVLConfig, frames: np.ndarray, num_frames: int) -> int:
-    """Return the visual tokens of each pair in a video of `num_frames` frames, given the pixels of
-    that video or of one with more of its frames; without pixels the most there can be.
+    """Return the number of visual tokens of each pair in a video of `num_frames` frames, given the
+    pixels of that video or of one with more of the same frames; without pixels, the maximum.
     """
     most = config.pair_tokens(num_frames)
     if not len(frames):
         return most
     rows, columns = (grids(frames[:1])[0] // MERGE).tolist()
     given = config.pair_tokens(PAIR * len(frames))
-    # Fewer frames are larger, unless these have the size of the video: shrunk ones fill the budget
-    # up to a row and a column.
+    # Fewer frames are larger, unless these have the video's own size: frames that were shrunk come
+    # within a row and a column of filling the budget.
     same = len(frames) == pairs(num_frames) or most == given or (rows + 1) * (columns + 1) <= given
     return rows * columns if same else most
 
@@ -44,8 +44,8 @@ class QwenVLTemplate(Template):
     def tokens_and_opening(
         self, config: Any, frames: np.ndarray, times: Sequence[float], duration: float, mode: str
     ) -> tuple[int | Sequence[int], Opening]:
-        """Return the visual tokens of every pair of frames, and the text before it: none; see
-        `Template`.
+        """Return the number of visual tokens of every pair of frames, and the text before each;
+        see `Template`.
         """
         if mode != "none":
             raise InputError(no_sentence(mode))
@@ -59,7 +59,7 @@ class QwenVLTemplate(Template):
         return [_tokens(config, frames, len(times))] * count, self.texts_before(times)
 
     def texts_before(self, times: Sequence[float]) -> tuple[str, ...]:
-        """Return the texts before pairs of the frames at these times, seconds."""
+        """Return the text before each pair of the frames at these times, seconds: empty."""
         return ("",) * pairs(len(times))
 
     def around_visual(

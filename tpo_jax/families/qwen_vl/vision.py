@@ -1,8 +1,8 @@
 """The vision towers of Qwen3-VL and Qwen2.5-VL: padded patch sequences in, visual tokens out.
 
 Patches come in blocks of 2x2, the blocks row by row, as the published processor orders them
-(`patchify` in `transformers`' `video_processing_qwen3_vl.py`). The padding after them is no key of
-any attention, so it never changes a number.
+(`patchify` in `transformers`' `video_processing_qwen3_vl.py`). The padding after them is masked
+out of all attention, so it never changes a number.
 """
 
 import functools
@@ -26,7 +26,7 @@ Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # of queries
 
 
 def places(grid: jax.Array, patches: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return row and column of every patch, and whether it is one.
+    """Return row and column of every patch, and whether it is a real one.
 
     Args:
         grid: int32 `[m, 2]`, rows and columns of patches; zeros for an empty frame.
@@ -44,8 +44,8 @@ def places(grid: jax.Array, patches: int) -> tuple[jax.Array, jax.Array, jax.Arr
 
 
 def rotary(row: jax.Array, column: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
-    """Return cosine and sine, float32 `[m, N, 1, C]`: a quarter of the angles is of the row, the
-    next of the column, and so again.
+    """Return cosine and sine, float32 `[m, N, 1, C]`: a quarter of the angles is for the row, the
+    next for the column, and the second half repeats them.
     """
     exponents = np.arange(0, head_dim // 2, 2) / (head_dim // 2)
     frequencies = jnp.asarray(_THETA**-exponents, jnp.float32)
@@ -55,8 +55,8 @@ def rotary(row: jax.Array, column: jax.Array, head_dim: int) -> tuple[jax.Array,
 
 
 def interpolated(table: jax.Array, grid: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
-    """Return the learned positions of patches, the table stretched over the frame, corners on
-    corners: `[m, N, D]` float32.
+    """Return the learned position embeddings of patches, float32 `[m, N, D]`: the table is resized
+    to the frame, bilinearly and with aligned corners.
 
     Args:
         table: `[side * side, D]`.
@@ -139,7 +139,7 @@ class Merger(nnx.Module):
 
 
 class Tower(nnx.Module):
-    """A tower before its mergers; frames lie over all chips."""
+    """A tower without its mergers; frames are sharded over all chips."""
 
     def __init__(self, config: TowerConfig, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -162,7 +162,7 @@ class Tower(nnx.Module):
         """
         config = self.config
         row, column, real = places(grid, patches.shape[1])
-        # An empty frame sees itself, so that no softmax is over nothing.
+        # An empty frame attends to itself, so that no softmax has all its keys masked.
         mask = (real | ~real.any(-1, keepdims=True))[:, None, None]
         full = within = functools.partial(jax.nn.dot_product_attention, mask=mask)
         order = None
@@ -211,8 +211,8 @@ class Tower(nnx.Module):
 
 
 def _ends(config: TowerConfig) -> list[int]:
-    """Return where parts of the tower begin and end: of layers that are alike, and whose outputs
-    nobody takes but for the last one's.
+    """Return the bounds of runs of layers: those of a run have the same attention, and only the
+    output of the last one is used outside the run.
     """
     ends = {0, config.layers, *(i + 1 for i in config.deepstack)}
     return sorted(ends.union(*({i, i + 1} for i in config.full_blocks)))

@@ -17,7 +17,7 @@ def _of_decoder(name: str) -> str:
 
 
 EMBEDDING, HEAD = _of_decoder(shared.EMBEDDING), shared.HEAD
-# Beginnings of names in files of other versions of `transformers`: ours.
+# Prefixes of names in files of all versions of `transformers`, to ours.
 _SPELLINGS = {
     VISION: VISION,
     DECODER: DECODER,
@@ -82,7 +82,7 @@ def rules(kind: str, shapes: Mapping[str, Shape]) -> dict[str, Leaf]:
 
 
 def canonical(name: str) -> str:
-    """Return the name in `weights` of a tensor that is stored under this one."""
+    """Return the name in `weights` of a tensor that is stored as `name`."""
     for theirs, ours in _SPELLINGS.items():
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)

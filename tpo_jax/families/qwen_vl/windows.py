@@ -3,7 +3,7 @@
 Patches are put in window order, windows one after the other without padding between them, as
 `get_vision_window_index` of `transformers` orders them. A window is at most S patches long, so in
 chunks of S patches every window lies within a chunk and its two neighbours: each chunk attends to
-these three, and a mask leaves the patches of its own windows. That is exact, and costs 3 S keys a
+these three, and a mask keeps the patches of a query's window. That is exact, and costs 3 S keys a
 query however large frames are. Windows padded to S each would take up to four times the patches
 for a frame of one row, and a mask over whole frames all of their products.
 """
@@ -11,7 +11,7 @@ for a frame of one row, and a mask over whole frames all of their products.
 import jax
 import jax.numpy as jnp
 
-_NONE = -2  # window of what is before the first chunk and after the last one
+_NONE = -2  # window of the padding before the first chunk and after the last one
 
 
 def window_order(grid: jax.Array, tokens: int, side: int) -> tuple[jax.Array, jax.Array]:
@@ -69,7 +69,7 @@ def window_attention(
     def flat(x: jax.Array) -> jax.Array:
         return x.reshape(m * chunks, *x.shape[2:])
 
-    own = chunked(windows, -1)  # padding sees itself, so that no softmax is over nothing
+    own = chunked(windows, -1)  # padding sees itself: no softmax has all its keys masked
     mask = own[:, :, None, :, None] == near(own, _NONE)[:, :, None, None, :]
     keys, values = near(chunked(k)), near(chunked(v))
     out = jax.nn.dot_product_attention(flat(chunked(q)), flat(keys), flat(values), mask=flat(mask))
