@@ -31,11 +31,11 @@ ROLES = (*SYNONYMS, "id", "video_id", "kind", "segment", "provenance")
 SWIFT = ("rejected_response", "rejected_messages", "rejected_videos")
 # Fields of its earlier form, without messages, and their names here.
 QUERY = {"query": "prompt", "response": "chosen", "rejected_response": "rejected"}
-# What may be empty in a record, and is text there: an answer is, what is not there is left out.
+# Roles that keep an empty cell, as an empty text; empty cells of others are left out.
 _TEXTS = ("prompt", "chosen", "rejected", "answer", "preferred")
 # Cells of text that hold JSON.
 _JSON = ("segment", "provenance")
-# What two answers have in common that make a pair.
+# Fields that two answers must share to make a pair.
 _ASKED = ("video", "image", "images", "system", "history", "prompt")
 YES = ("1", "1.0", "true", "yes", "chosen", "preferred", "positive", "good", "win")
 NO = ("0", "0.0", "-1", "false", "no", "rejected", "dispreferred", "negative", "bad", "lose")

@@ -29,8 +29,8 @@ def prefix_multiple(mesh: jax.sharding.Mesh | None, zigzag: bool = False) -> int
 
     Args:
         mesh: None: one chip.
-        zigzag: for rows with their answers, of whose prefix each chip of a `context` axis has two
-            chunks, not for a prefix that fills a cache.
+        zigzag: whether `Decoder.row` computes the rows: each chip of a `context` axis then holds
+            two chunks of the prefix, but one chunk of a prefix that fills a cache.
     """
     chips = 1 if mesh is None else mesh.shape["context"]
     chunks = 2 * chips if zigzag and chips > 1 else chips

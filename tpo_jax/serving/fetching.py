@@ -159,13 +159,13 @@ def _in_ascii(url: str) -> str:
     Raises:
         ValueError: It is not a URL.
     """
-    scheme, place, path, query, _ = urlsplit(url)
+    parts = urlsplit(url)
+    place = parts.netloc
     if not place.isascii():
-        parts = urlsplit(url)
         host = (parts.hostname or "").encode("idna").decode()
         place = host if parts.port is None else f"{host}:{parts.port}"
-    path, query = (quote(part, string.punctuation) for part in (path, query))
-    return urlunsplit((scheme, place, path, query, ""))
+    path, query = (quote(part, string.punctuation) for part in (parts.path, parts.query))
+    return urlunsplit((parts.scheme, place, path, query, ""))
 
 
 def _write(response: httpcore.Response, target: Path, limit: int) -> None:
