@@ -9,8 +9,7 @@ print(model.answer("cooking.mp4", "What is cut first?", num_frames=32))
 from typing import Any
 
 __version__ = "0.1.0"
-# What is imported when it is first asked for: `import tpo_jax` alone loads neither JAX nor data
-# libraries.
+# Imported on first access, so that `import tpo_jax` alone loads neither JAX nor data libraries.
 _PUBLIC = {
     "load": "tpo_jax.inference.model",
     "load_processor": "tpo_jax.inference.model",

@@ -3,8 +3,8 @@
 python -m tpo_jax.convert --input=LongVA-7B-TPO --output=longva_native
 python -m tpo_jax.convert --input=workdir/model --output=for_transformers
 
-Tokenizer files are checked and copied along. Without any it converts the weights all the same and
-says so on standard error.
+Tokenizer files are checked and copied along. If there are none, the weights are converted all the
+same, with a note on standard error.
 """
 
 import sys

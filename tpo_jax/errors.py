@@ -15,7 +15,7 @@ from absl import app, flags, logging
 LONGEST = 1000  # characters of an error; what it quotes may be a whole file
 # What a process that uses a TPU has open: libtpu's lock file and the chips.
 TPU_FILES = ("/tmp/libtpu_lockfile", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
-# What libtpu says when another process has it (docs/troubleshooting.md).
+# What libtpu says when another process uses the TPU (docs/troubleshooting.md).
 _TPU_IN_USE = re.compile(
     r"(TPU is|libtpu\.so) already in use|/dev/(vfio/|accel)\d+\)?: Device or resource busy"
     r"|libtpu multi-process lockfile"
@@ -23,7 +23,7 @@ _TPU_IN_USE = re.compile(
 
 
 class InputError(ValueError):
-    """Wrong input of a user; one line says which file, record or flag, and what to do."""
+    """Wrong user input; one line says which file, record or flag, and what to do."""
 
 
 @functools.cache
@@ -85,7 +85,7 @@ def tpu_reason(error: Exception, files: Sequence[str] = TPU_FILES) -> str:
 
 
 def _users(files: Sequence[str]) -> list[str]:
-    """Return `process PID (COMMAND) has FILE open` for every other process, with all its files."""
+    """Return `process PID (COMMAND) has FILE, … open` for each other process that has any open."""
     users: dict[int, set[str]] = {}
     for link in glob.glob("/proc/[0-9]*/fd/*"):
         try:
@@ -175,9 +175,9 @@ def run_command(main: Callable[[], int | None] | Mapping[str, Subcommand]) -> No
 
 
 def _check_repeated(values: flags.FlagValues) -> None:
-    """Raise `flags.Error` if a path is given several times, of which absl would take the last.
+    """Raise `flags.Error` if a path is given several times; absl would silently take the last.
 
-    Of other flags the last value counts, so that a script's own can be overridden after them.
+    For other flags the last value counts, so that one can override those that a script sets.
     """
     for name in values:
         if values[name].present > 1 and values[name].flag_type() == "path":
@@ -185,7 +185,7 @@ def _check_repeated(values: flags.FlagValues) -> None:
 
 
 def _flag_reason(error: Exception) -> str:
-    """Return one line on what is wrong with a flag, with a field of `--config` or its file."""
+    """Return one line on what is wrong with a flag, a field of `--config` or its file."""
     lines = str(error).strip().splitlines()
     if isinstance(error, flags.Error):
         # An error in a config file has its traceback between the first line and the last.

@@ -3,8 +3,8 @@
 `python -m tpo_jax.plan --config=FILE[:variant] --topology=v5e:4x4 [--config.a.b=…] [--json]`.
 
 `--of=generate`, `score`, `evaluate`, `curate` or `serve` plans that command instead of `train`: its
-programs for one batch of `--rows` videos, with their caches. `--search=rows` doubles them as long
-as they fit, `--questions` adds the hours of so many questions.
+programs for one batch of `--rows` videos, with their caches. `--search=rows` doubles the rows as
+long as they fit, `--questions` adds the hours that this many questions take.
 
 `--search=frames` finds the most frames that fit the slice, `--search=topology` the smallest slice
 of a kind (`--topology=v5e`) that the experiment fits, `--search=fastest` the mesh, remat policy,
@@ -89,7 +89,7 @@ def report(plan: Plan, questions: int = 0) -> str:
 
 
 def hours_of(plan: Plan, questions: int) -> float | None:
-    """Return the hours of so many questions; None where the compiled program cannot be read."""
+    """Return the hours that `questions` take; None where the compiled program cannot be read."""
     return questions / plan.pairs_per_hour if plan.seconds else None
 
 
@@ -217,7 +217,7 @@ def search_fastest(config: ConfigDict, topology: str) -> Plan:
 
 def main() -> int:
     """Plan or search, and print the result."""
-    # A flag of another compiler there would end the process; those of libtpu are LIBTPU_INIT_ARGS.
+    # libtpu ends the process at a flag of another compiler; its own are in LIBTPU_INIT_ARGS.
     os.environ.pop("XLA_FLAGS", None)
     check_flags()
     searches = {

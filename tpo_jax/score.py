@@ -4,7 +4,7 @@ r"""Summed log-probabilities of both answers of every pair of a list.
         --num_frames=32
 
 A pair may have `image` or `images`, paths in the same folder, in place of `video`, or none of them.
-Of a pair of two videos, `rejected_logp` is that of its answer on `rejected_video`.
+For a pair of two videos, `rejected_logp` is that of its answer on `rejected_video`.
 The output has one line per pair, in the order of the list: `id, chosen_logp, rejected_logp,
 chosen_tokens, rejected_tokens`. An answer's tokens are its own, `<|im_end|>` and the newline after
 it; with `--prompt_style=dpo_trainer`, also the six of the template that the original trainer

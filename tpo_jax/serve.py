@@ -168,7 +168,7 @@ def main() -> None:
         config = uvicorn.Config(
             app,
             http=Connection,
-            ws="none",  # else a request to upgrade is answered with advice to install a library
+            ws="none",  # otherwise an upgrade request is answered with advice to install a library
             log_level="warning",
             access_log=False,
             limit_concurrency=CONNECTIONS_OVER_WAITING * settings.max_waiting,

@@ -230,7 +230,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Path
             held_out = HeldOut(held_out_pairs, eval_feed, evaluate, objective)
         if saved:
             frozen = split_params(params, settings.freeze, lora)[1]
-            del params  # what is read takes the place of the trained ones
+            del params  # the trained ones are replaced by the restored ones
             restored, position = checkpoints.restore(where.moving)
             state = TrainState(frozen=frozen, **restored)
             batches.set_state(position)

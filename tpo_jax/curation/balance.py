@@ -49,7 +49,7 @@ def balance(
     weights = dict(zip(TYPES, shares, strict=True)) if settings.types else {}
     for kind, share in wanted.items():
         candidates = [unit for unit in kept if unit.kind == kind]
-        # The small term: a share such as 0.3 of 10 must not become 2.
+        # Without the small term, rounding could turn a share such as 0.3 of 10 into 2.
         chosen += _take(candidates, int(total * share + 1e-6), weights)
     removed["beyond the proportions"] = len(kept) - len(chosen)
     return sorted(chosen, key=lambda unit: unit.id), {k: n for k, n in removed.items() if n}

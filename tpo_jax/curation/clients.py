@@ -39,8 +39,8 @@ class VideoView:
     def read(self) -> Sample | Failure:
         """Return the frames in the order they are shown, or why they cannot be read.
 
-        Their times ascend in every view: a model that sees frames in another order is told the
-        times of a video in that order.
+        Their times ascend in every view: a model that sees shuffled frames is told times as if
+        the video ran in that order.
         """
         try:
             sample = select_frames(video_at(self.path), self.view.indices)

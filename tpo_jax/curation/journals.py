@@ -58,12 +58,13 @@ def read_outcomes(
 ) -> dict[str, Outcome]:
     """Return the outcomes of a stage by unit id, those of all parts together.
 
+    A last line without its newline is still being written by another part, and is skipped.
+
     Args:
         owner: The settings that the journals must have been made with; None: any.
 
     Raises:
-        InputError: A journal has other settings, or a line that is no outcome. A last line
-            without its newline is still being written by another part, and is skipped.
+        InputError: A journal has other settings, or a line that is no outcome.
     """
     found: dict[str, Outcome] = {}
     for path in sorted([workdir / f"{stage}.jsonl", *workdir.glob(f"{stage}.*-of-*.jsonl")]):

@@ -33,7 +33,7 @@ class _Row(NamedTuple):
     Attributes:
         group: Index of the requests in their window.
         requests: At most `MOST_QUESTIONS`.
-        visual: Frames uint8 `[F, S, S, 3]`; without pictures for text alone.
+        visual: Frames uint8 `[F, *frame_shape]`; no pictures for text alone.
         prompts: Tokenized prompts.
     """
 

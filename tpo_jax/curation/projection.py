@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from tpo_jax.curation.ledger import Spent
 
-VIDEOS = 32  # in a pilot; runs of fewer than four times as many have none
+VIDEOS = 32  # in a pilot; runs of fewer than four times this number have no pilot
 
 
 def projection(done: int, rest: int, seconds: Mapping[str, float], spent: Spent) -> str:

@@ -55,7 +55,7 @@ def identity(config: Config, role: str) -> str:
 
 
 def _folder_hash(folder: Path) -> str:
-    """Return a hash that changes with the files of a model directory, without reading weights."""
+    """Return a hash of a model directory's file names, file sizes and small JSON files."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such model directory")
     digest = hashlib.sha256()
@@ -69,7 +69,7 @@ def _folder_hash(folder: Path) -> str:
 def stage_owners(config: Config, stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
     """Return, per stage, the settings its results depend on: its own and those of earlier stages.
 
-    Prompts and models count by what they are (hash, identity), not by their names.
+    Prompts count by name and hash of their text, models by `identity`.
     """
     found: dict[str, dict[str, Any]] = {}
     settings: dict[str, Any] = {}

@@ -2,7 +2,7 @@
 
 The captioner says what happens in its segment, and the question writer asks one of the world's
 questions. The answerer is right exactly when its frames show the evidence in the true order, except
-for an error rate (`rules.slips`). The judge compares with the truth and turns around a share of its
+for an error rate (`rules.slips`). The judge compares with the truth and flips a share of its
 verdicts (`rules.judge_slips`).
 """
 

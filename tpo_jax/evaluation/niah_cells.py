@@ -19,8 +19,8 @@ class Needle(NamedTuple):
 
     frame: np.ndarray  # uint8 [S, S, 3]; of any size where cells are videos
     prompt: np.ndarray  # int32 [n], the question and the template's turn to the answer
-    answer: np.ndarray  # int32 [m], without an end
-    texts: tuple[str, str]  # both
+    answer: np.ndarray  # int32 [m], without an end-of-turn token
+    texts: tuple[str, str]  # the question and the answer
 
 
 class Cell(NamedTuple):

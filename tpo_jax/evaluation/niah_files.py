@@ -81,8 +81,8 @@ def _kept(frames: np.ndarray, processor: Processor) -> np.ndarray:
 
 
 def read_needles(file: Path, processor: Processor) -> tuple[list[Asked], list[str]]:
-    """Return the needles, their images padded to squares for a model that takes these, and a line
-    per one that cannot be read.
+    """Return the needles, their images padded to squares if the model takes squares, and one line
+    for each needle that cannot be read.
 
     Args:
         file: `dataset.json` of the original, a list of `path` (an image beside it), `prompt` and
@@ -183,8 +183,8 @@ def write_results(
     """Write `all_accuracies.json`, `avg_accuracy.txt` and `heatmap.png` in the original's formats,
     and `summary.json`.
 
-    The original rounds depths to tens of a percent, so depths of a step that is not a multiple of
-    0.1 may coincide; the picture shows their mean.
+    The original rounds depths to the nearest ten percent, so depths of a step that is not a
+    multiple of 0.1 may coincide; the picture shows their mean.
 
     Args:
         scores: `[lengths, depths]`, shares of the needles that were found.

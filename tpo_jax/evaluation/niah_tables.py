@@ -34,7 +34,7 @@ def table_batches(
 ) -> Iterator[tuple[Sequence[Cell], jax.Array, Batch]]:
     """Yield cells, the table of visual tokens and the cells' batch, short cells first.
 
-    The last cell fills a short batch, for another size would be another program.
+    A short batch is filled up with its last cell: another size would need another program.
 
     Args:
         size: cells of a batch.
@@ -55,7 +55,7 @@ def table_batches(
 
 
 def everywhere(mesh: jax.sharding.Mesh, rows: np.ndarray) -> jax.Array:
-    """Place rows that every process has."""
+    """Shard over the mesh the rows `[B, ...]` that every process holds in full."""
     return jax.make_array_from_callback(rows.shape, batch_sharding(mesh), rows.__getitem__)
 
 
@@ -68,12 +68,12 @@ def places(cell: Cell, haystack: int) -> np.ndarray:
 
 
 def encode(model: Model, frames: np.ndarray) -> jax.Array:
-    """Return visual tokens of frames one after the other, `[n, D]`, empty frames after them.
+    """Return the visual tokens of all frames in order, `[n, D]`, then those of padding frames.
 
-    A newline after the whole video (`newline=one_token`) is not part of it.
+    The newline after a whole video (`newline=one_token`) is left out.
 
     Args:
-        model: its frames are spread over all devices; the result is split by width within a row.
+        model: spreads the frames over all devices; the result is split by width within a row.
         frames: uint8 `[F, S, S, 3]`.
     """
     config, mesh = model.config, model.mesh
@@ -128,7 +128,7 @@ def make_batch(
 
     Args:
         head: token ids before the frames.
-        needles: texts; all decide on R, so that it is the same for all cells.
+        needles: all of them, whose longest text sets R, so that all cells have the same.
         cells: one per row.
         haystack: frames in the table before the needles.
         P: see `prefix_length`.

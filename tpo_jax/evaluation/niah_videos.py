@@ -67,7 +67,7 @@ def shown(processor: Processor, frames: np.ndarray, needle: Needle, cell: Cell) 
 
 
 def asked(processor: Processor, needle: Needle, clip: Clip) -> Row:
-    """Return the row of a cell, the tokens of the answer labelled, not its end."""
+    """Return the row of a cell; the answer's tokens are labelled, its end-of-turn token is not."""
     question, answer = needle.texts
     row = processor.answers([question.strip()], [[answer]], clip)
     number = np.cumsum(row.target_mask, axis=-1)

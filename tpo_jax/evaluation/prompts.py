@@ -152,7 +152,7 @@ def videomme_v2_subtitled_options(doc: dict, folder: Path, era: str) -> str:
 
 
 def videomme_v2_reasoning(doc: dict, folder: Path, era: str) -> str:
-    """Return question and options, then the wish for a detailed reasoning."""
+    """Return question and options, then the request for detailed reasoning."""
     return f"Question: {doc['question']}\n{doc['options']}\n{_REASONING}"
 
 
@@ -184,7 +184,7 @@ def tempcompass_files(doc: dict) -> list[str]:
 def tvbench_files(doc: dict) -> list[str]:
     """Return names of TVBench's video, in the order in which lmms-eval looks for it.
 
-    Of videos of two tasks with the same name, that of the first task counts for both.
+    If videos of two tasks have the same name, that of the first task counts for both.
     """
     name, places = doc["video"], ["", "video/", "videos/", "data/"]
     for task in TVBENCH_TASKS:

@@ -35,7 +35,7 @@ def write_results(
     target = BENCHMARKS[scorer.benchmark].target
     verdicts, lines = [], []
     for question, raw in answered:
-        # The command line of lmms-eval takes reasoning out since there are tags for it.
+        # The command line of lmms-eval has removed tagged reasoning since 0.7.
         text = extraction.without_reasoning(raw) if scorer.era == TODAY else raw
         verdicts.append(scorer.judge(question.doc, text))
         lines.append(_sample(question, raw, text, verdicts[-1], target))

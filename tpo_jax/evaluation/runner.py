@@ -16,8 +16,8 @@ from tpo_jax.families.template import IMAGE, Message
 from tpo_jax.inference.generator import Generator, round_up
 from tpo_jax.models.pictures import Pictures
 
-# More questions than this on one video are split over several rows; rows of a batch have a power of
-# two of them, and prompts of like length: few programs are compiled.
+# More questions than this on one video are split over several rows. Their number is rounded up to a
+# power of two and prompt lengths to a multiple, so that few programs are compiled.
 MOST_QUESTIONS, PROMPT_MULTIPLE = 16, 64
 
 
@@ -65,8 +65,9 @@ def make_reader(
         rule: one of `video.sampling.RULES`.
         system: message before every question; empty: the template's own, if it has one.
 
-    It returns frames uint8 `[F, *frame_shape]`, or images, and a row. It raises `InputError` for a
-    video or a prompt that cannot be used.
+    Returns:
+        A function that returns frames uint8 `[F, *frame_shape]`, or images, and a row. It raises
+        `InputError` for a video or a prompt that cannot be used.
     """
 
     def asked(prompt: str) -> str | list[Message]:
@@ -94,7 +95,7 @@ def make_reader(
 def answer(
     groups: Sequence[Group], read: Read, generator: Generator
 ) -> Iterator[tuple[list[tuple[int, str, str]], list[str]]]:
-    """Yield (row, prompt, answer) of a batch's questions, and a line per one that cannot be asked.
+    """Yield a batch's (row, prompt, answer), and a line for each question that cannot be asked.
 
     The videos of the next batches are decoded while the devices work.
     """
@@ -123,7 +124,7 @@ def answer(
 def _answer(
     ready: Sequence[tuple[Group, Visual, Row]], generator: Generator
 ) -> list[tuple[int, str, str]]:
-    # Every batch has the same size, for another size would be another program.
+    # Every batch has the same size: another size would need another program.
     shape = generator.batch_rows, ready[0][0].shape[0]
     visuals, rows = [visual for _, visual, _ in ready], [row for *_, row in ready]
     texts = generator.answer(visuals, rows, shape=shape)

@@ -71,8 +71,8 @@ class Scorer:
         """Return score, counts, lmms-eval's `results` entry and accuracies per group.
 
         `score` is on lmms-eval's scale: 0 to 1 for LongVideoBench, LVBench and TVBench, 0 to 100
-        for the others. `no_answer` counts predictions without a letter; for benchmarks that guess
-        then, `score_without_guessing` counts them as wrong. TemporalBench has `score` for its
+        for the others. `no_answer` counts predictions without a letter; where lmms-eval guesses
+        one, `score_without_guessing` counts them as wrong. TemporalBench has `score` for its
         questions and `multiple_binary_accuracy` for its videos.
         """
         if not verdicts:

@@ -64,7 +64,7 @@ def shown_lines(path: Path, video: Path, num_frames: int = FRAMES) -> list[str]:
     Raises:
         InputError: See `read_srt`.
     """
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a broken file is no text on stderr
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet about broken files
     capture = cv2.VideoCapture(str(video)) if video.is_file() else None
     # OpenCV's numbers, not those of `video.decode`: the prompts depend on them.
     fps = capture.get(cv2.CAP_PROP_FPS) if capture else 0.0

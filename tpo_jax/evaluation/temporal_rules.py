@@ -23,8 +23,8 @@ def _tvbench(doc: dict, text: str, era: str, _: random.Random) -> Verdict:
 def option_letter(answer: str, candidates: list[str]) -> str:
     """Return the letter of TVBench's gold answer, the text of an option.
 
-    As in lmms-eval, an answer in digits numbers an option, from 0 or, for the last, from 1, where
-    there is such an option.
+    As in lmms-eval, digits are the index of an option, from 0; the number of options itself stands
+    for the last one.
     """
     answer, letters = answer.strip(), string.ascii_uppercase
     if len(answer) == 1 and answer.isalpha():

@@ -9,8 +9,8 @@ from tpo_jax.errors import InputError
 from tpo_jax.evaluation import extraction
 from tpo_jax.evaluation.verdicts import ERAS, ScoringRule, Verdict, need
 
-# What the right answers of a group are worth, by their number; of a logical group those count that
-# come before the first wrong one. Two questions in brackets may be answered in either order.
+# What the right answers of a group are worth, by their number; in a logical group only those before
+# the first wrong one count. Two questions in brackets count in either order.
 _RELEVANCE = [100 * n / 16 for n in (0, 1, 4, 9, 16)]
 _LOGIC = {
     "[1, 2, 3, 4]": _RELEVANCE,
@@ -46,7 +46,7 @@ def _structure(value: dict) -> str:
 
 
 def _aggregate(benchmark: str, metric: str, values: list[dict]) -> float:
-    """Return a metric in percent, 0 without a question of its part."""
+    """Return a metric in percent; 0 if its part has no question."""
     part, _, kind = metric.removeprefix("videomme_v2_").rpartition("_")
     if kind == "acc":
         return _mean(part, [(value, 100 * value["score"]) for value in values])

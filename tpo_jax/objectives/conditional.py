@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from tpo_jax.objectives.losses import Pairs, margins, sigmoid
 
-VIDEO = "video/"  # before the names of metrics of these pairs
+VIDEO = "video/"  # prefix of the names of these pairs' metrics
 
 
 def _other_row(values: jax.Array) -> jax.Array:
@@ -20,7 +20,7 @@ def _other_row(values: jax.Array) -> jax.Array:
 
 
 def join_rows(sums: jax.Array, target_mask: jax.Array) -> jax.Array:
-    """Return sums over answers with those of both rows of a pair of two videos in each of them.
+    """Return sums over answers; both rows of a pair of two videos get the sums of both.
 
     Args:
         sums: float32 `[B, Q, n]`, columns of chosen and of rejected answers, zero where there is no
@@ -36,7 +36,7 @@ def join_rows(sums: jax.Array, target_mask: jax.Array) -> jax.Array:
 
 
 def video_pairs(target_mask: jax.Array) -> jax.Array:
-    """Return which first rows are those of a pair of two videos with both of them: bool `[B, Q]`.
+    """Return whether a row is the first of a complete pair of two videos: bool `[B, Q]`.
 
     Args:
         target_mask: bool `[B, Q, 2, R]`.

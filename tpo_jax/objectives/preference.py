@@ -39,8 +39,8 @@ class Objective:
     margin: float = 0.5  # of simpo
     reference_free: bool = False  # take the reference's log-probabilities as 0
     token_kl: float = 0.0  # weight of KL(reference || policy) at the chosen answer's tokens
-    video_weight: float = 0.0  # of the preference between the two videos of a pair
-    video_anchor: float = 0.0  # of the reward of its answer on the chosen video staying above 0
+    video_weight: float = 0.0  # weight of the preference between the two videos of a pair
+    video_anchor: float = 0.0  # weight of keeping the reward on the chosen video above 0
 
     def __post_init__(self) -> None:
         if not 0 < self.beta < math.inf:
@@ -143,8 +143,7 @@ def parse(loss: str) -> dict[str, float]:
 
 
 def counts(target_mask: jax.Array, videos: bool = False) -> Iterator[tuple[str, jax.Array]]:
-    """Yield what is counted of a batch by its name: pairs of two answers and the tokens of their
-    chosen ones.
+    """Yield a batch's counts by name: pairs of two answers, and tokens of their chosen answers.
 
     Args:
         target_mask: bool `[B, Q, A, R]`.
@@ -203,12 +202,13 @@ def tpo_loss(
     """Return the loss and metrics of a (micro-)batch, each as its share of the whole batch's.
 
     Args:
-        token_logps: float32 `[B, Q, A, R]`, zero where not labelled.
+        token_logps: float32 `[B, Q, A, R]`, zero where not labelled; `A` may be 1 if the objective
+            uses no pairs.
         target_mask: bool `[B, Q, A, R]`.
         reference: float32 `[B, Q, 2]`, summed log-probabilities; `[B, Q, 4]` when the objective
-            uses phrases, with their sums after. None without a reference. `A` may be 1 without
-            pairs. Both rows of a pair of two videos have those of both.
-        totals: `denominators` of the whole batch; with `mean_log_ratios` where this is a part of it
+            uses phrases, with their sums last; None without a reference. Both rows of a pair of two
+            videos hold the sums of both.
+        totals: `denominators` of the whole batch; with `mean_log_ratios` if this is a micro-batch
             and the objective uses them.
         phrase_mask: bool `[B, Q, 2, R]`, tokens in which the answers differ.
         token_kl: float32 `[B, Q, R]`, divergence from the reference at every labelled token of the
@@ -340,8 +340,8 @@ def _records(
         metrics |= {
             "ref_logps/chosen": mean(reference[..., 0]),
             "ref_logps/rejected": mean(reference[..., 1]),
-            # The answers are samples of the reference: an estimate of KL(reference || policy) per
-            # answer.
+            # If the answers were sampled from the reference, an estimate of
+            # KL(reference || policy) per answer.
             "kl/chosen": mean(reference[..., 0] - policy[..., 0]),
             "kl/rejected": mean(reference[..., 1] - policy[..., 1]),
         }

@@ -1,1 +1,1 @@
-"""What the train step needs on a TPU slice, from the compiled program."""
+"""What the train step and other commands need on a TPU slice, from the compiled programs."""

@@ -1,4 +1,4 @@
-"""Lower bounds on memory and time of a train step, by formula: what need not be compiled."""
+"""Lower bounds on memory and time of a train step by formula, to compile fewer programs."""
 
 import math
 from typing import Any
@@ -29,7 +29,7 @@ def kept_tensors(remat: str) -> set[str]:
 
 
 def _widths(d: DecoderConfig) -> dict[str, int]:
-    """Return the numbers of a token by tensor."""
+    """Return the elements per token and layer of each tensor of `REMAT_TENSORS`."""
     return {
         "qkv": (d.heads + 2 * d.kv_heads) * d.head_dim,
         "attention": d.heads * d.head_dim,
@@ -39,7 +39,7 @@ def _widths(d: DecoderConfig) -> dict[str, int]:
 
 
 def device_bytes(tree: Any) -> int:
-    """Return what a tree of abstract arrays takes on one device."""
+    """Return the bytes that a tree of abstract arrays takes on one device."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * jax.dtypes.itemsize_bits(x.dtype) // 8
         for x in jax.tree.leaves(tree)

@@ -24,7 +24,7 @@ from tpo_jax.planning.plan import Plan, abstract_state, batch_shape
 from tpo_jax.planning.program import GIB
 from tpo_jax.training import experiment
 
-# From the least memory to the fewest FLOPs, by the FLOPs that a kept number saves.
+# From the least memory to the fewest FLOPs; what saves the most FLOPs per byte is kept first.
 REMATS = (
     "full",
     "attention:save",
@@ -37,7 +37,7 @@ MOST = 12  # compilations
 
 
 class Setting(NamedTuple):
-    """What a search varies, and what that takes at least."""
+    """What a search varies, with lower bounds on a step's time and memory."""
 
     mesh: tuple[int, ...]  # sizes of `AXES`
     remat: str

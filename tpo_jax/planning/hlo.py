@@ -64,11 +64,12 @@ def work(text: str, steps: int = 0) -> Work:
     """Count the work in the text of a compiled module (`compiled.as_text()`).
 
     Args:
-        steps: how often a loop runs whose end depends on data, as that of `generation.decode`.
+        steps: how often a loop runs whose end depends on data, such as the one in
+            `generation.decode`.
 
     Raises:
-        ValueError: there is such a loop and no `steps`, or the compiler writes its programs
-            otherwise than this file expects.
+        ValueError: there is such a loop and no `steps`, or the program's text is not in the form
+            that this file expects.
     """
     computations, entry = _parse(text)
     total = Work(steps=steps)
@@ -248,7 +249,7 @@ def _groups(pattern: str | re.Pattern, text: str) -> tuple[str, ...]:
     """Return the groups of a pattern in a text.
 
     Raises:
-        ValueError: the compiler writes its programs otherwise than this file expects.
+        ValueError: the program's text is not in the form that this file expects.
     """
     if (found := re.search(pattern, text)) is None:
         raise ValueError(f"the compiled program has no {pattern} in {text[:200]!r}")

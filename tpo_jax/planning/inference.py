@@ -46,9 +46,9 @@ class Command(NamedTuple):
 
     axis: str  # of the mesh, which all devices are on
     rows: int  # at a time, rounded up to a multiple of the devices that do not share one
-    question: int  # its tokens are rounded up to a multiple
-    answer: int  # its most tokens
-    flag: str = ""  # that sets the rows; empty: there is none
+    question: int  # a question's tokens are rounded up to a multiple of this
+    answer: int  # most tokens of an answer
+    flag: str = ""  # flag that sets the rows; empty: there is none
 
 
 COMMANDS = {
@@ -78,8 +78,8 @@ def compile_command(
     """Compile the programs that a command runs for every batch.
 
     Args:
-        config: as `train` takes it. Read are frames, lengths, questions of a row, the compute dtype
-            and `model.weights`; the mesh is the command's own.
+        config: as `train` takes it. Only frames, lengths, questions of a row, the compute dtype and
+            `model.weights` are read; the mesh is the command's own.
         topology: of the slice.
         name: one of `COMMANDS`.
         rows: at a time; 0: the command's default.

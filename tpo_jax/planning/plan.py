@@ -62,7 +62,7 @@ class Plan:
     scores: float = 0.0  # of these for scores of attention that two kernels compute
     hbm_bytes: float = 0.0
     collectives: dict[str, list[float]] = dataclasses.field(default_factory=dict)
-    # Of each unit of a chip at its peak rate; of several programs, of the slowest unit of each.
+    # Of each unit of a chip at its peak rate; of several programs, of each one's slowest unit.
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     pairs_per_hour: float = 0.0
     chip_hours: float = 0.0  # for 10,000 pairs
@@ -217,7 +217,7 @@ def _lower(
 
 
 def fill(plan: Plan, programs: dict[str, Program], chip: Chip) -> None:
-    """Put the figures of the programs that a plan runs, one after the other, into it."""
+    """Set a plan's figures from those of the programs that run one after the other."""
     worst = max(programs.values(), key=lambda program: program.peak)
     plan.peak, plan.memory = worst.peak, worst.memory
     plan.fits = all(program.memory for program in programs.values()) and plan.peak <= plan.limit

@@ -82,11 +82,11 @@ def without_source_lines() -> Iterator[None]:
 def cached_program(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh, folder: Path) -> Program:
     """Return the figures of a program that was compiled before, or compile it and keep them.
 
-    They are found by the program itself, the devices, the versions and settings of the compilers,
-    and the code that reads the figures.
+    The key is the program itself, the devices, the versions and settings of the compilers, and the
+    code that reads the figures.
 
     Args:
-        lowered: `without_source_lines`.
+        lowered: under `without_source_lines`.
         folder: of the figures; made where it is missing.
     """
     devices = [

@@ -15,7 +15,7 @@ from tpo_jax.planning.plan import Plan, prefix_tokens
 
 def frames_of(model: ModelConfig, prefix: int) -> int:
     """Return the most frames whose prefix has at most `prefix` tokens."""
-    counts = range(1, 2 * prefix + 1)  # a token is of two frames at most
+    counts = range(1, 2 * prefix + 1)  # a token covers two frames at most
     return bisect.bisect_right(counts, prefix, key=lambda n: prefix_tokens(model, n))
 
 
@@ -70,8 +70,8 @@ def most_frames(
 
 
 def most_rows(compile_at: Callable[[int], Plan], start: int) -> Plan:
-    """Return the plan of the most videos at a time that fit among doublings of the fewest; that of
-    the fewest where they do not fit.
+    """Double the videos at a time while they fit; return the plan of the most that do, or of the
+    fewest if those do not.
 
     Args:
         compile_at: returns the plan of a number of videos, or of more if the mesh needs more.

@@ -19,13 +19,13 @@ def split(
     spans: Sequence[tuple[str, float, float]],
     busy: Sequence[tuple[float, float]],
 ) -> dict[str, float]:
-    """Divide a stretch of time; what the host does while the devices work costs nothing.
+    """Split a time span by cause; what the host does while the devices work counts as `step`.
 
     Args:
         start: Seconds on some clock.
         end: Seconds on the same clock, like all that follow.
-        spans: What the host did, of `SPANS`, from when to when; disjoint, between start and end.
-        busy: When the devices worked; disjoint, in order, between start and end.
+        spans: What the host did: name of `SPANS`, from, to; disjoint, between start and end.
+        busy: When the devices worked: from, to; disjoint, in order, between start and end.
 
     Returns:
         Seconds: `step`, while the devices worked; each of `SPANS`, while they waited for it;
@@ -63,7 +63,7 @@ class StepClock:
 
     @contextlib.contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Count the time of the block as `name`, one of `SPANS`; compiling in an `eval` as that."""
+        """Count the block's time as `name`, one of `SPANS`; compiling in `eval` as `compile`."""
         begin, compiling = time.monotonic(), self._compiling
         yield
         end = time.monotonic()

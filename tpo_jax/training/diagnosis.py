@@ -227,7 +227,7 @@ def checkpoint_bound(run: Run) -> Finding | None:
 
 
 def compiles_again(run: Run) -> Finding | None:
-    """Warn if more is compiled than step and evaluation, once a start: shapes change."""
+    """Warn if a start compiles more than the step and the evaluation: shapes change."""
     compiled = run.series.get("time/compile")
     if compiled is None:
         return None

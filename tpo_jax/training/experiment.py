@@ -87,7 +87,7 @@ def base() -> ConfigDict:
 
 
 def _value(field: dataclasses.Field) -> Any:
-    """Return the default of a field; one of several types takes values of them, also as a flag."""
+    """Return a field's default; a union-typed field accepts all its types, also from a flag."""
     if isinstance(field.type, types.UnionType):
         return FieldReference(field.default, field_type=object)
     return field.default

@@ -22,11 +22,11 @@ class Feed:
 
     Attributes:
         mesh: Devices.
-        pairs: Of the shards, to name them by `pair_index`.
+        pairs: Records of the shards, which `pair_index` points to.
         reference: float32 `[pairs, 2 or 4]` by `pair_index`, for every F that batches have; None if
             the objective reads no cache.
         padding: Looks at the first batches.
-        frames: Of a video, for every F that batches have; empty: all batches have the same.
+        frames: Frames of a video, for every F that batches have; empty: all batches have the same.
     """
 
     mesh: jax.sharding.Mesh
@@ -68,14 +68,14 @@ def make_feeds(
     seen: list[list[Pipeline]],
     held_out: Pipeline | None,
 ) -> tuple[Feed, Feed | None]:
-    """Return what puts batches on the mesh and what puts batches of held-out pairs there, with the
-    log-probabilities of the reference if the objective reads them.
+    """Return the feed of the training batches and that of the held-out pairs, with the reference's
+    log-probabilities if the objective reads them.
 
-    They are loaded from their cache, or computed and cached if absent.
+    The log-probabilities are loaded from their cache, or computed and cached if absent.
 
     Args:
         weights: Fingerprint of the reference.
-        seen: The pairs of the batches, for every directory and number of frames.
+        seen: Pipelines of the batches: for every directory, one for each number of frames.
         held_out: The pairs that are evaluated; None: none are.
     """
     given = experiment.reference.reference

@@ -44,7 +44,7 @@ class Board:
     """Writes scalars for TensorBoard; those that cannot be written are left out.
 
     tensorboardX's `SummaryWriter` writes from a thread that ends at the first error, such as a full
-    disk, and then blocks the program: its queue of ten events is never emptied. This writes
+    disk, and then blocks the program: its queue of ten events is never emptied. `Board` writes
     with the same package's `EventsWriter`, in the caller's thread.
     """
 
@@ -85,10 +85,10 @@ class Board:
 
 
 def _tensorboardx() -> tuple[ModuleType, ModuleType, ModuleType]:
-    """Return what writes event files, and the messages of events and of summaries.
+    """Return tensorboardX's modules: the writer, and the messages of events and of summaries.
 
-    tensorboardX imports PyTorch where it is installed, which takes seconds and 200 MB, and needs it
-    for tensors alone: PyTorch is hidden while tensorboardX is imported.
+    Where PyTorch is installed, tensorboardX imports it, which takes seconds and 200 MB. Only
+    tensors need it, so PyTorch is hidden during the import.
     """
     hidden = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]
     try:

@@ -1,9 +1,9 @@
 """Metrics over held-out pairs: the objective's, as if all of these pairs were one batch.
 
 Every metric is a sum over pairs divided by their number, or a sum over chosen tokens divided by
-theirs, or over pairs of two videos by theirs (`objectives/preference.py`). Batches therefore give
-shares with the denominators 1, which are added up and divided at the end: padding and pairs that
-cannot be decoded weigh nothing.
+theirs, or over pairs of two videos by theirs (`objectives/preference.py`). Batches are therefore
+evaluated with denominators of 1; the sums are added up and divided at the end. Padding and pairs
+that cannot be decoded weigh nothing.
 """
 
 import contextlib
@@ -38,11 +38,11 @@ def make_evaluator(
     Returns:
         The function. Its `log_ratios`, float32 `[2]`, are the means of chosen and rejected
         answers over all pairs, for losses that read them. It returns float32 scalars:
-        counts `pairs`, `tokens` and, if the objective has them, `video_pairs`; in `shares`, by each
-        of these names, the shares of the metrics that it divides; and `log_ratios`, float32 `[2]`,
-        its share of the mean log-ratios, if the objective has them.
+        counts `pairs`, `tokens` and, if the objective has them, `video_pairs`; in `shares`, under
+        each of these names, the shares of the metrics that this count divides; and `log_ratios`,
+        float32 `[2]`, the batch's share of the mean log-ratios, if the objective uses them.
     """
-    one, never = jnp.float32(1), jnp.float32(jnp.inf)  # what is divided by infinity is no share
+    one, never = jnp.float32(1), jnp.float32(jnp.inf)  # infinity leaves a metric out
 
     def evaluate(
         state: TrainState, batch: Batch, log_ratios: jax.Array, reference: dict | None = None

@@ -35,7 +35,7 @@ FREE = (
     "train.keep_best",
 )
 
-# Of checkpoints: what steps change, without the frozen weights that format 1 had, too.
+# Format of checkpoints: 2 holds what steps change, 1 also held the frozen weights.
 FORMAT = 2
 
 
@@ -47,12 +47,12 @@ def identity(
     held_out: Pipeline | None,
     reference: str = "",
 ) -> tuple[str, dict[str, Any]]:
-    """Return the fingerprint of the weights, and what a checkpoint carries to tell its run: the
-    config and what numbers depend on beyond it.
+    """Return the fingerprint of the weights, and what a checkpoint carries to identify its run: the
+    config, and what else the numbers depend on.
 
     Args:
         params: What the run begins with.
-        reference: Fingerprint of the reference's weights, if they are others.
+        reference: Fingerprint of the reference's weights; empty: the run begins with them.
     """
     weights, dtype = weights_fingerprint(params), experiment.compute.dtype
     key, *others = (cache_key(part, weights, dtype) for part in mixture.parts)
@@ -87,7 +87,7 @@ def check_same_run(saved: dict, meta: dict) -> None:
 
 
 def changed_fields(saved: dict, config: dict, besides: Collection[str] = ()) -> str:
-    """Return the fields that a config has otherwise than a saved one, `a.b: 1 -> 2, …`, or nothing.
+    """Return the fields in which a config differs from a saved one, `a.b: 1 -> 2, …`, or "".
 
     Args:
         besides: Fields that may differ, besides `FREE`.
@@ -102,7 +102,7 @@ def changed_fields(saved: dict, config: dict, besides: Collection[str] = ()) -> 
             else:
                 yield f"{prefix}{name}", value
 
-    # A field that the run did not have yet stands at its default, which is what the run did.
+    # A field newer than the run gets its default, which is how the run behaved.
     defaults = dict(fields(json.loads(base().to_json_best_effort())))
     ours, theirs = dict(fields(config)), defaults | dict(fields(saved))
     differs = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))

@@ -37,7 +37,7 @@ class LoopConfig:
             raise InputError(f"train.eval_every={self.eval_every} must not be negative")
 
     def logs(self, step: int) -> bool:
-        """Return whether a step has a record; the first loss is ln 2 if the reference is right."""
+        """Return whether a step has a record; step 1 has: its loss of ln 2 checks the reference."""
         return step in (1, self.num_steps) or step % self.log_every == 0 or self.evaluates(step)
 
     def evaluates(self, step: int) -> bool:

@@ -22,7 +22,7 @@ def jitted_step(
     state: TrainState,
     mesh: jax.sharding.Mesh,
 ) -> jax.stages.Wrapped:
-    """Return the step, jitted; it takes the place of the state that it is given.
+    """Return the jitted step, which donates its input state.
 
     Args:
         state: abstract; its shardings are those of the next state.
@@ -39,7 +39,7 @@ def jitted_step(
 def step_arguments(
     experiment: Experiment, shape: BatchShape, state: TrainState, mesh: jax.sharding.Mesh
 ) -> tuple[tuple[TrainState, Any], dict[str, Any]]:
-    """Return the abstract arguments that every step of a run has, by position and by name.
+    """Return the abstract arguments of every step of a run, by position and by name.
 
     Args:
         shape: of a batch of all processes, without the sums of the reference.
@@ -56,7 +56,7 @@ def step_arguments(
 
 
 def reference_sums(objective: Objective) -> int:
-    """Return how many sums of log-probabilities of the reference every pair brings."""
+    """Return how many summed reference log-probabilities a batch holds per pair."""
     if objective.uses_live_reference or not objective.uses_reference:
         return 0
     return 4 if objective.uses_phrases else 2

@@ -20,8 +20,8 @@ class Recorder:
 
     Attributes:
         workdir: Directory of the files.
-        meta: What checkpoints carry to tell their run; its `config` goes to Weights & Biases.
-        schedule: Learning rate of a step.
+        meta: What checkpoints carry to identify their run; its `config` goes to Weights & Biases.
+        schedule: Maps a step to its learning rate.
         watch: Profile, Weights & Biases.
         started: When this process began, seconds since the epoch.
     """

@@ -58,8 +58,8 @@ class Reference:
     """Log-probabilities under the reference, of any pipeline's pairs.
 
     Args:
-        score: `(params, batch)` to float32 `[B, Q, 2]`, or `[B, Q, 4]` with the sums over the
-            phrases of both answers after; rows of one pair have the same.
+        score: Maps `(params, batch)` to float32 `[B, Q, 2]`, or `[B, Q, 4]` with the sums over the
+            phrases of both answers last; both rows of a pair of two videos hold the sums of both.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Reference:
         All processes must call this together.
 
         Args:
-            pipeline: Of the pairs; its open data serve the pass.
+            pipeline: Of the pairs; its open shards and decoded clips are reused.
             key: Its `cache_key`.
             given: File to load; empty: the one beside the shards.
 

@@ -139,7 +139,7 @@ def curves(run: Run) -> str:
         return ""
     rows = -(-len(panels) // 3)
     figure = Figure(figsize=(12, 2.6 * rows))
-    # A layout that is searched for takes as long as the picture.
+    # Computing the layout (`tight`, `constrained`) would take as long as drawing the picture.
     margin = 0.3 / (2.6 * rows)
     figure.subplots_adjust(0.05, margin, 0.99, 1 - margin, wspace=0.22, hspace=0.3)
     places = figure.subplots(rows, 3, squeeze=False).flat

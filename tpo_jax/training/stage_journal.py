@@ -1,5 +1,5 @@
-"""What the stages of a run of several rounds took and made, in a file that a killed run resumes
-from.
+"""The journal of a run of several rounds: what each stage took and made; a killed run resumes from
+it.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class StageJournal:
 
         Args:
             number: Of the round.
-            folder: What the stage writes; a killed start counts up to its last file.
+            folder: What the stage writes; a killed start is counted until the last write to it.
             work: Returns what JSON can hold, or None if it was asked to stop.
 
         Returns:

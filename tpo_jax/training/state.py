@@ -117,9 +117,9 @@ def make_optimizer(config: Optimizer, schedule: optax.Schedule) -> optax.Gradien
 def stored_as_bfloat16(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """Wrap an optimizer that computes in float32 so that its moments are kept in bfloat16.
 
-    Rounding is stochastic, so moments are right on average. A step changes the second moment by
-    1 - b2 of the difference, less than half a digit of bfloat16: rounding to nearest would leave it
-    unchanged. The random numbers depend on the step alone.
+    Rounding is stochastic, so moments are unbiased. A step changes the second moment by 1 - b2 of
+    the difference, less than half a unit in the last place of bfloat16: rounding to nearest would
+    leave it unchanged. The random numbers depend on the step alone.
     """
 
     def narrow(state: optax.OptState, count: jax.Array | int) -> optax.OptState:

@@ -56,8 +56,8 @@ class Compute:
 def make_forward(
     model: ModelConfig, objective: Objective, compute: Compute, lora: Lora = NO_ADAPTERS
 ) -> Callable[..., dict[str, Any]]:
-    """Build `forward(trainable, frozen, batch, reference)`, the arguments of `tpo_loss` that depend
-    on the batch; see `make_step`.
+    """Build `forward(trainable, frozen, batch, reference)`, which returns the arguments of
+    `tpo_loss` that depend on the batch; see `make_step`.
     """
 
     def forward(
@@ -189,7 +189,7 @@ def sum_over_parts(
     """Add up the values of a function over `n` micro-batches of a batch, one after the other.
 
     Args:
-        together: so many neighbouring rows are in one micro-batch.
+        together: neighbouring rows that must be in the same micro-batch.
     """
     if together > 1:
         groups = jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), batch)

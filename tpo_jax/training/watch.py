@@ -1,4 +1,4 @@
-"""Observing a run in progress: profile, Weights & Biases, memory. No number of it changes."""
+"""Observing a run in progress: profile, Weights & Biases, memory. Its results do not change."""
 
 import dataclasses
 import importlib.util
@@ -63,7 +63,7 @@ class Watch:
         return range(first, last + 1)
 
     def note_resume(self, step: int) -> None:
-        """Say so if a run that resumes at this step is past the steps to trace."""
+        """Print a note if a run that resumes at this step is past the steps to trace."""
         if self.profiled and self.profiled[-1] <= step:
             given = f"--profile_steps={self.profile_steps}"
             print(f"{given}: already done, nothing is traced", file=sys.stderr)

@@ -59,7 +59,7 @@ def open_weights(experiment: Experiment, mesh: jax.sharding.Mesh) -> Beginning:
     model = dataclasses.replace(families.preset(given.preset), **_length(given))
     if not given.tokenizer:
         raise InputError(f"model.preset={given.preset} needs model.tokenizer, a directory")
-    # Random weights have no vocabulary of their own: a larger tokenizer makes room for itself.
+    # Random weights have no vocabulary of their own, so it grows to fit a larger tokenizer.
     ids = load_tokenizer(given.tokenizer).get_vocab_size()
     size = max(model.decoder.vocab_size, -(-ids // 128) * 128)
     model = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, vocab_size=size))
@@ -165,7 +165,7 @@ def _how(given: Source) -> dict[str, Any]:
 
 
 def _onto_checkpoint(experiment: Experiment, state: TrainState) -> Iterator[tuple[str, jax.Array]]:
-    """Return the trained model's parameters one by one; the quantized ones give up their memory."""
+    """Return the trained model's (path, array) one by one; the quantized ones are freed first."""
     source, trained = experiment.source, flatten(state.params)
     mesh = jax.tree.leaves(state.params)[0].sharding.mesh
     jax.tree.map(lambda x: x.delete(), state.frozen)
