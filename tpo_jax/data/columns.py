@@ -106,14 +106,21 @@ def renamed(
     yield from rows if whole or "chosen" in roles else _paired(rows)
 
 
+def json_of(text: str) -> Any:
+    """Return the value of JSON, or the `ValueError` that says why it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # also absurdly long numbers and deep nesting
+        return ValueError(f"not JSON: {error}")
+
+
 def _parsed(record: dict[str, Any]) -> dict[str, Any] | ValueError:
     """Return a record whose cells of JSON are read, or what is wrong with one of them."""
     for field in _JSON:
         if isinstance(text := record.get(field), str):
-            try:
-                record[field] = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                return ValueError(f"{field}: not JSON: {error}")
+            record[field] = json_of(text)
+            if isinstance(record[field], ValueError):
+                return ValueError(f"{field}: {record[field]}")
     return record
 
 

@@ -26,7 +26,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 import yaml
 
-from tpo_jax.data.columns import Record, renamed
+from tpo_jax.data.columns import Record, json_of, renamed
 from tpo_jax.data.conversations import adapt
 from tpo_jax.errors import InputError
 
@@ -78,7 +78,7 @@ def _json_file(path: Path) -> Iterator[Record]:
         records = json.loads(text)
     except ValueError:
         first = next((line for line in text.split("\n") if line.strip()), "")
-        if not isinstance(_json(first), dict):
+        if not isinstance(json_of(first), dict):
             raise
         return _json_lines(path)  # JSON Lines in spite of the suffix
     one = isinstance(records, dict) and records
@@ -88,14 +88,7 @@ def _json_file(path: Path) -> Iterator[Record]:
 def _json_lines(path: Path) -> Iterator[Record]:
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if line.strip():
-            yield number, f"{path.name}:{number}", _json(line)
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # also absurdly long numbers and deep nesting
-        return ValueError(f"not JSON: {error}")
+            yield number, f"{path.name}:{number}", json_of(line)
 
 
 def _listed(path: Path, records: Any) -> Iterator[Record]:

@@ -60,6 +60,22 @@ def replacing(path: Place, mode: str = "w") -> Iterator[IO]:
         yield file
 
 
+def lock(file: IO | int, refusal: str, wait: bool = False) -> None:
+    """Lock an open file, or the descriptor of a directory, until it is closed.
+
+    While another process has locked it, wait or raise. A file system without locks locks nothing.
+
+    Raises:
+        InputError: Another process has locked it, unless `wait`; the message is `refusal`.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError as error:
+        raise InputError(refusal) from error
+    except OSError:  # a file system without locks
+        pass
+
+
 @contextlib.contextmanager
 def replacing_directory(path: Path, leads: bool = True) -> Iterator[Path]:
     """Yield an empty directory that takes the place of `path` when the block ends.
@@ -80,14 +96,9 @@ def replacing_directory(path: Path, leads: bool = True) -> Iterator[Path]:
         yield temporary
         return
     temporary.mkdir(parents=True, exist_ok=True)
-    lock = os.open(temporary, os.O_RDONLY)
+    descriptor = os.open(temporary, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{path}: another run is writing it") from error
-        except OSError:  # a file system without locks
-            pass
+        lock(descriptor, f"{path}: another run is writing it")
         try:
             _empty(temporary)
             yield temporary
@@ -101,7 +112,7 @@ def replacing_directory(path: Path, leads: bool = True) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     finally:
-        os.close(lock)
+        os.close(descriptor)
 
 
 def _empty(directory: Path) -> None:

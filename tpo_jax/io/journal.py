@@ -1,13 +1,12 @@
 """Append-only files of JSON lines, which a killed run resumes from."""
 
-import fcntl
 import json
 import os
 from pathlib import Path
 from typing import IO, Any, Self
 
 from tpo_jax.errors import InputError
-from tpo_jax.io.files import read_lines
+from tpo_jax.io.files import lock, read_lines
 
 
 def cut_torn_line(file: IO[bytes]) -> None:
@@ -58,12 +57,7 @@ class Journal:
             raise
 
     def _start(self, owner: dict[str, Any], advice: str) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{self.path}: another run is writing here") from error
-        except OSError:  # a file system without locks
-            pass
+        lock(self._file, f"{self.path}: another run is writing here")
         found = list(read_lines(self.path, growing=True))
         if found:
             (_, theirs), *self.lines = found

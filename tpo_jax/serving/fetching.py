@@ -46,16 +46,13 @@ class _Timed(httpcore.NetworkStream):
     def __init__(self, stream: httpcore.NetworkStream, deadline: float):
         self.stream, self.deadline = stream, deadline
 
-    def _left(self) -> float:
-        return min(STEP_SECONDS, _left(self.deadline))
-
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Return what has arrived."""
-        return self.stream.read(max_bytes, self._left())
+        return self.stream.read(max_bytes, _left(self.deadline))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send all of a buffer."""
-        self.stream.write(buffer, self._left())
+        self.stream.write(buffer, _left(self.deadline))
 
     def close(self) -> None:
         """Close the connection."""
@@ -68,7 +65,7 @@ class _Timed(httpcore.NetworkStream):
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
         """Return the connection, encrypted."""
-        stream = self.stream.start_tls(ssl_context, server_hostname, self._left())
+        stream = self.stream.start_tls(ssl_context, server_hostname, _left(self.deadline))
         return _Timed(stream, self.deadline)
 
     def get_extra_info(self, info: str) -> Any:
@@ -98,7 +95,7 @@ class _Guarded(httpcore.SyncBackend):
         addresses = [str(entry[4][0]) for entry in found]
         if not all(self.allowed(address) for address in addresses):
             raise ApiError(403, f"{host} is not on the public internet", "not_allowed")
-        step = min(STEP_SECONDS, _left(self.deadline))
+        step = _left(self.deadline)
         stream = super().connect_tcp(addresses[0], port, step, local_address, socket_options)
         return _Timed(stream, self.deadline)
 
@@ -147,10 +144,10 @@ def fetch(
 
 
 def _left(deadline: float) -> float:
-    """Return the seconds that are left; raise `ApiError` if none are."""
+    """Return the seconds that the next step may take; raise `ApiError` after the deadline."""
     if (left := deadline - time.monotonic()) <= 0:
         raise ApiError(400, "the download takes too long", CODE)
-    return left
+    return min(STEP_SECONDS, left)
 
 
 def _in_ascii(url: str) -> str:

@@ -9,7 +9,6 @@ all seeds share lies in `common/`. Runs of different seeds may run at the same t
 import concurrent.futures
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import itertools
 import multiprocessing
@@ -25,7 +24,7 @@ from tpo_jax import families
 from tpo_jax.checkpoints.models import load_model, save_model
 from tpo_jax.data.clips import Clip
 from tpo_jax.errors import InputError
-from tpo_jax.io.files import as_json, read_json, write_json
+from tpo_jax.io.files import as_json, lock, read_json, write_json
 from tpo_jax.io.processes import end_with_parent
 from tpo_jax.study import needles, pairs, sources, stages
 from tpo_jax.study.asking import ask_held_out, generator_of
@@ -271,11 +270,8 @@ def carry_out_all(
 def _locked(directory: Path, wait: bool = False) -> Iterator[None]:
     """Hold the lock of a directory, made if absent; while another process does, wait or raise."""
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            raise InputError(f"{directory}: another run is working there") from error
+    with (directory / "lock").open("w") as file:
+        lock(file, f"{directory}: another run is working there", wait)
         yield
 
 

@@ -219,6 +219,8 @@ def _read_images(files: list[Path], indices: np.ndarray) -> np.ndarray:
         try:
             with Image.open(files[index]) as image:
                 frames[index] = np.asarray(image.convert("RGB"))
+        except MemoryError:
+            raise
         except Exception as error:  # broken files make the library raise nearly everything
             raise VideoError(files[index], f"not a readable image: {error}") from error
         first = min(frames)  # whatever the order they are shown in
